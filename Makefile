@@ -1,0 +1,39 @@
+# make demo and make test do everything on a fresh machine with Python 3.11 or later.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo check test lock clean
+
+setup: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/caswit demo --out demo
+	@echo "Open demo/report.html in a browser; demo/map.tif opens in QGIS."
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Newest versions that pyproject.toml admits. What torch itself pins for one platform (CUDA libraries)
+# is left to torch, so that the file installs everywhere.
+lock:
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade pip
+	.venv-lock/bin/python -m pip install --quiet --editable ".[train]" --group dev
+	.venv-lock/bin/python -m pip freeze --exclude-editable \
+	  | grep -Ev '^(nvidia|cuda|triton|pip|setuptools)' > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

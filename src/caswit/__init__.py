@@ -1,0 +1,27 @@
+"""Land-cover maps from orthophotos of any size, with a network that sees the surroundings.
+
+``CASWiT`` is the network, ``load_model`` reads a trained one. They are imported when first used, so that
+``import caswit`` stays instant.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from caswit.version import __version__
+
+if TYPE_CHECKING:
+    from caswit.checkpoint import load_model
+    from caswit.model import CASWiT
+
+__all__ = ["CASWiT", "__version__", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CASWiT":
+        from caswit.model import CASWiT
+
+        return CASWiT
+    if name == "load_model":
+        from caswit.checkpoint import load_model
+
+        return load_model
+    raise AttributeError(f"module 'caswit' has no attribute {name!r}")

@@ -1,0 +1,137 @@
+"""A model folder: model.safetensors + config.json, everything that prediction needs."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from caswit.config import ModelConfig, TileConfig
+from caswit.data.scene import ClassTable
+from caswit.errors import CaswitError, ModelError
+from caswit.model import CASWiT
+from caswit.version import __version__
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a model expects and where it comes from."""
+
+    model: ModelConfig
+    """The network."""
+    tile: TileConfig
+    """Geometry of its input."""
+    classes: ClassTable
+    """What it predicts."""
+    gsd_m: float | None = None
+    """Ground size of a pixel it was trained on, in metres; None where unknown."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """How it was made: dataset, steps, seed, scores, version."""
+
+
+class LoadedModel(NamedTuple):
+    """A network ready for prediction and what it expects."""
+
+    network: CASWiT
+    info: ModelInfo
+    name: str
+    digest: str
+    """First 16 hexadecimal digits of the SHA-256 of its weights file."""
+
+
+def save_model(network: CASWiT, info: ModelInfo, folder: Path) -> None:
+    """Write a model folder, replacing an older one only when the new one is complete.
+
+    What exists for training only is left out.
+    """
+    inference = build(info)
+    state = network.state_dict()
+    kept = {name: state[name].detach().cpu().contiguous() for name in inference.state_dict()}
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(kept, partial / WEIGHTS)
+    (partial / CONFIG).write_text(json.dumps(_to_json(info), indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def load_model(folder: Path | str) -> LoadedModel:
+    """Read a model folder; the network is in evaluation mode on the CPU.
+
+    Raises:
+        ModelError: It is no model folder, or its weights do not fit its config.
+    """
+    folder = Path(folder)
+    weights = folder / WEIGHTS
+    for file in (folder / CONFIG, weights):
+        if not file.is_file():
+            hint = "; this is a run folder, its model is in model/" if (folder / "model" / CONFIG).is_file() else ""
+            raise ModelError(f"{folder}: no model folder, {file.name} is missing{hint}")
+    info = _read_info(folder / CONFIG)
+    network = build(info)
+    try:
+        network.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{weights}: does not hold the weights that {CONFIG} describes ({reason})") from error
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    return LoadedModel(network.eval(), info, folder.name, digest)
+
+
+def build(info: ModelInfo, *, context_head: bool = False) -> CASWiT:
+    """A network with fresh weights for these settings and classes."""
+    return CASWiT(num_classes=len(info.classes), context_head=context_head, **vars(info.model))
+
+
+def _to_json(info: ModelInfo) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "software": f"caswit {__version__}",
+        "model": asdict(info.model),
+        "tile": asdict(info.tile),
+        "classes": info.classes.to_dicts(),
+        "gsd_m": info.gsd_m,
+        "provenance": info.provenance,
+    }
+
+
+def _read_info(file: Path) -> ModelInfo:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ModelError(f"{file}: format {content['format']}, this version reads format {FORMAT}")
+        model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["model"].items()}
+        return ModelInfo(
+            model=ModelConfig(**model),
+            tile=TileConfig(**content["tile"]),
+            classes=ClassTable.from_dicts(content["classes"], str(file)),
+            gsd_m=content["gsd_m"],
+            provenance=content["provenance"],
+        )
+    except CaswitError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{file}: not a caswit config ({type(error).__name__}: {error})") from error
+
+
+def torch_load(file: Path) -> Any:
+    """Read a checkpoint of tensors and plain values; nothing in the file can run code.
+
+    Raises:
+        ModelError: It is missing, damaged, or holds anything else.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to UnpicklingError
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"{file}: cannot be read as a checkpoint ({reason})") from error

@@ -1,0 +1,156 @@
+"""The command line. Commands are thin: they read settings and call the library, imported only then."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from caswit.config import EvaluateConfig, PredictConfig, Recipe
+from caswit.errors import CaswitError
+from caswit.version import __version__
+
+T = TypeVar("T")
+
+USAGE = """usage: caswit COMMAND ...
+
+Land-cover maps from aerial and satellite orthophotos of any size.
+
+commands:
+  demo                       train, score and map a synthetic landscape; writes a report
+  train RECIPE --out DIR     train a model; DIR/model is the result
+  evaluate MODEL DATASET     score a model on labelled scenes; writes a report
+  predict IMAGE OUT.tif      map an image of any size
+  info MODEL                 what a model is and expects
+
+caswit COMMAND --help says more. caswit --version prints the version.
+"""
+
+
+def _train_parser() -> ArgumentParser:
+    parser = _parser(
+        "train",
+        "Train a model from a recipe. Any field of the recipe can be given as --section.field VALUE.",
+        usage="caswit train RECIPE --out DIR [--resume] [--section.field VALUE ...]",
+    )
+    parser.add_argument("--recipe", action="config", help="YAML file with the settings below (or first argument)")
+    parser.add_argument("--out", type=Path, required=True, help="run folder; its model/ is the result")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    parser.add_class_arguments(Recipe, fail_untyped=True)
+    return parser
+
+
+def _train(arguments: Namespace) -> None:
+    from caswit.launch import is_first_process
+    from caswit.train import train
+
+    model = train(_instance(Recipe, arguments), arguments.out, resume=arguments.resume)
+    if is_first_process():
+        print(f"model: {model}\nlog:   {arguments.out / 'log.csv'}")
+
+
+def _predict_parser() -> ArgumentParser:
+    parser = _parser("predict", "Map the land cover of an image of any size.")
+    parser.add_argument("image", type=Path, help="RGB uint8 raster, any format GDAL reads")
+    parser.add_argument("out", type=Path, help="GeoTIFF to write, on the image's grid")
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_class_arguments(PredictConfig)
+    return parser
+
+
+def _predict(arguments: Namespace) -> None:
+    from caswit.predict import predict
+
+    predict(arguments.image, arguments.out, arguments.model, _instance(PredictConfig, arguments))
+    print(arguments.out)
+
+
+def _evaluate_parser() -> ArgumentParser:
+    parser = _parser("evaluate", "Score a model on labelled scenes; writes report.html, report.md and report.json.")
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("dataset", type=Path, help="dataset.yaml with labelled scenes")
+    parser.add_argument("--split", default="test", help="split whose scenes are scored")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_class_arguments(EvaluateConfig)
+    return parser
+
+
+def _evaluate(arguments: Namespace) -> None:
+    from caswit.evaluate import evaluate
+    from caswit.metrics import score
+
+    settings = _instance(EvaluateConfig, arguments)
+    evaluation = evaluate(arguments.model, arguments.dataset, arguments.out, split=arguments.split, settings=settings)
+    scores = score(evaluation.counts)
+    print(f"mIoU {scores.miou:.4f}  mF1 {scores.mf1:.4f}  mBIoU {scores.mbiou:.4f} (band {evaluation.band_px} px)")
+    print(f"overall accuracy {scores.overall_accuracy:.4f} over {evaluation.tiles} tiles")
+    print(f"report: {arguments.out / 'report.html'}")
+
+
+def _info_parser() -> ArgumentParser:
+    parser = _parser("info", "Say what a model is, what it costs and what it expects.")
+    parser.add_argument("model", type=Path, help="model folder")
+    return parser
+
+
+def _info(arguments: Namespace) -> None:
+    from caswit.info import describe
+
+    print(describe(arguments.model))
+
+
+COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], None]]] = {
+    "train": (_train_parser, _train),
+    "evaluate": (_evaluate_parser, _evaluate),
+    "predict": (_predict_parser, _predict),
+    "info": (_info_parser, _info),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; user errors are one line and exit status 2, bugs a traceback and status 1."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return
+    if words[0] == "--version":
+        print(f"caswit {__version__}")
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        _run(words[0], words[1:])
+    except CaswitError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(name: str, words: list[str]) -> None:
+    if name not in COMMANDS:
+        raise CaswitError(f"no command {name!r}; commands are: {', '.join(COMMANDS)}")
+    make_parser, command = COMMANDS[name]
+    if name == "train" and words and not words[0].startswith("-"):
+        words = ["--recipe", *words]
+    parser = make_parser()
+    try:
+        arguments = parser.instantiate_classes(parser.parse_args(words))
+    except ArgumentError as error:
+        raise CaswitError(" ".join(str(error).split())) from error
+    command(arguments)
+
+
+def _parser(name: str, description: str, usage: str | None = None) -> ArgumentParser:
+    return ArgumentParser(prog=f"caswit {name}", description=description, usage=usage, exit_on_error=False)
+
+
+def _instance(kind: type[T], arguments: Namespace) -> T:
+    """The settings of one dataclass out of everything that was parsed."""
+    return kind(**{field.name: arguments[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+
+def _fail(message: str) -> None:
+    print(f"caswit: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""Scenes, samples and synthetic landscapes."""

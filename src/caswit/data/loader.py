@@ -1,0 +1,150 @@
+"""Training samples as a function of (seed, number), so that resuming a run needs no loader state."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from caswit.config import AugmentConfig, DataConfig, TileConfig
+from caswit.data.augment import augment
+from caswit.data.samples import OpenScene, Sample, open_dataset_scene
+from caswit.data.scene import Dataset, Scene
+from caswit.raster.windows import Window, tile_grid
+
+_MAX_OPEN = 64
+"""Scenes a worker keeps open."""
+
+
+class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
+    """Sample ``n`` of a run, for any n from 0, augmented.
+
+    Args:
+        dataset: Its training split is used.
+        data: Sampling settings.
+        tile: Tile geometry.
+        augmentation: Strengths.
+        seed: Fixes every sample.
+        context: Read the context too.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        data: DataConfig,
+        tile: TileConfig,
+        augmentation: AugmentConfig,
+        *,
+        seed: int,
+        context: bool,
+    ) -> None:
+        self.dataset, self.tile, self.augmentation, self.seed = dataset, tile, augmentation, seed
+        self.scenes = dataset.split(data.train_split)
+        self.random = data.sampling == "random"
+        self.factor = tile.context_factor if context else None
+        sizes = [_size(dataset, scene) for scene in self.scenes]
+        self.sizes = np.array(sizes, np.int64)  # (scenes, 2)
+        self.grid = [(i, t.window) for i, (h, w) in enumerate(sizes) for t in tile_grid(h, w, tile.tile_px, 0)]
+        self._open: dict[int, OpenScene] = {}
+        self._epoch = -1
+        self._order = np.zeros(0, np.int64)
+
+    @property
+    def tiles_per_epoch(self) -> int:
+        """Tiles of the fixed grid."""
+        return len(self.grid)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """uint8 arrays of a ``Sample`` by field name."""
+        rng = np.random.default_rng((self.seed, number))
+        scene, window = self._random_window(rng) if self.random else self._grid_window(number)
+        sample = augment(self._scene(scene).read(window, self.factor), self.augmentation, rng)
+        return {name: torch.from_numpy(x) for name, x in zip(Sample._fields, sample, strict=True)}
+
+    def _grid_window(self, number: int) -> tuple[int, Window]:
+        epoch, position = divmod(number, len(self.grid))
+        if epoch != self._epoch:
+            # 1 << 32 keeps these draws apart from those of sample number ``epoch``.
+            rng = np.random.default_rng((self.seed, 1 << 32, epoch))
+            self._epoch, self._order = epoch, rng.permutation(len(self.grid))
+        return self.grid[self._order[position]]
+
+    def _random_window(self, rng: np.random.Generator) -> tuple[int, Window]:
+        """Any window inside a scene; scenes are drawn by area."""
+        areas = self.sizes.prod(axis=1)
+        scene = int(rng.choice(len(areas), p=areas / areas.sum()))
+        side = self.tile.tile_px
+        row, col = (int(rng.integers(max(1, length - side + 1))) for length in self.sizes[scene])
+        return scene, Window(row, col, side, side)
+
+    def _scene(self, index: int) -> OpenScene:
+        if index not in self._open:
+            if len(self._open) >= _MAX_OPEN:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[index] = open_dataset_scene(self.dataset, self.scenes[index])
+        return self._open[index]
+
+    def forget_files(self) -> None:
+        """Drop open files, which must not be shared between processes."""
+        self._open = {}
+
+
+class _Batches(Sampler[list[int]]):
+    """Numbers of the samples of each pass of one device, from a step on."""
+
+    def __init__(self, *, first_step: int, last_step: int, batch: int, passes: int, device: int, devices: int) -> None:
+        self.steps = range(first_step, last_step)
+        self.batch, self.passes, self.device, self.devices = batch, passes, device, devices
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.passes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Pass p of device d takes its own consecutive part of the step's batch."""
+        part = self.batch // (self.passes * self.devices)
+        for step in self.steps:
+            for each in range(self.passes):
+                first = step * self.batch + (each * self.devices + self.device) * part
+                yield list(range(first, first + part))
+
+
+def training_loader(
+    samples: TrainingSamples,
+    *,
+    steps: tuple[int, int],
+    batch: int,
+    passes: int = 1,
+    device: tuple[int, int] = (0, 1),
+    workers: int = 0,
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """Batches of steps[0] .. steps[1] - 1, ``passes`` of them per step.
+
+    Args:
+        samples: Where they come from.
+        steps: First step and the one after the last.
+        batch: Samples per step over all devices and passes.
+        passes: Parts of a step on each device.
+        device: (this device's number, number of devices).
+        workers: Reading processes.
+    """
+    batches = _Batches(
+        first_step=steps[0], last_step=steps[1], batch=batch, passes=passes, device=device[0], devices=device[1]
+    )
+    samples.forget_files()
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _size(dataset: Dataset, scene: Scene) -> tuple[int, int]:
+    """Open a scene once: checks its files and tells its (height, width)."""
+    with open_dataset_scene(dataset, scene) as opened:
+        return opened.height, opened.width

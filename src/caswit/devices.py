@@ -1,0 +1,44 @@
+"""Which device computes, and in which precision."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from caswit.config import Precision
+from caswit.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn a name into a device; "auto" takes a GPU where there is one.
+
+    Raises:
+        ConfigError: torch knows no such device, or it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({reason}); try auto or cpu") from error
+    return device
+
+
+def uses_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether to autocast to bfloat16; "auto" does where the device computes in it natively."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _cpu_has_bf16()
+
+
+def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
+    """Context in which the network computes in bfloat16 where that is safe, if ``bf16``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    return capabilities.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()

@@ -1,0 +1,71 @@
+"""Decoders: stage maps in, logits at a quarter of the image's resolution out (paper section 3.3)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+POOL_SCALES = (1, 2, 3, 6)
+Norm = Literal["batch", "group"]
+
+
+class ConvNormReLU(nn.Sequential):
+    """Convolution without bias, normalisation, ReLU; the sides stay as they are."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+            _norm(norm, out_channels),
+            nn.ReLU(),
+        )
+
+
+def _norm(norm: Norm, channels: int) -> nn.Module:
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    # Groups of 16 channels: statistics of one image only, for batches of one and for exact data parallelism.
+    return nn.GroupNorm(max(1, channels // 16), channels)
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class UPerNetHead(nn.Module):
+    """Pyramid pooling on the deepest map, a feature pyramid over all four (Xiao et al. 2018).
+
+    Args:
+        in_channels: Channels of the stage maps, shallow to deep.
+        channels: Width of the decoder.
+        num_classes: Channels of the logits.
+        norm: "batch" (the usual UPerNet) or "group".
+    """
+
+    def __init__(self, in_channels: Sequence[int], *, channels: int, num_classes: int, norm: Norm = "batch") -> None:
+        super().__init__()
+        *shallow, deepest = in_channels
+        self.pools = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvNormReLU(deepest, channels, 1, norm))
+            for scale in POOL_SCALES
+        )
+        self.bottleneck = ConvNormReLU(deepest + len(POOL_SCALES) * channels, channels, 3, norm)
+        self.laterals = nn.ModuleList(ConvNormReLU(c, channels, 1, norm) for c in shallow)
+        self.smooths = nn.ModuleList(ConvNormReLU(channels, channels, 3, norm) for _ in shallow)
+        self.fuse = ConvNormReLU(len(in_channels) * channels, channels, 3, norm)
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Stage maps (B, C_s, H_s, W_s), shallow to deep -> logits (B, K, H_1, W_1)."""
+        deepest = maps[-1]
+        pooled = [_resize(pool(deepest), deepest) for pool in self.pools]
+        top = self.bottleneck(torch.cat([deepest, *pooled], dim=1))
+        levels = [top]  # deep to shallow
+        for lateral, stage_map in zip(reversed(self.laterals), reversed(maps[:-1]), strict=True):
+            here = lateral(stage_map)
+            levels.append(here + _resize(levels[-1], here))
+        pyramid = [smooth(x) for smooth, x in zip(self.smooths, reversed(levels[1:]), strict=True)]
+        pyramid.append(top)
+        merged = torch.cat([_resize(x, pyramid[0]) for x in pyramid], dim=1)
+        return self.classify(self.fuse(merged))

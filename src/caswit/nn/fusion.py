@@ -1,0 +1,74 @@
+"""Cross-scale fusion: high-resolution tokens read from the context branch (paper section 3.2).
+
+Shapes: B batch, H/W rows and columns of tokens, C channels, h heads, D = C / h,
+N query (hr) tokens, M context tokens.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention in which every hr token reads all context tokens.
+
+    The N x M scores are never stored: at stage 1 of a 512 px tile they would be 16384 x 16384 per head.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        assert channels % num_heads == 0, (channels, num_heads)
+        self.num_heads = num_heads
+        self.norm_hr = nn.LayerNorm(channels)
+        self.norm_context = nn.LayerNorm(channels)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_kv = nn.Linear(channels, 2 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, h, H*W, D)."""
+        return tokens.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def forward(self, hr: Tensor, context: Tensor) -> Tensor:
+        """(B, H, W, C), (B, H', W', C) -> (B, H, W, C)."""
+        q = self._heads(self.to_q(self.norm_hr(hr)))  # (B, h, N, D)
+        k, v = map(self._heads, self.to_kv(self.norm_context(context)).chunk(2, dim=-1))  # (B, h, M, D)
+        read = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, D)
+        return self.proj(read.transpose(1, 2).reshape(hr.shape))  # (B, H, W, C)
+
+
+class FusionBlock(nn.Module):
+    """H' = X_hr + gamma * MHA(LN(X_hr), LN(X_context)); H = H' + MLP(H').
+
+    As the paper prints it, the MLP has no layer norm of its own. Its width and the number of heads are not
+    stated there: four times the channels, and as many heads as the Swin stage has.
+
+    Args:
+        channels: C of both branches at this stage.
+        num_heads: Attention heads; must divide ``channels``.
+        gated: Learn a scalar gate, gamma = tanh(g), starting closed (g = 0); otherwise gamma = 1.
+        mlp_ratio: Hidden width of the MLP over ``channels``.
+    """
+
+    def __init__(self, channels: int, num_heads: int, *, gated: bool = False, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.attention = CrossAttention(channels, num_heads)
+        self.gate = nn.Parameter(torch.zeros(())) if gated else None
+        hidden = int(channels * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
+        self.apply(_init_linear)
+
+    def forward(self, hr: Tensor, context: Tensor) -> Tensor:
+        """(B, H, W, C), (B, H', W', C) -> (B, H, W, C)."""
+        read = self.attention(hr, context)
+        if self.gate is not None:
+            read = self.gate.tanh() * read
+        hr = hr + read
+        return hr + self.mlp(hr)
+
+
+def _init_linear(module: nn.Module) -> None:
+    """Swin's own initialisation, so that fusion starts at the scale of the blocks around it."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,164 @@
+"""Prediction of rasters of any size, block by block.
+
+A block is a pure function of (scene, model, settings). Evaluation and prediction share it.
+Shapes: T tile_px, B tiles in a batch, K classes.
+"""
+
+import datetime
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caswit.checkpoint import LoadedModel, load_model
+from caswit.config import IGNORE_INDEX, EvaluateConfig, PredictConfig
+from caswit.data.samples import OpenScene, Region
+from caswit.data.scene import Scene
+from caswit.devices import autocast, pick_device, uses_bf16
+from caswit.errors import ConfigError
+from caswit.files import atomic_path
+from caswit.model import CASWiT
+from caswit.progress import Progress
+from caswit.raster.io import ClassMapWriter, UInt8, bounded_cache
+from caswit.raster.windows import Block, Tile, blocks
+from caswit.version import __version__
+
+T = TypeVar("T")
+
+
+class Classifier:
+    """A network on a device that turns tiles into class indices.
+
+    Args:
+        network: In evaluation mode.
+        context_factor: What it was trained with.
+        batch: Tiles per forward pass.
+        device: Where to compute.
+        bf16: Autocast to bfloat16.
+    """
+
+    def __init__(self, network: CASWiT, *, context_factor: int, batch: int, device: torch.device, bf16: bool) -> None:
+        self.network = network.to(device)
+        self.context_factor = context_factor if network.reads_context else 1
+        self.batch, self.device, self.bf16 = batch, device, bf16
+
+    @torch.inference_mode()
+    def logits(self, region: Region, tiles: Sequence[Tile]) -> Tensor:
+        """(B, K, T, T) fp32 logits of tiles whose context lies in ``region``."""
+        hr = self._stack([region.tile(t.window) for t in tiles])
+        context = None
+        if self.network.reads_context:
+            context = self._stack([region.context(t.window, self.context_factor) for t in tiles])
+        with autocast(self.device, self.bf16):
+            logits: Tensor = self.network(hr, context)
+        return logits.float()
+
+    def _stack(self, images: list[UInt8]) -> Tensor:
+        return torch.from_numpy(np.stack(images)).to(self.device)
+
+    def block(self, scene: OpenScene, block: Block) -> UInt8:
+        """Class indices of a block's window: (H, W), IGNORE_INDEX where the scene has no data."""
+        tile_px = block.tiles[0].window.height
+        margin = tile_px * (self.context_factor - 1) // 2
+        region = scene.region(block.reach.grown(margin))
+        classes = np.full((block.window.height, block.window.width), IGNORE_INDEX, np.uint8)
+        with_data = [t for t in block.tiles if region.valid[t.owned.inside(region.window)].any()]
+        for tiles in batched(with_data, self.batch):
+            for tile, found in zip(tiles, self.logits(region, tiles).argmax(1).byte().cpu().numpy(), strict=True):
+                classes[tile.owned.inside(block.window)] = found[tile.owned.inside(tile.window)]
+        classes[~region.valid[block.window.inside(region.window)]] = IGNORE_INDEX
+        return classes
+
+
+def classifier(model: LoadedModel, settings: PredictConfig | EvaluateConfig) -> Classifier:
+    """Put a loaded model on the device that the settings ask for."""
+    device = pick_device(settings.device)
+    return Classifier(
+        model.network,
+        context_factor=model.info.tile.context_factor,
+        batch=settings.batch,
+        device=device,
+        bf16=uses_bf16(settings.precision, device),
+    )
+
+
+def predict(image: Path, out: Path, model: Path, settings: PredictConfig | None = None) -> None:
+    """Write the class map of an image of any size as a GeoTIFF on the image's grid.
+
+    Memory does not grow with the image. ``out`` appears under its name only when it is complete.
+
+    Args:
+        image: Any three-band uint8 raster that GDAL opens.
+        out: GeoTIFF to write; its folder must exist.
+        model: Model folder.
+        settings: How to cut and compute.
+
+    Raises:
+        CaswitError: The image, the model, the settings or the place to write to cannot be used.
+    """
+    settings = settings or PredictConfig()
+    if not out.resolve().parent.is_dir():
+        raise ConfigError(f"{out}: its folder does not exist; create it first")
+    if out.is_dir() or (out.exists() and out.samefile(image)):
+        raise ConfigError(f"{out}: is {'a folder' if out.is_dir() else 'the input image'}; give another name")
+    loaded = load_model(model)
+    overlap_px = _overlap(settings, loaded.info.tile.tile_px)
+    with bounded_cache(), OpenScene(Scene(image=image)) as scene, atomic_path(out) as partial:
+        _write_map(partial, scene, loaded, settings, overlap_px)
+
+
+def _write_map(path: Path, scene: OpenScene, loaded: LoadedModel, settings: PredictConfig, overlap_px: int) -> None:
+    table = loaded.info.classes
+    tile_px = loaded.info.tile.tile_px
+    model = classifier(loaded, settings)
+    writer = ClassMapWriter(
+        path,
+        scene.image.grid,
+        nodata=IGNORE_INDEX,
+        palette={c.id: c.rgb for c in table.predicted},
+        tags=_provenance(scene.scene.image, loaded, settings, overlap_px),
+    )
+    total_mpx = scene.height * scene.width / 1e6
+    try:
+        writer.tag_classes({c.id: c.name for c in table.predicted})
+        with Progress(f"predict {scene.scene.image.name}", total_mpx, "Mpx") as progress:
+            for block in blocks(scene.height, scene.width, tile_px, overlap_px, settings.block_px):
+                writer.write(block.window, table.ids[model.block(scene, block)])
+                progress.advance(block.window.height * block.window.width / 1e6)
+    finally:
+        writer.close()
+
+
+def _overlap(settings: PredictConfig, tile_px: int) -> int:
+    if settings.overlap_px is None:
+        return tile_px // 4
+    if settings.overlap_px >= tile_px:
+        raise ConfigError(
+            f"overlap_px must be below the model's tile_px={tile_px}, got {settings.overlap_px}; try {tile_px // 4}"
+        )
+    return settings.overlap_px
+
+
+def _provenance(image: Path, loaded: LoadedModel, settings: PredictConfig, overlap_px: int) -> dict[str, str]:
+    return {
+        "TIFFTAG_SOFTWARE": f"caswit {__version__}",
+        "TIFFTAG_DATETIME": datetime.datetime.now().strftime("%Y:%m:%d %H:%M:%S"),
+        "CASWIT_MODEL": loaded.name,
+        "CASWIT_MODEL_SHA256": loaded.digest,
+        "CASWIT_IMAGE": image.name,
+        "CASWIT_TILE_PX": str(loaded.info.tile.tile_px),
+        "CASWIT_CONTEXT_FACTOR": str(loaded.info.tile.context_factor),
+        "CASWIT_OVERLAP_PX": str(overlap_px),
+        "CASWIT_PRECISION": settings.precision,
+    }
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[tuple[T, ...]]:
+    """Consecutive groups of at most ``size`` (itertools has it from Python 3.12 on)."""
+    rest = iter(items)
+    while group := tuple(islice(rest, size)):
+        yield group

@@ -1,0 +1,78 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Shows how far work is, its rate and the time left. Use as a context manager.
+
+    Args:
+        label: What is being done.
+        total: How much there is to do, in ``unit``.
+        unit: Of total, e.g. "step" or "Mpx".
+        done: How much was done before, when resuming.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, label: str, total: float, unit: str, *, done: float = 0, quiet: bool = False) -> None:
+        self.label, self.total, self.unit, self.first, self.done = label, total, unit, done, done
+        self.quiet = quiet
+        self.started_s = self.printed_s = time.perf_counter()
+        self.bar = None
+        if not quiet and sys.stderr.isatty():
+            shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.4g}/{total:.4g} {unit}"
+            shape += " [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+            self.bar = tqdm(desc=label, total=total, unit=unit, initial=done, bar_format=shape)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        elif kind is None and not self.quiet:
+            self._line("")
+
+    def advance(self, amount: float, note: str = "") -> None:
+        """Say that ``amount`` more is done; ``note`` is shown beside the rate."""
+        self.done += amount
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(amount)
+        elif not self.quiet and time.perf_counter() - self.printed_s >= _LINE_EVERY_S:
+            self._line(note)
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if not self.quiet:
+            tqdm.write(text, file=sys.stderr)
+
+    def _line(self, note: str) -> None:
+        self.printed_s = time.perf_counter()
+        rate = (self.done - self.first) / max(self.printed_s - self.started_s, 1e-9)
+        left_s = (self.total - self.done) / rate if rate > 0 else float("inf")
+        parts = [
+            f"{self.label}: {self.done:.4g}/{self.total:.4g} {self.unit}",
+            f"{rate:.3g} {self.unit}/s",
+            f"{clock(left_s)} left" if self.done < self.total else f"took {clock(self.printed_s - self.started_s)}",
+            note,
+        ]
+        self.say(", ".join(p for p in parts if p))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as H:MM:SS or M:SS."""
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

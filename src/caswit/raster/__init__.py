@@ -1,0 +1,1 @@
+"""Windows of rasters, and the one module that reads and writes them."""

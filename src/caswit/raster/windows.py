@@ -1,0 +1,121 @@
+"""Windows, tiles and blocks: arithmetic on integer pixels that needs no file.
+
+Order is always (row, col) and (height, width). Windows are half-open and may reach outside their raster.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+
+class Window(NamedTuple):
+    """A rectangle of pixels. It may reach outside the raster it refers to."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    def grown(self, margin_px: int) -> "Window":
+        """The window with ``margin_px`` more pixels on each of its four sides."""
+        return Window(
+            self.row - margin_px,
+            self.col - margin_px,
+            self.height + 2 * margin_px,
+            self.width + 2 * margin_px,
+        )
+
+    def clipped(self, height: int, width: int) -> "Window":
+        """The part inside a raster of this size; its sides are 0 where nothing is inside."""
+        top, left = min(max(self.row, 0), height), min(max(self.col, 0), width)
+        bottom = min(max(self.row + self.height, top), height)
+        right = min(max(self.col + self.width, left), width)
+        return Window(top, left, bottom - top, right - left)
+
+    def inside(self, outer: "Window") -> tuple[slice, slice]:
+        """Row and column slices that cut this window out of an array covering ``outer``."""
+        row, col = self.row - outer.row, self.col - outer.col
+        assert 0 <= row <= row + self.height <= outer.height, (self, outer)
+        assert 0 <= col <= col + self.width <= outer.width, (self, outer)
+        return slice(row, row + self.height), slice(col, col + self.width)
+
+
+class Tile(NamedTuple):
+    """What is predicted at once, and the part of it that is kept."""
+
+    window: Window
+    """Square, tile_px on a side; reaches outside a raster smaller than that."""
+    owned: Window
+    """The part whose prediction is kept, inside both the window and the raster."""
+
+
+class Block(NamedTuple):
+    """Tiles that are read, predicted and stored as one unit."""
+
+    window: Window
+    """The union of what its tiles own."""
+    tiles: tuple[Tile, ...]
+    """Its tiles, row by row."""
+
+    @property
+    def reach(self) -> Window:
+        """The smallest window that holds all its tiles."""
+        top, left = self.tiles[0].window.row, self.tiles[0].window.col
+        last = self.tiles[-1].window
+        return Window(top, left, last.row + last.height - top, last.col + last.width - left)
+
+
+class Span(NamedTuple):
+    """A tile along one axis: where it starts, and the half-open part it owns."""
+
+    start: int
+    own_from: int
+    own_to: int
+
+
+def starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along one axis so that they cover [0, length); the last one ends at its end."""
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, tile - overlap), length - tile]
+
+
+def spans(length: int, tile: int, overlap: int) -> list[Span]:
+    """Tiles along one axis; neighbours meet in the middle of what they share."""
+    begins = starts(length, tile, overlap)
+    meets = [(left + tile + right + 1) // 2 for left, right in pairwise(begins)]
+    edges = [0, *meets, length]
+    return [Span(begin, *owned) for begin, owned in zip(begins, pairwise(edges), strict=True)]
+
+
+def tile_grid(height: int, width: int, tile_px: int, overlap_px: int) -> list[Tile]:
+    """Tiles of a raster, row by row. Their owned parts cover every pixel exactly once."""
+    assert 0 <= overlap_px < tile_px, (overlap_px, tile_px)
+    rows, cols = spans(height, tile_px, overlap_px), spans(width, tile_px, overlap_px)
+    return [_tile(r, c, tile_px) for r in rows for c in cols]
+
+
+def blocks(height: int, width: int, tile_px: int, overlap_px: int, block_px: int) -> Iterator[Block]:
+    """The same tiles as ``tile_grid``, grouped into blocks of about ``block_px`` on a side, row by row.
+
+    Blocks are made of whole tiles, so their size changes what is in memory and never the result.
+    """
+    step = tile_px - overlap_px
+    count = max(1, (block_px - overlap_px) // step)
+    rows, cols = spans(height, tile_px, overlap_px), spans(width, tile_px, overlap_px)
+    for some_rows in _chunks(rows, count):
+        for some_cols in _chunks(cols, count):
+            tiles = tuple(_tile(r, c, tile_px) for r in some_rows for c in some_cols)
+            top, left = some_rows[0].own_from, some_cols[0].own_from
+            bottom, right = some_rows[-1].own_to, some_cols[-1].own_to
+            yield Block(Window(top, left, bottom - top, right - left), tiles)
+
+
+def _tile(row: Span, col: Span, tile_px: int) -> Tile:
+    owned = Window(row.own_from, col.own_from, row.own_to - row.own_from, col.own_to - col.own_from)
+    return Tile(Window(row.start, col.start, tile_px, tile_px), owned)
+
+
+def _chunks(items: list[Span], count: int) -> Iterator[list[Span]]:
+    for first in range(0, len(items), count):
+        yield items[first : first + count]

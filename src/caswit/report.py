@@ -1,0 +1,209 @@
+"""The evaluation report: `report.json` for programs, `report.md` and `report.html` for people.
+
+All three are renderings of one value, `report_values`, so they cannot disagree.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from caswit import viz
+from caswit.files import atomic_write_bytes
+from caswit.metrics import IGNORE_INDEX, Counts, score
+
+TEMPLATES = Path(__file__).parent / "templates"
+PICTURE_PX = 640
+"""Longest side of a picture in the report: sharp on a dense screen, small enough to mail."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One tile to show."""
+
+    title: str
+    image: viz.Image
+    """(H, W, 3)."""
+    truth: NDArray[Any]
+    """(H, W) class indices, `IGNORE_INDEX` where unlabelled."""
+    prediction: NDArray[Any]
+    """(H, W) class indices."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What was evaluated, how, and what was counted. Scores follow from the counts."""
+
+    title: str
+    dataset: str
+    split: str
+    model: str
+    class_names: Sequence[str]
+    class_colours: viz.Image
+    """(C, 3)."""
+    counts: Counts
+    band_px: int
+    """Width of the boundary band of Boundary IoU, in pixels."""
+    band_ratio: float
+    """The same width as a fraction of the tile's diagonal."""
+    tile_px: int
+    context_factor: int | None
+    """None: the model has no context branch."""
+    scenes: int
+    tiles: int
+    elapsed_s: float
+    software_version: str
+    examples: Sequence[Example] = field(default=())
+
+
+class Panel(NamedTuple):
+    """One picture of a row, as the `picture_row` macro takes it."""
+
+    caption: str
+    alt: str
+    uri: str
+
+
+def write_report(evaluation: Evaluation, out: Path) -> None:
+    """Write `report.html`, `report.md` and `report.json` into the folder `out`.
+
+    Everything is rendered before the first file is written, and `report.json` comes last: where it
+    is, the report is complete.
+    """
+    report = report_values(evaluation)
+    rows = [
+        (example.title, example_panels(example, evaluation.class_names, evaluation.class_colours))
+        for example in evaluation.examples
+    ]
+    files = {
+        "report.html": render("report.html.j2", report=report, rows=rows),
+        "report.md": render("report.md.j2", report=report),
+        "report.json": json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        atomic_write_bytes(out / name, text.encode())
+
+
+def report_values(evaluation: Evaluation) -> dict[str, Any]:
+    """The content of `report.json`: plain numbers and strings, scores as fractions in 0..1."""
+    scores = score(evaluation.counts)
+    names = list(evaluation.class_names)
+    per_class = ("iou", "f1", "biou", "precision", "recall", "support", "present")
+    means = ("miou", "mf1", "mbiou", "overall_accuracy")
+    means_present = ("miou_present", "mf1_present", "mbiou_present")
+    return {
+        "title": evaluation.title,
+        **{key: getattr(scores, key) for key in means + means_present},
+        "per_class": {
+            name: {key: getattr(scores, key)[index].item() for key in per_class}
+            | {"colour": _hex(evaluation.class_colours[index])}
+            for index, name in enumerate(names)
+        },
+        "confusion": {
+            "classes": names,
+            "rows": "truth",
+            "columns": "prediction",
+            "pixels": evaluation.counts.confusion.tolist(),
+        },
+        "boundary": {
+            "classes": names,
+            "intersection": evaluation.counts.boundary_intersection.tolist(),
+            "union": evaluation.counts.boundary_union.tolist(),
+        },
+        "evaluated": _evaluated(evaluation),
+        "software": {"name": "caswit", "version": evaluation.software_version},
+    }
+
+
+def example_panels(example: Example, class_names: Sequence[str], class_colours: viz.Image) -> list[Panel]:
+    """Image, truth, prediction and errors of one tile."""
+    image = viz.shrink(example.image, PICTURE_PX)
+    truth = viz.shrink(example.truth, PICTURE_PX)
+    prediction = viz.shrink(example.prediction, PICTURE_PX)
+    ignored = truth == IGNORE_INDEX
+    right = _share_right(example)
+    errors = viz.error_map(image, wrong=truth != prediction, ignored=ignored)
+    truth_picture = viz.colourise(truth, class_colours)
+    prediction_picture = viz.colourise(prediction, class_colours)
+    in_truth, in_prediction = (_mentioned(each, class_names) for each in (truth, prediction))
+    return [
+        Panel("Image", f"Aerial image: {example.title}", viz.data_uri(image, photo=True)),
+        Panel("Truth", f"Labelled map: {in_truth}", viz.data_uri(truth_picture)),
+        Panel("Prediction", f"Predicted map: {in_prediction}", viz.data_uri(prediction_picture)),
+        Panel(f"Errors ({right} right)", f"Errors: {right} right", viz.data_uri(errors, photo=True)),
+    ]
+
+
+def render(template_name: str, **values: Any) -> str:
+    """Fill a template of `caswit/templates`; a value it needs and does not get is an error."""
+    return _environment().get_template(template_name).render(**values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(percent=_percent, duration=_duration, cell=_cell)
+    environment.globals["wrong_colour"] = _hex(viz.WRONG_COLOUR)
+    return environment
+
+
+def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything a reader needs to compare these scores with others."""
+    keys = ("dataset", "split", "model", "scenes", "tiles", "tile_px", "context_factor")
+    return {
+        **{key: getattr(evaluation, key) for key in keys},
+        "labelled_pixels": int(evaluation.counts.confusion.sum()),
+        "band_px": evaluation.band_px,
+        "band_ratio": evaluation.band_ratio,
+        "elapsed_s": evaluation.elapsed_s,
+    }
+
+
+def _share_right(example: Example) -> str:
+    """Overall accuracy of one tile as text."""
+    labelled = example.truth != IGNORE_INDEX
+    if not labelled.any():
+        return "no labelled pixel"
+    return f"{_percent((example.truth == example.prediction)[labelled].mean(), 1)} %"
+
+
+def _mentioned(classes: NDArray[Any], class_names: Sequence[str]) -> str:
+    """The classes of a map, most frequent first, for those who cannot see it."""
+    indices, pixels = np.unique(classes[classes < len(class_names)], return_counts=True)
+    return ", ".join(class_names[index] for index in indices[np.argsort(-pixels)]) or "nothing"
+
+
+def _hex(colour: Iterable[int]) -> str:
+    """#rrggbb."""
+    return "#" + "".join(f"{value:02x}" for value in colour)
+
+
+def _percent(fraction: float, digits: int = 2) -> str:
+    return f"{100 * fraction:.{digits}f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot end a Markdown table cell."""
+    return text.replace("|", "\\|")

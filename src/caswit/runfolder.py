@@ -1,0 +1,104 @@
+"""A run folder: recipe, log, checkpoints, pictures, the finished model.
+
+Everything a killed run needs to continue is in ``checkpoints/last.pt``, which is replaced atomically; the log is
+cut back to the step of that checkpoint on resuming.
+"""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from caswit.checkpoint import torch_load
+from caswit.config import Recipe
+from caswit.errors import ConfigError
+from caswit.files import atomic_path, atomic_write_bytes
+
+COLUMNS = (
+    "step", "epoch", "loss", "lr", "tiles_per_s", "elapsed_s", "val_miou", "val_mf1", "val_mbiou", "val_accuracy",
+)  # fmt: skip
+FREE_TO_CHANGE = {"workers", "pictures", "save_every_s", "max_minutes", "accelerator"}
+"""Settings that may differ between a run and its continuation."""
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.log = path / "log.csv"
+        self.last = path / "checkpoints" / "last.pt"
+        self.best = path / "checkpoints" / "best.pt"
+        self.pictures = path / "pictures"
+        self.model = path / "model"
+
+    def check(self, recipe: Recipe, *, resume: bool) -> None:
+        """Raise ConfigError if a run of this recipe cannot begin, or be resumed, in the folder."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: is a file; give another --out")
+        if not self.recipe.exists():
+            return
+        if not resume:
+            raise ConfigError(f"{self.path}: already holds a run; --resume continues it, or give another --out")
+        before, now = yaml.safe_load(self.recipe.read_text(encoding="utf-8")), _plain(asdict(recipe))
+        for section, settings in now.items():
+            for name, value in settings.items():
+                was = before.get(section, {}).get(name)
+                if was != value and name not in FREE_TO_CHANGE:
+                    raise ConfigError(
+                        f"{self.path}: its run has {section}.{name}={was}, got {value}; resume with the run's own "
+                        f"recipe ({self.recipe}), or give another --out"
+                    )
+
+    def begin(self, recipe: Recipe) -> dict[str, Any] | None:
+        """Make or reopen the folder; returns the checkpoint to continue from, if there is one."""
+        for folder in (self.path, self.last.parent, self.pictures):
+            folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
+        atomic_write_bytes(self.recipe, text.encode())
+        checkpoint = torch_load(self.last) if self.last.exists() else None
+        self._cut_log(0 if checkpoint is None else checkpoint["step"])
+        return checkpoint
+
+    def save(self, file: Path, checkpoint: Mapping[str, Any]) -> None:
+        """Write a checkpoint under its final name only when it is complete."""
+        with atomic_path(file) as partial:
+            torch.save(dict(checkpoint), partial)
+
+    def write_log(self, row: Mapping[str, Any]) -> None:
+        """Append a row to log.csv; columns that are not given stay empty."""
+        with self.log.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+
+    def _cut_log(self, step: int) -> None:
+        kept = [row for row in read_log(self.log) if int(row["step"]) <= step] if self.log.exists() else []
+
+        with atomic_path(self.log) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept)
+
+
+def read_log(file: Path) -> list[dict[str, str]]:
+    """Rows of a log.csv. A last line that was cut off is left out."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    return [row for row in csv.DictReader(whole) if row["step"].isdigit()]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is what YAML gives back."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value

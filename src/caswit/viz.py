@@ -1,0 +1,172 @@
+"""Pictures of images and class maps, made with numpy and Pillow.
+
+An image is (H, W, 3) uint8. A class map is (H, W) class indices; any value outside 0..C-1 is no
+class. Colours are (C, 3) uint8, one row per class. Nothing here changes its input.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
+
+Image = NDArray[np.uint8]
+ClassMap = NDArray[Any]
+Mask = NDArray[np.bool_]
+Colour = tuple[int, int, int]
+
+IGNORED_COLOUR: Colour = (78, 80, 84)
+WRONG_COLOUR: Colour = (226, 38, 38)
+PAPER: Colour = (255, 255, 255)
+INK: Colour = (28, 30, 34)
+
+
+def colourise(classes: ClassMap, colours: Image, ignore_colour: Colour = IGNORED_COLOUR) -> Image:
+    """Paint a class map: (H, W) indices to (H, W, 3). What is no class gets the ignore colour."""
+    palette = np.concatenate([colours, np.asarray([ignore_colour])]).astype(np.uint8)
+    known = (classes >= 0) & (classes < len(colours))
+    picture: Image = palette[np.where(known, classes, len(colours))]
+    return picture
+
+
+def overlay(image: Image, classes: ClassMap, colours: Image, opacity: float = 0.5) -> Image:
+    """Lay a class map over its image; opacity 0..1. Where there is no class the image stays."""
+    known = (classes >= 0) & (classes < len(colours))
+    blended = _blend(image, colourise(classes, colours), opacity)
+    return np.where(known[..., None], blended, image)
+
+
+def error_map(image: Image, *, wrong: Mask, ignored: Mask) -> Image:
+    """Wrong pixels in red on the dimmed grey image; ignored ones hatched. Both masks (H, W)."""
+    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+    picture = _blend(grey, (0, 0, 0), 0.4)
+    picture[wrong] = _blend(grey, WRONG_COLOUR, 0.75)[wrong]
+    picture[ignored] = _hatched(ignored.shape)[ignored]
+    return picture
+
+
+def draw_box(
+    image: Image,
+    window: tuple[int, int, int, int],
+    colour: Colour = PAPER,
+    line_px: int = 2,
+) -> Image:
+    """Outline a window (row, col, height, width) from the inside; it may reach off the image."""
+    row, col, height, width = window
+    picture = Pillow.fromarray(image)
+    corners = (col, row, col + width - 1, row + height - 1)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle(corners, outline=INK, width=line_px + 1)  # a dark rim shows on bright ground
+    draw.rectangle(corners, outline=colour, width=line_px)
+    return np.asarray(picture)
+
+
+def shrink(picture: NDArray[Any], max_side: int) -> NDArray[Any]:
+    """Make the longer side at most `max_side`, never larger than it was.
+
+    (H, W, 3) images are averaged over areas. (H, W) class maps take the nearest pixel, so that no
+    class appears that was not there.
+    """
+    height, width = picture.shape[:2]
+    scale = min(1.0, max_side / max(height, width))
+    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    if picture.ndim == 2:
+        rows = (2 * np.arange(new_height) + 1) * height // (2 * new_height)  # pixel centres
+        columns = (2 * np.arange(new_width) + 1) * width // (2 * new_width)
+        return picture[np.ix_(rows, columns)]
+    return _resize(picture, new_height, new_width)
+
+
+def strip(panels: Sequence[tuple[str, Image]], *, height: int | None = None) -> Image:
+    """Join titled images side by side on white, all of one height (default: the tallest)."""
+    height = height or max(image.shape[0] for _, image in panels)
+    font_px, gap = max(12, height // 22), max(6, height // 60)
+    font, header = ImageFont.load_default(font_px), round(1.6 * font_px)
+    scaled = [_resize(image, height, max(1, round(image.shape[1] * height / image.shape[0]))) for _, image in panels]
+    # A column is as wide as its image or its title, so no title is ever cut.
+    widths = [
+        max(image.shape[1], round(font.getlength(title))) for (title, _), image in zip(panels, scaled, strict=True)
+    ]
+    picture = Pillow.new("RGB", (sum(widths) + gap * (len(panels) + 1), header + height + gap), PAPER)
+    draw = ImageDraw.Draw(picture)
+    left = gap
+    for (title, _), image, width in zip(panels, scaled, widths, strict=True):
+        draw.text((left, header / 2), title, fill=INK, font=font, anchor="lm")
+        picture.paste(Pillow.fromarray(image), (left, header))
+        left += width + gap
+    return np.asarray(picture)
+
+
+def stack(pictures: Sequence[Image]) -> Image:
+    """Join pictures under one another, left-aligned on white."""
+    width = max(picture.shape[1] for picture in pictures)
+    padded = [
+        np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255) for picture in pictures
+    ]
+    return np.concatenate(padded)
+
+
+def legend(names: Sequence[str], colours: Image, *, width: int = 900, font_px: int = 16) -> Image:
+    """Colour swatches with class names, wrapped to a width in pixels, on white."""
+    font = ImageFont.load_default(font_px)
+    line = round(1.8 * font_px)
+    places, left, top = [], font_px, 0
+    for name in names:
+        advance = round(font.getlength(name)) + 3 * font_px
+        if left > font_px and left + advance > width:
+            left, top = font_px, top + line
+        places.append((left, top))
+        left += advance
+    picture = Pillow.new("RGB", (width, top + line), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for name, colour, (left, top) in zip(names, colours, places, strict=True):
+        middle = top + line / 2
+        square = (left, middle - font_px / 2, left + font_px, middle + font_px / 2)
+        draw.rectangle(square, fill=tuple(map(int, colour)), outline=INK)
+        draw.text((left + 1.5 * font_px, middle), name, fill=INK, font=font, anchor="lm")
+    return np.asarray(picture)
+
+
+def png_bytes(image: Image) -> bytes:
+    """Encode without loss: class maps, drawings."""
+    file = io.BytesIO()
+    Pillow.fromarray(image).save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def jpeg_bytes(image: Image) -> bytes:
+    """Encode a photograph, about a tenth of its PNG."""
+    file = io.BytesIO()
+    Pillow.fromarray(image).save(file, format="JPEG", quality=85)
+    return file.getvalue()
+
+
+def data_uri(image: Image, *, photo: bool = False) -> str:
+    """An image as text for an HTML `src`: PNG, or JPEG if it is a photograph."""
+    kind, content = ("jpeg", jpeg_bytes(image)) if photo else ("png", png_bytes(image))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _blend(below: NDArray[Any], above: Any, opacity: float) -> Image:
+    """(H, W, 3) `below` with `above` laid over it."""
+    mixed = (1 - opacity) * below + opacity * np.asarray(above)
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _hatched(shape: tuple[int, ...]) -> Image:
+    """Dark grey with lighter diagonals, which cannot be taken for part of the photograph."""
+    row, column = np.indices(shape)
+    colours = np.asarray([(44, 46, 50), IGNORED_COLOUR], np.uint8)
+    picture: Image = colours[((row + column) % 8 < 2).astype(np.intp)]
+    return picture
+
+
+def _resize(image: Image, height: int, width: int) -> Image:
+    """Average areas on the way down, repeat pixels on the way up."""
+    filters = Pillow.Resampling
+    chosen = filters.BOX if height < image.shape[0] else filters.NEAREST
+    return np.asarray(Pillow.fromarray(image).resize((width, height), chosen))
