@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from caswit.config import EvaluateConfig, PredictConfig, Recipe
+from caswit.config import DemoConfig, EvaluateConfig, PredictConfig, Recipe
 from caswit.errors import CaswitError
 from caswit.version import __version__
 
@@ -102,7 +102,26 @@ def _info(arguments: Namespace) -> None:
     print(describe(arguments.model))
 
 
+def _demo_parser() -> ArgumentParser:
+    parser = _parser("demo", "Train with and without context on drawn landscapes, score both, map one; a few minutes.")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write, or to continue in")
+    parser.add_class_arguments(DemoConfig)
+    return parser
+
+
+def _demo(arguments: Namespace) -> None:
+    from caswit.demo import demo
+
+    result = demo(arguments.out, _instance(DemoConfig, arguments))
+    alone, seeing = result.context_miou.values()
+    print(f"classes that only the surroundings decide: mIoU {alone:.3f} from tiles alone, {seeing:.3f} with context")
+    alone, seeing = result.miou.values()
+    print(f"all classes:                               mIoU {alone:.3f} from tiles alone, {seeing:.3f} with context")
+    print(f"report: {result.report}\nmap:    {arguments.out / 'map.tif'}")
+
+
 COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], None]]] = {
+    "demo": (_demo_parser, _demo),
     "train": (_train_parser, _train),
     "evaluate": (_evaluate_parser, _evaluate),
     "predict": (_predict_parser, _predict),
@@ -120,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"caswit {__version__}")
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # says its precision twice at every start
     try:
         _run(words[0], words[1:])
     except CaswitError as error:

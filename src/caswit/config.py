@@ -274,3 +274,18 @@ class EvaluateConfig:
             0 < self.boundary_ratio < 1,
             f"boundary_ratio must be between 0 and 1, got {self.boundary_ratio}; try 0.02",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The demonstration."""
+
+    seed: int = 0
+    """Fixes the landscapes and both trainings."""
+    steps: int = 300
+    """Training steps of each of the two networks."""
+
+    def __post_init__(self) -> None:
+        """Refuse a demonstration that trains nothing."""
+        check(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        check(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")

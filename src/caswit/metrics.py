@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caswit.config import IGNORE_INDEX
 from caswit.errors import DataError
-
-IGNORE_INDEX = 255
-"""A truth pixel with this value counts nowhere."""
 
 Mask = NDArray[np.bool_]
 IntArray = NDArray[np.int64]

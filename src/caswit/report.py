@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit import viz
+from caswit.config import IGNORE_INDEX
 from caswit.files import atomic_write_bytes
-from caswit.metrics import IGNORE_INDEX, Counts, score
+from caswit.metrics import Counts, score
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURE_PX = 640
