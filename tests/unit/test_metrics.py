@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from caswit import metrics
+from caswit.config import IGNORE_INDEX
 from caswit.errors import DataError
-from caswit.metrics import IGNORE_INDEX, Counts
+from caswit.metrics import Counts
 
 exact = settings(derandomize=True, deadline=None, max_examples=60)
 masks = arrays(bool, st.tuples(st.integers(1, 24), st.integers(1, 24)))

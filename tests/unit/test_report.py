@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from caswit import metrics, report
+from caswit.config import IGNORE_INDEX
 from caswit.files import atomic_path, atomic_write_bytes
 
 NAMES = ("building", "<b>bare & | soil", "water", "snow")
@@ -23,7 +24,7 @@ def evaluation():
     rng = np.random.default_rng(0)
     truth = np.repeat(np.repeat(rng.integers(0, 3, (6, 6)), 8, axis=0), 8, axis=1)
     prediction = np.where(rng.random(truth.shape) < 0.1, 0, truth)
-    truth[:5, :5] = metrics.IGNORE_INDEX
+    truth[:5, :5] = IGNORE_INDEX
     image = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
     return report.Evaluation(
         title="CASWiT on <dubai>",
@@ -46,7 +47,7 @@ def evaluation():
             report.Example(
                 title="unlabelled",
                 image=image,
-                truth=np.full_like(truth, metrics.IGNORE_INDEX),
+                truth=np.full_like(truth, IGNORE_INDEX),
                 prediction=prediction,
             ),
         ),

@@ -41,9 +41,10 @@ class Grid(NamedTuple):
 
     def same_place(self, other: "Grid") -> bool:
         """Same CRS, and corners less than a tenth of a pixel apart."""
-        corners = [(0, 0), (self.width, self.height)]
-        apart = [abs(a - b) for xy in corners for a, b in zip(self.transform * xy, other.transform * xy, strict=True)]
-        return self.crs == other.crs and max(apart) < 0.1 * abs(self.transform.a or self.transform.b)
+        mine, theirs = np.array(self.transform)[:6].reshape(2, 3), np.array(other.transform)[:6].reshape(2, 3)
+        corners = np.array([[0, 0, 1], [self.width, self.height, 1]]).T  # x and y in pixels, as columns
+        pixel = np.abs(mine[:, :2]).max()
+        return self.crs == other.crs and bool(np.abs((mine - theirs) @ corners).max() < 0.1 * pixel)
 
     @property
     def gsd_m(self) -> float | None:
@@ -247,7 +248,7 @@ def write_raster(path: Path, pixels: UInt8, *, crs: str | None = None, gsd_m: fl
     count, height, width = pixels.shape
     where = {}
     if crs is not None:
-        where = {"crs": crs, "transform": rasterio.transform.from_origin(700_000, 6_600_000, gsd_m, gsd_m)}
+        where = {"crs": crs, "transform": rasterio.Affine(gsd_m, 0, 700_000, 0, -gsd_m, 6_600_000)}
     with (
         _quiet(),
         rasterio.open(
