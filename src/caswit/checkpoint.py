@@ -32,6 +32,8 @@ class ModelInfo:
     """Geometry of its input."""
     classes: ClassTable
     """What it predicts."""
+    bands: tuple[int, int, int] = (1, 2, 3)
+    """Bands of the images that are red, green and blue, from 1."""
     gsd_m: float | None = None
     """Ground size of a pixel it was trained on, in metres; None where unknown."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +102,7 @@ def _to_json(info: ModelInfo) -> dict[str, Any]:
         "model": asdict(info.model),
         "tile": asdict(info.tile),
         "classes": info.classes.to_dicts(),
+        "bands": list(info.bands),
         "gsd_m": info.gsd_m,
         "provenance": info.provenance,
     }
@@ -115,6 +118,7 @@ def _read_info(file: Path) -> ModelInfo:
             model=ModelConfig(**model),
             tile=TileConfig(**content["tile"]),
             classes=ClassTable.from_dicts(content["classes"], str(file)),
+            bands=tuple(content["bands"]),
             gsd_m=content["gsd_m"],
             provenance=content["provenance"],
         )

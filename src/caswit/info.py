@@ -59,7 +59,7 @@ def describe(model: Path) -> str:
         f"parameters     {sum(cost.parameters.values()) / 1e6:.2f} M",
         *(f"  {part:<15}{count / 1e6:8.3f} M" for part, count in cost.parameters.items()),
         f"arithmetic     {cost.flops / 1e9:.1f} GFLOP per tile",
-        f"input          RGB, uint8 0-255; tile {tile.tile_px} x {tile.tile_px} px",
+        f"input          bands {list(info.bands)} as RGB, uint8; tile {tile.tile_px} x {tile.tile_px} px",
         f"sees           {sees}",
         f"ground pixel   {gsd}",
         f"normalisation  mean {_numbers(info.model.mean)}, std {_numbers(info.model.std)}",

@@ -107,7 +107,7 @@ def predict(image: Path, out: Path, model: Path, settings: PredictConfig | None 
         raise ConfigError(f"{out}: is {'a folder' if out.is_dir() else 'the input image'}; give another name")
     loaded = load_model(model)
     overlap_px = _overlap(settings, loaded.info.tile.tile_px)
-    with bounded_cache(), OpenScene(Scene(image=image)) as scene, atomic_path(out) as partial:
+    with bounded_cache(), OpenScene(Scene(image=image), bands=loaded.info.bands) as scene, atomic_path(out) as partial:
         _write_map(partial, scene, loaded, settings, overlap_px)
 
 

@@ -271,4 +271,4 @@ def _info(recipe: Recipe, dataset: Dataset) -> ModelInfo:
     """What the model folder says; the ground size of a pixel is that of the first training scene."""
     with open_dataset_scene(dataset, dataset.split(recipe.data.train_split)[0]) as scene:
         gsd_m = scene.image.grid.gsd_m
-    return ModelInfo(model=recipe.model, tile=recipe.tile, classes=dataset.classes, gsd_m=gsd_m)
+    return ModelInfo(model=recipe.model, tile=recipe.tile, classes=dataset.classes, bands=dataset.bands, gsd_m=gsd_m)
