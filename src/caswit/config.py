@@ -227,13 +227,9 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """How a large image is cut and predicted. Only the overlap and the precision change the map."""
+class ComputeConfig:
+    """How a trained model is run."""
 
-    overlap_px: int | None = None
-    """Pixels by which neighbouring tiles overlap; each keeps its half. Null: a quarter of the tile."""
-    block_px: int = 4096
-    """Largest side of the part of the image held in memory."""
     batch: int = 4
     """Tiles per forward pass."""
     precision: Precision = "auto"
@@ -242,8 +238,22 @@ class PredictConfig:
     """torch device: auto, cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot predict."""
+        """Refuse an empty batch."""
         check(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(ComputeConfig):
+    """How a large image is cut and predicted. Only the overlap and the precision change the map."""
+
+    overlap_px: int | None = None
+    """Pixels by which neighbouring tiles overlap; each keeps its half. Null: a quarter of the tile."""
+    block_px: int = 4096
+    """Largest side of the part of the image held in memory."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot predict."""
+        super().__post_init__()
         check(self.block_px >= 32, f"block_px must be at least 32, got {self.block_px}; try 4096")
         check(
             self.overlap_px is None or self.overlap_px >= 0,
@@ -252,23 +262,17 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(ComputeConfig):
     """How labelled scenes are scored."""
 
     boundary_ratio: float = 0.02
     """Width of the band of Boundary IoU, as a share of the tile's diagonal (0.02: the reference)."""
     pictures: int = 6
     """Tiles shown in the report, from the best to the worst."""
-    batch: int = 4
-    """Tiles per forward pass."""
-    precision: Precision = "auto"
-    """bf16 autocast, fp32, or auto: bf16 where the device has it."""
-    device: str = "auto"
-    """torch device: auto, cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot score."""
-        check(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
+        super().__post_init__()
         check(self.pictures >= 0, f"pictures must be 0 or more, got {self.pictures}")
         check(
             0 < self.boundary_ratio < 1,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from caswit.checkpoint import LoadedModel, load_model
-from caswit.config import IGNORE_INDEX, EvaluateConfig, PredictConfig
+from caswit.config import IGNORE_INDEX, ComputeConfig, PredictConfig
 from caswit.data.samples import OpenScene, Region
 from caswit.data.scene import Scene
 from caswit.devices import autocast, pick_device, uses_bf16
@@ -74,7 +74,7 @@ class Classifier:
         return classes
 
 
-def classifier(model: LoadedModel, settings: PredictConfig | EvaluateConfig) -> Classifier:
+def classifier(model: LoadedModel, settings: ComputeConfig) -> Classifier:
     """Put a loaded model on the device that the settings ask for."""
     device = pick_device(settings.device)
     return Classifier(

@@ -4,7 +4,6 @@ Shapes: T tile_px, f context_factor. Images are uint8, black outside the raster;
 IGNORE_INDEX outside.
 """
 
-from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -75,9 +74,7 @@ class OpenScene:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
