@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from caswit.config import DemoConfig, EvaluateConfig, PredictConfig, Recipe
 from caswit.errors import CaswitError
@@ -37,7 +37,7 @@ def _train_parser() -> ArgumentParser:
         usage="caswit train RECIPE --out DIR [--resume] [--section.field VALUE ...]",
     )
     parser.add_argument("--recipe", action="config", help="YAML file with the settings below (or first argument)")
-    parser.add_argument("--out", type=Path, required=True, help="run folder; its model/ is the result")
+    parser.add_argument("--out", type=str, required=True, help="run folder; its model/ is the result")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     parser.add_class_arguments(Recipe, fail_untyped=True)
     return parser
@@ -47,16 +47,16 @@ def _train(arguments: Namespace) -> None:
     from caswit.launch import is_first_process
     from caswit.train import train
 
-    model = train(_instance(Recipe, arguments), arguments.out, resume=arguments.resume)
+    model = train(_instance(Recipe, arguments), Path(arguments.out), resume=arguments.resume)
     if is_first_process():
-        print(f"model: {model}\nlog:   {arguments.out / 'log.csv'}")
+        print(f"model: {model}\nlog:   {model.parent / 'log.csv'}")
 
 
 def _predict_parser() -> ArgumentParser:
     parser = _parser("predict", "Map the land cover of an image of any size.")
-    parser.add_argument("image", type=Path, help="RGB uint8 raster, any format GDAL reads")
-    parser.add_argument("out", type=Path, help="GeoTIFF to write, on the image's grid")
-    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("image", type=str, help="RGB uint8 raster, any format GDAL reads")
+    parser.add_argument("out", type=str, help="GeoTIFF to write, on the image's grid")
+    parser.add_argument("--model", type=str, required=True, help="model folder")
     parser.add_class_arguments(PredictConfig)
     return parser
 
@@ -64,16 +64,17 @@ def _predict_parser() -> ArgumentParser:
 def _predict(arguments: Namespace) -> None:
     from caswit.predict import predict
 
-    predict(arguments.image, arguments.out, arguments.model, _instance(PredictConfig, arguments))
+    image, out, model = (Path(path) for path in (arguments.image, arguments.out, arguments.model))
+    predict(image, out, model, _instance(PredictConfig, arguments))
     print(arguments.out)
 
 
 def _evaluate_parser() -> ArgumentParser:
     parser = _parser("evaluate", "Score a model on labelled scenes; writes report.html, report.md and report.json.")
-    parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("dataset", type=Path, help="dataset.yaml with labelled scenes")
+    parser.add_argument("model", type=str, help="model folder")
+    parser.add_argument("dataset", type=str, help="dataset.yaml with labelled scenes")
     parser.add_argument("--split", default="test", help="split whose scenes are scored")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--out", type=str, required=True, help="folder of the report")
     parser.add_class_arguments(EvaluateConfig)
     return parser
 
@@ -83,28 +84,29 @@ def _evaluate(arguments: Namespace) -> None:
     from caswit.metrics import score
 
     settings = _instance(EvaluateConfig, arguments)
-    evaluation = evaluate(arguments.model, arguments.dataset, arguments.out, split=arguments.split, settings=settings)
+    model, dataset, out = (Path(path) for path in (arguments.model, arguments.dataset, arguments.out))
+    evaluation = evaluate(model, dataset, out, split=arguments.split, settings=settings)
     scores = score(evaluation.counts)
     print(f"mIoU {scores.miou:.4f}  mF1 {scores.mf1:.4f}  mBIoU {scores.mbiou:.4f} (band {evaluation.band_px} px)")
     print(f"overall accuracy {scores.overall_accuracy:.4f} over {evaluation.tiles} tiles")
-    print(f"report: {arguments.out / 'report.html'}")
+    print(f"report: {out / 'report.html'}")
 
 
 def _info_parser() -> ArgumentParser:
     parser = _parser("info", "Say what a model is, what it costs and what it expects.")
-    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("model", type=str, help="model folder")
     return parser
 
 
 def _info(arguments: Namespace) -> None:
     from caswit.info import describe
 
-    print(describe(arguments.model))
+    print(describe(Path(arguments.model)))
 
 
 def _demo_parser() -> ArgumentParser:
     parser = _parser("demo", "Train with and without context on drawn landscapes, score both, map one; a few minutes.")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write, or to continue in")
+    parser.add_argument("--out", type=str, default="demo", help="folder to write, or to continue in")
     parser.add_class_arguments(DemoConfig)
     return parser
 
@@ -112,12 +114,12 @@ def _demo_parser() -> ArgumentParser:
 def _demo(arguments: Namespace) -> None:
     from caswit.demo import demo
 
-    result = demo(arguments.out, _instance(DemoConfig, arguments))
+    result = demo(Path(arguments.out), _instance(DemoConfig, arguments))
     alone, seeing = result.context_miou.values()
     print(f"classes that only the surroundings decide: mIoU {alone:.3f} from tiles alone, {seeing:.3f} with context")
     alone, seeing = result.miou.values()
     print(f"all classes:                               mIoU {alone:.3f} from tiles alone, {seeing:.3f} with context")
-    print(f"report: {result.report}\nmap:    {arguments.out / 'map.tif'}")
+    print(f"report: {result.report}\nmap:    {result.report.with_name('map.tif')}")
 
 
 COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], None]]] = {
@@ -152,6 +154,7 @@ def _run(name: str, words: list[str]) -> None:
     if name not in COMMANDS:
         raise CaswitError(f"no command {name!r}; commands are: {', '.join(COMMANDS)}")
     make_parser, command = COMMANDS[name]
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields' docstrings are their help
     if name == "train" and words and not words[0].startswith("-"):
         words = ["--recipe", *words]
     parser = make_parser()
