@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from caswit.config import ModelConfig, TileConfig
 from caswit.data.scene import ClassTable
-from caswit.errors import CaswitError, ModelError
+from caswit.errors import CaswitError, ConfigError, ModelError
 from caswit.model import CASWiT
 from caswit.version import __version__
 
@@ -87,7 +87,9 @@ def load_model(folder: Path | str) -> LoadedModel:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{weights}: does not hold the weights that {CONFIG} describes ({reason})") from error
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-    return LoadedModel(network.eval(), info, folder.name, digest)
+    whole = folder.resolve()
+    name = whole.parent.name if whole.name == "model" else whole.name  # runs/town/model is called town
+    return LoadedModel(network.eval(), info, name, digest)
 
 
 def build(info: ModelInfo, *, context_head: bool = False) -> CASWiT:
@@ -122,6 +124,8 @@ def _read_info(file: Path) -> ModelInfo:
             gsd_m=content["gsd_m"],
             provenance=content["provenance"],
         )
+    except ConfigError as error:
+        raise ModelError(f"{file}: {error}") from error
     except CaswitError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,12 +1,16 @@
 """The command line. Commands are thin: they read settings and call the library, imported only then."""
 
 import dataclasses
+import errno
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from caswit.config import DemoConfig, EvaluateConfig, PredictConfig, Recipe
@@ -14,6 +18,8 @@ from caswit.errors import CaswitError
 from caswit.version import __version__
 
 T = TypeVar("T")
+_USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
+"""Errors of the file system that are not our bugs: no permission, no room, a file in place of a folder."""
 
 USAGE = """usage: caswit COMMAND ...
 
@@ -141,11 +147,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"caswit {__version__}")
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # says its precision twice at every start
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what GDAL says is part of our errors
+    for part in ("fabric", "pytorch"):  # says its precision twice at every start; the parents set their own levels
+        logging.getLogger(f"lightning.{part}.utilities.rank_zero").setLevel(logging.WARNING)
     try:
         _run(words[0], words[1:])
     except CaswitError as error:
         _fail(str(error))
+    except OSError as error:
+        if error.errno not in _USERS:
+            raise
+        _fail(f"{error.filename or 'cannot write'}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -157,12 +169,45 @@ def _run(name: str, words: list[str]) -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields' docstrings are their help
     if name == "train" and words and not words[0].startswith("-"):
         words = ["--recipe", *words]
+    for option, value in pairwise(words):
+        if option == "--recipe":
+            _check_recipe(Path(value))
     parser = make_parser()
     try:
         arguments = parser.instantiate_classes(parser.parse_args(words))
     except ArgumentError as error:
-        raise CaswitError(" ".join(str(error).split())) from error
+        raise CaswitError(_plain(str(error))) from error
     command(arguments)
+
+
+def _check_recipe(file: Path) -> None:
+    """Raise CaswitError unless the file is YAML that has settings of a recipe in its sections."""
+    if not file.is_file():
+        raise CaswitError(f"{file}: no such recipe file")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CaswitError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    sections: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Recipe)}
+    _check_keys(f"{file}", content, {*sections, "out", "resume"})
+    for name in content.keys() & sections:
+        _check_keys(f"{file}: {name}", content[name], {field.name for field in dataclasses.fields(sections[name])})
+
+
+def _check_keys(where: str, content: Any, allowed: set[str]) -> None:
+    if not isinstance(content, dict):
+        raise CaswitError(f"{where}: must be a mapping with some of {', '.join(sorted(allowed))}, got {content!r}")
+    if unknown := sorted(map(str, content.keys() - allowed)):
+        raise CaswitError(f"{where}: unknown {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
+
+
+def _plain(message: str) -> str:
+    """What jsonargparse says about an argument, in a user's words and one line."""
+    text = " ".join(message.split())
+    text = re.sub(r"Does not validate .* Subtypes: \[(.*?)\] Errors: .* Given value: ", r"expected \1, got ", text)
+    text = re.sub(r"Expected an? (.*)\. Got value: ", r"expected \1, got ", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null").replace("typing.Literal", "one of ")
+    return re.sub(r'^Parser key "(.*?)": ', r"--\1: ", text)
 
 
 def _parser(name: str, description: str, usage: str | None = None) -> ArgumentParser:

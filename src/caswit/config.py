@@ -4,12 +4,13 @@ Nothing here imports torch: ``caswit --help`` reads this module and must be inst
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from caswit.errors import ConfigError
 
 Size = Literal["nano", "tiny", "small", "base", "large"]
 Decoder = Literal["upernet"]
+Norm = Literal["batch", "group"]
 Precision = Literal["auto", "bf16", "fp32"]
 NUM_STAGES = 4
 IGNORE_INDEX = 255
@@ -72,7 +73,7 @@ class ModelConfig:
     """Fused maps feed the next hr stage; false: only the decoder sees them."""
     decoder_channels: int | None = None
     """Width of the decoder; null takes the size's own (512, nano 96)."""
-    decoder_norm: Literal["batch", "group"] = "batch"
+    decoder_norm: Norm = "batch"
     """Normalisation in the decoder; group norm for batches of one tile per device."""
     drop_path: float = 0.1
     """Highest stochastic-depth rate of the Swin blocks, in training only."""
@@ -82,7 +83,11 @@ class ModelConfig:
     """Standard deviation of the three bands on the 0-255 scale (default: ImageNet's)."""
 
     def __post_init__(self) -> None:
-        """Refuse stages that do not exist and rates that make no sense."""
+        """Refuse names and stages that do not exist and rates that make no sense."""
+        for name, choices in (("size", Size), ("decoder", Decoder), ("decoder_norm", Norm)):
+            value = getattr(self, name)
+            allowed = get_args(choices)
+            check(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         stages = self.fusion_stages
         check(
             list(stages) == sorted(set(stages) & set(range(1, NUM_STAGES + 1))),
@@ -90,6 +95,8 @@ class ModelConfig:
             "try [1, 2, 3, 4], or [] for no context",
         )
         check(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}; try 0.1")
+        for name in ("mean", "std"):
+            check(len(getattr(self, name)) == 3, f"{name} must have three numbers, got {list(getattr(self, name))}")
         check(min(self.std) > 0, f"std must be above 0, got {list(self.std)}")
         check(
             self.decoder_channels is None or self.decoder_channels > 0,
@@ -201,12 +208,10 @@ class TrainConfig:
         for name in ("max_steps", "max_minutes", "val_every_steps", "clip_norm"):
             value = getattr(self, name)
             check(value is None or value > 0, f"{name} must be above 0 or null, got {value}")
-        check(
-            self.lr >= self.min_lr >= 0,
-            f"lr must be at least min_lr, got lr={self.lr} and min_lr={self.min_lr}",
-        )
+        check(self.lr >= self.min_lr >= 0, f"lr must be at least min_lr, got lr={self.lr} and min_lr={self.min_lr}")
         check(self.lr > 0, f"lr must be above 0, got {self.lr}; try 6e-5")
-        check(self.warmup_steps >= 0, f"warmup_steps must be 0 or more, got {self.warmup_steps}")
+        for name in ("seed", "warmup_steps"):
+            check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
         check(self.alpha >= 0, f"alpha must be 0 or more, got {self.alpha}; try 0.5")
 
 

@@ -43,12 +43,14 @@ def evaluate(
         CaswitError: The model, the data or the folder cannot be used, or their classes differ.
     """
     settings = settings or EvaluateConfig()
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out}: is a file; give a folder for the report")
     loaded = load_model(model)
     data = load_dataset(dataset)
     scenes = data.split(split)
     check_same_classes(loaded.info.classes, data)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{out}: is a file, or lies in one; give a folder for the report") from error
     evaluation = evaluate_scenes(loaded, data, scenes, split=split, settings=settings)
     write_report(evaluation, out)
     return evaluation
@@ -115,11 +117,11 @@ def _examples(
     """Tiles from the best to the worst, evenly spread over the ranking, predicted once more."""
     ranked = sorted(candidates, key=lambda c: c[:2])
     picks = np.unique(np.linspace(0, len(ranked) - 1, num=min(count, len(ranked))).round().astype(int))
-    for errors, _, scene, tile in (ranked[i] for i in picks):
+    for _, _, scene, tile in (ranked[i] for i in picks):
         with open_dataset_scene(data, scene) as opened:
             picture = tile_picture(model, opened, tile, model.context_factor)
         yield Example(
-            title=f"{picture.title}: {1 - errors:.0%} of labelled pixels right",
+            title=picture.title,
             image=np.ascontiguousarray(np.moveaxis(picture.tile, 0, -1)),
             truth=picture.truth,
             prediction=picture.prediction,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caswit.config import NUM_STAGES, Decoder, ModelConfig, Size
+from caswit.config import NUM_STAGES, Decoder, ModelConfig, Norm, Size
 from caswit.errors import ModelError
-from caswit.nn.decoders import Norm, UPerNetHead
+from caswit.nn.decoders import UPerNetHead
 from caswit.nn.fusion import FusionBlock
 from caswit.nn.swin import SwinEncoder
 
@@ -134,8 +134,8 @@ class CASWiT(nn.Module):
                 self.context_decoder = UPerNetHead(channels, channels=width, num_classes=num_classes, norm=decoder_norm)
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     @property
     def reads_context(self) -> bool:

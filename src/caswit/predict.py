@@ -103,8 +103,10 @@ def predict(image: Path, out: Path, model: Path, settings: PredictConfig | None 
     settings = settings or PredictConfig()
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"{out}: its folder does not exist; create it first")
-    if out.is_dir() or (out.exists() and out.samefile(image)):
-        raise ConfigError(f"{out}: is {'a folder' if out.is_dir() else 'the input image'}; give another name")
+    if out.exists() and not out.is_file():  # renaming onto a device would replace it
+        raise ConfigError(f"{out}: is {'a folder' if out.is_dir() else 'not a plain file'}; give another name")
+    if out.exists() and image.exists() and out.samefile(image):
+        raise ConfigError(f"{out}: is the input image; give another name")
     loaded = load_model(model)
     overlap_px = _overlap(settings, loaded.info.tile.tile_px)
     with bounded_cache(), OpenScene(Scene(image=image), bands=loaded.info.bands) as scene, atomic_path(out) as partial:
@@ -131,6 +133,7 @@ def _write_map(path: Path, scene: OpenScene, loaded: LoadedModel, settings: Pred
                 progress.advance(block.window.height * block.window.width / 1e6)
     finally:
         writer.close()
+    writer.check_complete()
 
 
 def _overlap(settings: PredictConfig, tile_px: int) -> int:

@@ -1,14 +1,14 @@
 """Decoders: stage maps in, logits at a quarter of the image's resolution out (paper section 3.3)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from caswit.config import Norm
+
 POOL_SCALES = (1, 2, 3, 6)
-Norm = Literal["batch", "group"]
 
 
 class ConvNormReLU(nn.Sequential):

@@ -4,6 +4,7 @@ Images are (3, H, W) uint8, valid masks and labels (H, W). What lies outside a r
 black in images, False in masks.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 CACHE_MB = 256
 """GDAL's block cache. Its own default is a share of the machine's memory, which is no bound."""
+
+_TIFF = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "compress": "deflate"}
 
 
 class Grid(NamedTuple):
@@ -55,6 +58,8 @@ class Grid(NamedTuple):
         y = f + d * self.width / 2 + e * self.height / 2
         if self.crs.is_geographic:
             return side * 111_320.0 * float(np.sqrt(abs(np.cos(np.radians(y)))))
+        if not self.crs.is_projected:  # local coordinates, as photogrammetry writes them
+            return None
         side *= self.crs.linear_units_factor[1]
         if self.crs.to_epsg() == 3857:  # Web Mercator stretches lengths by 1 / cos(latitude)
             side /= float(np.cosh(y / 6_378_137.0))
@@ -103,6 +108,8 @@ class Raster:
 
     def check_image(self, bands: tuple[int, int, int]) -> None:
         """Raise DataError unless these bands are there and are uint8 colours."""
+        if self._src.colorinterp[0] == ColorInterp.palette:
+            raise DataError(f"{self.path}: is a palette image; expand it with gdal_translate -expand rgb IN OUT")
         if self.count < max(bands):
             raise DataError(
                 f"{self.path}: has {self.count} band{'s' * (self.count > 1)}, bands {list(bands)} are needed; "
@@ -113,8 +120,6 @@ class Raster:
                 f"{self.path}: pixels are {self.dtype}, uint8 is needed; "
                 "rescale first, e.g. gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT"
             )
-        if self._src.colorinterp[0] == ColorInterp.palette:
-            raise DataError(f"{self.path}: is a palette image; expand it with gdal_translate -expand rgb IN OUT")
 
     def read_image(self, window: Window, bands: tuple[int, int, int] = (1, 2, 3)) -> tuple[UInt8, Bool]:
         """Read three bands and where they are valid.
@@ -147,13 +152,8 @@ class Raster:
         return values
 
     def _read(self, part: Window, bands: int | list[int]) -> NDArray[Any]:
-        try:
+        with self._reading(part):
             pixels: NDArray[Any] = self._src.read(bands, window=_rasterio_window(part))
-        except RasterioError as error:
-            raise DataError(
-                f"{self.path}: cannot read rows {part.row}-{part.row + part.height}, columns "
-                f"{part.col}-{part.col + part.width}; the file may be truncated ({_one_line(error)})"
-            ) from error
         return pixels
 
     def _valid(self, part: Window) -> Bool:
@@ -161,8 +161,19 @@ class Raster:
         if MaskFlags.all_valid in self._src.mask_flag_enums[0]:
             return np.ones((part.height, part.width), bool)
         # dataset_mask: any band valid, so that a single black channel is not taken for nodata.
-        mask: Bool = self._src.dataset_mask(window=_rasterio_window(part)) > 0
+        with self._reading(part):
+            mask: Bool = self._src.dataset_mask(window=_rasterio_window(part)) > 0
         return mask
+
+    @contextmanager
+    def _reading(self, part: Window) -> Iterator[None]:
+        try:
+            yield
+        except RasterioError as error:
+            raise DataError(
+                f"{self.path}: cannot read rows {part.row}-{part.row + part.height}, columns "
+                f"{part.col}-{part.col + part.width}; the file may be truncated ({_one_line(error)})"
+            ) from error
 
 
 class ClassMapWriter:
@@ -185,26 +196,26 @@ class ClassMapWriter:
         palette: Mapping[int, tuple[int, int, int]],
         tags: Mapping[str, str],
     ) -> None:
-        profile = {
-            "driver": "GTiff",
+        profile = _TIFF | {
             "height": grid.height,
             "width": grid.width,
             "count": 1,
-            "dtype": "uint8",
             "crs": grid.crs,
             "nodata": nodata,
-            "tiled": True,
             "blockxsize": 512,
             "blockysize": 512,
-            "compress": "deflate",
             "predictor": 1,
             "bigtiff": "if_safer",
             "num_threads": "all_cpus",
         }
         if not grid.transform.is_identity:
             profile["transform"] = grid.transform
+        self.path = path
         with _quiet():
-            self._dst = rasterio.open(path, "w", **profile)
+            try:
+                self._dst = rasterio.open(path, "w", **profile)
+            except RasterioError as error:
+                raise DataError(f"{path.parent}: cannot write there ({_one_line(error)})") from error
             points, crs = grid.gcps
             if points:
                 self._dst.gcps = (points, crs)
@@ -224,6 +235,16 @@ class ClassMapWriter:
         """Finish the file."""
         with _quiet():
             self._dst.close()
+
+    def check_complete(self) -> None:
+        """Raise DataError unless every block is in the closed file: GDAL keeps a full disk to itself."""
+        try:
+            with _quiet(), rasterio.open(self.path) as src:
+                complete = self.path.stat().st_size >= max(_block_ends(src))
+        except RasterioError:
+            complete = False
+        if not complete:
+            raise DataError(f"{self.path.parent}: the map could not be written completely; is the disk full?")
 
 
 @contextmanager
@@ -246,24 +267,16 @@ def write_raster(path: Path, pixels: UInt8, *, crs: str | None = None, gsd_m: fl
     where = {}
     if crs is not None:
         where = {"crs": crs, "transform": rasterio.Affine(gsd_m, 0, 700_000, 0, -gsd_m, 6_600_000)}
-    with (
-        _quiet(),
-        rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            height=height,
-            width=width,
-            count=count,
-            dtype="uint8",
-            tiled=True,
-            blockxsize=256,
-            blockysize=256,
-            compress="deflate",
-            **where,
-        ) as dst,
-    ):
+    shape = {"height": height, "width": width, "count": count}
+    with _quiet(), rasterio.open(path, "w", **_TIFF, **shape, blockxsize=256, blockysize=256, **where) as dst:
         dst.write(pixels)
+
+
+def _block_ends(src: Any) -> Iterator[float]:
+    """Where in the file each block of a GeoTIFF ends; infinity for a block that was never written."""
+    for (row, col), _ in src.block_windows(1):
+        first, count = (src.get_tag_item(f"BLOCK_{x}_{col}_{row}", "TIFF", bidx=1) for x in ("OFFSET", "SIZE"))
+        yield math.inf if first is None or count is None else int(first) + int(count)
 
 
 def _rasterio_window(window: Window) -> RasterioWindow:
@@ -279,4 +292,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """What GDAL said; rasterio often only says that GDAL said something."""
+    return " ".join(str(error.__cause__ or error).split())
