@@ -1,0 +1,151 @@
+"""The command line as a user meets it."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import caswit
+from caswit.cli import COMMANDS, main
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command."""
+    try:
+        main([str(word) for word in words])
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def refused(capsys, *words: str) -> str:
+    """The one line a user's mistake gets."""
+    status, out, err = run(capsys, *words)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("caswit: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command(capsys, words):
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(capsys, name):
+    status, out, _ = run(capsys, name, "--help")
+    assert status == 0
+    assert out.startswith(f"usage: caswit {name}")
+
+
+def test_help_of_a_setting_is_the_docstring_of_its_field(capsys):
+    out = " ".join(run(capsys, "train", "--help")[1].split())
+    assert "Highest learning rate of AdamW." in out
+    assert "(type: float, default: 6e-05)" in out
+
+
+def test_version(capsys):
+    assert run(capsys, "--version")[1] == f"caswit {caswit.__version__}\n"
+
+
+def test_python_dash_m_and_exit_status():
+    done = subprocess.run([sys.executable, "-m", "caswit", "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("caswit: no command 'nonsense'; commands are: ")
+
+
+def test_from_recipe_to_map(capsys, dataset_file, tmp_path):
+    """Train with two overridden fields, describe, score, map: what the README promises."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "data": {"dataset": str(dataset_file), "val_split": "test"},
+                "model": {"size": "nano", "decoder_channels": 16},
+                "tile": {"tile_px": 32},
+                "train": {"batch": 2, "max_steps": 50, "accelerator": "cpu"},
+            }
+        )
+    )
+    out, model = tmp_path / "run", tmp_path / "run" / "model"
+    status, said, _ = run(capsys, "train", recipe, "--out", out, "--train.max_steps", "2", "--train.seed=3")
+    assert status == 0
+    assert str(model) in said
+    resolved = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert (resolved["train"]["max_steps"], resolved["train"]["seed"]) == (2, 3)
+    status, said, _ = run(capsys, "info", model)
+    assert status == 0
+    assert "GFLOP per tile" in said
+    status, said, _ = run(capsys, "evaluate", model, dataset_file, "--out", tmp_path / "scores")
+    assert status == 0
+    assert "mIoU 0." in said
+    status, said, _ = run(capsys, "predict", tmp_path / "scene.tif", tmp_path / "map.tif", "--model", model)
+    assert status == 0
+    assert (tmp_path / "map.tif").is_file()
+    assert "--resume" in refused(capsys, "train", recipe, "--out", out)
+    assert "its model is in model/" in refused(capsys, "info", out)
+
+
+class TestMistakes:
+    def test_unknown_option(self, capsys):
+        assert "--colour" in refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--colour", "red")
+
+    def test_missing_option(self, capsys):
+        assert "model" in refused(capsys, "predict", "a.tif", "b.tif")
+
+    def test_value_of_the_wrong_type(self, capsys):
+        assert "batch" in refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--batch", "many")
+
+    def test_value_out_of_range(self, capsys):
+        message = refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--batch", "0")
+        assert "batch must be at least 1, got 0" in message
+
+    def test_missing_recipe(self, capsys, tmp_path):
+        assert "none.yaml" in refused(capsys, "train", tmp_path / "none.yaml", "--out", tmp_path / "run")
+
+    def test_recipe_that_is_not_yaml(self, capsys, tmp_path):
+        (tmp_path / "r.yaml").write_text("{")
+        assert "r.yaml" in refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+
+    def test_recipe_with_an_unknown_key(self, capsys, tmp_path):
+        (tmp_path / "r.yaml").write_text("data: {dataset: x}\ntrain: {learning_rate: 1}")
+        assert "learning_rate" in refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+
+    def test_recipe_with_a_value_out_of_range(self, capsys, tmp_path):
+        (tmp_path / "r.yaml").write_text("data: {dataset: x}\ntile: {tile_px: 250, context_factor: 4}")
+        message = refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+        assert "tile_px must be a multiple of 2 x context_factor = 8, got tile_px=250; try 248" in message
+
+    def test_recipe_that_names_an_unset_variable(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.delenv("CASWIT_DATA", raising=False)
+        (tmp_path / "r.yaml").write_text("data: {dataset: $CASWIT_DATA/dubai/dataset.yaml}")
+        message = refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+        assert "the environment variable CASWIT_DATA is not set; try: export CASWIT_DATA=" in message
+        assert not (tmp_path / "run").exists()
+
+    def test_image_that_is_not_there(self, capsys, tmp_path, model_folder):
+        message = refused(capsys, "predict", tmp_path / "a.tif", tmp_path / "b.tif", "--model", model_folder)
+        assert "a.tif: no such file" in message
+
+    def test_corrupt_image(self, capsys, tmp_path, model_folder):
+        (tmp_path / "a.tif").write_bytes(b"II*\0junk")
+        assert "a.tif" in refused(capsys, "predict", tmp_path / "a.tif", tmp_path / "b.tif", "--model", model_folder)
+        assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["dubai-nano", "banepa-nano"])
+def test_the_recipes_of_the_repository_train(capsys, tmp_path, real_data, monkeypatch, name, request):
+    monkeypatch.setenv("CASWIT_DATA", str(real_data))
+    recipe = request.config.rootpath / "recipes" / f"{name}.yaml"
+    small = ["--train.max_steps", "1", "--train.batch", "2", "--data.val_split", "null"]
+    status, _, err = run(capsys, "train", recipe, "--out", tmp_path / "run", *small)
+    assert status == 0, err
+    assert (tmp_path / "run" / "model" / "config.json").is_file()

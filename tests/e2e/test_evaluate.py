@@ -1,0 +1,82 @@
+"""Scores of a model folder on labelled scenes."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
+
+from caswit.checkpoint import load_model
+from caswit.config import EvaluateConfig
+from caswit.data.scene import load_dataset
+from caswit.errors import DataError
+from caswit.evaluate import evaluate
+from caswit.metrics import Counts
+from caswit.predict import classifier
+from caswit.scoring import count_scenes, scored_tiles
+from conftest import CLASSES
+
+EXACT = EvaluateConfig(precision="fp32", device="cpu", batch=3)
+
+
+@pytest.fixture
+def scored(dataset_file, model_folder):
+    """Every tile of the test split, and the class indices of truth and prediction pasted together."""
+    dataset = load_dataset(dataset_file)
+    model = classifier(load_model(model_folder), EXACT)
+    tiles = list(scored_tiles(model, dataset, dataset.split("test"), tile_px=32, band_px=2))
+    truth, prediction = np.full((90, 130), 255), np.full((90, 130), 255)
+    for t in tiles:
+        where = (
+            slice(t.tile.owned.row, t.tile.owned.row + t.tile.owned.height),
+            slice(t.tile.owned.col, t.tile.owned.col + t.tile.owned.width),
+        )
+        assert (truth[where] == 255).all()
+        truth[where], prediction[where] = t.truth, t.prediction
+    return truth, prediction
+
+
+def test_the_report_equals_scikit_learn(dataset_file, model_folder, tmp_path, scored, label):
+    evaluate(model_folder, dataset_file, tmp_path / "report", settings=EXACT)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    truth, prediction = scored
+    np.testing.assert_array_equal(truth, CLASSES.indices(label[0], "x"))
+    kept = truth != 255
+    truth, prediction = truth[kept], prediction[kept]
+    assert report["miou"] == pytest.approx(jaccard_score(truth, prediction, average="macro", zero_division=0))
+    assert report["mf1"] == pytest.approx(f1_score(truth, prediction, average="macro", zero_division=0))
+    assert report["overall_accuracy"] == pytest.approx((truth == prediction).mean())
+    assert report["confusion"]["pixels"] == confusion_matrix(truth, prediction, labels=range(3)).tolist()
+    assert list(report["per_class"]) == ["building", "land", "water"]
+    assert report["evaluated"]["labelled_pixels"] == kept.sum()
+    assert {p.name for p in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "report.html"}
+
+
+def test_parts_of_a_split_add_up_to_it(dataset_file, model_folder):
+    """So that several processes can share out an evaluation."""
+    dataset = load_dataset(dataset_file)
+    model = classifier(load_model(model_folder), EXACT)
+
+    def counts(part: tuple[int, int]) -> Counts:
+        scenes = dataset.split("test") + dataset.split("train")
+        return count_scenes(model, dataset, scenes, tile_px=32, band_px=2, part=part)
+
+    joined, whole = counts((0, 2)) + counts((1, 2)), counts((0, 1))
+    np.testing.assert_array_equal(joined.confusion, whole.confusion)
+    np.testing.assert_array_equal(joined.boundary_union, whole.boundary_union)
+    assert counts((0, 2)).confusion.sum() < whole.confusion.sum()
+
+
+class TestRefusals:
+    def test_other_classes(self, dataset_file, model_folder, tmp_path):
+        content = yaml.safe_load(dataset_file.read_text())
+        content["classes"][1]["name"] = "house"
+        dataset_file.write_text(yaml.safe_dump(content))
+        with pytest.raises(DataError, match=r"the model predicts 1 building.*the dataset has 1 house"):
+            evaluate(model_folder, dataset_file, tmp_path / "report")
+        assert not (tmp_path / "report").exists()
+
+    def test_a_split_that_is_not_there(self, dataset_file, model_folder, tmp_path):
+        with pytest.raises(DataError, match="splits are: test, train, unlabelled"):
+            evaluate(model_folder, dataset_file, tmp_path / "report", split="val")

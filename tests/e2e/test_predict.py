@@ -1,0 +1,209 @@
+"""Maps of whole rasters."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from caswit.checkpoint import load_model
+from caswit.config import PredictConfig
+from caswit.data.samples import OpenScene
+from caswit.data.scene import Scene
+from caswit.errors import ConfigError, ModelError
+from caswit.predict import Classifier, classifier, predict
+from caswit.raster.windows import Tile, Window, blocks
+from conftest import georeference
+
+EXACT = {"precision": "fp32", "batch": 1, "device": "cpu"}
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as src:
+        return src.read(1)
+
+
+def test_the_map_lies_on_the_images_grid_and_says_what_it_is(make_raster, image, model_folder, tmp_path):
+    mask = np.full((90, 130), 255, np.uint8)
+    mask[:40, :70] = 0
+    path, out = make_raster(image, mask=mask, **georeference()), tmp_path / "map.tif"
+    predict(path, out, model_folder, PredictConfig(**EXACT))
+    with rasterio.open(path) as source, rasterio.open(out) as found:
+        assert (found.crs, found.transform, found.shape) == (source.crs, source.transform, source.shape)
+        assert found.dtypes == ("uint8",)
+        assert found.nodata == 255
+        assert found.profile["tiled"]
+        assert found.compression.name == "deflate"
+        assert found.colormap(1)[7] == (0xE2, 0xA9, 0x29, 255)
+        assert found.tags(1)["CLASS_7"] == "water"
+        assert found.tags()["CASWIT_MODEL_SHA256"] == load_model(model_folder).digest
+        classes = found.read(1)
+    np.testing.assert_array_equal(classes == 255, mask == 0)
+    assert set(np.unique(classes)) <= {1, 2, 7, 255}
+    assert len(np.unique(classes)) > 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (77, 1), (32, 32), (31, 33), (20, 100)])
+def test_any_size_down_to_one_pixel(make_raster, image, model_folder, tmp_path, shape):
+    path = make_raster(image[:, : shape[0], : shape[1]], **georeference())
+    predict(path, tmp_path / "map.tif", model_folder, PredictConfig(**EXACT))
+    classes = read(tmp_path / "map.tif")
+    assert classes.shape == shape
+    assert (classes != 255).all()
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png"])
+def test_images_without_a_georeference(make_raster, image, model_folder, tmp_path, name):
+    predict(make_raster(image, name), tmp_path / "map.tif", model_folder, PredictConfig(**EXACT))
+    classes = read_quietly(tmp_path / "map.tif")
+    assert classes.shape == (90, 130)
+
+
+def read_quietly(path: Path) -> np.ndarray:
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        return read(path)
+
+
+def test_the_block_size_does_not_change_the_map(make_raster, image, model_folder, tmp_path):
+    path = make_raster(image, **georeference())
+    maps = []
+    for block_px in (32, 50, 64, 4096):
+        out = tmp_path / f"{block_px}.tif"
+        predict(path, out, model_folder, PredictConfig(**EXACT, block_px=block_px, overlap_px=10))
+        maps.append(read(out))
+    assert all(np.array_equal(one, maps[0]) for one in maps)
+
+
+def test_the_batch_size_changes_next_to_nothing(make_raster, image, model_folder, tmp_path):
+    """Sums may be taken in another order, so a pixel on the edge between two classes may fall either way."""
+    path = make_raster(image, **georeference())
+    for batch in (1, 7):
+        settings = PredictConfig(**(EXACT | {"batch": batch}))
+        predict(path, tmp_path / f"{batch}.tif", model_folder, settings)
+    assert (read(tmp_path / "1.tif") == read(tmp_path / "7.tif")).mean() > 0.999
+
+
+@pytest.mark.parametrize("fusion_stages", [(), (1, 2, 3, 4)])
+def test_streaming_equals_predicting_every_tile_by_hand(make_raster, image, make_model, tmp_path, fusion_stages):
+    folder = make_model(fusion_stages)
+    network = load_model(folder).network
+    predict(make_raster(image, **georeference()), tmp_path / "map.tif", folder, PredictConfig(**EXACT, overlap_px=0))
+    padded = np.pad(image, ((0, 0), (16, 64), (16, 64)))
+    expected = np.zeros((90, 130), np.uint8)
+    for row in (0, 32, 58):
+        for col in (0, 32, 64, 96, 98):
+            wide = padded[:, row : row + 64, col : col + 64].astype(np.float32)
+            tile = wide[:, 16:48, 16:48]
+            context = np.floor(wide.reshape(3, 32, 2, 32, 2).mean(axis=(2, 4)) + 0.5)
+            with torch.inference_mode():
+                logits = network(torch.from_numpy(tile)[None], torch.from_numpy(context)[None])
+            # Later tiles own what they share with earlier ones only from the middle on.
+            top = {58: 61}.get(row, row)
+            left = {98: 113}.get(col, col)
+            found = np.array([1, 2, 7], np.uint8)[logits[0].argmax(0).numpy()]
+            expected[top : row + 32, left : col + 32] = found[top - row :, left - col :]
+    # Rows 58-61 and columns 98-113 of the earlier tiles were overwritten by nobody.
+    np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected)
+
+
+def test_a_network_that_copies_gives_back_the_image(make_raster, model_folder):
+    """Every pixel comes from its own place: a classifier that reads its class off the red band."""
+    classes = np.random.default_rng(1).integers(0, 3, (90, 130), dtype=np.uint8)
+    red = np.stack([classes * 100 + 20] * 3)
+    loaded = load_model(model_folder)
+
+    class Copy(Classifier):
+        def logits(self, region, tiles: tuple[Tile, ...]):
+            red = torch.from_numpy(np.stack([region.tile(t.window)[0] for t in tiles])).long() // 100
+            return torch.nn.functional.one_hot(red, 3).movedim(-1, 1).float()
+
+    model = Copy(loaded.network, context_factor=2, batch=3, device=torch.device("cpu"), bf16=False)
+    with OpenScene(Scene(image=make_raster(red, **georeference()))) as scene:
+        for block in blocks(90, 130, 32, 12, 64):
+            rows, cols = block.window.inside(Window(0, 0, 90, 130))
+            np.testing.assert_array_equal(model.block(scene, block), classes[rows, cols])
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def test_an_interrupted_prediction_leaves_nothing_behind(make_raster, image, model_folder, tmp_path, monkeypatch):
+    path, out = make_raster(image, **georeference()), tmp_path / "out" / "map.tif"
+    out.parent.mkdir()
+    out.write_text("an older map")
+    done = 0
+
+    def stop(*_args, **_more):
+        nonlocal done
+        done += 1
+        if done == 3:
+            raise Interrupted
+        return original(*_args, **_more)
+
+    original = Classifier.block
+    monkeypatch.setattr(Classifier, "block", stop)
+    with pytest.raises(Interrupted):
+        predict(path, out, model_folder, PredictConfig(**EXACT, block_px=32))
+    assert [p.name for p in out.parent.iterdir()] == ["map.tif"]
+    assert out.read_text() == "an older map"
+
+
+def test_memory_does_not_grow_with_the_image(tmp_path, model_folder):
+    """A 30,000 x 30,000 image of which only one corner holds data; its pixels alone would be 2.7 GB."""
+    path = tmp_path / "huge.tif"
+    profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "tiled": True, "compress": "deflate", "nodata": 0}
+    with rasterio.open(
+        path, "w", height=30_000, width=30_000, sparse_ok=True, bigtiff="yes", **profile, **georeference()
+    ) as dst:
+        dst.write(np.full((3, 40, 40), 9, np.uint8), window=rasterio.windows.Window(0, 0, 40, 40))
+    code = "import sys; from caswit.cli import main; main(['predict', *sys.argv[1:]])"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    options = [str(path), str(tmp_path / "map.tif"), "--model", str(model_folder), "--block_px", "2048"]
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peak_mb = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
+    assert peak_mb < 1500
+    with rasterio.open(tmp_path / "map.tif") as found:
+        assert (found.read(1, window=rasterio.windows.Window(0, 0, 41, 41)) != 255).sum() == 1600
+
+
+class TestRefusals:
+    def test_an_overlap_of_a_whole_tile(self, make_raster, image, model_folder, tmp_path):
+        with pytest.raises(ConfigError, match="overlap_px must be below the model's tile_px=32, got 32; try 8"):
+            predict(make_raster(image), tmp_path / "map.tif", model_folder, PredictConfig(overlap_px=32))
+
+    def test_writing_onto_the_image(self, make_raster, image, model_folder):
+        path = make_raster(image)
+        with pytest.raises(ConfigError, match="is the input image"):
+            predict(path, path, model_folder)
+
+    def test_a_folder_that_does_not_exist(self, make_raster, image, model_folder, tmp_path):
+        with pytest.raises(ConfigError, match="folder does not exist"):
+            predict(make_raster(image), tmp_path / "none" / "map.tif", model_folder)
+
+    def test_a_missing_model(self, make_raster, image, tmp_path):
+        with pytest.raises(ModelError, match=r"config\.json is missing"):
+            predict(make_raster(image), tmp_path / "map.tif", tmp_path / "none")
+
+    def test_an_unknown_device(self, make_raster, image, model_folder, tmp_path):
+        with pytest.raises(ConfigError, match="try auto or cpu"):
+            predict(make_raster(image), tmp_path / "map.tif", model_folder, PredictConfig(device="toaster"))
+
+
+@pytest.mark.data
+def test_bf16_and_fp32_agree_on_real_imagery(real_data, model_folder):
+    """Random weights put many pixels near an edge between classes; trained ones far fewer."""
+    loaded = load_model(model_folder)
+    tile = Tile(Window(200, 200, 128, 128), Window(200, 200, 128, 128))
+    with OpenScene(Scene(image=real_data / "dubai" / "tile2.tif")) as scene:
+        region = scene.region(tile.window.grown(64))
+        exact, rough = (
+            classifier(loaded, PredictConfig(device="cpu", precision=p)).logits(region, [tile])
+            for p in ("fp32", "bf16")
+        )
+    assert (rough - exact).abs().mean() < 0.05 * exact.std()

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from timm.models.swin_transformer import WindowAttention
+from torch import nn
+
+from caswit.checkpoint import LoadedModel, ModelInfo, build, save_model
+from caswit.config import ModelConfig, TileConfig
+from caswit.data.scene import ClassTable, LandClass
+from caswit.info import costs, describe
+from caswit.nn.fusion import CrossAttention
+
+CLASSES = ClassTable(tuple(LandClass(id=i, name=f"class {i}", color="#102030") for i in range(5)))
+TILE_PX, CHANNELS, WINDOW = 64, 32, 8  # of nano's stage 1: 16 x 16 tokens, 2 x 2 windows
+
+
+def loaded(tile_px=TILE_PX, **settings):
+    info = ModelInfo(
+        model=ModelConfig(**{"size": "nano", "decoder_channels": 16, **settings}),
+        tile=TileConfig(tile_px=tile_px),
+        classes=CLASSES,
+    )
+    return LoadedModel(build(info).eval(), info, "model", "0" * 16)
+
+
+@pytest.mark.parametrize("stages", [(), (1,), (1, 2, 3, 4)], ids=str)
+def test_parts_sum_to_all_parameters(stages):
+    model = loaded(fusion_stages=stages)
+    parts = costs(model).parameters
+    assert sum(parts.values()) == sum(p.numel() for p in model.network.parameters())
+    assert parts["hr encoder"] == sum(p.numel() for p in model.network.hr_encoder.parameters())
+    assert ("fusion" in parts) == ("context encoder" in parts) == bool(stages)
+
+
+def count_by_hand(network, *images):
+    """Twice the multiply-adds of every linear layer, convolution and attention of a forward pass."""
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        match module:
+            case nn.Linear():
+                total += 2 * output.numel() * module.in_features
+            case nn.Conv2d():
+                total += 2 * output.numel() * module.weight[0].numel()
+            case WindowAttention():  # (windows, tokens, C): tokens x tokens scores, twice
+                total += 4 * output.numel() * output.shape[1]
+            case CrossAttention():  # every hr token with all context tokens, twice
+                total += 4 * output.numel() * inputs[1].shape[1:3].numel()
+
+    for module in network.modules():
+        module.register_forward_hook(count)
+    with torch.no_grad():
+        network(*images)
+    return total
+
+
+@pytest.mark.parametrize("stages", [(), (2,), (1, 2, 3, 4)], ids=str)
+@pytest.mark.parametrize("tile_px", [64, 100])
+def test_flops_equal_a_count_by_hand(stages, tile_px):
+    model = loaded(tile_px, fusion_stages=stages)
+    image = torch.zeros(1, 3, tile_px, tile_px)
+    assert costs(model).flops == count_by_hand(model.network, image, image)
+
+
+def test_fusion_at_stage_1_costs_its_formula():
+    """4 N M C of cross-attention among them."""
+    n = m = (TILE_PX // 4) ** 2
+    c = CHANNELS
+    cross_attention = 2 * n * c * c + 2 * m * c * 2 * c + 4 * n * m * c + 2 * n * c * c
+    mlp = 2 * (2 * n * c * 4 * c)
+    embed = 2 * m * c * 3 * 4 * 4
+    block = 2 * m * c * 3 * c + 4 * m * WINDOW**2 * c + 2 * m * c * c + 2 * (2 * m * c * 4 * c)
+    fused, baseline = costs(loaded(fusion_stages=(1,))), costs(loaded(fusion_stages=()))
+    assert fused.flops - baseline.flops == cross_attention + mlp + embed + 2 * block
+
+
+def test_page_says_what_the_model_is(tmp_path):
+    model = loaded(fusion_stages=(1, 2), gated=True)
+    save_model(model.network, model.info, tmp_path / "model")
+    page = describe(tmp_path / "model")
+    parameters = sum(p.numel() for p in model.network.parameters())
+    assert f"{parameters / 1e6:.2f} M" in page
+    assert "CASWiT-nano, upernet, fusion after stages [1, 2], gated" in page
+    assert "tile 64 x 64 px" in page
+    assert "128 x 128 px around it, averaged by 2" in page
+    assert all(f"{c.id:>3}  {c.color}  {c.name}" in page for c in CLASSES.predicted)

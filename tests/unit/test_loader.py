@@ -1,0 +1,94 @@
+"""Training samples are functions of (seed, number)."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from caswit.config import AugmentConfig, DataConfig, TileConfig
+from caswit.data.loader import TrainingSamples, training_loader
+from caswit.data.scene import load_dataset
+from conftest import georeference
+
+AUGMENT = AugmentConfig(spatial=True, brightness=0.1, contrast=0.1, gamma=0.1)
+
+
+def make_samples(file, sampling: str, *, seed: int = 0, context: bool = True) -> TrainingSamples:
+    return TrainingSamples(
+        load_dataset(file),
+        DataConfig(dataset=str(file), sampling=sampling),
+        TileConfig(tile_px=32, context_factor=2),
+        AUGMENT,
+        seed=seed,
+        context=context,
+    )
+
+
+def equal(one: dict, other: dict) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("sampling", ["grid", "random"])
+def test_a_sample_depends_on_seed_and_number_alone(dataset_file, sampling):
+    samples = make_samples(dataset_file, sampling)
+    forward = [samples[n] for n in range(40)]
+    again = make_samples(dataset_file, sampling)
+    assert all(equal(again[n], forward[n]) for n in reversed(range(40)))
+    others = make_samples(dataset_file, sampling, seed=1)
+    assert sum(equal(others[n], forward[n]) for n in range(40)) < 5
+
+
+def test_every_epoch_of_the_grid_sees_every_tile_once_in_another_order(dataset_file):
+    samples = make_samples(dataset_file, "grid")
+    count = samples.tiles_per_epoch
+    assert count == 3 * 5  # 90 x 130 px in tiles of 32
+    epochs = [[samples._grid_window(e * count + n) for n in range(count)] for e in range(3)]
+    assert all(sorted(epoch) == sorted(samples.grid) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_that_begins_later_gives_the_same_batches(dataset_file, workers):
+    samples = make_samples(dataset_file, "random")
+    whole = list(training_loader(samples, steps=(0, 6), batch=4))
+    later = list(training_loader(samples, steps=(3, 6), batch=4, workers=workers))
+    assert len(later) == 3
+    assert all(equal(a, b) for a, b in zip(whole[3:], later, strict=True))
+
+
+def test_devices_and_passes_share_out_the_batch(dataset_file):
+    samples = make_samples(dataset_file, "random")
+    whole = list(training_loader(samples, steps=(5, 7), batch=8))
+    parts = [list(training_loader(samples, steps=(5, 7), batch=8, passes=2, device=(d, 2))) for d in range(2)]
+    for step in range(2):
+        joined = [parts[device][2 * step + each]["tile"] for each in range(2) for device in range(2)]
+        assert torch.equal(torch.cat(joined), whole[step]["tile"])
+
+
+def test_random_windows_lie_inside_and_scenes_are_drawn_by_area(tmp_path, make_raster, dataset_file):
+    make_raster(np.zeros((3, 45, 65), np.uint8), "small.tif", **georeference())
+    make_raster(np.zeros((1, 45, 65), np.uint8), "small_label.tif", **georeference())
+    content = yaml.safe_load(dataset_file.read_text())
+    content["scenes"].append({"image": "small.tif", "label": "small_label.tif", "split": "train"})
+    dataset_file.write_text(yaml.safe_dump(content))
+    samples = make_samples(dataset_file, "random")
+    drawn = [samples._random_window(np.random.default_rng((9, n))) for n in range(2000)]
+    for scene, window in drawn:
+        assert window.clipped(*samples.sizes[scene]) == window
+    share = np.mean([scene for scene, _ in drawn])
+    assert share == pytest.approx(1 / 5, abs=0.03)  # a quarter of the other's area
+    rows = {window.row for scene, window in drawn if scene == 0}
+    assert (min(rows), max(rows)) == (0, 90 - 32)
+
+
+def test_a_scene_smaller_than_a_tile_is_padded(tmp_path, make_raster, dataset_file):
+    make_raster(np.ones((3, 20, 20), np.uint8), "scene.tif", **georeference())
+    make_raster(np.ones((1, 20, 20), np.uint8), "scene_label.tif", **georeference())
+    sample = make_samples(dataset_file, "random")[0]
+    assert sample["tile"].shape == (3, 32, 32)
+    assert (sample["label"] != 255).sum() == 400
+
+
+def test_the_baseline_reads_no_context(dataset_file):
+    sample = make_samples(dataset_file, "grid", context=False)[0]
+    assert sample["context"].numel() == 0
