@@ -174,7 +174,7 @@ def _run(name: str, words: list[str]) -> None:
             _check_recipe(Path(value))
     parser = make_parser()
     try:
-        arguments = parser.instantiate_classes(parser.parse_args(words))
+        arguments = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
         raise CaswitError(_plain(str(error))) from error
     command(arguments)

@@ -15,7 +15,7 @@ def test_a_file_appears_whole(tmp_path):
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     file = tmp_path / "a.txt"
     file.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(file) as partial:
+    with pytest.raises(KeyboardInterrupt), atomic_path(file) as partial:  # noqa: PT012
         partial.write_bytes(b"ha")
         raise KeyboardInterrupt
     assert file.read_bytes() == b"old"

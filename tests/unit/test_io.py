@@ -112,5 +112,5 @@ class TestRefusals:
     def test_a_truncated_file(self, make_raster, image):
         path = make_raster(image, tiled=True, blockxsize=32, blockysize=32, compress="deflate")
         path.write_bytes(path.read_bytes()[:12_000])
-        with pytest.raises(DataError, match="truncated|not a raster"), Raster(path) as raster:
+        with pytest.raises(DataError, match=r"truncated|not a raster"), Raster(path) as raster:
             raster.read_image(WHOLE)

@@ -12,7 +12,7 @@ from caswit.raster.windows import Window, blocks, starts, tile_grid
 def grids(draw):
     """height, width, tile_px, overlap_px: any raster, also smaller than a tile and one pixel wide."""
     tile_px = draw(st.integers(1, 48))
-    return draw(st.integers(1, 150)), draw(st.integers(1, 150)), tile_px, draw(st.integers(0, tile_px - 1))
+    return draw(st.integers(1, 90)), draw(st.integers(1, 90)), tile_px, draw(st.integers(0, tile_px - 1))
 
 
 windows = st.builds(Window, *[st.integers(-40, 40)] * 2, *[st.integers(0, 50)] * 2)
