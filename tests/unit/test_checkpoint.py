@@ -34,6 +34,7 @@ def describe(**settings):
         model=ModelConfig(**settings),
         tile=TileConfig(tile_px=64, context_factor=4),
         classes=CLASSES,
+        bands=(4, 3, 1),
         gsd_m=0.25,
         provenance={"dataset": "somewhere", "step": 12, "best_val_miou": 0.5},
     )
@@ -122,6 +123,7 @@ def test_config_carries_what_prediction_needs(folder):
     assert content["tile"] == {"tile_px": 64, "context_factor": 4}
     assert content["model"]["mean"] == [100.5, 110, 120]
     assert content["model"]["std"] == [50, 51, 52]
+    assert content["bands"] == [4, 3, 1]
     assert content["gsd_m"] == 0.25
     assert content["provenance"] == {"dataset": "somewhere", "step": 12, "best_val_miou": 0.5}
     assert {f.name for f in folder.iterdir()} == {CONFIG, WEIGHTS}
@@ -213,7 +215,7 @@ def test_config_in_another_encoding_is_refused(folder):
     assert "not a caswit config" in refusal(folder)
 
 
-@pytest.mark.parametrize("key", ["format", "model", "tile", "classes", "gsd_m", "provenance"])
+@pytest.mark.parametrize("key", ["format", "model", "tile", "classes", "bands", "gsd_m", "provenance"])
 def test_missing_key_is_named(folder, key):
     edit(folder, lambda content: content.pop(key))
     assert key in refusal(folder)

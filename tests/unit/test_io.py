@@ -1,12 +1,15 @@
 """Reading rasters as they come."""
 
+import resource
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rasterio import Affine
 
 from caswit.errors import DataError
-from caswit.raster.io import Raster
+from caswit.raster.io import ClassMapWriter, Grid, Raster
 from caswit.raster.windows import Window
 from conftest import georeference
 
@@ -33,6 +36,25 @@ def test_nodata_is_black_and_invalid_but_one_black_channel_is_a_colour(make_rast
         _, valid = raster.read_image(WHOLE)
     assert not valid[10:20, 10:20].any()
     assert valid.sum() == 90 * 130 - 100
+
+
+def test_white_nodata_is_black_too_and_one_white_channel_is_a_colour(make_raster, image):
+    image[:, 10:20, 10:20] = 255
+    image[1:, 40, 40] = 255
+    with Raster(make_raster(image, nodata=255)) as raster:
+        pixels, valid = raster.read_image(WHOLE)
+    assert not pixels[:, 10:20, 10:20].any()
+    assert valid.sum() == 90 * 130 - 100
+    np.testing.assert_array_equal(pixels[:, 40, 40], image[:, 40, 40])
+
+
+def test_a_band_is_filled_outside_and_at_nodata(make_raster, label):
+    label[0, 3, 4] = 99
+    with Raster(make_raster(label, nodata=99)) as raster:
+        values = raster.read_band(Window(-2, -3, 95, 140), fill=65_536)
+    expected = np.full((95, 140), 65_536)
+    expected[2:92, 3:133] = np.where(label[0] == 99, 65_536, label[0])
+    np.testing.assert_array_equal(values, expected)
 
 
 def test_an_internal_mask_says_where_there_are_data(make_raster, image):
@@ -65,8 +87,11 @@ def test_bands_are_read_in_the_order_asked_for(make_raster, image):
     [
         (georeference(0.2), 0.2),
         (georeference(0.15, x=9_500_000, y=3_200_000, crs="EPSG:3857"), 0.1329),  # cos of 27.6 degrees north
+        (georeference(1, x=0, y=8_399_738, crs="EPSG:3857"), 0.5),  # 60 degrees north
+        (georeference(2, x=980_000, y=200_000, crs="EPSG:2263"), 0.6096),  # US feet
         (georeference(1e-5, x=7, y=46, crs="EPSG:4326"), 0.928),  # metres north-south times cos(46), square root
         ({}, None),
+        (georeference(0.1, crs='LOCAL_CS["Local Coordinates (m)",UNIT["metre",1]]'), None),  # photogrammetry
     ],
 )
 def test_ground_size_of_a_pixel_in_metres(make_raster, image, where, gsd_m):
@@ -107,10 +132,65 @@ class TestRefusals:
 
     def test_a_palette_image(self, make_raster, image):
         path = make_raster(image[:1], palette={0: (255, 0, 0, 255)})
-        assert "palette" in self.refused(path, (1, 1, 1))
+        message = self.refused(path)
+        assert "is a palette image; expand it with gdal_translate -expand rgb" in message
+        assert "band" not in message  # that three bands are missing would be no help
+
+    def test_a_fifth_band_of_three(self, make_raster, image):
+        assert "has 3 bands, bands [1, 2, 5] are needed" in self.refused(make_raster(image), (1, 2, 5))
 
     def test_a_truncated_file(self, make_raster, image):
         path = make_raster(image, tiled=True, blockxsize=32, blockysize=32, compress="deflate")
         path.write_bytes(path.read_bytes()[:12_000])
-        with pytest.raises(DataError, match=r"truncated|not a raster"), Raster(path) as raster:
+        with (
+            pytest.raises(DataError, match=r"image\.tif: cannot read rows 0-90, columns 0-130; the file may be trunc"),
+            Raster(path) as raster,
+        ):
             raster.read_image(WHOLE)
+
+    def test_a_mask_that_was_cut_off(self, make_raster, image):
+        """Reading the mask raised rasterio's own error."""
+        rng = np.random.default_rng(0)
+        path = make_raster(image, mask=rng.choice([0, 255], (90, 130)).astype(np.uint8), tiled=True, compress="deflate")
+        with Raster(path) as raster:
+            assert not raster.read_image(WHOLE)[1].all()
+        path.write_bytes(path.read_bytes()[:-500])  # the mask comes last
+        with pytest.raises(DataError, match="may be truncated"), Raster(path) as raster:
+            raster.read_image(WHOLE)
+
+    def test_a_truncated_png(self, make_raster, image):
+        """GDAL returned black rows for what is missing, and no error."""
+        path = make_raster(image, "image.png")
+        path.write_bytes(path.read_bytes()[:15_000])
+        with pytest.raises(DataError, match="may be truncated"), Raster(path) as raster:
+            raster.read_image(WHOLE)
+
+
+class TestClassMapWriter:
+    def write(self, path, limit_bytes=None) -> None:
+        """Write noise; from ``limit_bytes`` on the disk is full."""
+        writer = ClassMapWriter(
+            path, Grid(600, 600, None, Affine.identity(), ([], None)), nodata=255, palette={1: (1, 2, 3)}, tags={}
+        )
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes or before[0], before[1]))
+        try:
+            noise = np.random.default_rng(0).integers(0, 250, (600, 600), dtype=np.uint8)
+            writer.write(Window(0, 0, 600, 600), noise)
+        finally:
+            writer.close()
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        writer.check_complete()
+
+    @pytest.mark.parametrize("share", [0.01, 0.5, 0.99, 0.9999])
+    def test_a_full_disk_is_noticed(self, tmp_path, capfd, share):
+        """GDAL says nothing to us when closing a file fails, so a broken map looked finished."""
+        self.write(tmp_path / "whole.tif")
+        size = (tmp_path / "whole.tif").stat().st_size
+        with pytest.raises(DataError, match="could not be written completely; is the disk full"):
+            self.write(tmp_path / "cut.tif", int(share * size))
+        capfd.readouterr()
+
+    def test_a_place_where_no_file_can_be(self, tmp_path):
+        with pytest.raises(DataError, match="cannot write there"):
+            self.write(tmp_path / "none" / "map.tif")

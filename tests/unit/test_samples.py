@@ -91,6 +91,16 @@ def test_reading_tile_by_tile_equals_reading_at_once(scene, image, side, overlap
     np.testing.assert_array_equal(labels, scene.labels(WHOLE, np.ones((90, 130), bool)))
 
 
+def test_a_region_around_a_tile_gives_what_read_gives(scene):
+    """Prediction reads a region once for many tiles, training every tile alone."""
+    region = scene.region(Window(-60, -70, 230, 270))
+    for tile in (Window(0, 0, 32, 32), Window(-10, 90, 32, 32), Window(58, 98, 32, 32)):
+        for factor in (1, 2, 4):
+            sample = scene.read(tile, factor)
+            np.testing.assert_array_equal(region.tile(tile), sample.tile)
+            np.testing.assert_array_equal(region.context(tile, factor), sample.context)
+
+
 def test_without_a_context_only_the_tile_is_read(scene):
     sample = scene.read(Window(3, 5, 32, 32), None)
     assert sample.context.shape == (3, 0, 0)

@@ -47,6 +47,11 @@ def test_class_tables_survive_being_written():
     assert ClassTable.from_dicts(CLASSES.to_dicts(), "x") == CLASSES
 
 
+def test_a_label_a_hundredth_of_a_pixel_off_is_in_place(dataset_file, make_raster, label):
+    make_raster(label, "scene_label.tif", **georeference(x=700_000.005))
+    assert (read_all(load_dataset(dataset_file)) != 255).any()
+
+
 def test_ids_undo_indices():
     ids = np.array([1, 2, 7])
     np.testing.assert_array_equal(CLASSES.ids[CLASSES.indices(ids, "x")], ids)
@@ -99,13 +104,20 @@ class TestRefusals:
             ({"classes": [{"id": 1, "name": "a", "color": "#000000"}] * 2}, "more than once"),
             ({"classes": [{"id": 1, "name": "a", "color": "#000000", "ignore": True}]}, "1 to 250 classes"),
             ({"bands": [0, 1, 2]}, "three numbers from 1"),
+            ({"bands": [1, 2]}, "three numbers from 1"),
+            ({"scenes": [{"image": "scene.tif", "split": "a", "mask": "x"}]}, "unknown mask; allowed: image, label"),
+            ({"scenes": ["scene.tif"]}, "scene 1: must be a mapping with image, split, got str"),
+            ({"scenes": [{"image": "$NOT_SET/a.tif", "split": "a"}]}, "environment variable NOT_SET is not set"),
+            ({"classes": [{"id": 1, "name": "a", "color": "#000000", "colour": 1}]}, "unknown colour; allowed: color"),
+            ({"classes": {"id": 1}}, "classes must be a list"),
         ],
     )
-    def test_content_that_cannot_be(self, dataset_file, changes, words):
+    def test_content_that_cannot_be(self, dataset_file, changes, words, monkeypatch):
+        monkeypatch.delenv("NOT_SET", raising=False)
         changed(dataset_file, **changes)
         message = refused(lambda: load_dataset(dataset_file))
         assert words in message
-        assert str(dataset_file) in message
+        assert str(dataset_file) in message or "NOT_SET" in message
 
     def test_an_empty_split(self, dataset_file):
         message = refused(lambda: load_dataset(dataset_file).split("val"))
@@ -138,6 +150,16 @@ class TestRefusals:
     def test_a_label_that_lies_elsewhere(self, dataset_file, make_raster, label):
         make_raster(label, "scene_label.tif", **georeference(x=700_001))
         assert "lies elsewhere" in refused(lambda: read_all(load_dataset(dataset_file)))
+
+    def test_a_label_in_another_crs(self, dataset_file, make_raster, label):
+        make_raster(label, "scene_label.tif", **georeference(crs="EPSG:2155"))
+        assert "lies elsewhere" in refused(lambda: read_all(load_dataset(dataset_file)))
+
+    def test_a_folder_instead_of_an_image(self, dataset_file):
+        changed(dataset_file, scenes=[{"image": ".", "split": "train"}])
+        assert "not a raster" in refused(
+            lambda: open_dataset_scene(load_dataset(dataset_file), *load_dataset(dataset_file).scenes)
+        )
 
     def test_a_label_of_fractions(self, dataset_file, make_raster, label):
         make_raster(label.astype(np.float32), "scene_label.tif", **georeference())

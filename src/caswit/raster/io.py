@@ -27,6 +27,7 @@ CACHE_MB = 256
 """GDAL's block cache. Its own default is a share of the machine's memory, which is no bound."""
 
 _TIFF = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "compress": "deflate"}
+_STRICT = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO"}  # the shortcut reads what a truncated PNG lacks as black
 
 
 class Grid(NamedTuple):
@@ -81,7 +82,7 @@ class Raster:
         if "://" not in self.path and not self.path.startswith("/vsi") and not Path(path).exists():
             raise DataError(f"{path}: no such file")
         try:
-            with _quiet():
+            with _quiet(), rasterio.Env(**_STRICT):
                 self._src = rasterio.open(path)
         except RasterioError as error:
             raise DataError(f"{path}: not a raster GDAL can open ({_one_line(error)})") from error
@@ -168,7 +169,8 @@ class Raster:
     @contextmanager
     def _reading(self, part: Window) -> Iterator[None]:
         try:
-            yield
+            with rasterio.Env(**_STRICT):
+                yield
         except RasterioError as error:
             raise DataError(
                 f"{self.path}: cannot read rows {part.row}-{part.row + part.height}, columns "
