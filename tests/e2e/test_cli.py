@@ -1,13 +1,16 @@
 """The command line as a user meets it."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
 
 import caswit
 from caswit.cli import COMMANDS, main
+from conftest import picture
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
@@ -100,8 +103,17 @@ class TestMistakes:
     def test_missing_option(self, capsys):
         assert "model" in refused(capsys, "predict", "a.tif", "b.tif")
 
-    def test_value_of_the_wrong_type(self, capsys):
-        assert "batch" in refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--batch", "many")
+    @pytest.mark.parametrize(
+        ("option", "value", "words"),
+        [
+            ("--batch", "many", "--batch: expected int, got many"),
+            ("--batch", "1.5", "--batch: expected int, got 1.5"),
+            ("--overlap_px", "x", "--overlap_px: expected int, null, got x"),
+            ("--precision", "fp16", "--precision: expected one of ['auto', 'bf16', 'fp32'], got fp16"),
+        ],
+    )
+    def test_value_of_the_wrong_type(self, capsys, option, value, words):
+        assert words in refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", option, value)
 
     def test_value_out_of_range(self, capsys):
         message = refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--batch", "0")
@@ -110,13 +122,33 @@ class TestMistakes:
     def test_missing_recipe(self, capsys, tmp_path):
         assert "none.yaml" in refused(capsys, "train", tmp_path / "none.yaml", "--out", tmp_path / "run")
 
+    def test_folder_instead_of_a_recipe(self, capsys, tmp_path):
+        assert "no such recipe file" in refused(capsys, "train", tmp_path, "--out", tmp_path / "run")
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"\x89PNG\xff", "r.yaml: not YAML"),
+            (b"hello", "r.yaml: must be a mapping with some of augment, data, "),
+            (b"data: {dataset: x}\nmodel:", "r.yaml: model: must be a mapping with some of "),
+            (b"data: {dataset: x}\nmodels: {size: nano}", "r.yaml: unknown models; allowed: "),
+            (b"data: {dataset: x}\nmodel: {size: huge}", "--model.size: expected one of ['nano', "),
+            (b"model: {size: nano}", "required: data.dataset"),
+        ],
+    )
+    def test_recipe_that_is_none(self, capsys, tmp_path, content, words):
+        (tmp_path / "r.yaml").write_bytes(content)
+        assert words in refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+
     def test_recipe_that_is_not_yaml(self, capsys, tmp_path):
         (tmp_path / "r.yaml").write_text("{")
         assert "r.yaml" in refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
 
     def test_recipe_with_an_unknown_key(self, capsys, tmp_path):
         (tmp_path / "r.yaml").write_text("data: {dataset: x}\ntrain: {learning_rate: 1}")
-        assert "learning_rate" in refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+        assert "r.yaml: train: unknown learning_rate; allowed: accelerator, " in refused(
+            capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run"
+        )
 
     def test_recipe_with_a_value_out_of_range(self, capsys, tmp_path):
         (tmp_path / "r.yaml").write_text("data: {dataset: x}\ntile: {tile_px: 250, context_factor: 4}")
@@ -133,6 +165,54 @@ class TestMistakes:
     def test_image_that_is_not_there(self, capsys, tmp_path, model_folder):
         message = refused(capsys, "predict", tmp_path / "a.tif", tmp_path / "b.tif", "--model", model_folder)
         assert "a.tif: no such file" in message
+
+    def test_model_that_is_not_there(self, capsys, tmp_path, dataset_file):
+        words = refused(capsys, "predict", dataset_file.with_name("scene.tif"), tmp_path / "b.tif", "--model", "none")
+        assert "none: no model folder, config.json is missing" in words
+
+    def test_overlap_of_a_whole_tile(self, capsys, tmp_path, dataset_file, model_folder):
+        image = dataset_file.with_name("scene.tif")
+        words = refused(capsys, "predict", image, tmp_path / "b.tif", "--model", model_folder, "--overlap_px", "32")
+        assert "overlap_px must be below the model's tile_px=32, got 32; try 8" in words
+
+    def test_folder_that_is_not_there(self, capsys, tmp_path, dataset_file, model_folder):
+        out = tmp_path / "none" / "b.tif"
+        words = refused(capsys, "predict", dataset_file.with_name("scene.tif"), out, "--model", model_folder)
+        assert "its folder does not exist; create it first" in words
+
+    def test_run_folder_inside_a_file(self, capsys, tmp_path, dataset_file):
+        small = ["--model.size", "nano", "--train.batch", "2", "--tile.tile_px", "32", "--train.accelerator", "cpu"]
+        words = refused(
+            capsys, "train", "--out", dataset_file / "run", "--data.dataset", dataset_file, "--data.val_split", "null",
+            *small,
+        )  # fmt: skip
+        assert "Not a directory" in words
+
+    def test_what_gdal_says_is_in_the_one_line(self, make_raster, image, model_folder, tmp_path):
+        """GDAL's messages came before ours, through logging; pytest catches logging, so in a process of its own."""
+        path = make_raster(image, compress="deflate", tiled=True)
+        path.write_bytes(path.read_bytes()[:12_000])
+        words = ["predict", path, tmp_path / "map.tif", "--model", model_folder]
+        done = subprocess.run([sys.executable, "-m", "caswit", *words], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(
+            f"caswit: {path}: cannot read rows 0-90, columns 0-130; the file may be truncated"
+        )
+        assert done.stderr.count("\n") == 1
+
+    def test_ctrl_c(self, make_raster, model_folder, tmp_path):
+        path, out = make_raster(picture(600, 600)), tmp_path / "out"
+        out.mkdir()
+        words = ["predict", path, out / "map.tif", "--model", model_folder, "--block_px", "32", "--device", "cpu"]
+        run = subprocess.Popen(
+            [sys.executable, "-m", "caswit", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        while not list(out.iterdir()) and run.poll() is None:
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        said, complaint = run.communicate()
+        assert (run.returncode, said, complaint) == (130, "", "")
+        assert not list(out.iterdir())
 
     def test_corrupt_image(self, capsys, tmp_path, model_folder):
         (tmp_path / "a.tif").write_bytes(b"II*\0junk")

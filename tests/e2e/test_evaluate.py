@@ -4,18 +4,21 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 from caswit.checkpoint import load_model
 from caswit.config import EvaluateConfig
+from caswit.data.samples import open_dataset_scene
 from caswit.data.scene import load_dataset
-from caswit.errors import DataError
+from caswit.errors import ConfigError, DataError
 from caswit.evaluate import evaluate
 from caswit.metrics import Counts
 from caswit.predict import classifier
+from caswit.raster.windows import tile_grid
 from caswit.scoring import count_scenes, scored_tiles
-from conftest import CLASSES
+from conftest import CLASSES, georeference
 
 EXACT = EvaluateConfig(precision="fp32", device="cpu", batch=3)
 
@@ -53,6 +56,29 @@ def test_the_report_equals_scikit_learn(dataset_file, model_folder, tmp_path, sc
     assert {p.name for p in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "report.html"}
 
 
+def test_counts_equal_scikit_learn_over_tiles_predicted_by_hand(dataset_file, model_folder):
+    """Each tile is read, predicted and cropped in plain sight; every labelled pixel counts once."""
+    dataset, loaded = load_dataset(dataset_file), load_model(model_folder)
+    truths, predictions = [], []
+    with open_dataset_scene(dataset, dataset.split("test")[0]) as scene:
+        for window, owned in tile_grid(scene.height, scene.width, 32, 0):
+            sample = scene.read(window, 2)
+            with torch.inference_mode():
+                logits = loaded.network(*(torch.from_numpy(x)[None] for x in (sample.tile, sample.context)))
+            kept = owned.inside(window)
+            truths.append(sample.label[kept].ravel())
+            predictions.append(logits[0].argmax(0).numpy()[kept].ravel())
+    truth, prediction = np.concatenate(truths), np.concatenate(predictions)
+    assert truth.size == 90 * 130
+    labelled = truth != 255
+    assert 0 < labelled.sum() < truth.size
+    model = classifier(loaded, EvaluateConfig(precision="fp32", device="cpu", batch=1))
+    counts = count_scenes(model, dataset, dataset.split("test"), tile_px=32, band_px=2)
+    expected = confusion_matrix(truth[labelled], prediction[labelled], labels=range(3))
+    np.testing.assert_array_equal(counts.confusion, expected)
+    assert (expected.sum(axis=0) > 0).all()  # every class is predicted somewhere
+
+
 def test_parts_of_a_split_add_up_to_it(dataset_file, model_folder):
     """So that several processes can share out an evaluation."""
     dataset = load_dataset(dataset_file)
@@ -76,6 +102,15 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"the model predicts 1 building.*the dataset has 1 house"):
             evaluate(model_folder, dataset_file, tmp_path / "report")
         assert not (tmp_path / "report").exists()
+
+    def test_a_report_folder_inside_a_file(self, dataset_file, model_folder):
+        with pytest.raises(ConfigError, match="is a file, or lies in one; give a folder"):
+            evaluate(model_folder, dataset_file, dataset_file / "report")
+
+    def test_nothing_labelled(self, dataset_file, make_raster, label, model_folder, tmp_path):
+        make_raster(np.zeros_like(label), "scene_label.tif", **georeference())
+        with pytest.raises(DataError, match="split 'test' has no labelled pixel to score"):
+            evaluate(model_folder, dataset_file, tmp_path / "report", settings=EXACT)
 
     def test_a_split_that_is_not_there(self, dataset_file, model_folder, tmp_path):
         with pytest.raises(DataError, match="splits are: test, train, unlabelled"):

@@ -1,6 +1,8 @@
 """Maps of whole rasters."""
 
-import resource
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +12,18 @@ import pytest
 import rasterio
 import torch
 
+import caswit
 from caswit.checkpoint import load_model
 from caswit.config import PredictConfig
 from caswit.data.samples import OpenScene
 from caswit.data.scene import Scene
-from caswit.errors import ConfigError, ModelError
+from caswit.errors import ConfigError, DataError, ModelError
 from caswit.predict import Classifier, classifier, predict
+from caswit.raster.io import CACHE_MB
 from caswit.raster.windows import Tile, Window, blocks
 from conftest import georeference
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 EXACT = {"precision": "fp32", "batch": 1, "device": "cpu"}
 
 
@@ -40,7 +45,11 @@ def test_the_map_lies_on_the_images_grid_and_says_what_it_is(make_raster, image,
         assert found.compression.name == "deflate"
         assert found.colormap(1)[7] == (0xE2, 0xA9, 0x29, 255)
         assert found.tags(1)["CLASS_7"] == "water"
-        assert found.tags()["CASWIT_MODEL_SHA256"] == load_model(model_folder).digest
+        tags = found.tags()
+        assert tags["CASWIT_MODEL_SHA256"] == load_model(model_folder).digest
+        assert tags["TIFFTAG_SOFTWARE"] == f"caswit {caswit.__version__}"
+        assert (tags["CASWIT_IMAGE"], tags["CASWIT_TILE_PX"], tags["CASWIT_OVERLAP_PX"]) == ("image.tif", "32", "8")
+        assert (tags["CASWIT_CONTEXT_FACTOR"], tags["CASWIT_PRECISION"]) == ("2", "fp32")
         classes = found.read(1)
     np.testing.assert_array_equal(classes == 255, mask == 0)
     assert set(np.unique(classes)) <= {1, 2, 7, 255}
@@ -153,23 +162,40 @@ def test_an_interrupted_prediction_leaves_nothing_behind(make_raster, image, mod
     assert out.read_text() == "an older map"
 
 
-def test_memory_does_not_grow_with_the_image(tmp_path, model_folder):
-    """A 30,000 x 30,000 image of which only one corner holds data; its pixels alone would be 2.7 GB."""
-    path = tmp_path / "huge.tif"
-    profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "tiled": True, "compress": "deflate", "nodata": 0}
-    with rasterio.open(
-        path, "w", height=30_000, width=30_000, sparse_ok=True, bigtiff="yes", **profile, **georeference()
-    ) as dst:
-        dst.write(np.full((3, 40, 40), 9, np.uint8), window=rasterio.windows.Window(0, 0, 40, 40))
-    code = "import sys; from caswit.cli import main; main(['predict', *sys.argv[1:]])"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    options = [str(path), str(tmp_path / "map.tif"), "--model", str(model_folder), "--block_px", "2048"]
-    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
+def test_memory_does_not_grow_with_the_image_and_empty_tiles_cost_nothing(tmp_path, model_folder):
+    """20,000 x 20,000 pixels would be 1.2 GB in memory. GDAL's cache may grow to its bound meanwhile."""
+    images = []
+    for side in (4000, 20_000):
+        images.append(tmp_path / f"{side}.tif")
+        profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "nodata": 0, **georeference()}
+        layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "sparse_ok": True}
+        rasterio.open(images[-1], "w", height=side, width=side, **profile, **layout).close()
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    config = model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tile": {"tile_px": 512, "context_factor": 2}}))
+    code = """
+import resource, sys
+from pathlib import Path
+from caswit.config import PredictConfig
+from caswit.predict import Classifier, predict
+
+def never(*_):
+    raise AssertionError("computed a tile without data")
+
+Classifier.logits = never
+for image in map(Path, sys.argv[2:]):
+    predict(image, image.with_suffix(".map.tif"), Path(sys.argv[1]), PredictConfig(block_px=1024, overlap_px=0))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, model, *images], capture_output=True, text=True, env=ONE_THREAD, check=False
+    )
     assert done.returncode == 0, done.stderr
-    peak_mb = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
-    assert peak_mb < 1500
-    with rasterio.open(tmp_path / "map.tif") as found:
-        assert (found.read(1, window=rasterio.windows.Window(0, 0, 41, 41)) != 255).sum() == 1600
+    peaks_mb = [int(line) for line in done.stdout.split()]
+    assert peaks_mb[1] - peaks_mb[0] < CACHE_MB + 100
+    with rasterio.open(images[1].with_suffix(".map.tif")) as found:
+        assert found.shape == (20_000, 20_000)
+        assert (found.read(1, window=rasterio.windows.Window(19_000, 19_000, 1000, 1000)) == 255).all()
 
 
 class TestRefusals:
@@ -181,6 +207,22 @@ class TestRefusals:
         path = make_raster(image)
         with pytest.raises(ConfigError, match="is the input image"):
             predict(path, path, model_folder)
+
+    def test_a_missing_image_and_a_map_of_earlier(self, model_folder, tmp_path):
+        (tmp_path / "map.tif").write_text("an older map")
+        with pytest.raises(DataError, match=r"none\.tif: no such file"):
+            predict(tmp_path / "none.tif", tmp_path / "map.tif", model_folder)
+
+    def test_a_folder_as_the_map(self, make_raster, image, model_folder, tmp_path):
+        with pytest.raises(ConfigError, match="is a folder; give another name"):
+            predict(make_raster(image), tmp_path, model_folder)
+
+    def test_a_device_as_the_map(self, make_raster, image, model_folder, tmp_path):
+        """OUT=/dev/null, as root, put a file in its place."""
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ConfigError, match="is not a plain file; give another name"):
+            predict(make_raster(image), tmp_path / "pipe", model_folder)
+        assert (tmp_path / "pipe").is_fifo()
 
     def test_a_folder_that_does_not_exist(self, make_raster, image, model_folder, tmp_path):
         with pytest.raises(ConfigError, match="folder does not exist"):
