@@ -24,9 +24,7 @@ def main(image: Path, found: Path, model: Path, out: Path, place: list[int]) -> 
         indices = classes.indices(ids.read_band(window, fill=255), str(found), ids.read_band(window, fill=255) == 255)
     panels = [("image", shrink(pixels, SIDE_PX)), ("map", colourise(shrink(indices, SIDE_PX), classes.colors))]
     picture = strip(panels)
-    atomic_write_bytes(
-        out, jpeg_bytes(stack([picture, legend(classes.names, classes.colors, width=picture.shape[1])]))
-    )
+    atomic_write_bytes(out, jpeg_bytes(stack([picture, legend(classes.names, classes.colors, width=picture.shape[1])])))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ T = TypeVar("T")
 _USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
 """Errors of the file system that are not our bugs: no permission, no room, a file in place of a folder."""
 
+TRAIN_EXTRA = ("lightning", "tensorboard")
+"""Modules that come with caswit[train]."""
+
 USAGE = """usage: caswit COMMAND ...
 
 Land-cover maps from aerial and satellite orthophotos of any size.
@@ -177,7 +180,13 @@ def _run(name: str, words: list[str]) -> None:
         arguments = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
         raise CaswitError(_plain(str(error))) from error
-    command(arguments)
+    try:
+        command(arguments)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in TRAIN_EXTRA:
+            raise
+        raise CaswitError(f"{name} needs {missing}, which comes with: pip install 'caswit[train]'") from error
 
 
 def _check_recipe(file: Path) -> None:

@@ -7,6 +7,7 @@ training only. ``forward`` reads like the paper's figure 1.
 Shapes: B batch, H/W rows and columns, C channels, K classes.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -105,9 +106,20 @@ class CASWiT(nn.Module):
         std: tuple[float, float, float] = ModelConfig.std,
     ) -> None:
         super().__init__()
+        # One place knows which settings there are; asking it refuses the others.
+        ModelConfig(
+            size=size,
+            decoder=decoder,
+            fusion_stages=tuple(fusion_stages),
+            decoder_channels=decoder_channels,
+            decoder_norm=decoder_norm,
+            drop_path=drop_path,
+            mean=mean,
+            std=std,
+        )
         numbers = dict(SIZES[size])
-        width = decoder_channels or numbers.pop("decoder_channels")
-        numbers.pop("decoder_channels", None)
+        own_width = numbers.pop("decoder_channels")
+        head = partial(UPerNetHead, channels=decoder_channels or own_width, num_classes=num_classes, norm=decoder_norm)
         self.num_classes = num_classes
         self.fusion_stages = tuple(fusion_stages)
         self.feed_forward = feed_forward
@@ -115,7 +127,7 @@ class CASWiT(nn.Module):
         channels = self.hr_encoder.channels
         # Stage outputs of a pre-norm transformer are not normalised; the decoder wants them so.
         self.hr_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
-        self.decoder = UPerNetHead(channels, channels=width, num_classes=num_classes, norm=decoder_norm)
+        self.decoder = head(channels)
         self.context_encoder: SwinEncoder | None = None
         self.context_norms: nn.ModuleList | None = None
         self.context_decoder: UPerNetHead | None = None
@@ -127,11 +139,10 @@ class CASWiT(nn.Module):
             )
             # Without its head, the context branch is needed only as deep as hr reads from it.
             deepest = NUM_STAGES if context_head else self.fusion_stages[-1]
-            numbers |= {"depths": numbers["depths"][:deepest], "num_heads": heads[:deepest]}
-            self.context_encoder = SwinEncoder(**numbers, drop_path=drop_path)
+            self.context_encoder = SwinEncoder(**_shallow(numbers, deepest, drop_path))
             if context_head:
                 self.context_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
-                self.context_decoder = UPerNetHead(channels, channels=width, num_classes=num_classes, norm=decoder_norm)
+                self.context_decoder = head(channels)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
@@ -197,6 +208,14 @@ class CASWiT(nn.Module):
         self.hr_encoder.checkpoint_gradients(enable)
         if self.context_encoder is not None:
             self.context_encoder.checkpoint_gradients(enable)
+
+
+def _shallow(numbers: dict[str, Any], stages: int, drop_path: float) -> dict[str, Any]:
+    """Settings of an encoder of the first stages only, whose blocks drop as often as in the whole one."""
+    depths = numbers["depths"]
+    ramp = (sum(depths[:stages]) - 1) / (sum(depths) - 1)
+    kept = {"depths": depths[:stages], "num_heads": numbers["num_heads"][:stages]}
+    return numbers | kept | {"drop_path": drop_path * ramp}
 
 
 def _normed(norms: nn.ModuleList, maps: list[Tensor]) -> list[Tensor]:

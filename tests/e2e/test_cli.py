@@ -220,6 +220,15 @@ class TestMistakes:
         assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
 
 
+def test_training_without_its_extra_says_what_to_install(capsys, tmp_path, dataset_file, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("lightning", "caswit.train", "caswit.launch"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lightning", None)  # importing it now fails as if it were not there
+    (tmp_path / "r.yaml").write_text(f"data: {{dataset: {dataset_file}}}")
+    message = refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+    assert "pip install 'caswit[train]'" in message
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["dubai-nano", "banepa-nano"])
 def test_the_recipes_of_the_repository_train(capsys, tmp_path, real_data, monkeypatch, name, request):

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from caswit.errors import ModelError
+from caswit.errors import ConfigError, ModelError
 from caswit.model import SIZES, CASWiT, TrainingLogits
 from caswit.nn.decoders import UPerNetHead
 from caswit.nn.swin import SwinEncoder
@@ -313,3 +313,29 @@ def test_encoders_have_as_many_parameters_as_timms(size):
     assert count(model.decoder) == count(model.context_decoder)
     ours, theirs = (dict(m.named_parameters()) for m in (model.hr_encoder, whole))
     assert {n: p.shape for n, p in ours.items()} == {n: theirs[n].shape for n in ours}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"size": "huge"}, {"decoder": "none"}, {"fusion_stages": (0,)}, {"fusion_stages": (2, 1)}, {"decoder_norm": "x"}],
+)
+def test_settings_that_do_not_exist_are_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        CASWiT(num_classes=2, **{"size": "nano", **settings})
+
+
+def test_a_shortened_context_branch_drops_as_often_as_the_whole_one():
+    def rates(model):
+        return [getattr(b.drop_path1, "drop_prob", 0.0) for layer in model.context_encoder.layers for b in layer.blocks]
+
+    whole, short = (
+        CASWiT(num_classes=2, size="nano", fusion_stages=(1, 3), drop_path=0.2, context_head=head)
+        for head in (True, False)
+    )
+    assert len(rates(short)) == 8
+    assert rates(short) == pytest.approx(rates(whole)[:8])
+
+
+def test_group_norm_takes_any_width():
+    model = CASWiT(num_classes=2, size="nano", fusion_stages=(), decoder_channels=100, decoder_norm="group")
+    assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)

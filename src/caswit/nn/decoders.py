@@ -1,5 +1,6 @@
 """Decoders: stage maps in, logits at a quarter of the image's resolution out (paper section 3.3)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,8 +26,8 @@ class ConvNormReLU(nn.Sequential):
 def _norm(norm: Norm, channels: int) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm2d(channels)
-    # Groups of 16 channels: statistics of one image only, for batches of one and for exact data parallelism.
-    return nn.GroupNorm(max(1, channels // 16), channels)
+    # About 16 channels a group. Statistics of one image only: for batches of one, and for exact data parallelism.
+    return nn.GroupNorm(math.gcd(max(1, channels // 16), channels), channels)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
