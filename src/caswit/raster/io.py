@@ -139,7 +139,7 @@ class Raster:
             rows, cols = part.inside(window)
             image[:, rows, cols] = self._read(part, list(bands))
             valid[rows, cols] = self._valid(part)
-            image[:, ~valid] = 0
+            image *= valid
         return image, valid
 
     def read_band(self, window: Window, fill: int) -> NDArray[Any]:
