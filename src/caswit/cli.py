@@ -220,7 +220,9 @@ def _plain(message: str) -> str:
 
 
 def _parser(name: str, description: str, usage: str | None = None) -> ArgumentParser:
-    return ArgumentParser(prog=f"caswit {name}", description=description, usage=usage, exit_on_error=False)
+    prog = f"caswit {name}"
+    # No abbreviations: a misspelt option must not be taken for another.
+    return ArgumentParser(prog=prog, description=description, usage=usage, exit_on_error=False, allow_abbrev=False)
 
 
 def _instance(kind: type[T], arguments: Namespace) -> T:

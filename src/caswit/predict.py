@@ -101,6 +101,8 @@ def predict(image: Path, out: Path, model: Path, settings: PredictConfig | None 
         CaswitError: The image, the model, the settings or the place to write to cannot be used.
     """
     settings = settings or PredictConfig()
+    if out.suffix.lower() not in (".tif", ".tiff"):
+        raise ConfigError(f"{out}: maps are GeoTIFFs; give a name that ends in .tif")
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"{out}: its folder does not exist; create it first")
     if out.exists() and not out.is_file():  # renaming onto a device would replace it
@@ -122,12 +124,12 @@ def _write_map(path: Path, scene: OpenScene, loaded: LoadedModel, settings: Pred
         scene.image.grid,
         nodata=IGNORE_INDEX,
         palette={c.id: c.rgb for c in table.predicted},
-        tags=_provenance(scene.scene.image, loaded, settings, overlap_px),
+        tags=_provenance(scene.scene.image, loaded, overlap_px, "bf16" if model.bf16 else "fp32"),
     )
     total_mpx = scene.height * scene.width / 1e6
     try:
         writer.tag_classes({c.id: c.name for c in table.predicted})
-        with Progress(f"predict {scene.scene.image.name}", total_mpx, "Mpx") as progress:
+        with Progress(f"predict {scene.scene.image.name} with {loaded.name}", total_mpx, "Mpx") as progress:
             for block in blocks(scene.height, scene.width, tile_px, overlap_px, settings.block_px):
                 writer.write(block.window, table.ids[model.block(scene, block)])
                 progress.advance(block.window.height * block.window.width / 1e6)
@@ -146,7 +148,7 @@ def _overlap(settings: PredictConfig, tile_px: int) -> int:
     return settings.overlap_px
 
 
-def _provenance(image: Path, loaded: LoadedModel, settings: PredictConfig, overlap_px: int) -> dict[str, str]:
+def _provenance(image: Path, loaded: LoadedModel, overlap_px: int, precision: str) -> dict[str, str]:
     return {
         "TIFFTAG_SOFTWARE": f"caswit {__version__}",
         "TIFFTAG_DATETIME": datetime.datetime.now().strftime("%Y:%m:%d %H:%M:%S"),
@@ -156,7 +158,7 @@ def _provenance(image: Path, loaded: LoadedModel, settings: PredictConfig, overl
         "CASWIT_TILE_PX": str(loaded.info.tile.tile_px),
         "CASWIT_CONTEXT_FACTOR": str(loaded.info.tile.context_factor),
         "CASWIT_OVERLAP_PX": str(overlap_px),
-        "CASWIT_PRECISION": settings.precision,
+        "CASWIT_PRECISION": precision,
     }
 
 

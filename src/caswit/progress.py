@@ -24,6 +24,7 @@ class Progress:
     def __init__(self, label: str, total: float, unit: str, *, done: float = 0, quiet: bool = False) -> None:
         self.label, self.total, self.unit, self.first, self.done = label, total, unit, done, done
         self.quiet = quiet
+        self.printed: float | None = None
         self.started_s = self.printed_s = time.perf_counter()
         self.bar = None
         if not quiet and sys.stderr.isatty():
@@ -39,7 +40,7 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif kind is None and not self.quiet:
+        elif kind is None and not self.quiet and self.printed != self.done:
             self._line("")
 
     def advance(self, amount: float, note: str = "") -> None:
@@ -57,7 +58,7 @@ class Progress:
             tqdm.write(text, file=sys.stderr)
 
     def _line(self, note: str) -> None:
-        self.printed_s = time.perf_counter()
+        self.printed_s, self.printed = time.perf_counter(), self.done
         rate = (self.done - self.first) / max(self.printed_s - self.started_s, 1e-9)
         left_s = (self.total - self.done) / rate if rate > 0 else float("inf")
         parts = [

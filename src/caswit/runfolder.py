@@ -45,8 +45,8 @@ class RunFolder:
         """Raise ConfigError if a run of this recipe cannot begin, or be resumed, in the folder."""
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: is a file; give another --out")
-        if not self.recipe.exists():
-            return
+        if not self.last.exists() and not self.best.exists():
+            return  # nothing was saved, so nothing can be lost
         if not resume:
             raise ConfigError(f"{self.path}: already holds a run; --resume continues it, or give another --out")
         before, now = yaml.safe_load(self.recipe.read_text(encoding="utf-8")), _plain(asdict(recipe))

@@ -6,6 +6,7 @@ weights, optimiser and step is all there is to resume from.
 """
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from caswit.runfolder import RunFolder
 from caswit.validation import Validator
 from caswit.version import __version__
 
+log = logging.getLogger(__name__)
 Batch = dict[str, Tensor]
 
 
@@ -54,6 +56,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
     # Launching starts this program again on the other devices: check once, before that.
     if is_first_process():
         folder.check(recipe, resume=resume)
+        if resume and not folder.last.exists():
+            log.info("%s: nothing to resume yet, starting from step 0", out)
     fabric.launch()
     with repeatable(recipe.train, fabric.device):
         run = _Run(fabric, recipe, dataset, folder)
@@ -250,6 +254,9 @@ class _Run:
 def _check(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse what would fail only after a while."""
     _check_weights(recipe.train, dataset)
+    for split in (recipe.data.train_split, recipe.data.val_split):
+        for scene in dataset.split(split) if split else ():
+            open_dataset_scene(dataset, scene).close()
     per_pass = recipe.train.batch // (recipe.train.devices * recipe.train.accumulate)
     if per_pass == 1 and recipe.model.decoder_norm == "batch":
         raise ConfigError(

@@ -100,6 +100,13 @@ class TestMistakes:
     def test_unknown_option(self, capsys):
         assert "--colour" in refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--colour", "red")
 
+    def test_abbreviated_option(self, capsys):
+        """A misspelt option must not be taken for another."""
+        assert "--mod" in refused(capsys, "predict", "a.tif", "b.tif", "--mod", "m")
+
+    def test_map_that_is_no_tif(self, capsys, tmp_path, model_folder):
+        assert "ends in .tif" in refused(capsys, "predict", "a.jpg", tmp_path / "b.png", "--model", model_folder)
+
     def test_missing_option(self, capsys):
         assert "model" in refused(capsys, "predict", "a.tif", "b.tif")
 

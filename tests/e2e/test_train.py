@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from caswit.checkpoint import load_model
 from caswit.config import AugmentConfig, DataConfig, ModelConfig, Recipe, TileConfig, TrainConfig
 from caswit.data.synthetic import CLASSES, landscape
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, DataError
 from caswit.progress import Progress
 from caswit.raster.io import write_raster
 from caswit.train import train
@@ -264,6 +264,26 @@ class TestRefusals:
         before = (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns
         train(make_recipe(landscapes, max_steps=1), tmp_path / "run", resume=True)
         assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+    def test_a_broken_validation_label_before_anything_is_written(self, landscapes, tmp_path):
+        content = yaml.safe_load(landscapes.read_text())
+        for scene in content["scenes"]:
+            scene |= {key: str(landscapes.parent / scene[key]) for key in ("image", "label")}
+        content["scenes"][1]["label"] = content["scenes"][1]["image"]
+        broken = tmp_path / "dataset.yaml"
+        broken.write_text(yaml.safe_dump(content))
+        with pytest.raises(DataError, match="one band of class ids"):
+            train(make_recipe(broken, max_steps=1), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_not_a_folder_whose_run_died_before_it_saved(self, landscapes, tmp_path, monkeypatch):
+        """There is nothing to lose, and nothing to resume."""
+        with monkeypatch.context() as patch:
+            kill_after(patch, 1)
+            with pytest.raises(Killed):
+                train(make_recipe(landscapes, max_steps=3, lr=2e-3), tmp_path / "run")
+        train(make_recipe(landscapes, max_steps=2), tmp_path / "run")
+        assert len(read_log(tmp_path / "run")) == 2
 
     def test_class_weights_of_another_table(self, landscapes, tmp_path):
         with pytest.raises(ConfigError, match="one weight for each of the 8 classes"):

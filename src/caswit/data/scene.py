@@ -48,7 +48,7 @@ class ClassTable:
         ids = [c.id for c in self.classes]
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:
-            raise DataError(f"class ids must differ, {twice} occur more than once")
+            raise DataError(f"class ids must differ, got more than once: {', '.join(map(str, twice))}")
         if not 1 <= len(self.predicted) <= 250:
             raise DataError(f"1 to 250 classes can be predicted, got {len(self.predicted)} without ignore: true")
         for c in self.predicted:
@@ -231,7 +231,7 @@ def _scene(row: Mapping[str, Any], where: str, folder: Path) -> Scene:
     label = folder / expand_path(str(row["label"])) if row.get("label") is not None else None
     for file in (image, label):
         if file is not None and not file.exists():
-            raise DataError(f"{where}: no such file {file}; paths are relative to {folder}")
+            raise DataError(f"{where}: no such file {file}; paths are relative to {folder.resolve()}")
     return Scene(image=image, label=label, split=str(row["split"]))
 
 
