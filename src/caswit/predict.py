@@ -101,14 +101,14 @@ def predict(image: Path, out: Path, model: Path, settings: PredictConfig | None 
         CaswitError: The image, the model, the settings or the place to write to cannot be used.
     """
     settings = settings or PredictConfig()
-    if out.suffix.lower() not in (".tif", ".tiff"):
-        raise ConfigError(f"{out}: maps are GeoTIFFs; give a name that ends in .tif")
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"{out}: its folder does not exist; create it first")
     if out.exists() and not out.is_file():  # renaming onto a device would replace it
         raise ConfigError(f"{out}: is {'a folder' if out.is_dir() else 'not a plain file'}; give another name")
     if out.exists() and image.exists() and out.samefile(image):
         raise ConfigError(f"{out}: is the input image; give another name")
+    if out.suffix.lower() not in (".tif", ".tiff"):
+        raise ConfigError(f"{out}: maps are GeoTIFFs; give a name that ends in .tif")
     loaded = load_model(model)
     overlap_px = _overlap(settings, loaded.info.tile.tile_px)
     with bounded_cache(), OpenScene(Scene(image=image), bands=loaded.info.bands) as scene, atomic_path(out) as partial:
