@@ -214,15 +214,17 @@ class TestRefusals:
             predict(tmp_path / "none.tif", tmp_path / "map.tif", model_folder)
 
     def test_a_folder_as_the_map(self, make_raster, image, model_folder, tmp_path):
+        (tmp_path / "map.tif").mkdir()
         with pytest.raises(ConfigError, match="is a folder; give another name"):
-            predict(make_raster(image), tmp_path, model_folder)
+            predict(make_raster(image), tmp_path / "map.tif", model_folder)
 
     def test_a_device_as_the_map(self, make_raster, image, model_folder, tmp_path):
         """OUT=/dev/null, as root, put a file in its place."""
-        os.mkfifo(tmp_path / "pipe")
+        out = tmp_path / "map.tif"
+        os.mkfifo(out)
         with pytest.raises(ConfigError, match="is not a plain file; give another name"):
-            predict(make_raster(image), tmp_path / "pipe", model_folder)
-        assert (tmp_path / "pipe").is_fifo()
+            predict(make_raster(image), out, model_folder)
+        assert out.is_fifo()
 
     def test_a_folder_that_does_not_exist(self, make_raster, image, model_folder, tmp_path):
         with pytest.raises(ConfigError, match="folder does not exist"):
