@@ -1,10 +1,15 @@
-"""Files that are either complete or absent, whenever the process dies."""
+"""Files that are either complete or absent, whenever the process dies, and YAML."""
 
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+from caswit.errors import DataError
 
 
 @contextmanager
@@ -28,3 +33,15 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())  # a rename may reach the disk before the bytes it names
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file says.
+
+    Raises:
+        DataError: It is not YAML.
+    """
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not YAML ({' '.join(str(error).split())})") from error

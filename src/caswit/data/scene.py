@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from caswit.config import IGNORE_INDEX
 from caswit.errors import DataError
+from caswit.files import read_yaml
 
 _UNKNOWN = 254
 _MAX_ID = 65_535
@@ -204,10 +204,7 @@ def load_dataset(path: str | Path) -> Dataset:
     file = expand_path(str(path))
     if not file.is_file():
         raise DataError(f"{file}: no such dataset file; write one as docs/datasets.md shows")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    content = read_yaml(file)
     _only_keys(content, {"name", "classes", "scenes"}, {"note", "bands"}, str(file))
     for key in ("classes", "scenes"):
         if not isinstance(content[key], list) or not content[key]:

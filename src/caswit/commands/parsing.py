@@ -1,0 +1,20 @@
+"""What the command lines have in common."""
+
+import dataclasses
+from typing import TypeVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+T = TypeVar("T")
+
+
+def make_parser(name: str, description: str, usage: str | None = None) -> ArgumentParser:
+    """An empty parser for ``caswit NAME`` that raises instead of exiting."""
+    prog = f"caswit {name}"
+    # No abbreviations: a misspelt option must not be taken for another.
+    return ArgumentParser(prog=prog, description=description, usage=usage, exit_on_error=False, allow_abbrev=False)
+
+
+def settings_of(kind: type[T], arguments: Namespace) -> T:
+    """The settings of one dataclass out of everything that was parsed."""
+    return kind(**{field.name: arguments[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

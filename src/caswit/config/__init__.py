@@ -1,0 +1,29 @@
+"""Settings of every command. Each field's text is its help, its comment in a recipe and its documentation.
+
+Nothing here imports torch: ``caswit --help`` reads this package and must be instant.
+"""
+
+from caswit.config.checks import IGNORE_INDEX, check
+from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, TileConfig
+from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision, PredictConfig
+from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
+
+__all__ = [
+    "IGNORE_INDEX",
+    "NUM_STAGES",
+    "AugmentConfig",
+    "ComputeConfig",
+    "DataConfig",
+    "Decoder",
+    "DemoConfig",
+    "EvaluateConfig",
+    "ModelConfig",
+    "Norm",
+    "Precision",
+    "PredictConfig",
+    "Recipe",
+    "Size",
+    "TileConfig",
+    "TrainConfig",
+    "check",
+]

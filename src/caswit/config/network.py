@@ -1,0 +1,92 @@
+"""Settings of the network and of what it sees."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from caswit.config.checks import check
+
+Size = Literal["nano", "tiny", "small", "base", "large"]
+Decoder = Literal["upernet"]
+Norm = Literal["batch", "group"]
+NUM_STAGES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileConfig:
+    """Geometry of what the model sees, in pixels of the image."""
+
+    tile_px: int = 512
+    """Side of the high-resolution tile the model labels, in pixels."""
+    context_factor: int = 2
+    """The context covers this many times the tile's side and is area-averaged to the tile's size."""
+
+    def __post_init__(self) -> None:
+        """Refuse tiles whose pixels would not line up with the averaged pixels of the context."""
+        check(self.tile_px >= 32, f"tile_px must be at least 32, got {self.tile_px}; try 256")
+        check(
+            1 <= self.context_factor <= 16,
+            f"context_factor must be in 1..16, got {self.context_factor}; try 2",
+        )
+        step = 2 * self.context_factor
+        check(
+            self.tile_px % step == 0,
+            f"tile_px must be a multiple of 2 x context_factor = {step}, got tile_px={self.tile_px}; "
+            f"try {round(self.tile_px / step) * step}",
+        )
+
+    @property
+    def context_px(self) -> int:
+        """Side of the context window, in pixels of the image."""
+        return self.tile_px * self.context_factor
+
+    @property
+    def margin_px(self) -> int:
+        """How far the context reaches beyond each side of the tile, in pixels of the image."""
+        return (self.context_px - self.tile_px) // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network. Defaults are the paper's CASWiT-Base."""
+
+    size: Size = "base"
+    """Swin size of both branches: nano (two CPU cores), tiny, small, base (the paper), large."""
+    decoder: Decoder = "upernet"
+    """Decoder head."""
+    fusion_stages: tuple[int, ...] = (1, 2, 3, 4)
+    """Stages after which hr reads the context; [] is the plain Swin + UPerNet, without a context branch."""
+    gated: bool = False
+    """Scale what is read from the context by a learned gate tanh(g), which starts at 0."""
+    feed_forward: bool = True
+    """Fused maps feed the next hr stage; false: only the decoder sees them."""
+    decoder_channels: int | None = None
+    """Width of the decoder; null takes the size's own (512, nano 96)."""
+    decoder_norm: Norm = "batch"
+    """Normalisation in the decoder; group norm for batches of one tile per device."""
+    drop_path: float = 0.1
+    """Highest stochastic-depth rate of the Swin blocks, in training only."""
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Mean of the three bands on the 0-255 scale (default: ImageNet's)."""
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """Standard deviation of the three bands on the 0-255 scale (default: ImageNet's)."""
+
+    def __post_init__(self) -> None:
+        """Refuse names and stages that do not exist and rates that make no sense."""
+        for name, choices in (("size", Size), ("decoder", Decoder), ("decoder_norm", Norm)):
+            value = getattr(self, name)
+            allowed = get_args(choices)
+            check(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        stages = self.fusion_stages
+        check(
+            list(stages) == sorted(set(stages) & set(range(1, NUM_STAGES + 1))),
+            f"fusion_stages must be increasing numbers from 1 to {NUM_STAGES}, got {list(stages)}; "
+            "try [1, 2, 3, 4], or [] for no context",
+        )
+        check(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}; try 0.1")
+        for name in ("mean", "std"):
+            check(len(getattr(self, name)) == 3, f"{name} must have three numbers, got {list(getattr(self, name))}")
+        check(min(self.std) > 0, f"std must be above 0, got {list(self.std)}")
+        check(
+            self.decoder_channels is None or self.decoder_channels > 0,
+            f"decoder_channels must be above 0, got {self.decoder_channels}; try 96 or 512",
+        )
