@@ -44,7 +44,7 @@ def evaluate(
     """
     settings = settings or EvaluateConfig()
     loaded = load_model(model)
-    data = load_dataset(dataset)
+    data = load_dataset(dataset).read_at(loaded.info.tile.gsd_m)
     scenes = data.split(split)
     check_same_classes(loaded.info.classes, data)
     try:
@@ -130,4 +130,4 @@ def _examples(
 
 def _megapixels(data: Dataset, scene: Scene) -> float:
     with open_dataset_scene(data, scene) as opened:
-        return opened.height * opened.width / 1e6
+        return opened.image.height * opened.image.width / 1e6

@@ -61,7 +61,7 @@ def describe(model: Path) -> str:
         f"arithmetic     {cost.flops / 1e9:.1f} GFLOP per tile",
         f"input          bands {list(info.bands)} as RGB, uint8; tile {tile.tile_px} x {tile.tile_px} px",
         f"sees           {sees}",
-        f"ground pixel   {gsd}",
+        f"ground pixel   {gsd}{', which images are resampled to' if tile.gsd_m else ''}",
         f"normalisation  mean {_numbers(info.model.mean)}, std {_numbers(info.model.std)}",
         f"classes        {len(info.classes)}",
         *(f"  {c.id:>3}  {c.color}  {c.name}" for c in info.classes.predicted),

@@ -10,7 +10,7 @@ from caswit.data.samples import OpenScene, open_dataset_scene
 from caswit.data.scene import Dataset, Scene
 from caswit.predict import Classifier
 from caswit.raster.io import UInt8
-from caswit.raster.windows import Block, Tile, tile_grid
+from caswit.raster.windows import Tile, tile_grid
 from caswit.viz import colourise, draw_box, error_map, legend, stack, strip
 
 
@@ -48,10 +48,8 @@ class TilePicture(NamedTuple):
 def tile_picture(model: Classifier, scene: OpenScene, tile: Tile, context_factor: int) -> TilePicture:
     """Predict one tile and read what belongs beside it."""
     sample = scene.read(tile.window, context_factor)
-    alone = Tile(tile.window, tile.window)
-    prediction = model.block(scene, Block(tile.window, (alone,)))
     title = f"{scene.scene.name} at row {tile.window.row}, column {tile.window.col}"
-    return TilePicture(title, sample.context, sample.tile, sample.label, prediction)
+    return TilePicture(title, sample.context, sample.tile, sample.label, model.tile(scene, tile.window))
 
 
 def spread_tiles(dataset: Dataset, scenes: Sequence[Scene], tile_px: int, count: int) -> list[tuple[Scene, Tile]]:

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from caswit.checkpoint import LoadedModel, load_model
 from caswit.config import IGNORE_INDEX, ComputeConfig, PredictConfig
-from caswit.data.samples import OpenScene, Region
+from caswit.data.samples import OpenScene, Region, context_window
 from caswit.data.scene import Scene
 from caswit.devices import autocast, pick_device, uses_bf16
 from caswit.errors import ConfigError
 from caswit.files import atomic_path
 from caswit.model import CASWiT
 from caswit.progress import Progress
-from caswit.raster.io import ClassMapWriter, UInt8, bounded_cache
-from caswit.raster.windows import Block, Tile, blocks
+from caswit.raster.io import Bool, ClassMapWriter, UInt8, bounded_cache
+from caswit.raster.windows import Block, Tile, Window, blocks
 from caswit.version import __version__
 
 T = TypeVar("T")
@@ -61,17 +61,55 @@ class Classifier:
         return torch.from_numpy(np.stack(images)).to(self.device)
 
     def block(self, scene: OpenScene, block: Block) -> UInt8:
-        """Class indices of a block's window: (H, W), IGNORE_INDEX where the scene has no data."""
+        """Class indices of the native pixels of a block: (H, W), IGNORE_INDEX where the scene has no data."""
         tile_px = block.tiles[0].window.height
         margin = tile_px * (self.context_factor - 1) // 2
         region = scene.region(block.reach.grown(margin))
-        classes = np.full((block.window.height, block.window.width), IGNORE_INDEX, np.uint8)
-        with_data = [t for t in block.tiles if region.valid[t.owned.inside(region.window)].any()]
+        native = scene.native(block.window)
+        valid = self._native_valid(scene, native, region)
+        classes = np.full((native.height, native.width), IGNORE_INDEX, np.uint8)
+        with_data = [t for t in block.tiles if valid[scene.native(t.owned).inside(native)].any()]
         for tiles in batched(with_data, self.batch):
-            for tile, found in zip(tiles, self.logits(region, tiles).argmax(1).byte().cpu().numpy(), strict=True):
-                classes[tile.owned.inside(block.window)] = found[tile.owned.inside(tile.window)]
-        classes[~region.valid[block.window.inside(region.window)]] = IGNORE_INDEX
+            for tile, logits in zip(tiles, self.logits(region, tiles), strict=True):
+                owned = scene.native(tile.owned)
+                found = _native_logits(logits, scene, tile, owned).argmax(0).byte()
+                classes[owned.inside(native)] = found.cpu().numpy()
+        classes[~valid] = IGNORE_INDEX
         return classes
+
+    @staticmethod
+    def _native_valid(scene: OpenScene, native: Window, region: Region) -> Bool:
+        """Where a native window has data; ``region`` holds it where native pixels were read."""
+        if scene.ratio == 1:
+            return region.valid[native.inside(region.window)]
+        return scene.native_image(native)[1]
+
+    def tile(self, scene: OpenScene, tile: Window) -> UInt8:
+        """Class indices of one tile as it is read: (T, T), IGNORE_INDEX where the scene has no data."""
+        region = scene.region(context_window(tile, self.context_factor))
+        (logits,) = self.logits(region, [Tile(tile, tile)])
+        valid = region.valid[tile.inside(region.window)]
+        return np.where(valid, logits.argmax(0).byte().cpu().numpy(), IGNORE_INDEX).astype(np.uint8)
+
+
+def _native_logits(logits: Tensor, scene: OpenScene, tile: Tile, owned: Window) -> Tensor:
+    """Logits (K, T, T) of a tile at the native pixels it owns (K, H, W), linear between the pixels that were read."""
+    if scene.ratio == 1:
+        rows, cols = owned.inside(tile.window)
+        return logits[:, rows, cols]
+    rows_at = scene.rows.positions(owned.row, owned.row + owned.height) - tile.window.row
+    cols_at = scene.cols.positions(owned.col, owned.col + owned.width) - tile.window.col
+    across = _interpolate(logits, torch.from_numpy(cols_at))
+    return _interpolate(across.transpose(1, 2), torch.from_numpy(rows_at)).transpose(1, 2)
+
+
+def _interpolate(values: Tensor, positions: Tensor) -> Tensor:
+    """Linear between the entries of the last axis; the outermost ones reach on."""
+    positions = positions.clamp(0, values.shape[-1] - 1)
+    below = positions.floor().clamp(max=max(values.shape[-1] - 2, 0)).long()
+    share = (positions - below).to(values)
+    below = below.to(values.device)
+    return torch.lerp(values[..., below], values[..., below + 1], share)
 
 
 def classifier(model: LoadedModel, settings: ComputeConfig) -> Classifier:
@@ -111,28 +149,32 @@ def predict(image: Path, out: Path, model: Path, settings: PredictConfig | None 
         raise ConfigError(f"{out}: maps are GeoTIFFs; give a name that ends in .tif")
     loaded = load_model(model)
     overlap_px = _overlap(settings, loaded.info.tile.tile_px)
-    with bounded_cache(), OpenScene(Scene(image=image), bands=loaded.info.bands) as scene, atomic_path(out) as partial:
+    reading = OpenScene(Scene(image=image), bands=loaded.info.bands, gsd_m=loaded.info.tile.gsd_m)
+    with bounded_cache(), reading as scene, atomic_path(out) as partial:
         _write_map(partial, scene, loaded, settings, overlap_px)
 
 
 def _write_map(path: Path, scene: OpenScene, loaded: LoadedModel, settings: PredictConfig, overlap_px: int) -> None:
-    table = loaded.info.classes
+    table, grid = loaded.info.classes, scene.image.grid
     tile_px = loaded.info.tile.tile_px
     model = classifier(loaded, settings)
     writer = ClassMapWriter(
         path,
-        scene.image.grid,
+        grid,
         nodata=IGNORE_INDEX,
         palette={c.id: c.rgb for c in table.predicted},
         tags=_provenance(scene.scene.image, loaded, overlap_px, "bf16" if model.bf16 else "fp32"),
     )
-    total_mpx = scene.height * scene.width / 1e6
+    block_px = max(1, round(settings.block_px / scene.ratio))
     try:
         writer.tag_classes({c.id: c.name for c in table.predicted})
-        with Progress(f"predict {scene.scene.image.name} with {loaded.name}", total_mpx, "Mpx") as progress:
-            for block in blocks(scene.height, scene.width, tile_px, overlap_px, settings.block_px):
-                writer.write(block.window, table.ids[model.block(scene, block)])
-                progress.advance(block.window.height * block.window.width / 1e6)
+        with Progress(
+            f"predict {scene.scene.image.name} with {loaded.name}", grid.height * grid.width / 1e6, "Mpx"
+        ) as progress:
+            for block in blocks(scene.height, scene.width, tile_px, overlap_px, block_px):
+                window = scene.native(block.window)
+                writer.write(window, table.ids[model.block(scene, block)])
+                progress.advance(window.height * window.width / 1e6)
     finally:
         writer.close()
     writer.check_complete()

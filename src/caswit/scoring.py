@@ -20,7 +20,7 @@ class ScoredTile(NamedTuple):
     scene: Scene
     tile: Tile
     image: UInt8
-    """(3, H, W) of the owned part."""
+    """(3, H, W) native pixels of the owned part."""
     truth: UInt8
     """(H, W) class indices of the owned part."""
     prediction: UInt8
@@ -37,7 +37,7 @@ def scored_tiles(
     band_px: int,
     part: tuple[int, int] = (0, 1),
 ) -> Iterator[ScoredTile]:
-    """Predict and compare the non-overlapping tiles of scenes; every labelled pixel is counted once.
+    """Predict and compare the non-overlapping tiles of scenes; every labelled native pixel is counted once.
 
     Args:
         model: Predicts.
@@ -55,10 +55,11 @@ def scored_tiles(
                 if number % part[1] != part[0]:
                     continue
                 predicted = model.block(opened, block)
-                region = opened.region(block.window)
-                truth = opened.labels(block.window, region.valid)
+                native = opened.native(block.window)
+                pixels, valid = opened.native_image(native)
+                truth = opened.native_labels(native, valid)
                 for tile in block.tiles:
-                    where = tile.owned.inside(block.window)
+                    where = opened.native(tile.owned).inside(native)
                     if (truth[where] == IGNORE_INDEX).all():
                         continue
                     counts = count(
@@ -68,7 +69,7 @@ def scored_tiles(
                         band_px=band_px,
                         ignore_index=IGNORE_INDEX,
                     )
-                    image = region.image[:, where[0], where[1]]
+                    image = pixels[:, where[0], where[1]]
                     yield ScoredTile(scene, tile, image, truth[where], predicted[where], counts)
 
 

@@ -22,7 +22,7 @@ from caswit.config import Recipe, TrainConfig
 from caswit.data.loader import TrainingSamples, training_loader
 from caswit.data.samples import open_dataset_scene
 from caswit.data.scene import Dataset, load_dataset
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, DataError
 from caswit.launch import all_sum, is_first_process, make_fabric, repeatable
 from caswit.losses import label_mass, supervised_loss
 from caswit.optim import adamw, learning_rate
@@ -49,7 +49,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
     Raises:
         CaswitError: The recipe, the data or the folder cannot be used.
     """
-    dataset = load_dataset(recipe.data.dataset)
+    dataset = load_dataset(recipe.data.dataset).read_at(recipe.tile.gsd_m)
     _check(recipe, dataset)
     folder = RunFolder(out)
     fabric = make_fabric(recipe.train)
@@ -256,7 +256,12 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
     _check_weights(recipe.train, dataset)
     for split in (recipe.data.train_split, recipe.data.val_split):
         for scene in dataset.split(split) if split else ():
-            open_dataset_scene(dataset, scene).close()
+            with open_dataset_scene(dataset, scene) as opened:
+                if dataset.gsd_m is not None and opened.image.grid.gsd_m is None:
+                    raise DataError(
+                        f"{scene.image}: ground size of a pixel unknown, so it cannot be read at "
+                        f"tile.gsd_m={dataset.gsd_m}; give an image with a CRS, or set tile.gsd_m to null"
+                    )
     per_pass = recipe.train.batch // (recipe.train.devices * recipe.train.accumulate)
     if per_pass == 1 and recipe.model.decoder_norm == "batch":
         raise ConfigError(
@@ -275,7 +280,9 @@ def _check_weights(settings: TrainConfig, dataset: Dataset) -> None:
 
 
 def _info(recipe: Recipe, dataset: Dataset) -> ModelInfo:
-    """What the model folder says; the ground size of a pixel is that of the first training scene."""
-    with open_dataset_scene(dataset, dataset.split(recipe.data.train_split)[0]) as scene:
-        gsd_m = scene.image.grid.gsd_m
+    """What the model folder says; a ground size that the recipe leaves open is that of the first training scene."""
+    gsd_m = recipe.tile.gsd_m
+    if gsd_m is None:
+        with open_dataset_scene(dataset, dataset.split(recipe.data.train_split)[0]) as scene:
+            gsd_m = scene.image.grid.gsd_m
     return ModelInfo(model=recipe.model, tile=recipe.tile, classes=dataset.classes, bands=dataset.bands, gsd_m=gsd_m)

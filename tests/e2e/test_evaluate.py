@@ -115,3 +115,15 @@ class TestRefusals:
     def test_a_split_that_is_not_there(self, dataset_file, model_folder, tmp_path):
         with pytest.raises(DataError, match="splits are: test, train, unlabelled"):
             evaluate(model_folder, dataset_file, tmp_path / "report", split="val")
+
+
+@pytest.mark.parametrize("ratio", [2.0, 1.4, 0.5])
+def test_at_another_ground_size_every_native_pixel_counts_once(dataset_file, model_folder, label, ratio):
+    dataset = load_dataset(dataset_file)
+    (scene,) = dataset.split("test")
+    with open_dataset_scene(dataset, scene) as opened:
+        gsd_m = ratio * opened.image.grid.gsd_m
+    model = classifier(load_model(model_folder), EXACT)
+    counts = count_scenes(model, dataset.read_at(gsd_m), [scene], tile_px=32, band_px=2)
+    truth = CLASSES.indices(label[0], "x")
+    assert counts.confusion.sum(1).tolist() == [(truth == k).sum() for k in range(3)]

@@ -251,3 +251,60 @@ def test_bf16_and_fp32_agree_on_real_imagery(real_data, model_folder):
             for p in ("fp32", "bf16")
         )
     assert (rough - exact).abs().mean() < 0.05 * exact.std()
+
+
+@pytest.fixture
+def model_at(model_folder, tmp_path):
+    """A copy of the model that reads pixels of a given ground size."""
+
+    def copy(gsd_m: float) -> Path:
+        folder = tmp_path / f"model-{gsd_m:g}"
+        shutil.copytree(model_folder, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["tile"]["gsd_m"] = gsd_m
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return copy
+
+
+def ground_size(path: Path) -> float:
+    with OpenScene(Scene(image=path)) as scene:
+        return scene.image.grid.gsd_m
+
+
+def test_a_finer_image_is_read_at_the_models_ground_size(make_raster, image, model_folder, model_at, tmp_path):
+    """One tile whose pixels are all repeated: its map is the argmax of bilinearly enlarged logits."""
+    coarse = image[:, :32, :32]
+    fine = make_raster(coarse.repeat(3, 1).repeat(3, 2), **georeference())
+    model = load_model(model_at(3 * ground_size(fine)))
+    with torch.inference_mode():
+        context = np.zeros((3, 64, 64), np.uint8)
+        context[:, 16:48, 16:48] = coarse
+        context = (context.reshape(3, 32, 2, 32, 2).mean((2, 4)) + 0.5).astype(np.uint8)
+        logits = model.network(*(torch.from_numpy(x)[None] for x in (coarse, context)))
+        large = torch.nn.functional.interpolate(logits, scale_factor=3, mode="bilinear")
+    predict(fine, tmp_path / "map.tif", tmp_path / model.name, PredictConfig(**EXACT))
+    expected = model.info.classes.ids[large[0].argmax(0).numpy()]
+    assert (read(tmp_path / "map.tif") == expected).mean() > 0.999  # ties between near-equal logits
+
+
+@pytest.mark.parametrize("ratio", [2.0, 1.5, 0.6])
+def test_at_another_ground_size_block_size_changes_nothing_and_nodata_stays(
+    make_raster, image, model_at, tmp_path, ratio
+):
+    mask = np.full((90, 130), 255, np.uint8)
+    mask[13:50, :71] = 0
+    path = make_raster(image, mask=mask, **georeference())
+    model = model_at(ratio * ground_size(path))
+    maps = []
+    for block_px in (32, 64, 4096):
+        out = tmp_path / f"{block_px}.tif"
+        predict(path, out, model, PredictConfig(**EXACT, block_px=block_px))
+        with rasterio.open(path) as source, rasterio.open(out) as found:
+            assert (found.crs, found.transform, found.shape) == (source.crs, source.transform, source.shape)
+        maps.append(read(out))
+    np.testing.assert_array_equal(maps[0] == 255, mask == 0)
+    assert len(np.unique(maps[0])) > 2
+    for other in maps[1:]:
+        np.testing.assert_array_equal(maps[0], other)

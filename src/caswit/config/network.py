@@ -13,12 +13,14 @@ NUM_STAGES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TileConfig:
-    """Geometry of what the model sees, in pixels of the image."""
+    """Geometry of what the model sees, in pixels that it sees."""
 
     tile_px: int = 512
     """Side of the high-resolution tile the model labels, in pixels."""
     context_factor: int = 2
     """The context covers this many times the tile's side and is area-averaged to the tile's size."""
+    gsd_m: float | None = None
+    """Ground size in metres that images are resampled to while they are read; null: pixels as they are."""
 
     def __post_init__(self) -> None:
         """Refuse tiles whose pixels would not line up with the averaged pixels of the context."""
@@ -33,15 +35,16 @@ class TileConfig:
             f"tile_px must be a multiple of 2 x context_factor = {step}, got tile_px={self.tile_px}; "
             f"try {round(self.tile_px / step) * step}",
         )
+        check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0 or null, got {self.gsd_m}; try 0.25")
 
     @property
     def context_px(self) -> int:
-        """Side of the context window, in pixels of the image."""
+        """Side of the context window, in pixels of the tile."""
         return self.tile_px * self.context_factor
 
     @property
     def margin_px(self) -> int:
-        """How far the context reaches beyond each side of the tile, in pixels of the image."""
+        """How far the context reaches beyond each side of the tile, in pixels of the tile."""
         return (self.context_px - self.tile_px) // 2
 
 

@@ -1,17 +1,26 @@
 """Scene plus window -> arrays: the one way in which training, evaluation and prediction read.
 
 Shapes: T tile_px, f context_factor. Images are uint8, black outside the raster; labels are class indices,
-IGNORE_INDEX outside.
+IGNORE_INDEX outside. Windows count pixels that are read, which may be coarser or finer than the raster's own:
+"native" is what the files hold.
 """
 
+import logging
 from typing import NamedTuple, Self
 
 import numpy as np
 
+from caswit.config import IGNORE_INDEX
 from caswit.data.scene import ClassTable, Dataset, Scene
 from caswit.errors import DataError
 from caswit.raster.io import Bool, Raster, UInt8
+from caswit.raster.resample import Axis, reading_ratio, resample_image
 from caswit.raster.windows import Window
+
+log = logging.getLogger(__name__)
+
+_MOST_AVERAGED = 16
+"""Largest factor of ``area_average``."""
 
 
 class Sample(NamedTuple):
@@ -53,13 +62,19 @@ class OpenScene:
         scene: What to open.
         classes: Table that turns label ids into indices; None reads no labels.
         bands: Bands of the image that are red, green and blue, from 1.
+        gsd_m: Ground size in metres of the pixels to read; None reads native pixels. So does an image whose
+            ground size nobody knows, after a warning.
 
     Raises:
         DataError: A file is missing or broken, or image and label do not fit each other.
     """
 
     def __init__(
-        self, scene: Scene, classes: ClassTable | None = None, bands: tuple[int, int, int] = (1, 2, 3)
+        self,
+        scene: Scene,
+        classes: ClassTable | None = None,
+        bands: tuple[int, int, int] = (1, 2, 3),
+        gsd_m: float | None = None,
     ) -> None:
         self.scene = scene
         self.classes = classes
@@ -70,6 +85,17 @@ class OpenScene:
         if classes is not None and scene.label is not None:
             self.label = Raster(scene.label)
             _check_label(self.image, self.label)
+        self.ratio = self._ratio(gsd_m)
+        self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)
+
+    def _ratio(self, gsd_m: float | None) -> float:
+        if gsd_m is None:
+            return 1.0
+        native_m = self.image.grid.gsd_m
+        if native_m is None:
+            log.warning("%s: ground size of a pixel unknown; read as if it were %g m", self.image.path, gsd_m)
+            return 1.0
+        return reading_ratio(native_m, gsd_m)
 
     def __enter__(self) -> Self:
         return self
@@ -85,25 +111,61 @@ class OpenScene:
 
     @property
     def height(self) -> int:
-        """Rows of the image."""
-        return self.image.height
+        """Rows that are read."""
+        return self.rows.length
 
     @property
     def width(self) -> int:
-        """Columns of the image."""
-        return self.image.width
+        """Columns that are read."""
+        return self.cols.length
+
+    def native(self, window: Window) -> Window:
+        """The native pixels whose centres lie in a window, inside the raster.
+
+        Windows that share no pixel have native windows that share none, and those of a grid over the scene
+        cover the raster.
+        """
+        top, bottom = self.rows.owned(window.row, window.row + window.height)
+        left, right = self.cols.owned(window.col, window.col + window.width)
+        return Window(top, left, bottom - top, right - left)
 
     def region(self, window: Window) -> Region:
         """Read a window of the image, which may reach outside."""
-        return Region(window, *self.image.read_image(window, self.bands))
+        if self.ratio == 1:
+            return Region(window, *self.native_image(window))
+        image, valid = self.native_image(self._source(window))
+        if self.ratio <= _MOST_AVERAGED and self.ratio.is_integer() and valid.all():
+            averaged = area_average(image, int(self.ratio))
+            return Region(window, averaged, np.ones(averaged.shape[1:], bool))
+        edges = window.row, window.row + window.height, window.col, window.col + window.width
+        return Region(window, *resample_image(image, valid, self.rows, self.cols, edges))
+
+    def native_image(self, window: Window) -> tuple[UInt8, Bool]:
+        """Native pixels (3, H, W) of a native window, and where they are valid (H, W)."""
+        return self.image.read_image(window, self.bands)
 
     def labels(self, window: Window, valid: Bool) -> UInt8:
-        """Class indices of a window: (H, W); IGNORE_INDEX outside, at nodata, and where not ``valid``."""
+        """Class indices of a window: (H, W), nearest; IGNORE_INDEX outside, at nodata, and where not ``valid``."""
+        if self.ratio == 1:
+            return self.native_labels(window, valid)
+        source = self._source(window)
+        found = self.native_labels(source, np.ones((source.height, source.width), bool))
+        rows = self.rows.nearest(window.row, window.row + window.height)
+        cols = self.cols.nearest(window.col, window.col + window.width)
+        return np.where(valid, found[rows[:, None], cols], IGNORE_INDEX).astype(np.uint8)
+
+    def native_labels(self, window: Window, valid: Bool) -> UInt8:
+        """Class indices of a native window: (H, W); IGNORE_INDEX as in ``labels``."""
         assert self.label is not None, self.scene
         assert self.classes is not None, self.scene
         # 65536 is no label id: it marks what lies outside or is nodata in the label raster.
         ids = self.label.read_band(window, fill=65_536)
         return self.classes.indices(ids, self.label.path, ignore=(ids == 65_536) | ~valid)
+
+    def _source(self, window: Window) -> Window:
+        top, bottom = self.rows.source(window.row, window.row + window.height)
+        left, right = self.cols.source(window.col, window.col + window.width)
+        return Window(top, left, bottom - top, right - left)
 
     def read(self, tile: Window, context_factor: int | None) -> Sample:
         """Read everything about a tile with one access to each file.
@@ -127,7 +189,7 @@ class OpenScene:
 
 def open_dataset_scene(dataset: Dataset, scene: Scene) -> OpenScene:
     """Open a scene of a dataset with its labels."""
-    return OpenScene(scene, dataset.classes, dataset.bands)
+    return OpenScene(scene, dataset.classes, dataset.bands, dataset.gsd_m)
 
 
 def context_window(tile: Window, factor: int) -> Window:
@@ -142,11 +204,11 @@ def context_window(tile: Window, factor: int) -> Window:
 def area_average(image: UInt8, factor: int) -> UInt8:
     """Mean of every factor x factor square, rounded half up: (3, H, W) -> (3, H / factor, W / factor).
 
-    Exact in 16 bits for factors up to 16.
+    Exact in 16 bits for factors up to _MOST_AVERAGED.
     """
     if factor == 1:
         return image
-    assert factor <= 16, factor
+    assert factor <= _MOST_AVERAGED, factor
     total = np.full((len(image), image.shape[1] // factor, image.shape[2] // factor), factor**2 // 2, np.uint16)
     for i in range(factor):
         for j in range(factor):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,12 @@ class Dataset:
     scenes: tuple[Scene, ...]
     bands: tuple[int, int, int] = (1, 2, 3)
     """Bands of the images that are red, green and blue, from 1."""
+    gsd_m: float | None = None
+    """Ground size in metres of the pixels that are read; None: as they are in the files."""
+
+    def read_at(self, gsd_m: float | None) -> "Dataset":
+        """The same scenes, read at another ground size of a pixel."""
+        return replace(self, gsd_m=gsd_m)
 
     def split(self, name: str, *, labelled: bool = True) -> tuple[Scene, ...]:
         """The scenes of a split.
