@@ -86,7 +86,6 @@ def demo(out: Path, settings: DemoConfig | None = None) -> DemoResult:
     page = render(
         "demo.html.j2",
         reports=reports,
-        context_classes=CONTEXT_CLASSES,
         groups=_groups(reports),
         map_panels=_map_panels(out / "data", maps, dataset),
         rows=_tile_rows(dataset, models),
@@ -189,20 +188,18 @@ def _tile_rows(dataset: Dataset, models: Mapping[str, Path]) -> list[tuple[str, 
     """Of many test tiles those where context changed most for the better, and the one most for the worse."""
     compute = EvaluateConfig()
     both = [classifier(load_model(models[variant]), compute) for variant in VARIANTS]
-    changes: list[tuple[float, int, TilePicture, TilePicture]] = []
+    changes: list[tuple[float, TilePicture, TilePicture]] = []
     for scene, tile in spread_tiles(dataset, dataset.split("test"), TILE.tile_px, 64):
         with open_dataset_scene(dataset, scene) as opened:
             alone, seeing = (tile_picture(model, opened, tile, TILE.context_factor) for model in both)
         truth = alone.truth
         gain = (seeing.prediction == truth).mean() - (alone.prediction == truth).mean()
-        changes.append((float(gain), len(changes), alone, seeing))
+        changes.append((float(gain), alone, seeing))
     changes.sort(key=lambda change: -change[0])
     return [_tile_row(dataset, *change) for change in [*changes[:3], changes[-1]]]
 
 
-def _tile_row(
-    dataset: Dataset, gain: float, _number: int, alone: TilePicture, seeing: TilePicture
-) -> tuple[str, list[Panel]]:
+def _tile_row(dataset: Dataset, gain: float, alone: TilePicture, seeing: TilePicture) -> tuple[str, list[Panel]]:
     """Title and pictures of one tile, mapped by both networks."""
     context, tile, truth, found, _ = (image for _, image in seeing.panels(dataset, TILE.context_factor))
     without = colourise(alone.prediction, dataset.classes.colors)
