@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caswit.config import NUM_STAGES, Decoder, ModelConfig, Norm, Size
+from caswit.config import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem
 from caswit.errors import ModelError
 from caswit.nn.decoders import UPerNetHead
 from caswit.nn.fusion import FusionBlock
@@ -76,6 +76,7 @@ class CASWiT(nn.Module):
     Args:
         num_classes: K, the classes it can predict.
         size: "nano", "tiny", "small", "base" or "large"; both branches have it.
+        stem: "patch" (the paper) or "conv".
         decoder: "upernet".
         fusion_stages: Stages (from 1) after which hr reads the context. None at all means no context
             branch: the Swin + UPerNet baseline.
@@ -94,6 +95,7 @@ class CASWiT(nn.Module):
         *,
         num_classes: int,
         size: Size = ModelConfig.size,
+        stem: Stem = ModelConfig.stem,
         decoder: Decoder = ModelConfig.decoder,
         fusion_stages: tuple[int, ...] = ModelConfig.fusion_stages,
         gated: bool = ModelConfig.gated,
@@ -109,6 +111,7 @@ class CASWiT(nn.Module):
         # One place knows which settings there are; asking it refuses the others.
         ModelConfig(
             size=size,
+            stem=stem,
             decoder=decoder,
             fusion_stages=tuple(fusion_stages),
             decoder_channels=decoder_channels,
@@ -117,7 +120,7 @@ class CASWiT(nn.Module):
             mean=mean,
             std=std,
         )
-        numbers = dict(SIZES[size])
+        numbers = SIZES[size] | {"stem": stem, "norm": decoder_norm}
         own_width = numbers.pop("decoder_channels")
         head = partial(UPerNetHead, channels=decoder_channels or own_width, num_classes=num_classes, norm=decoder_norm)
         self.num_classes = num_classes

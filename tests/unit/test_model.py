@@ -339,3 +339,25 @@ def test_a_shortened_context_branch_drops_as_often_as_the_whole_one():
 def test_group_norm_takes_any_width():
     model = CASWiT(num_classes=2, size="nano", fusion_stages=(), decoder_channels=100, decoder_norm="group")
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 32, 32)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 90)])
+def test_a_conv_stem_makes_the_same_tokens_as_patches(size):
+    """As many tokens of as many channels, so that everything behind the stem is the same network."""
+    patch, conv = (CASWiT(num_classes=3, size="nano", stem=stem).eval() for stem in ("patch", "conv"))
+    image = torch.rand(2, 3, *size)
+    assert patch.hr_encoder.embed(image).shape == conv.hr_encoder.embed(image).shape
+    behind = [{k: v.shape for k, v in m.state_dict().items() if "patch_embed" not in k} for m in (patch, conv)]
+    assert behind[0] == behind[1]
+    assert conv(255 * image, 255 * image).shape == (2, 3, *size)
+
+
+def test_a_conv_stem_is_four_convolutions():
+    stem = CASWiT(num_classes=3, size="nano", stem="conv", decoder_norm="group").eval().hr_encoder.patch_embed
+    image = torch.rand(2, 3, 32, 48)
+    x = image
+    for layer, stride in zip(stem.layers[:3], (2, 1, 2), strict=True):
+        conv, norm, _ = layer
+        x = norm(torch.nn.functional.conv2d(x, conv.weight, stride=stride, padding=1)).relu()
+    x = torch.einsum("oi,bihw->bhwo", stem.layers[3].weight[..., 0, 0], x) + stem.layers[3].bias
+    torch.testing.assert_close(stem(image), stem.norm(x))

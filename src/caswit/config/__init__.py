@@ -4,7 +4,7 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 """
 
 from caswit.config.checks import IGNORE_INDEX, check
-from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, TileConfig
+from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
 from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision, PredictConfig
 from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
 
@@ -23,6 +23,7 @@ __all__ = [
     "PredictConfig",
     "Recipe",
     "Size",
+    "Stem",
     "TileConfig",
     "TrainConfig",
     "check",

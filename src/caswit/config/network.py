@@ -8,6 +8,7 @@ from caswit.config.checks import check
 Size = Literal["nano", "tiny", "small", "base", "large"]
 Decoder = Literal["upernet"]
 Norm = Literal["batch", "group"]
+Stem = Literal["patch", "conv"]
 NUM_STAGES = 4
 
 
@@ -54,6 +55,8 @@ class ModelConfig:
 
     size: Size = "base"
     """Swin size of both branches: nano (two CPU cores), tiny, small, base (the paper), large."""
+    stem: Stem = "patch"
+    """patch: Swin's linear layer on 4 px patches (the paper); conv: 3x3 convolutions, for few labels from scratch."""
     decoder: Decoder = "upernet"
     """Decoder head."""
     fusion_stages: tuple[int, ...] = (1, 2, 3, 4)
@@ -65,7 +68,7 @@ class ModelConfig:
     decoder_channels: int | None = None
     """Width of the decoder; null takes the size's own (512, nano 96)."""
     decoder_norm: Norm = "batch"
-    """Normalisation in the decoder; group norm for batches of one tile per device."""
+    """Normalisation in the decoder and in a conv stem; group norm for batches of one tile per device."""
     drop_path: float = 0.1
     """Highest stochastic-depth rate of the Swin blocks, in training only."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -75,7 +78,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse names and stages that do not exist and rates that make no sense."""
-        for name, choices in (("size", Size), ("decoder", Decoder), ("decoder_norm", Norm)):
+        for name, choices in (("size", Size), ("stem", Stem), ("decoder", Decoder), ("decoder_norm", Norm)):
             value = getattr(self, name)
             allowed = get_args(choices)
             check(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")

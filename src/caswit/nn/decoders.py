@@ -1,6 +1,5 @@
 """Decoders: stage maps in, logits at a quarter of the image's resolution out (paper section 3.3)."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,26 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caswit.config import Norm
+from caswit.nn.conv import ConvNormReLU
 
 POOL_SCALES = (1, 2, 3, 6)
-
-
-class ConvNormReLU(nn.Sequential):
-    """Convolution without bias, normalisation, ReLU; the sides stay as they are."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-            _norm(norm, out_channels),
-            nn.ReLU(),
-        )
-
-
-def _norm(norm: Norm, channels: int) -> nn.Module:
-    if norm == "batch":
-        return nn.BatchNorm2d(channels)
-    # About 16 channels a group. Statistics of one image only: for batches of one, and for exact data parallelism.
-    return nn.GroupNorm(math.gcd(max(1, channels // 16), channels), channels)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

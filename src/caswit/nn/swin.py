@@ -9,7 +9,32 @@ from collections.abc import Sequence
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
+from caswit.config import Norm, Stem
+from caswit.nn.conv import ConvNormReLU
+
 PATCH_PX = 4
+
+
+class ConvStem(nn.Module):
+    """Tokens of 4 px from 3x3 convolutions instead of one linear layer (Xiao et al. 2021, "Early convolutions").
+
+    From scratch and with few labels a transformer learns edges and textures slowly; four small convolutions
+    know from the start that neighbouring pixels belong together.
+    """
+
+    def __init__(self, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            ConvNormReLU(3, channels, 3, norm, stride=2),
+            ConvNormReLU(channels, channels, 3, norm),
+            ConvNormReLU(channels, 2 * channels, 3, norm, stride=2),
+            nn.Conv2d(2 * channels, channels, 1),
+        )
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, H / 4, W / 4, C); sides are multiples of 4."""
+        return self.norm(self.layers(image).permute(0, 2, 3, 1))
 
 
 class SwinEncoder(nn.Module):
@@ -21,6 +46,8 @@ class SwinEncoder(nn.Module):
         num_heads: Attention heads per stage.
         window_size: Side of the attention windows, in tokens.
         drop_path: Highest stochastic-depth rate; it grows linearly from 0 over the blocks.
+        stem: "patch" (Swin's own) or "conv".
+        norm: Normalisation in a "conv" stem.
     """
 
     def __init__(
@@ -31,6 +58,8 @@ class SwinEncoder(nn.Module):
         num_heads: Sequence[int],
         window_size: int,
         drop_path: float = 0.0,
+        stem: Stem = "patch",
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         # always_partition keeps windows whole at every input size, so that no parameter's shape
@@ -46,12 +75,12 @@ class SwinEncoder(nn.Module):
             strict_img_size=False,
             always_partition=True,
         )
-        self.patch_embed = swin.patch_embed
+        self.patch_embed = swin.patch_embed if stem == "patch" else ConvStem(embed_dim, norm)
         self.layers = nn.ModuleList(swin.layers)
         self.channels = [embed_dim * 2**i for i in range(len(depths))]
 
     def embed(self, image: Tensor) -> Tensor:
-        """Cut an image into 4 px patches: (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
+        """Turn an image into tokens of 4 px: (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
         height, width = image.shape[-2:]
         pad = (0, -width % PATCH_PX, 0, -height % PATCH_PX)
         return self.patch_embed(nn.functional.pad(image, pad))
