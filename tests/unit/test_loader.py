@@ -92,3 +92,31 @@ def test_a_scene_smaller_than_a_tile_is_padded(tmp_path, make_raster, dataset_fi
 def test_the_baseline_reads_no_context(dataset_file):
     sample = make_samples(dataset_file, "grid", context=False)[0]
     assert sample["context"].numel() == 0
+
+
+def test_scale_changes_the_ground_size_of_tile_and_context_alike(tmp_path, make_raster):
+    """On a ramp of 1 a pixel the slope of a sample is the factor its ground size was multiplied with."""
+    ramp = np.broadcast_to(np.arange(250, dtype=np.uint8), (3, 250, 250))
+    make_raster(np.ascontiguousarray(ramp), "ramp.tif", **georeference())
+    file = tmp_path / "ramp.yaml"
+    classes = [{"id": 0, "name": "ground", "color": "#808080"}]
+    make_raster(np.zeros((1, 250, 250), np.uint8), "ramp_label.tif", **georeference())
+    scenes = [{"image": "ramp.tif", "label": "ramp_label.tif", "split": "train"}]
+    file.write_text(yaml.safe_dump({"name": "ramp", "classes": classes, "scenes": scenes}))
+    samples = TrainingSamples(
+        load_dataset(file),
+        DataConfig(dataset=str(file), sampling="random"),
+        TileConfig(tile_px=64, context_factor=2),
+        AugmentConfig(scale=0.5),
+        seed=0,
+        context=True,
+    )
+    factors = []
+    for number in range(60):
+        sample = samples[number]
+        assert (sample["label"] == 0).all()  # inside the raster
+        tile, context = sample["tile"][0].float(), sample["context"][0, 16:48, 16:48].float()
+        factors.append(float(tile[:, -1].mean() - tile[:, 0].mean()) / 63)
+        assert float(context[:, -1].mean() - context[:, 0].mean()) / 31 == pytest.approx(2 * factors[-1], abs=0.05)
+    assert 1 / 1.5 - 0.02 <= min(factors) < 0.75
+    assert 1.35 < max(factors) <= 1.5 + 0.02

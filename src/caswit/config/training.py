@@ -34,6 +34,8 @@ class AugmentConfig:
 
     spatial: bool = False
     """One of the eight flips and quarter turns."""
+    scale: float = 0.0
+    """Read pixels whose ground size is larger or smaller by up to this share: 0.25 is 1 / 1.25 to 1.25 times."""
     brightness: float = 0.0
     """Add up to this share of 255, either way."""
     contrast: float = 0.0
@@ -46,7 +48,9 @@ class AugmentConfig:
         for name in ("brightness", "contrast"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{name} must be in [0, 1), got {value}; try 0.2")
-        check(0 <= self.gamma <= 4, f"gamma must be in [0, 4], got {self.gamma}; try 0.25")
+        for name, most in (("scale", 3), ("gamma", 4)):
+            value = getattr(self, name)
+            check(0 <= value <= most, f"{name} must be in [0, {most}], got {value}; try 0.25")
 
 
 @dataclass(frozen=True, kw_only=True)

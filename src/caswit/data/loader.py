@@ -58,8 +58,11 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         """uint8 arrays of a ``Sample`` by field name."""
         rng = np.random.default_rng((self.seed, number))
-        scene, window = self._random_window(rng) if self.random else self._grid_window(number)
-        sample = augment(self._scene(scene).read(window, self.factor), self.augmentation, rng)
+        index, window = self._random_window(rng) if self.random else self._grid_window(number)
+        scene = self._scene(index)
+        if self.augmentation.scale:
+            scene, window = _scaled(scene, window, self.augmentation.scale, rng)
+        sample = augment(scene.read(window, self.factor), self.augmentation, rng)
         return {name: torch.from_numpy(x) for name, x in zip(Sample._fields, sample, strict=True)}
 
     def _grid_window(self, number: int) -> tuple[int, Window]:
@@ -88,6 +91,18 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
     def forget_files(self) -> None:
         """Drop open files, which must not be shared between processes."""
         self._open = {}
+
+
+def _scaled(scene: OpenScene, window: Window, scale: float, rng: np.random.Generator) -> tuple[OpenScene, Window]:
+    """Another ground size, and a window of as many pixels there: about the same centre, inside if it fits."""
+    factor = (1 + scale) ** rng.uniform(-1, 1)
+    scene = scene.scaled(factor)
+    side = window.height
+    row, col = (
+        max(min(round((start + side / 2) / factor - side / 2), int(axis.native / axis.ratio) - side), 0)
+        for start, axis in ((window.row, scene.rows), (window.col, scene.cols))
+    )
+    return scene, Window(row, col, side, side)
 
 
 class _Batches(Sampler[list[int]]):

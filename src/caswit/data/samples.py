@@ -5,6 +5,7 @@ IGNORE_INDEX outside. Windows count pixels that are read, which may be coarser o
 "native" is what the files hold.
 """
 
+import copy
 import logging
 from typing import NamedTuple, Self
 
@@ -96,6 +97,13 @@ class OpenScene:
             log.warning("%s: ground size of a pixel unknown; read as if it were %g m", self.image.path, gsd_m)
             return 1.0
         return reading_ratio(native_m, gsd_m)
+
+    def scaled(self, factor: float) -> "OpenScene":
+        """The same open files, read at a ground size ``factor`` times as large."""
+        other = copy.copy(self)
+        other.ratio = self.ratio * factor
+        other.rows, other.cols = (Axis(axis.native, other.ratio) for axis in (self.rows, self.cols))
+        return other
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 _WHOLE = 0.02
 """Ratios this close to a whole number, or to one over it, are taken as it: whole pixels average exactly."""
 _TIE = 1e-6
-"""Below this, two sums in another order are the same: keeps what is read independent of the window."""
+"""Rounding error of floating point: edges this close are taken as reached."""
 
 Floats = NDArray[np.floating[Any]]
 
@@ -25,6 +25,23 @@ def reading_ratio(native_gsd_m: float, gsd_m: float) -> float:
     whole = float(round(max(ratio, 1 / ratio)))
     snapped = whole if ratio >= 1 else 1 / whole
     return snapped if abs(ratio / snapped - 1) <= _WHOLE else ratio
+
+
+class Taps(NamedTuple):
+    """A weighted sum along one axis. Shares depend on the pixel alone, so what is read does not on the window."""
+
+    pixels: NDArray[np.int64]
+    """(T, N) indices into the source."""
+    shares: NDArray[np.float32]
+    """(T, N), summing to 1 over T."""
+
+    def rows(self, values: NDArray[Any]) -> Floats:
+        """(..., h, w) -> (..., N, w)."""
+        return sum(values[..., p, :] * share[:, None] for p, share in zip(self.pixels, self.shares, strict=True))
+
+    def cols(self, values: NDArray[Any]) -> Floats:
+        """(..., h, w) -> (..., h, N)."""
+        return sum(values[..., p] * share for p, share in zip(self.pixels, self.shares, strict=True))
 
 
 class Axis(NamedTuple):
@@ -46,17 +63,21 @@ class Axis(NamedTuple):
         first = math.floor(start * self.ratio + _TIE) - margin
         return first, math.ceil(stop * self.ratio - _TIE) + margin
 
-    def average(self, values: Floats, start: int, stop: int) -> Floats:
-        """Resample the last axis of ``values``, which covers ``source(start, stop)``, to [start, stop)."""
-        first, _ = self.source(start, stop)
+    def taps(self, start: int, stop: int) -> "Taps":
+        """Which native pixels make the pixels [start, stop) that are read, and their shares."""
+        first, last = self.source(start, stop)
+        read = np.arange(start, stop)
         if self.ratio >= 1:
-            edges = np.arange(start, stop + 1) * self.ratio - first
-            return np.diff(_integral(values, edges), axis=-1) / self.ratio
-        centres = (np.arange(start, stop) + 0.5) * self.ratio - 0.5 - first
-        below = np.clip(np.floor(centres).astype(int), 0, values.shape[-1] - 2)
-        share = centres - below
-        mixed: Floats = values[..., below] * (1 - share) + values[..., below + 1] * share
-        return mixed
+            below = np.floor(read * self.ratio + _TIE).astype(np.int64)
+            native = below + np.arange(math.ceil(self.ratio + 1 - _TIE))[:, None]
+            lower, upper = np.maximum(native, read * self.ratio), np.minimum(native + 1, (read + 1) * self.ratio)
+            shares = np.maximum(upper - lower, 0) / self.ratio
+        else:
+            centres = (read + 0.5) * self.ratio - 0.5
+            below = np.floor(centres).astype(np.int64)
+            native = below + np.arange(2)[:, None]
+            shares = np.stack([1 - (centres - below), centres - below])
+        return Taps(np.clip(native, first, last - 1) - first, shares.astype(np.float32))
 
     def nearest(self, start: int, stop: int) -> NDArray[np.int64]:
         """Indices into ``source(start, stop)`` of the native pixels under the centres of [start, stop)."""
@@ -97,25 +118,11 @@ def resample_image(
         covered by valid ones.
     """
     top, bottom, left, right = window
-
-    def both(values: Floats) -> Floats:
-        across = cols.average(values, left, right)
-        return np.swapaxes(rows.average(np.swapaxes(across, -1, -2), top, bottom), -1, -2)
-
-    cover = both(valid.astype(np.float64))
+    down, across = rows.taps(top, bottom), cols.taps(left, right)
+    mean = across.cols(down.rows(image * valid))
+    if valid.all():
+        return np.floor(mean + 0.5).astype(np.uint8), np.ones(mean.shape[1:], bool)
+    cover = across.cols(down.rows(valid.astype(np.float32)))
     kept = cover >= 0.5 - _TIE
-    read = np.zeros((len(image), *kept.shape), np.uint8)
-    for band, out in zip(image, read, strict=True):  # one at a time: floats take eight times the room
-        mean = both(np.where(valid, band, 0.0)) / np.maximum(cover, 0.5 - _TIE)
-        out[:] = np.floor(mean + 0.5 + _TIE) * kept
-    return read, kept
-
-
-def _integral(values: Floats, edges: Floats) -> Floats:
-    """The integral of a row of pixels from its start up to each edge."""
-    total = np.zeros((*values.shape[:-1], values.shape[-1] + 1))
-    np.cumsum(values, axis=-1, out=total[..., 1:])
-    whole = np.clip(np.floor(edges + _TIE).astype(int), 0, values.shape[-1])
-    part = np.append(values, np.zeros((*values.shape[:-1], 1)), axis=-1)[..., whole]
-    summed: Floats = total[..., whole] + part * (edges - whole)
-    return summed
+    mean /= np.maximum(cover, 0.5 - _TIE)
+    return (np.floor(mean + 0.5) * kept).astype(np.uint8), kept
