@@ -173,9 +173,10 @@ def test_two_processes_have_the_loss_of_one_with_twice_the_batch(landscapes, tmp
 def test_losses_are_the_golden_ones(landscapes, tmp_path):
     """Regenerate with ``CASWIT_GOLDEN=write pytest -k golden`` and say in the commit why they changed.
 
-    1e-3, because processors sum in different orders and AdamW's first steps amplify that.
+    1e-3 and a low rate, because processors sum in different orders and AdamW's first steps amplify that: at 1e-4
+    another order of the same sums moved the eleventh loss by 4 %.
     """
-    train(make_recipe(landscapes, max_steps=12, lr=1e-4), tmp_path / "run")
+    train(make_recipe(landscapes, max_steps=12, lr=1e-5), tmp_path / "run")
     losses = read_log(tmp_path / "run")
     if os.environ.get("CASWIT_GOLDEN") == "write":
         GOLDEN.write_text("".join(f"{loss:.6g}\n" for loss in losses))

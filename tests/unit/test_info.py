@@ -7,6 +7,7 @@ from caswit.checkpoint import LoadedModel, ModelInfo, build, save_model
 from caswit.config import ModelConfig, TileConfig
 from caswit.data.scene import ClassTable, LandClass
 from caswit.info import costs, describe
+from caswit.nn.decoders import UPerNetHead
 from caswit.nn.fusion import CrossAttention
 
 CLASSES = ClassTable(tuple(LandClass(id=i, name=f"class {i}", color="#102030") for i in range(5)))
@@ -31,6 +32,15 @@ def test_parts_sum_to_all_parameters(stages):
     assert ("fusion" in parts) == ("context encoder" in parts) == bool(stages)
 
 
+def fuse_by_hand(head, sides):
+    """Of the last convolution: the first map plainly; others mixed for nine taps, enlarged along columns, then rows."""
+    width, (height, wide) = head.classify.in_channels, sides[0]
+    total = 2 * 9 * width**2 * height * wide
+    for h, w in sides[1:]:
+        total += 2 * width * (9 * width * h * w + 3 * h * (3 * w) * wide + height * (3 * h) * wide)
+    return total
+
+
 def count_by_hand(network, *images):
     """Twice the multiply-adds of every linear layer, convolution and attention of a forward pass."""
     total = 0
@@ -44,6 +54,8 @@ def count_by_hand(network, *images):
                 total += 2 * output.numel() * module.weight[0].numel()
             case WindowAttention():  # (windows, tokens, C): tokens x tokens scores, twice
                 total += 4 * output.numel() * output.shape[1]
+            case UPerNetHead():
+                total += fuse_by_hand(module, [tuple(x.shape[2:]) for x in inputs[0]])
             case CrossAttention():  # every hr token with all context tokens, twice
                 total += 4 * output.numel() * inputs[1].shape[1:3].numel()
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from caswit.config import Norm
 from caswit.nn.conv import ConvNormReLU
+from caswit.nn.upsampled import conv3x3_of_enlarged
 
 POOL_SCALES = (1, 2, 3, 6)
 
@@ -50,5 +51,6 @@ class UPerNetHead(nn.Module):
             levels.append(here + _resize(levels[-1], here))
         pyramid = [smooth(x) for smooth, x in zip(self.smooths, reversed(levels[1:]), strict=True)]
         pyramid.append(top)
-        merged = torch.cat([_resize(x, pyramid[0]) for x in pyramid], dim=1)
-        return self.classify(self.fuse(merged))
+        convolve, norm, relu = self.fuse
+        assert isinstance(convolve, nn.Conv2d)
+        return self.classify(relu(norm(conv3x3_of_enlarged(pyramid, convolve.weight))))
