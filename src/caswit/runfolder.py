@@ -50,14 +50,13 @@ class RunFolder:
         if not resume:
             raise ConfigError(f"{self.path}: already holds a run; --resume continues it, or give another --out")
         before, now = yaml.safe_load(self.recipe.read_text(encoding="utf-8")), _plain(asdict(recipe))
-        for section, settings in now.items():
-            for name, value in settings.items():
-                was = before.get(section, {}).get(name)
-                if was != value and name not in FREE_TO_CHANGE:
-                    raise ConfigError(
-                        f"{self.path}: its run has {section}.{name}={was}, got {value}; resume with the run's own "
-                        f"recipe ({self.recipe}), or give another --out"
-                    )
+        old, new = _flat(before), _flat(now)
+        for name, value in new.items():
+            if old.get(name) != value and name.rpartition(".")[2] not in FREE_TO_CHANGE:
+                raise ConfigError(
+                    f"{self.path}: its run has {name}={old.get(name)}, got {value}; resume with the run's own "
+                    f"recipe ({self.recipe}), or give another --out"
+                )
 
     def begin(self, recipe: Recipe) -> dict[str, Any] | None:
         """Make or reopen the folder; returns the checkpoint to continue from, if there is one."""
@@ -93,6 +92,17 @@ def read_log(file: Path) -> list[dict[str, str]]:
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     return [row for row in csv.DictReader(whole) if row["step"].isdigit()]
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Settings by section.name; ``init`` is one value."""
+    flat: dict[str, Any] = {}
+    for section, settings in recipe.items():
+        if isinstance(settings, dict) and section != "init":
+            flat |= {f"{section}.{name}": value for name, value in settings.items()}
+        else:
+            flat[section] = settings
+    return flat
 
 
 def _plain(value: Any) -> Any:

@@ -14,8 +14,8 @@ def check_recipe(file: Path) -> None:
     if not file.is_file():
         raise CaswitError(f"{file}: no such recipe file")
     content = read_yaml(file)
-    sections: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Recipe)}
-    _check_keys(f"{file}", content, {*sections, "out", "resume"})
+    sections: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.type)}
+    _check_keys(f"{file}", content, {*(f.name for f in dataclasses.fields(Recipe)), "out", "resume"})
     for name in content.keys() & sections:
         _check_keys(f"{file}: {name}", content[name], {field.name for field in dataclasses.fields(sections[name])})
 

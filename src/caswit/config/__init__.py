@@ -6,6 +6,7 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 from caswit.config.checks import IGNORE_INDEX, check
 from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
 from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision, PredictConfig
+from caswit.config.starting import InitConfig, WeightSource, parse_init
 from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Decoder",
     "DemoConfig",
     "EvaluateConfig",
+    "InitConfig",
     "ModelConfig",
     "Norm",
     "Precision",
@@ -26,5 +28,7 @@ __all__ = [
     "Stem",
     "TileConfig",
     "TrainConfig",
+    "WeightSource",
     "check",
+    "parse_init",
 ]

@@ -1,11 +1,13 @@
 """Settings of a training: the sections of a recipe."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from caswit.config.checks import check
 from caswit.config.network import ModelConfig, TileConfig
 from caswit.config.running import Precision
+from caswit.config.starting import InitConfig, parse_init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,3 +139,15 @@ class Recipe:
     """Random changes to training samples."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How to learn."""
+    init: Mapping[str, Any] | str | None = None
+    """Weights to start from: {from: SOURCE, path: FILE, ...}, or the path of a model or run of caswit;
+    docs/weights.md has the keys. Null starts from random weights."""
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are not described as they should be."""
+        _ = self.start
+
+    @property
+    def start(self) -> InitConfig | None:
+        """``init`` as settings."""
+        return None if self.init is None else parse_init(self.init)
