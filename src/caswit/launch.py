@@ -10,12 +10,12 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from caswit.config import TrainConfig
+from caswit.config import LearningConfig
 from caswit.devices import pick_device, uses_bf16
 from caswit.errors import ConfigError
 
 
-def make_fabric(settings: TrainConfig) -> Fabric:
+def make_fabric(settings: LearningConfig) -> Fabric:
     """Fabric for the devices and the precision that the settings ask for; not yet launched.
 
     Raises:
@@ -50,7 +50,7 @@ def all_sum(fabric: Fabric, values: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def repeatable(settings: TrainConfig, device: torch.device) -> Iterator[None]:
+def repeatable(settings: LearningConfig, device: torch.device) -> Iterator[None]:
     """Operations that repeat to the bit, if asked for; puts torch's global state back afterwards."""
     wanted = device.type == "cpu" if settings.deterministic is None else settings.deterministic
     torch_deterministic: Any = torch.utils.deterministic  # a module with a property, which mypy does not see

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
-from caswit.config import TrainConfig
+from caswit.config import LearningConfig
 
 
-def adamw(network: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
+def adamw(network: nn.Module, settings: LearningConfig) -> torch.optim.AdamW:
     """AdamW that does not decay biases, norms, gates and position biases, as Swin is trained."""
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
@@ -19,17 +19,18 @@ def adamw(network: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": exempt, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
 
-def learning_rate(settings: TrainConfig, step: int, progress: float) -> float:
+def learning_rate(settings: LearningConfig, step: int, progress: float) -> float:
     """Learning rate of a step: cosine from lr to min_lr, after an optional linear rise.
 
     Args:
-        settings: lr, min_lr and warmup_steps.
+        settings: lr, min_lr, warmup_lr and warmup_steps.
         step: Number of the step, from 0.
         progress: How far the run is, 0..1.
     """
     cosine = (1 + math.cos(math.pi * progress)) / 2
     falling = settings.min_lr + (settings.lr - settings.min_lr) * cosine
-    return falling * min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    warm = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    return settings.warmup_lr * (1 - warm) + falling * warm

@@ -5,7 +5,7 @@ cut back to the step of that checkpoint on resuming.
 """
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from caswit.config import Recipe
 from caswit.errors import ConfigError
 from caswit.files import atomic_path, atomic_write_bytes
 
-COLUMNS = (
-    "step", "epoch", "loss", "lr", "tiles_per_s", "elapsed_s", "val_miou", "val_mf1", "val_mbiou", "val_accuracy",
-)  # fmt: skip
+LOOP_COLUMNS = ("step", "epoch", "loss", "lr", "tiles_per_s", "elapsed_s")
+COLUMNS = (*LOOP_COLUMNS, "val_miou", "val_mf1", "val_mbiou", "val_accuracy")
+AnyRecipe = Recipe
 FREE_TO_CHANGE = {"workers", "pictures", "save_every_s", "max_minutes", "accelerator"}
 """Settings that may differ between a run and its continuation."""
 
@@ -30,10 +30,11 @@ class RunFolder:
 
     Args:
         path: The folder.
+        columns: Of log.csv.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
+        self.path, self.columns = path, columns
         self.recipe = path / "recipe.yaml"
         self.log = path / "log.csv"
         self.last = path / "checkpoints" / "last.pt"
@@ -41,7 +42,7 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.model = path / "model"
 
-    def check(self, recipe: Recipe, *, resume: bool) -> None:
+    def check(self, recipe: AnyRecipe, *, resume: bool) -> None:
         """Raise ConfigError if a run of this recipe cannot begin, or be resumed, in the folder."""
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: is a file; give another --out")
@@ -58,7 +59,7 @@ class RunFolder:
                     f"recipe ({self.recipe}), or give another --out"
                 )
 
-    def begin(self, recipe: Recipe) -> dict[str, Any] | None:
+    def begin(self, recipe: AnyRecipe) -> dict[str, Any] | None:
         """Make or reopen the folder; returns the checkpoint to continue from, if there is one."""
         for folder in (self.path, self.last.parent, self.pictures):
             folder.mkdir(parents=True, exist_ok=True)
@@ -76,13 +77,13 @@ class RunFolder:
     def write_log(self, row: Mapping[str, Any]) -> None:
         """Append a row to log.csv; columns that are not given stay empty."""
         with self.log.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, self.columns).writerow(row)
 
     def _cut_log(self, step: int) -> None:
         kept = [row for row in read_log(self.log) if int(row["step"]) <= step] if self.log.exists() else []
 
         with atomic_path(self.log) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
 

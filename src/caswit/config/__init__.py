@@ -4,6 +4,7 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 """
 
 from caswit.config.checks import IGNORE_INDEX, check
+from caswit.config.learning import LearningConfig
 from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
 from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision, PredictConfig
 from caswit.config.starting import InitConfig, WeightSource, parse_init
@@ -19,6 +20,7 @@ __all__ = [
     "DemoConfig",
     "EvaluateConfig",
     "InitConfig",
+    "LearningConfig",
     "ModelConfig",
     "Norm",
     "Precision",

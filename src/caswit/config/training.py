@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from caswit.config.checks import check
+from caswit.config.learning import LearningConfig
 from caswit.config.network import ModelConfig, TileConfig
-from caswit.config.running import Precision
 from caswit.config.starting import InitConfig, parse_init
 
 
@@ -56,72 +56,23 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to learn. Defaults are the paper's (section 4.3)."""
+class TrainConfig(LearningConfig):
+    """How to learn from labels. Defaults are the paper's (section 4.3)."""
 
-    seed: int = 0
-    """Fixes the initial weights, the samples and their augmentation."""
-    batch: int = 16
-    """Tiles per optimiser step, over all devices and accumulated passes together."""
-    accumulate: int = 1
-    """Forward passes a batch is split into on each device, to save memory."""
-    epochs: float = 20.0
-    """Length of the run in passes over the fixed grid of training tiles, unless max_steps is set."""
-    max_steps: int | None = None
-    """Length of the run in optimiser steps; null takes it from epochs."""
-    max_minutes: float | None = None
-    """Stop after this long; the learning rate then falls with the clock where that is further on."""
-    lr: float = 6e-5
-    """Highest learning rate of AdamW."""
-    min_lr: float = 1e-6
-    """Learning rate at the end of the cosine."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate first rises linearly from 0."""
-    weight_decay: float = 0.01
-    """AdamW weight decay; biases, norms and position biases are exempt."""
-    clip_norm: float | None = None
-    """Largest norm of the gradient; null does not clip."""
     alpha: float = 0.5
     """Weight of the context head's loss; 0 trains without a context head."""
     class_weights: tuple[float, ...] | None = None
     """Weights of the classes in the loss, in the order of the class table without ignored ones."""
-    precision: Precision = "auto"
-    """bf16 autocast, fp32, or auto: bf16 where the device has it."""
-    checkpoint_gradients: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
-    deterministic: bool | None = None
-    """Only operations that repeat to the bit on the same machine; null: on the CPU, where they all exist."""
     val_every_steps: int | None = None
     """Validate this often; null: once an epoch."""
-    save_every_s: float = 120.0
-    """Write the checkpoint that --resume continues from this often, in seconds."""
     keep: Literal["best", "last"] = "best"
     """Which weights become model/: the best validation mIoU, or those of the last step."""
-    pictures: int = 4
-    """Validation pictures per validation."""
-    accelerator: str = "auto"
-    """Device kind for Lightning Fabric: auto, cpu, cuda, mps."""
-    devices: int = 1
-    """Number of devices; more than one trains data-parallel (DDP)."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
-        for name in ("batch", "accumulate", "devices"):
-            check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        parts = self.accumulate * self.devices
-        check(
-            self.batch % parts == 0,
-            f"batch must be a multiple of devices x accumulate = {parts}, got {self.batch}; "
-            f"try {max(1, round(self.batch / parts)) * parts}",
-        )
-        check(self.epochs > 0, f"epochs must be above 0, got {self.epochs}")
-        for name in ("max_steps", "max_minutes", "val_every_steps", "clip_norm"):
-            value = getattr(self, name)
-            check(value is None or value > 0, f"{name} must be above 0 or null, got {value}")
-        check(self.lr >= self.min_lr >= 0, f"lr must be at least min_lr, got lr={self.lr} and min_lr={self.min_lr}")
-        check(self.lr > 0, f"lr must be above 0, got {self.lr}; try 6e-5")
-        for name in ("seed", "warmup_steps"):
-            check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
+        super().__post_init__()
+        every = self.val_every_steps
+        check(every is None or every > 0, f"val_every_steps must be above 0 or null, got {every}")
         check(self.alpha >= 0, f"alpha must be 0 or more, got {self.alpha}; try 0.5")
 
 

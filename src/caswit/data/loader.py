@@ -1,6 +1,7 @@
 """Training samples as a function of (seed, number), so that resuming a run needs no loader state."""
 
 from collections.abc import Iterator
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,24 @@ from caswit.data.augment import augment
 from caswit.data.samples import OpenScene, Sample, open_dataset_scene
 from caswit.data.scene import Dataset, Scene
 from caswit.raster.windows import Window, tile_grid
+
+
+class Samples(Protocol):
+    """Sample ``n`` of a run, for any n from 0."""
+
+    @property
+    def tiles_per_epoch(self) -> int:
+        """Tiles of the fixed grid."""
+        ...
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """Tensors by name, all of the same shapes whatever the number."""
+        ...
+
+    def forget_files(self) -> None:
+        """Drop open files, which must not be shared between processes."""
+        ...
+
 
 _MAX_OPEN = 64
 """Scenes a worker keeps open."""
@@ -125,7 +144,7 @@ class _Batches(Sampler[list[int]]):
 
 
 def training_loader(
-    samples: TrainingSamples,
+    samples: Samples,
     *,
     steps: tuple[int, int],
     batch: int,
@@ -148,7 +167,7 @@ def training_loader(
     )
     samples.forget_files()
     return DataLoader(
-        samples,
+        cast(TorchDataset[dict[str, torch.Tensor]], samples),
         batch_sampler=batches,
         num_workers=workers,
         worker_init_fn=_one_thread if workers else None,

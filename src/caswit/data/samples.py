@@ -7,6 +7,7 @@ IGNORE_INDEX outside. Windows count pixels that are read, which may be coarser o
 
 import copy
 import logging
+from collections.abc import Iterable
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -198,6 +199,25 @@ class OpenScene:
 def open_dataset_scene(dataset: Dataset, scene: Scene) -> OpenScene:
     """Open a scene of a dataset with its labels."""
     return OpenScene(scene, dataset.classes, dataset.bands, dataset.gsd_m)
+
+
+def check_scenes(dataset: Dataset, scenes: Iterable[Scene]) -> None:
+    """Raise DataError unless every scene can be read as the dataset asks: what would fail only after a while."""
+    for scene in scenes:
+        with open_dataset_scene(dataset, scene) as opened:
+            if dataset.gsd_m is not None and opened.image.grid.gsd_m is None:
+                raise DataError(
+                    f"{scene.image}: ground size of a pixel unknown, so it cannot be read at "
+                    f"tile.gsd_m={dataset.gsd_m}; give an image with a CRS, or set tile.gsd_m to null"
+                )
+
+
+def ground_size_m(dataset: Dataset, scene: Scene) -> float | None:
+    """Ground size of the pixels that are read: the dataset's, or else the scene's own if it is known."""
+    if dataset.gsd_m is not None:
+        return dataset.gsd_m
+    with open_dataset_scene(dataset, scene) as opened:
+        return opened.image.grid.gsd_m
 
 
 def context_window(tile: Window, factor: int) -> Window:
