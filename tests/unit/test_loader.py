@@ -7,7 +7,9 @@ import yaml
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
 from caswit.data.loader import TrainingSamples, training_loader
+from caswit.data.samples import OpenScene
 from caswit.data.scene import load_dataset
+from caswit.raster.windows import Window
 from conftest import georeference
 
 AUGMENT = AugmentConfig(spatial=True, brightness=0.1, contrast=0.1, gamma=0.1)
@@ -120,3 +122,61 @@ def test_scale_changes_the_ground_size_of_tile_and_context_alike(tmp_path, make_
         assert float(context[:, -1].mean() - context[:, 0].mean()) / 31 == pytest.approx(2 * factors[-1], abs=0.05)
     assert 1 / 1.5 - 0.02 <= min(factors) < 0.75
     assert 1.35 < max(factors) <= 1.5 + 0.02
+
+
+def few(file, sampling: str, fraction: float, **settings) -> TrainingSamples:
+    return TrainingSamples(
+        load_dataset(file),
+        DataConfig(dataset=str(file), sampling=sampling, label_fraction=fraction),
+        TileConfig(tile_px=32, context_factor=2),
+        AugmentConfig(**settings),
+        seed=3,
+        context=True,
+    )
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.1, 2), (0.2, 3), (0.5, 8)])
+def test_a_fraction_of_the_labels_is_that_share_of_the_grid(dataset_file, fraction, count):
+    samples, whole = few(dataset_file, "grid", fraction), make_samples(dataset_file, "grid")
+    assert samples.tiles_per_epoch == count
+    assert set(samples.grid) < set(whole.grid)
+    assert samples.grid == few(dataset_file, "grid", fraction).grid
+
+
+@pytest.mark.parametrize("sampling", ["grid", "random"])
+def test_no_label_of_another_tile_is_ever_seen_with_few_labels(dataset_file, sampling):
+    """Labels of tile and context, over many samples, against the tiles whose labels are used."""
+    samples, scene = few(dataset_file, sampling, 0.2), load_dataset(dataset_file).scenes[0]
+    allowed = np.zeros((200, 240), bool)  # the scene with a border of 50, which contexts reach into
+    for _, w in samples.grid:
+        allowed[50 + w.row : 50 + w.row + w.height, 50 + w.col : 50 + w.col + w.width] = True
+    with OpenScene(scene, samples.dataset.classes) as opened:
+        everything = opened.labels(Window(-50, -50, 200, 240), np.ones((200, 240), bool))
+    places, seen = set(), 0
+    for number in range(60):
+        rng = np.random.default_rng((3, number))
+        _, window = samples._random_window(rng) if sampling == "random" else samples._grid_window(number)
+        row, col = window.row + 50, window.col + 50
+        expected = np.where(allowed, everything, 255)
+        sample = samples[number]
+        assert np.array_equal(sample["label"], expected[row : row + 32, col : col + 32])
+        context = expected[row - 16 : row + 48, col - 16 : col + 48][1::2, 1::2]
+        assert np.array_equal(sample["context_label"], context)
+        places.add((row, col))
+        seen += int((sample["label"] != 255).any())
+    assert seen > 50
+    assert (len(places) > 20) == (sampling == "random")
+
+
+def test_nor_with_few_labels_at_other_scales(dataset_file, make_raster):
+    """Tiles whose labels are used have another class than all others, which must never be seen."""
+    samples = few(dataset_file, "random", 0.2, scale=0.5)
+    ids = np.full((1, 90, 130), 2, np.uint8)
+    for _, w in samples.grid:
+        ids[0, w.row : w.row + w.height, w.col : w.col + w.width] = 1
+    make_raster(ids, "scene_label.tif", **georeference())
+    again = few(dataset_file, "random", 0.2, scale=0.5)
+    assert again.grid == samples.grid
+    seen = [set(np.unique(again[n][name])) for n in range(60) for name in ("label", "context_label")]
+    assert set.union(*seen) == {0, 255}  # class 1 has index 0
+    assert sum(0 in ids for ids in seen) > 100

@@ -24,10 +24,16 @@ class DataConfig:
     """grid: every tile of a fixed grid once an epoch (the paper); random: windows anywhere, scenes by area."""
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
+    label_fraction: float = 1.0
+    """Share of the grid's training tiles whose labels are used; the seed says which. All other labels are ignored."""
 
     def __post_init__(self) -> None:
-        """Refuse a negative number of workers."""
+        """Refuse a negative number of workers, and to learn from nothing."""
         check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
+        check(
+            0 < self.label_fraction <= 1,
+            f"label_fraction must be above 0 and at most 1, got {self.label_fraction}; try 0.1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

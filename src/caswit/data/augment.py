@@ -1,10 +1,13 @@
-"""Random changes to training samples. The tile and its context always change alike."""
+"""Changes to training samples, most of them random. The tile and its context always change alike."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from caswit.config import AugmentConfig
-from caswit.data.samples import Sample
+from caswit.config import IGNORE_INDEX, AugmentConfig
+from caswit.data.samples import Sample, context_window, nearest
 from caswit.raster.io import UInt8
+from caswit.raster.windows import Window
 
 
 def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator) -> Sample:
@@ -43,3 +46,30 @@ def tone_curve(*, brightness: float, contrast: float, gamma: float) -> UInt8:
     table = np.clip(np.round(y * 255), 0, 255).astype(np.uint8)
     table[0] = 0  # black marks what lies outside the raster, also in prediction, and must stay black
     return table
+
+
+def only_labels(sample: Sample, tile: Window, factor: int | None, labelled: Sequence[Window]) -> Sample:
+    """Ignore the labels outside of some windows.
+
+    Args:
+        sample: As it was read.
+        tile: Its window.
+        factor: Of its context, None without one.
+        labelled: Windows of the scene whose labels count.
+    """
+    label = np.where(_covered(tile, labelled), sample.label, IGNORE_INDEX).astype(np.uint8)
+    context_label = sample.context_label
+    if factor is not None and context_label.size:
+        covered = _covered(context_window(tile, factor), labelled).astype(np.uint8)
+        context_label = np.where(nearest(covered, factor), context_label, IGNORE_INDEX).astype(np.uint8)
+    return sample._replace(label=label, context_label=context_label)
+
+
+def _covered(window: Window, parts: Sequence[Window]) -> UInt8:
+    """(H, W): 1 for the pixels of a window that lie in any of the parts."""
+    covered = np.zeros((window.height, window.width), np.uint8)
+    for part in parts:
+        top, left = max(0, part.row - window.row), max(0, part.col - window.col)
+        bottom, right = part.row + part.height - window.row, part.col + part.width - window.col
+        covered[top : max(0, bottom), left : max(0, right)] = 1
+    return covered

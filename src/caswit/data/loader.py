@@ -1,6 +1,7 @@
 """Training samples as a function of (seed, number), so that resuming a run needs no loader state."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
-from caswit.data.augment import augment
+from caswit.data.augment import augment, only_labels
 from caswit.data.samples import OpenScene, Sample, open_dataset_scene
 from caswit.data.scene import Dataset, Scene
 from caswit.raster.windows import Window, tile_grid
@@ -46,6 +47,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         augmentation: Strengths.
         seed: Fixes every sample.
         context: Read the context too.
+        unlabelled: Scenes to take instead of the training split; their labels are not read.
     """
 
     def __init__(
@@ -57,14 +59,22 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         *,
         seed: int,
         context: bool,
+        unlabelled: Sequence[Scene] | None = None,
     ) -> None:
         self.dataset, self.tile, self.augmentation, self.seed = dataset, tile, augmentation, seed
-        self.scenes = dataset.split(data.train_split)
+        self.labels = unlabelled is None
+        self.scenes = dataset.split(data.train_split) if unlabelled is None else tuple(unlabelled)
         self.random = data.sampling == "random"
         self.factor = tile.context_factor if context else None
         sizes = [_size(dataset, scene) for scene in self.scenes]
         self.sizes = np.array(sizes, np.int64)  # (scenes, 2)
         self.grid = [(i, t.window) for i, (h, w) in enumerate(sizes) for t in tile_grid(h, w, tile.tile_px, 0)]
+        self.labelled: list[tuple[int, Window]] | None = None
+        if data.label_fraction < 1:
+            # 1 << 33 keeps these draws apart from those of samples and of epochs.
+            picks = np.random.default_rng((seed, 1 << 33)).permutation(len(self.grid))
+            count = math.ceil(round(data.label_fraction * len(self.grid), 9))
+            self.labelled = self.grid = [self.grid[i] for i in sorted(picks[:count])]
         self._open: dict[int, OpenScene] = {}
         self._epoch = -1
         self._order = np.zeros(0, np.int64)
@@ -78,10 +88,16 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         """uint8 arrays of a ``Sample`` by field name."""
         rng = np.random.default_rng((self.seed, number))
         index, window = self._random_window(rng) if self.random else self._grid_window(number)
-        scene = self._scene(index)
+        scene, factor = self._scene(index), 1.0
         if self.augmentation.scale:
-            scene, window = _scaled(scene, window, self.augmentation.scale, rng)
-        sample = augment(scene.read(window, self.factor), self.augmentation, rng)
+            whole = scene
+            scene, window = _scaled(whole, window, self.augmentation.scale, rng)
+            factor = scene.ratio / whole.ratio
+        sample = scene.read(window, self.factor)
+        if self.labelled is not None:
+            inside = [_inner(w, factor) for i, w in self.labelled if i == index]
+            sample = only_labels(sample, window, self.factor, inside)
+        sample = augment(sample, self.augmentation, rng)
         return {name: torch.from_numpy(x) for name, x in zip(Sample._fields, sample, strict=True)}
 
     def _grid_window(self, number: int) -> tuple[int, Window]:
@@ -93,7 +109,14 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         return self.grid[self._order[position]]
 
     def _random_window(self, rng: np.random.Generator) -> tuple[int, Window]:
-        """Any window inside a scene; scenes are drawn by area."""
+        """Any window inside a scene; scenes are drawn by area. With few labels, windows that have some."""
+        if self.labelled is not None:
+            scene, tile = self.labelled[rng.integers(len(self.labelled))]
+            row, col = (
+                int(np.clip(start + rng.integers(-(side // 2), side // 2 + 1), 0, max(0, length - side)))
+                for start, side, length in zip(tile[:2], tile[2:], self.sizes[scene], strict=True)
+            )
+            return scene, Window(row, col, tile.height, tile.width)
         areas = self.sizes.prod(axis=1)
         scene = int(rng.choice(len(areas), p=areas / areas.sum()))
         side = self.tile.tile_px
@@ -104,7 +127,9 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         if index not in self._open:
             if len(self._open) >= _MAX_OPEN:
                 self._open.pop(next(iter(self._open))).close()
-            self._open[index] = open_dataset_scene(self.dataset, self.scenes[index])
+            dataset, scene = self.dataset, self.scenes[index]
+            classes = dataset.classes if self.labels else None
+            self._open[index] = OpenScene(scene, classes, dataset.bands, dataset.gsd_m)
         return self._open[index]
 
     def forget_files(self) -> None:
@@ -122,6 +147,13 @@ def _scaled(scene: OpenScene, window: Window, scale: float, rng: np.random.Gener
         for start, axis in ((window.row, scene.rows), (window.col, scene.cols))
     )
     return scene, Window(row, col, side, side)
+
+
+def _inner(window: Window, factor: float) -> Window:
+    """The pixels ``factor`` times as large that lie inside of a window."""
+    top, left = math.ceil(window.row / factor), math.ceil(window.col / factor)
+    bottom, right = math.floor((window.row + window.height) / factor), math.floor((window.col + window.width) / factor)
+    return Window(top, left, bottom - top, right - left)
 
 
 class _Batches(Sampler[list[int]]):
