@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,16 +12,20 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from caswit.config import ModelConfig, TileConfig
 from caswit.data.scene import ClassTable
 from caswit.errors import CaswitError, ConfigError, ModelError
+from caswit.hub import fetch, is_on_hub
 from caswit.model import CASWiT
 from caswit.version import __version__
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+PRETRAINED = "pretrained"
+"""Kind of a folder whose weights were pretrained and predict nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +63,16 @@ def save_model(network: CASWiT, info: ModelInfo, folder: Path) -> None:
     """
     inference = build(info)
     state = network.state_dict()
-    kept = {name: state[name].detach().cpu().contiguous() for name in inference.state_dict()}
+    write_folder(folder, {name: state[name] for name in inference.state_dict()}, _to_json(info))
+
+
+def write_folder(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write weights and config, replacing an older folder only when the new one is complete."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(kept, partial / WEIGHTS)
-    (partial / CONFIG).write_text(json.dumps(_to_json(info), indent=2) + "\n", encoding="utf-8")
+    save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, partial / WEIGHTS)
+    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -73,12 +83,9 @@ def load_model(folder: Path | str) -> LoadedModel:
     Raises:
         ModelError: It is no model folder, or its weights do not fit its config.
     """
-    folder = Path(folder)
+    given = str(folder)
+    folder = model_folder(folder)
     weights = folder / WEIGHTS
-    for file in (folder / CONFIG, weights):
-        if not file.is_file():
-            hint = "; this is a run folder, its model is in model/" if (folder / "model" / CONFIG).is_file() else ""
-            raise ModelError(f"{folder}: no model folder, {file.name} is missing{hint}")
     info = _read_info(folder / CONFIG)
     network = build(info)
     try:
@@ -89,7 +96,22 @@ def load_model(folder: Path | str) -> LoadedModel:
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
     whole = folder.resolve()
     name = whole.parent.name if whole.name == "model" else whole.name  # runs/town/model is called town
+    name = given if is_on_hub(given) else name
     return LoadedModel(network.eval(), info, name, digest)
+
+
+def model_folder(path: Path | str) -> Path:
+    """The folder that a path or hf:owner/name means, which has weights and a config.
+
+    Raises:
+        ModelError: It has not.
+    """
+    folder = fetch(path) if is_on_hub(path) else Path(path)
+    for file in (folder / CONFIG, folder / WEIGHTS):
+        if not file.is_file():
+            hint = "; this is a run folder, its model is in model/" if (folder / "model" / CONFIG).is_file() else ""
+            raise ModelError(f"{folder}: no model folder, {file.name} is missing{hint}")
+    return folder
 
 
 def build(info: ModelInfo, *, context_head: bool = False) -> CASWiT:
@@ -111,19 +133,41 @@ def _to_json(info: ModelInfo) -> dict[str, Any]:
 
 
 def _read_info(file: Path) -> ModelInfo:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ModelError(f"{file}: format {content['format']}, this version reads format {FORMAT}")
-        model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["model"].items()}
+    with config_errors(file):
+        content = read_config(file)
+        if content.get("kind") == PRETRAINED:
+            raise ModelError(
+                f"{file}: pretrained without labels, it knows no classes; train with init: {file.parent}, "
+                "or look at it with caswit reconstruct"
+            )
         return ModelInfo(
-            model=ModelConfig(**model),
+            model=ModelConfig(**with_tuples(content["model"])),
             tile=TileConfig(**content["tile"]),
             classes=ClassTable.from_dicts(content["classes"], str(file)),
             bands=tuple(content["bands"]),
             gsd_m=content["gsd_m"],
             provenance=content["provenance"],
         )
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """What a config.json of this format says; use inside of ``config_errors``."""
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if content["format"] != FORMAT:
+        raise ModelError(f"{file}: format {content['format']}, this version reads format {FORMAT}")
+    return content
+
+
+def with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists as tuples, which is what settings have."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+
+
+@contextmanager
+def config_errors(file: Path) -> Iterator[None]:
+    """Whatever is wrong in a config.json becomes a ModelError of one line."""
+    try:
+        yield
     except ConfigError as error:
         raise ModelError(f"{file}: {error}") from error
     except CaswitError:

@@ -1,7 +1,6 @@
 """Supervised training (paper sections 3.4 and 4.3): the objective that the loop of ``caswit.loop`` learns."""
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ from caswit.data.loader import TrainingSamples
 from caswit.data.samples import check_scenes, ground_size_m
 from caswit.data.scene import Dataset, load_dataset
 from caswit.errors import ConfigError
-from caswit.launch import is_first_process, make_fabric, repeatable
-from caswit.loop import Batch, Loop
+from caswit.launch import repeatable
+from caswit.loop import Batch, Loop, launched
 from caswit.losses import label_mass, supervised_loss
 from caswit.progress import Progress
 from caswit.runfolder import RunFolder
 from caswit.validation import Validator
 from caswit.version import __version__
-
-log = logging.getLogger(__name__)
+from caswit.weights.start import start_from
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
@@ -43,13 +41,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
     dataset = load_dataset(recipe.data.dataset).read_at(recipe.tile.gsd_m)
     _check(recipe, dataset)
     folder = RunFolder(out)
-    fabric = make_fabric(recipe.train)
-    # Launching starts this program again on the other devices: check once, before that.
-    if is_first_process():
-        folder.check(recipe, resume=resume)
-        if resume and not folder.last.exists():
-            log.info("%s: nothing to resume yet, starting from step 0", out)
-    fabric.launch()
+    fabric = launched(recipe, folder, resume=resume)
     with repeatable(recipe.train, fabric.device):
         objective = _Labels(fabric, recipe, dataset, folder)
         Loop(fabric, recipe, recipe.train, folder, objective).fit()
@@ -58,6 +50,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
 
 class _Labels:
     """Learn the labels of tiles and, with a context head, of their surroundings."""
+
+    label = "train"
 
     def __init__(self, fabric: Fabric, recipe: Recipe, dataset: Dataset, folder: RunFolder) -> None:
         self.fabric, self.recipe, self.folder = fabric, recipe, folder
@@ -76,7 +70,10 @@ class _Labels:
         self.memory: dict[str, Any] = {"best_miou": -1.0}
 
     def begin(self) -> None:
-        """Start from random weights."""
+        """Start from the weights that the recipe names, if any."""
+        recipe = self.recipe
+        if recipe.start is not None:
+            start_from(self.network, recipe.start, recipe.model.size, recipe.tile.tile_px)
 
     def masses(self, batch: Batch) -> Tensor:
         """Labelled pixels in tile and context labels."""
