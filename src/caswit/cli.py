@@ -12,6 +12,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, set_parsing_settings
 
 from caswit.commands.recipe import check_recipe
+from caswit.config import PretrainRecipe, Recipe
 from caswit.errors import CaswitError
 from caswit.version import __version__
 
@@ -28,14 +29,17 @@ Land-cover maps from aerial and satellite orthophotos of any size.
 commands:
   demo                       train, score and map a synthetic landscape; writes a report
   train RECIPE --out DIR     train a model; DIR/model is the result
+  pretrain RECIPE --out DIR  learn from imagery without labels; DIR/model is what train's init takes
+  reconstruct MODEL IMAGE    draw what pretrained weights make of an image
   evaluate MODEL DATASET     score a model on labelled scenes; writes a report
   predict IMAGE OUT.tif      map an image of any size
   info MODEL                 what a model is and expects
+  push MODEL REPO            put a model on the Hugging Face hub; hf:owner/name is then a model
 
 caswit COMMAND --help says more. caswit --version prints the version.
 """
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "info")
+COMMANDS = ("demo", "train", "pretrain", "reconstruct", "evaluate", "predict", "info", "push")
 """Each is a module of caswit.commands."""
 
 
@@ -69,11 +73,12 @@ def _run(name: str, words: list[str]) -> None:
         raise CaswitError(f"no command {name!r}; commands are: {', '.join(COMMANDS)}")
     command = importlib.import_module(f"caswit.commands.{name}")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields' docstrings are their help
-    if name == "train" and words and not words[0].startswith("-"):
+    recipes = {"train": Recipe, "pretrain": PretrainRecipe}
+    if name in recipes and words and not words[0].startswith("-"):
         words = ["--recipe", *words]
     for option, value in pairwise(words):
         if option == "--recipe":
-            check_recipe(Path(value))
+            check_recipe(Path(value), recipes.get(name, Recipe))
     parser = command.parser()
     try:
         arguments = parser.instantiate(parser.parse_args(words))

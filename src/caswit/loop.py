@@ -5,6 +5,7 @@ is a function of (recipe, step, weights): samples and random numbers come from (
 weights, optimiser and step is all there is to resume from.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -18,16 +19,21 @@ from torch.utils.tensorboard import SummaryWriter
 from caswit.config import LearningConfig
 from caswit.data.loader import Samples, training_loader
 from caswit.errors import ConfigError
-from caswit.launch import all_sum
+from caswit.launch import all_sum, is_first_process, make_fabric
 from caswit.optim import adamw, learning_rate
 from caswit.progress import Progress
 from caswit.runfolder import AnyRecipe, RunFolder
 
+log = logging.getLogger(__name__)
 Batch = dict[str, Tensor]
 
 
 class Objective(Protocol):
     """What is learned, from what, and what comes out of it."""
+
+    @property
+    def label(self) -> str:
+        """What is being done, for whoever watches."""
 
     @property
     def network(self) -> nn.Module:
@@ -77,13 +83,13 @@ class Loop:
         self.fabric, self.folder, self.objective = fabric, folder, objective
         self.workers = recipe.data.workers
         self.steps_per_epoch, self.max_steps = length(settings, objective.samples.tiles_per_epoch)
-        self.settings = settings
+        self.settings = settings.absolute(self.steps_per_epoch, self.max_steps)
         self.look_every = objective.look_every(self.steps_per_epoch)
         network = self.network = objective.network
         checkpoint = fabric.broadcast(folder.begin(recipe) if fabric.is_global_zero else None)
         if checkpoint is None:
             objective.begin()
-        optimizer = adamw(network, settings)
+        optimizer = adamw(network, self.settings)
         self.step, self.elapsed_s = 0, 0.0
         if checkpoint is not None:
             network.load_state_dict(checkpoint["model"])
@@ -99,7 +105,7 @@ class Loop:
             return
         first = self.fabric.is_global_zero
         writer = SummaryWriter(str(self.folder.path), purge_step=self.step + 1) if first else None
-        with Progress("train", self.max_steps, "step", done=self.step, quiet=not first) as progress:
+        with Progress(self.objective.label, self.max_steps, "step", done=self.step, quiet=not first) as progress:
             self._steps(progress, writer)
         if writer is not None:
             writer.close()
@@ -206,6 +212,22 @@ class Loop:
     def _out_of_time(self) -> bool:
         minutes = self.settings.max_minutes
         return minutes is not None and bool(self.fabric.broadcast(self._elapsed_s() >= 60 * minutes))
+
+
+def launched(recipe: AnyRecipe, folder: RunFolder, *, resume: bool) -> Fabric:
+    """Start the run on all its devices, once its folder is known to be free, or to hold this very run.
+
+    Raises:
+        ConfigError: It is not, or the devices are not there.
+    """
+    fabric = make_fabric(recipe.train)
+    # Launching starts this program again on the other devices: check once, before that.
+    if is_first_process():
+        folder.check(recipe, resume=resume)
+        if resume and not folder.last.exists():
+            log.info("%s: nothing to resume yet, starting from step 0", folder.path)
+    fabric.launch()
+    return fabric
 
 
 def length(settings: LearningConfig, tiles_per_epoch: int) -> tuple[int, int]:

@@ -74,7 +74,7 @@ class CASWiT(nn.Module):
     """The network of the paper. Defaults are those of ``ModelConfig``.
 
     Args:
-        num_classes: K, the classes it can predict.
+        num_classes: K, the classes it can predict; 0 builds the encoders and fusion only, for pretraining.
         size: "nano", "tiny", "small", "base" or "large"; both branches have it.
         stem: "patch" (the paper) or "conv".
         decoder: "upernet".
@@ -128,9 +128,11 @@ class CASWiT(nn.Module):
         self.feed_forward = feed_forward
         self.hr_encoder = SwinEncoder(**numbers, drop_path=drop_path)
         channels = self.hr_encoder.channels
-        # Stage outputs of a pre-norm transformer are not normalised; the decoder wants them so.
-        self.hr_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
-        self.decoder = head(channels)
+        if num_classes:
+            # Stage outputs of a pre-norm transformer are not normalised; the decoder wants them so.
+            self.hr_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
+            self.decoder = head(channels)
+        context_head = context_head and num_classes > 0
         self.context_encoder: SwinEncoder | None = None
         self.context_norms: nn.ModuleList | None = None
         self.context_decoder: UPerNetHead | None = None
@@ -169,13 +171,14 @@ class CASWiT(nn.Module):
         Raises:
             ModelError: Wrong shape, number of bands, batch or type, or a missing context.
         """
+        assert self.num_classes, "built for pretraining: there is no decoder"
         _check_image("hr", hr)
-        x = self.hr_encoder.embed(self._normalise(hr))
+        x = self.hr_encoder.embed(self.normalise(hr))
         c = None
         if self.context_encoder is not None:
             context = _check_context(context, hr)
-            c = self.context_encoder.embed(self._normalise(context))
-        hr_maps, context_maps = self._stages(x, c)
+            c = self.context_encoder.embed(self.normalise(context))
+        hr_maps, context_maps = self.stages(x, c)
         logits = _upsample(self.decoder(_normed(self.hr_norms, hr_maps)), hr)
         if not self.training:
             return logits
@@ -184,7 +187,7 @@ class CASWiT(nn.Module):
         context_logits = self.context_decoder(_normed(self.context_norms, context_maps))
         return TrainingLogits(logits, _upsample(context_logits, context))
 
-    def _stages(self, x: Tensor, c: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+    def stages(self, x: Tensor, c: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
         """Advance both branches stage by stage; returns the fused hr maps and the context maps."""
         hr_maps: list[Tensor] = []
         context_maps: list[Tensor] = []
@@ -203,7 +206,8 @@ class CASWiT(nn.Module):
             x = fused if self.feed_forward else x
         return hr_maps, context_maps
 
-    def _normalise(self, image: Tensor) -> Tensor:
+    def normalise(self, image: Tensor) -> Tensor:
+        """Pixels on the 0-255 scale -> what the encoders and the reconstruction work with, same shape."""
         return (image.to(self.mean.dtype) - self.mean) / self.std
 
     def checkpoint_gradients(self, enable: bool = True) -> None:

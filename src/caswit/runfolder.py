@@ -14,13 +14,13 @@ import torch
 import yaml
 
 from caswit.checkpoint import torch_load
-from caswit.config import Recipe
+from caswit.config import PretrainRecipe, Recipe
 from caswit.errors import ConfigError
 from caswit.files import atomic_path, atomic_write_bytes
 
 LOOP_COLUMNS = ("step", "epoch", "loss", "lr", "tiles_per_s", "elapsed_s")
 COLUMNS = (*LOOP_COLUMNS, "val_miou", "val_mf1", "val_mbiou", "val_accuracy")
-AnyRecipe = Recipe
+AnyRecipe = Recipe | PretrainRecipe
 FREE_TO_CHANGE = {"workers", "pictures", "save_every_s", "max_minutes", "accelerator"}
 """Settings that may differ between a run and its continuation."""
 

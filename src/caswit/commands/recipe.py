@@ -9,13 +9,13 @@ from caswit.errors import CaswitError
 from caswit.files import read_yaml
 
 
-def check_recipe(file: Path) -> None:
+def check_recipe(file: Path, kind: type = Recipe) -> None:
     """Raise CaswitError unless the file is YAML that has settings of a recipe in its sections."""
     if not file.is_file():
         raise CaswitError(f"{file}: no such recipe file")
     content = read_yaml(file)
-    sections: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.type)}
-    _check_keys(f"{file}", content, {*(f.name for f in dataclasses.fields(Recipe)), "out", "resume"})
+    sections: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(kind) if dataclasses.is_dataclass(f.type)}
+    _check_keys(f"{file}", content, {*(f.name for f in dataclasses.fields(kind)), "out", "resume"})
     for name in content.keys() & sections:
         _check_keys(f"{file}: {name}", content[name], {field.name for field in dataclasses.fields(sections[name])})
 

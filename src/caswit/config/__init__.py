@@ -6,6 +6,7 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 from caswit.config.checks import IGNORE_INDEX, check
 from caswit.config.learning import LearningConfig
 from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
+from caswit.config.pretraining import TOKEN_PX, ImageryConfig, MaskConfig, PretrainConfig, PretrainRecipe
 from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision, PredictConfig
 from caswit.config.starting import InitConfig, WeightSource, parse_init
 from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
@@ -13,18 +14,23 @@ from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfi
 __all__ = [
     "IGNORE_INDEX",
     "NUM_STAGES",
+    "TOKEN_PX",
     "AugmentConfig",
     "ComputeConfig",
     "DataConfig",
     "Decoder",
     "DemoConfig",
     "EvaluateConfig",
+    "ImageryConfig",
     "InitConfig",
     "LearningConfig",
+    "MaskConfig",
     "ModelConfig",
     "Norm",
     "Precision",
     "PredictConfig",
+    "PretrainConfig",
+    "PretrainRecipe",
     "Recipe",
     "Size",
     "Stem",

@@ -80,3 +80,8 @@ class LearningConfig:
             f"betas must be two numbers in [0, 1), got {list(self.betas)}; try [0.9, 0.999]",
         )
         check(self.eps > 0, f"eps must be above 0, got {self.eps}; try 1e-8")
+
+    def absolute(self, steps_per_epoch: int, max_steps: int) -> "LearningConfig":
+        """The same in steps and for this batch; here it is so already."""
+        _ = steps_per_epoch, max_steps
+        return self
