@@ -11,7 +11,7 @@ from caswit.config import EvaluateConfig
 def parser() -> ArgumentParser:
     """What the command takes."""
     command = make_parser("evaluate", "Score a model on labelled scenes; writes report.html, .md and .json.")
-    command.add_argument("model", type=str, help="model folder")
+    command.add_argument("model", type=str, help="model folder, or hf:owner/name")
     command.add_argument("dataset", type=str, help="dataset.yaml with labelled scenes")
     command.add_argument("--split", default="test", help="split whose scenes are scored")
     command.add_argument("--out", type=str, required=True, help="folder of the report")

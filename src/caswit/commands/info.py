@@ -10,7 +10,7 @@ from caswit.commands.parsing import make_parser
 def parser() -> ArgumentParser:
     """What the command takes."""
     command = make_parser("info", "Say what a model is, what it costs and what it expects.")
-    command.add_argument("model", type=str, help="model folder")
+    command.add_argument("model", type=str, help="model folder, or hf:owner/name")
     return command
 
 

@@ -13,7 +13,7 @@ def parser() -> ArgumentParser:
     command = make_parser("predict", "Map the land cover of an image of any size.")
     command.add_argument("image", type=str, help="RGB uint8 raster, any format GDAL reads")
     command.add_argument("out", type=str, help="GeoTIFF to write, on the image's grid")
-    command.add_argument("--model", type=str, required=True, help="model folder")
+    command.add_argument("--model", type=str, required=True, help="model folder, or hf:owner/name")
     command.add_class_arguments(PredictConfig)
     return command
 

@@ -1,0 +1,123 @@
+"""Handing models on: the card, a folder, a fake hub."""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from caswit.checkpoint import load_model
+from caswit.cli import main
+from caswit.errors import ConfigError, DataError, ModelError
+from caswit.push import push
+
+REPORT = {
+    "miou": 0.5, "mf1": 0.6, "mbiou": 0.25,
+    "per_class": {"land": {"iou": 0.5, "f1": 0.6, "biou": 0.25}},
+    "evaluated": {"dataset": "town", "split": "test", "tiles": 7, "band_px": 3},
+}  # fmt: skip
+
+
+class FakeHub:
+    """Repositories as folders; stands in for the hub at the two places where it is talked to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.private: dict[str, bool] = {}
+
+    def create_repo(self, repository, *, private, exist_ok):
+        assert exist_ok
+        self.private[repository] = private
+        return f"https://hub/{repository}"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        assert commit_message
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+
+    def snapshot_download(self, repository, *, revision, allow_patterns):
+        if not (self.root / repository).is_dir() or revision not in (None, "v1"):
+            raise OSError("404 Client Error.\n\nRepository Not Found")
+        assert allow_patterns
+        return str(self.root / repository)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    fake = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
+    return fake
+
+
+@pytest.fixture
+def report(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    return tmp_path / "report.json"
+
+
+def test_a_pushed_model_is_a_model_again(hub, model_folder, report, capsys):
+    main(["push", str(model_folder), "someone/town", "--report", str(report), "--license", "mit", "--private"])
+    assert capsys.readouterr().out.strip() == "https://hub/someone/town"
+    assert hub.private == {"someone/town": True}
+    assert {f.name for f in (hub.root / "someone/town").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    there, here = load_model("hf:someone/town@v1"), load_model(model_folder)
+    assert (there.info, there.digest) == (here.info, here.digest)
+    assert there.name == "hf:someone/town@v1"
+    main(["info", "hf:someone/town"])
+    assert "CASWiT-nano" in capsys.readouterr().out
+
+
+def test_the_card_says_what_the_model_expects_and_scores(model_folder, report, tmp_path):
+    assert push(model_folder, str(tmp_path / "town"), report=report, license_name="mit") == str(tmp_path / "town")
+    card = (tmp_path / "town" / "README.md").read_text()
+    _, header, body = card.split("---\n", 2)
+    tags = yaml.safe_load(header)
+    assert (tags["library_name"], tags["license"], tags["pipeline_tag"]) == ("caswit", "mit", "image-segmentation")
+    assert "| 7 | water | #e2a929 |" in body
+    assert "unlabelled" not in body
+    assert "| **mean** | 50.00 | 60.00 | 25.00 |" in body
+    assert "0.5 m" in body
+    assert "caswit predict ortho.tif landcover.tif --model hf:town" in body
+    push(model_folder, str(tmp_path / "bare"))
+    bare = (tmp_path / "bare" / "README.md").read_text()
+    assert "license" not in bare.split("---\n")[1]
+    assert "No scores were given" in bare
+
+
+def test_folders_of_the_maker_are_not_handed_on(model_folder, tmp_path):
+    private = tmp_path / "private"
+    shutil.copytree(model_folder, private)
+    config = json.loads((private / "config.json").read_text())
+    recipe = {"data": {"dataset": "/home/me/secret/dataset.yaml"}, "init": {"from": "timm", "path": "/home/me/w.pth"}}
+    config["provenance"] = {"recipe": recipe, "dataset": "town", "step": 3, "versions": {"caswit": "0"}}
+    (private / "config.json").write_text(json.dumps(config))
+    push(private, str(tmp_path / "out"))
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["provenance"]["recipe"] == {
+        "data": {"dataset": "dataset.yaml"},
+        "init": {"from": "timm", "path": "w.pth"},
+    }
+    assert load_file(private / "model.safetensors").keys() == load_file(tmp_path / "out" / "model.safetensors").keys()
+
+
+def test_refusals_are_one_line(hub, model_folder, tmp_path, monkeypatch):
+    def refused(kind, says, call):
+        with pytest.raises(kind, match=says) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+    nowhere = "hf:someone/nothing"
+    refused(ModelError, rf"{nowhere}: cannot be fetched \(OSError: 404", lambda: load_model(nowhere))
+    refused(ModelError, "hf:owner/name or hf:owner/name@revision", lambda: load_model("hf:nothing"))
+    refused(ConfigError, "give owner/name on the hub, or a folder as ./name", lambda: push(model_folder, "town"))
+    refused(DataError, "no report.json", lambda: push(model_folder, "a/b", report=tmp_path))
+    refused(ModelError, "no model folder", lambda: push(tmp_path, "a/b"))
+
+    def no_network(*_, **__):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(hub, "create_repo", no_network)
+    refused(ModelError, "a/b: cannot be uploaded .*no route to host.*hf auth login", lambda: push(model_folder, "a/b"))
