@@ -15,8 +15,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+import caswit.pretrain
 from caswit.checkpoint import load_model
 from caswit.cli import main
+from caswit.commands import pretrain as pretrain_command
+from caswit.commands.recipe import check_recipe
 from caswit.config import (
     AugmentConfig,
     DataConfig,
@@ -236,3 +239,36 @@ def test_learning_rates_grow_with_the_batch_as_in_simmim():
     assert settings.warmup_steps == 100
     own = PretrainConfig(batch=8, lr_batch=None, warmup_steps=7).absolute(steps_per_epoch=10, max_steps=1000)
     assert (own.lr, own.warmup_steps) == (2e-4, 7)
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("pretrain-*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda f: f.stem)
+def test_the_recipes_of_the_repository_say_what_they_may(recipe):
+    check_recipe(recipe, PretrainRecipe)
+    parser = pretrain_command.parser()
+    settings = parser.instantiate(parser.parse_args(["--recipe", str(recipe), "--out", "x"]))
+    assert settings.model.drop_path == 0
+    assert settings.mask == MaskConfig(context_ratio=settings.mask.context_ratio)
+
+
+def test_drop_path_is_0_unless_the_recipe_says_otherwise(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: {dataset: x}\nmodel: {size: nano}\n")
+    parser = pretrain_command.parser()
+    settings = parser.instantiate(parser.parse_args(["--recipe", str(recipe), "--out", "x"]))
+    assert (settings.model.size, settings.model.drop_path) == ("nano", 0.0)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["dubai", "banepa"])
+def test_the_recipes_of_the_repository_pretrain_on_every_image(name, tmp_path, real_data, monkeypatch):
+    monkeypatch.setenv("CASWIT_DATA", str(real_data))
+    seen = []
+    monkeypatch.setattr(caswit.pretrain, "check_scenes", lambda _dataset, scenes: seen.extend(scenes))
+    small = ["--tile.tile_px", "64", "--train.batch", "2", "--train.max_steps", "2", "--train.warmup_steps", "1"]
+    recipe = next(r for r in RECIPES if name in r.stem)
+    main(["pretrain", str(recipe), "--out", str(tmp_path / "run"), *small, "--train.accelerator", "cpu"])
+    assert len(losses(tmp_path / "run")) == 2
+    assert {s.image for s in seen} == {s.image for s in load_dataset(real_data / name / "dataset.yaml").scenes}
