@@ -120,7 +120,7 @@ def test_config_carries_what_prediction_needs(folder):
         {"id": 7, "name": "water", "color": "#2060ff"},
         {"id": 3, "name": "forêt", "color": "#208040"},
     ]
-    assert content["tile"] == {"tile_px": 64, "context_factor": 4}
+    assert content["tile"] == {"tile_px": 64, "context_factor": 4, "gsd_m": None}
     assert content["model"]["mean"] == [100.5, 110, 120]
     assert content["model"]["std"] == [50, 51, 52]
     assert content["bands"] == [4, 3, 1]
