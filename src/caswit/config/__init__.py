@@ -4,8 +4,9 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 """
 
 from caswit.config.checks import IGNORE_INDEX, check
+from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
 from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
-from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision, PredictConfig
+from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision
 from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
 
 __all__ = [
@@ -17,8 +18,11 @@ __all__ = [
     "Decoder",
     "DemoConfig",
     "EvaluateConfig",
+    "MapRunConfig",
     "ModelConfig",
     "Norm",
+    "OnError",
+    "OutputConfig",
     "Precision",
     "PredictConfig",
     "Recipe",
