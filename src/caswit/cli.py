@@ -4,7 +4,9 @@ import errno
 import importlib
 import logging
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +21,11 @@ from caswit.version import __version__
 _USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
 """Errors of the file system that are not our bugs: no permission, no room, a file in place of a folder."""
 
-TRAIN_EXTRA = ("lightning", "tensorboard")
-"""Modules that come with caswit[train]."""
+EXTRAS = {
+    **dict.fromkeys(("lightning", "tensorboard"), "train"),
+    **dict.fromkeys(("shapely", "pyogrio", "pyproj", "pyarrow"), "vector"),
+}
+"""Modules that come with caswit[EXTRA]."""
 
 USAGE = """usage: caswit COMMAND ...
 
@@ -32,7 +37,7 @@ commands:
   pretrain RECIPE --out DIR  learn from imagery without labels; DIR/model is what train's init takes
   reconstruct MODEL IMAGE    draw what pretrained weights make of an image
   evaluate MODEL DATASET     score a model on labelled scenes; writes a report
-  predict IMAGE OUT.tif      map an image of any size
+  predict IMAGES OUT.tif     map images of any size
   info MODEL                 what a model is and expects
   push MODEL REPO            put a model on the Hugging Face hub; hf:owner/name is then a model
 
@@ -54,10 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what GDAL says is part of our errors
+    logging.getLogger("pyogrio").setLevel(logging.WARNING)
     for part in ("fabric", "pytorch"):  # says its precision twice at every start; the parents set their own levels
         logging.getLogger(f"lightning.{part}.utilities.rank_zero").setLevel(logging.WARNING)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
     try:
-        _run(words[0], words[1:])
+        _run(words[0], [_underscored(word) for word in words[1:]])
     except CaswitError as error:
         _fail(str(error))
     except OSError as error:
@@ -88,9 +96,22 @@ def _run(name: str, words: list[str]) -> None:
         command.run(arguments)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
-        if missing not in TRAIN_EXTRA:
+        if missing not in EXTRAS:
             raise
-        raise CaswitError(f"{name} needs {missing}, which comes with: pip install 'caswit[train]'") from error
+        raise CaswitError(
+            f"{name} needs {missing}, which comes with: pip install 'caswit[{EXTRAS[missing]}]'"
+        ) from error
+
+
+def _end(*_: object) -> None:
+    """Leave as after an exception, so that files written half are removed."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _underscored(word: str) -> str:
+    """Options may be written with - or _ between their words."""
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else word
 
 
 def _plain(message: str) -> str:

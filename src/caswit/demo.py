@@ -30,8 +30,9 @@ from caswit.data.synthetic import CLASSES, CONTEXT_CLASSES, landscape
 from caswit.errors import ConfigError
 from caswit.evaluate import evaluate
 from caswit.files import atomic_path, atomic_write_bytes
+from caswit.mapping.run import predict
 from caswit.pictures import TilePicture, spread_tiles, tile_picture
-from caswit.predict import classifier, predict
+from caswit.predict import classifier
 from caswit.raster.io import Raster, UInt8, write_raster
 from caswit.raster.windows import Window
 from caswit.report import Panel, render, report_values

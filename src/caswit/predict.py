@@ -1,33 +1,37 @@
-"""Prediction of rasters of any size, block by block.
+"""Prediction of tiles and blocks of a scene.
 
-A block is a pure function of (scene, model, settings). Evaluation and prediction share it.
+A block is a pure function of (scene, model, settings). Evaluation and mapping share it.
 Shapes: T tile_px, B tiles in a batch, K classes.
 """
 
-import datetime
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from caswit.checkpoint import LoadedModel, load_model
-from caswit.config import IGNORE_INDEX, ComputeConfig, PredictConfig
+from caswit.checkpoint import LoadedModel
+from caswit.config import IGNORE_INDEX, ComputeConfig
 from caswit.data.samples import OpenScene, Region, context_window
-from caswit.data.scene import Scene
 from caswit.devices import autocast, pick_device, uses_bf16
-from caswit.errors import ConfigError
-from caswit.files import atomic_path
 from caswit.model import CASWiT
-from caswit.progress import Progress
-from caswit.raster.io import Bool, ClassMapWriter, UInt8, bounded_cache
-from caswit.raster.windows import Block, Tile, Window, blocks
-from caswit.version import __version__
+from caswit.raster.io import Bool, UInt8
+from caswit.raster.windows import Block, Tile, Window
 
 T = TypeVar("T")
+
+
+class BlockPixels(NamedTuple):
+    """What is read for a block."""
+
+    region: Region
+    """Its tiles and their context, in pixels that are read."""
+    native: Window
+    """The native pixels it owns."""
+    valid: Bool
+    """(H, W): which of them have data."""
 
 
 class Classifier:
@@ -60,29 +64,34 @@ class Classifier:
     def _stack(self, images: list[UInt8]) -> Tensor:
         return torch.from_numpy(np.stack(images)).to(self.device)
 
-    def block(self, scene: OpenScene, block: Block) -> UInt8:
-        """Class indices of the native pixels of a block: (H, W), IGNORE_INDEX where the scene has no data."""
+    def read(self, scene: OpenScene, block: Block) -> "BlockPixels":
+        """Read everything that a block needs of its scene."""
         tile_px = block.tiles[0].window.height
         margin = tile_px * (self.context_factor - 1) // 2
         region = scene.region(block.reach.grown(margin))
         native = scene.native(block.window)
-        valid = self._native_valid(scene, native, region)
+        if scene.ratio == 1:
+            return BlockPixels(region, native, region.valid[native.inside(region.window)])
+        return BlockPixels(region, native, scene.native_image(native)[1])
+
+    def native_logits(
+        self, scene: OpenScene, region: Region, tiles: Sequence[tuple[Tile, Window]]
+    ) -> Iterator[tuple[Tile, Window, Tensor]]:
+        """Logits (K, H, W) of the native window beside each tile, batch by batch."""
+        for some in batched(tiles, self.batch):
+            for (tile, native), logits in zip(some, self.logits(region, [t for t, _ in some]), strict=True):
+                yield tile, native, _native_logits(logits, scene, tile, native)
+
+    def block(self, scene: OpenScene, block: Block) -> UInt8:
+        """Class indices of the native pixels of a block: (H, W), IGNORE_INDEX where the scene has no data."""
+        region, native, valid = self.read(scene, block)
         classes = np.full((native.height, native.width), IGNORE_INDEX, np.uint8)
-        with_data = [t for t in block.tiles if valid[scene.native(t.owned).inside(native)].any()]
-        for tiles in batched(with_data, self.batch):
-            for tile, logits in zip(tiles, self.logits(region, tiles), strict=True):
-                owned = scene.native(tile.owned)
-                found = _native_logits(logits, scene, tile, owned).argmax(0).byte()
-                classes[owned.inside(native)] = found.cpu().numpy()
+        tiles = [(t, scene.native(t.owned)) for t in block.tiles]
+        with_data = [(t, owned) for t, owned in tiles if valid[owned.inside(native)].any()]
+        for _, owned, logits in self.native_logits(scene, region, with_data):
+            classes[owned.inside(native)] = logits.argmax(0).byte().cpu().numpy()
         classes[~valid] = IGNORE_INDEX
         return classes
-
-    @staticmethod
-    def _native_valid(scene: OpenScene, native: Window, region: Region) -> Bool:
-        """Where a native window has data; ``region`` holds it where native pixels were read."""
-        if scene.ratio == 1:
-            return region.valid[native.inside(region.window)]
-        return scene.native_image(native)[1]
 
     def tile(self, scene: OpenScene, tile: Window) -> UInt8:
         """Class indices of one tile as it is read: (T, T), IGNORE_INDEX where the scene has no data."""
@@ -122,86 +131,6 @@ def classifier(model: LoadedModel, settings: ComputeConfig) -> Classifier:
         device=device,
         bf16=uses_bf16(settings.precision, device),
     )
-
-
-def predict(image: Path, out: Path, model: Path, settings: PredictConfig | None = None) -> None:
-    """Write the class map of an image of any size as a GeoTIFF on the image's grid.
-
-    Memory does not grow with the image. ``out`` appears under its name only when it is complete.
-
-    Args:
-        image: Any three-band uint8 raster that GDAL opens.
-        out: GeoTIFF to write; its folder must exist.
-        model: Model folder.
-        settings: How to cut and compute.
-
-    Raises:
-        CaswitError: The image, the model, the settings or the place to write to cannot be used.
-    """
-    settings = settings or PredictConfig()
-    if not out.resolve().parent.is_dir():
-        raise ConfigError(f"{out}: its folder does not exist; create it first")
-    if out.exists() and not out.is_file():  # renaming onto a device would replace it
-        raise ConfigError(f"{out}: is {'a folder' if out.is_dir() else 'not a plain file'}; give another name")
-    if out.exists() and image.exists() and out.samefile(image):
-        raise ConfigError(f"{out}: is the input image; give another name")
-    if out.suffix.lower() not in (".tif", ".tiff"):
-        raise ConfigError(f"{out}: maps are GeoTIFFs; give a name that ends in .tif")
-    loaded = load_model(model)
-    overlap_px = _overlap(settings, loaded.info.tile.tile_px)
-    reading = OpenScene(Scene(image=image), bands=loaded.info.bands, gsd_m=loaded.info.tile.gsd_m)
-    with bounded_cache(), reading as scene, atomic_path(out) as partial:
-        _write_map(partial, scene, loaded, settings, overlap_px)
-
-
-def _write_map(path: Path, scene: OpenScene, loaded: LoadedModel, settings: PredictConfig, overlap_px: int) -> None:
-    table, grid = loaded.info.classes, scene.image.grid
-    tile_px = loaded.info.tile.tile_px
-    model = classifier(loaded, settings)
-    writer = ClassMapWriter(
-        path,
-        grid,
-        nodata=IGNORE_INDEX,
-        palette={c.id: c.rgb for c in table.predicted},
-        tags=_provenance(scene.scene.image, loaded, overlap_px, "bf16" if model.bf16 else "fp32"),
-    )
-    block_px = max(1, round(settings.block_px / scene.ratio))
-    try:
-        writer.tag_classes({c.id: c.name for c in table.predicted})
-        with Progress(
-            f"predict {scene.scene.image.name} with {loaded.name}", grid.height * grid.width / 1e6, "Mpx"
-        ) as progress:
-            for block in blocks(scene.height, scene.width, tile_px, overlap_px, block_px):
-                window = scene.native(block.window)
-                writer.write(window, table.ids[model.block(scene, block)])
-                progress.advance(window.height * window.width / 1e6)
-    finally:
-        writer.close()
-    writer.check_complete()
-
-
-def _overlap(settings: PredictConfig, tile_px: int) -> int:
-    if settings.overlap_px is None:
-        return tile_px // 4
-    if settings.overlap_px >= tile_px:
-        raise ConfigError(
-            f"overlap_px must be below the model's tile_px={tile_px}, got {settings.overlap_px}; try {tile_px // 4}"
-        )
-    return settings.overlap_px
-
-
-def _provenance(image: Path, loaded: LoadedModel, overlap_px: int, precision: str) -> dict[str, str]:
-    return {
-        "TIFFTAG_SOFTWARE": f"caswit {__version__}",
-        "TIFFTAG_DATETIME": datetime.datetime.now().strftime("%Y:%m:%d %H:%M:%S"),
-        "CASWIT_MODEL": loaded.name,
-        "CASWIT_MODEL_SHA256": loaded.digest,
-        "CASWIT_IMAGE": image.name,
-        "CASWIT_TILE_PX": str(loaded.info.tile.tile_px),
-        "CASWIT_CONTEXT_FACTOR": str(loaded.info.tile.context_factor),
-        "CASWIT_OVERLAP_PX": str(overlap_px),
-        "CASWIT_PRECISION": precision,
-    }
 
 
 def batched(items: Sequence[T], size: int) -> Iterator[tuple[T, ...]]:

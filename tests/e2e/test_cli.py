@@ -207,7 +207,9 @@ class TestMistakes:
         )
         assert done.stderr.count("\n") == 1
 
-    def test_ctrl_c(self, make_raster, model_folder, tmp_path):
+    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+    def test_ctrl_c_and_kill(self, make_raster, model_folder, tmp_path, how):
+        """SIGTERM left a temporary file behind."""
         path, out = make_raster(picture(600, 600)), tmp_path / "out"
         out.mkdir()
         words = ["predict", path, out / "map.tif", "--model", model_folder, "--block_px", "32", "--device", "cpu"]
@@ -215,13 +217,24 @@ class TestMistakes:
         code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         code += "from caswit.cli import main; main(sys.argv[1:])"
         run = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
-        while not list(out.iterdir()) and run.poll() is None:
+        while not list(out.glob("*/*.tif")) and run.poll() is None:
             time.sleep(0.05)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(how)
         said = run.communicate()[1]
-        assert run.returncode == 130
+        assert run.returncode == 128 + how
         assert all(line.startswith("predict image.tif: ") for line in said.splitlines()), said
-        assert not list(out.iterdir())
+        assert [p.name for p in out.iterdir()] == ["map.tif.parts"]
+        assert not list(out.glob("*/.*.tmp"))
+
+    def test_options_may_be_written_with_a_hyphen(self, capsys):
+        words = refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--overlap-px", "x", "--block-px=64")
+        assert "--overlap_px: expected int, null, got x" in words
+
+    def test_address_of_an_image(self, capsys, tmp_path, model_folder):
+        """Its two slashes became one."""
+        url = "https://127.0.0.1:1/a.tif"
+        message = refused(capsys, "predict", url, tmp_path / "b.tif", "--model", model_folder)
+        assert f"{url}: not a raster GDAL can open" in message
 
     def test_corrupt_image(self, capsys, tmp_path, model_folder):
         (tmp_path / "a.tif").write_bytes(b"II*\0junk")

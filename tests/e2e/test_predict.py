@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rio_cogeo import cog_validate
 
 import caswit
 from caswit.checkpoint import load_model
@@ -18,7 +19,8 @@ from caswit.config import PredictConfig
 from caswit.data.samples import OpenScene
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError, ModelError
-from caswit.predict import Classifier, classifier, predict
+from caswit.mapping.run import predict
+from caswit.predict import Classifier, classifier
 from caswit.raster.io import CACHE_MB
 from caswit.raster.windows import Tile, Window, blocks
 from conftest import georeference
@@ -43,6 +45,7 @@ def test_the_map_lies_on_the_images_grid_and_says_what_it_is(make_raster, image,
         assert found.nodata == 255
         assert found.profile["tiled"]
         assert found.compression.name == "deflate"
+        assert cog_validate(out, quiet=True)[0]
         assert found.colormap(1)[7] == (0xE2, 0xA9, 0x29, 255)
         assert found.tags(1)["CLASS_7"] == "water"
         tags = found.tags()
@@ -137,31 +140,6 @@ def test_a_network_that_copies_gives_back_the_image(make_raster, model_folder):
             np.testing.assert_array_equal(model.block(scene, block), classes[rows, cols])
 
 
-class Interrupted(BaseException):
-    pass
-
-
-def test_an_interrupted_prediction_leaves_nothing_behind(make_raster, image, model_folder, tmp_path, monkeypatch):
-    path, out = make_raster(image, **georeference()), tmp_path / "out" / "map.tif"
-    out.parent.mkdir()
-    out.write_text("an older map")
-    done = 0
-
-    def stop(*_args, **_more):
-        nonlocal done
-        done += 1
-        if done == 3:
-            raise Interrupted
-        return original(*_args, **_more)
-
-    original = Classifier.block
-    monkeypatch.setattr(Classifier, "block", stop)
-    with pytest.raises(Interrupted):
-        predict(path, out, model_folder, PredictConfig(**EXACT, block_px=32))
-    assert [p.name for p in out.parent.iterdir()] == ["map.tif"]
-    assert out.read_text() == "an older map"
-
-
 def test_memory_does_not_grow_with_the_image_and_empty_tiles_cost_nothing(tmp_path, model_folder):
     """20,000 x 20,000 pixels would be 1.2 GB in memory. GDAL's cache may grow to its bound meanwhile."""
     images = []
@@ -177,7 +155,8 @@ def test_memory_does_not_grow_with_the_image_and_empty_tiles_cost_nothing(tmp_pa
 import resource, sys
 from pathlib import Path
 from caswit.config import PredictConfig
-from caswit.predict import Classifier, predict
+from caswit.mapping.run import predict
+from caswit.predict import Classifier
 
 def never(*_):
     raise AssertionError("computed a tile without data")

@@ -4,12 +4,12 @@ import resource
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rasterio import Affine
 
 from caswit.errors import DataError
-from caswit.raster.io import ClassMapWriter, Grid, Raster
+from caswit.raster.io import Raster, write_raster
 from caswit.raster.windows import Window
 from conftest import georeference
 
@@ -49,11 +49,12 @@ def test_white_nodata_is_black_too_and_one_white_channel_is_a_colour(make_raster
 
 
 def test_a_band_is_filled_outside_and_at_nodata(make_raster, label):
+    """Where the fill did not fit into the raster's type, nodata became 0: a class."""
     label[0, 3, 4] = 99
     with Raster(make_raster(label, nodata=99)) as raster:
         values = raster.read_band(Window(-2, -3, 95, 140), fill=65_536)
     expected = np.full((95, 140), 65_536)
-    expected[2:92, 3:133] = np.where(label[0] == 99, 65_536, label[0])
+    expected[2:92, 3:133] = np.where(label[0] == 99, 65_536, label[0].astype(int))
     np.testing.assert_array_equal(values, expected)
 
 
@@ -128,13 +129,9 @@ class TestRefusals:
         assert "has 2 bands, bands [1, 2, 3] are needed" in self.refused(make_raster(image[:2]))
 
     def test_sixteen_bits(self, make_raster, image):
-        assert "gdal_translate -ot Byte -scale" in self.refused(make_raster(image.astype(np.uint16)))
-
-    def test_a_palette_image(self, make_raster, image):
-        path = make_raster(image[:1], palette={0: (255, 0, 0, 255)})
-        message = self.refused(path)
-        assert "is a palette image; expand it with gdal_translate -expand rgb" in message
-        assert "band" not in message  # that three bands are missing would be no help
+        message = self.refused(make_raster(image.astype(np.uint16) * 10))
+        assert "gdal_translate -ot Byte -scale" in message
+        assert "--rescale LOW HIGH" in message
 
     def test_a_fifth_band_of_three(self, make_raster, image):
         assert "has 3 bands, bands [1, 2, 5] are needed" in self.refused(make_raster(image), (1, 2, 5))
@@ -166,31 +163,73 @@ class TestRefusals:
             raster.read_image(WHOLE)
 
 
-class TestClassMapWriter:
-    def write(self, path, limit_bytes=None) -> None:
-        """Write noise; from ``limit_bytes`` on the disk is full."""
-        writer = ClassMapWriter(
-            path, Grid(600, 600, None, Affine.identity(), ([], None)), nodata=255, palette={1: (1, 2, 3)}, tags={}
-        )
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes or before[0], before[1]))
+def test_a_full_disk_is_noticed(tmp_path, capfd):
+    """GDAL says nothing to us when closing a file fails, so a broken raster looked finished."""
+    noise = np.random.default_rng(0).integers(0, 250, (3, 600, 600), dtype=np.uint8)
+    write_raster(tmp_path / "whole.tif", noise)
+    size = (tmp_path / "whole.tif").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for share in (0.01, 0.5, 0.99, 0.9999):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), before[1]))
         try:
-            noise = np.random.default_rng(0).integers(0, 250, (600, 600), dtype=np.uint8)
-            writer.write(Window(0, 0, 600, 600), noise)
+            with pytest.raises((DataError, OSError)):
+                write_raster(tmp_path / "cut.tif", noise)
         finally:
-            writer.close()
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        writer.check_complete()
+    capfd.readouterr()
 
-    @pytest.mark.parametrize("share", [0.01, 0.5, 0.99, 0.9999])
-    def test_a_full_disk_is_noticed(self, tmp_path, capfd, share):
-        """GDAL says nothing to us when closing a file fails, so a broken map looked finished."""
-        self.write(tmp_path / "whole.tif")
-        size = (tmp_path / "whole.tif").stat().st_size
-        with pytest.raises(DataError, match="could not be written completely; is the disk full"):
-            self.write(tmp_path / "cut.tif", int(share * size))
-        capfd.readouterr()
 
-    def test_a_place_where_no_file_can_be(self, tmp_path):
-        with pytest.raises(DataError, match="cannot write there"):
-            self.write(tmp_path / "none" / "map.tif")
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
+def test_values_of_other_types_are_rescaled(make_raster, image, dtype):
+    wide = image.astype(dtype) * 10 + 100
+    with Raster(make_raster(wide), (100, 2650)) as raster:
+        raster.check_image(BANDS)
+        np.testing.assert_array_equal(raster.read_image(WHOLE)[0], image)
+
+
+def test_values_beyond_the_range_are_clipped_and_nan_is_no_data(make_raster):
+    values = np.array([-5, 0, 50, 100, 1e9, np.nan], np.float32)
+    with Raster(make_raster(np.tile(values, (3, 2, 1))), (0, 100)) as raster:
+        pixels, valid = raster.read_image(Window(0, 0, 2, 6))
+    assert pixels[0, 0].tolist() == [0, 0, 128, 255, 255, 0]
+    assert valid[1].tolist() == [True] * 5 + [False]
+
+
+def test_a_palette_image_is_its_colours(make_raster):
+    index = np.arange(4, dtype=np.uint8).reshape(1, 2, 2)
+    palette = {0: (10, 20, 30, 255), 1: (40, 50, 60, 255), 2: (70, 80, 90, 255), 3: (1, 2, 3, 0)}
+    with Raster(make_raster(index, "image.png", palette=palette)) as raster:
+        raster.check_image(BANDS)
+        pixels, valid = raster.read_image(Window(0, 0, 2, 2))
+        swapped, _ = raster.read_image(Window(0, 0, 2, 2), (3, 2, 1))
+    assert pixels[:, 0, 1].tolist() == [40, 50, 60]
+    assert swapped[:, 1, 0].tolist() == [90, 80, 70]
+    assert valid.tolist() == [[True, True], [True, False]]
+    assert not pixels[:, 1, 1].any()
+
+
+def test_holes_of_a_sparse_file_are_known_without_reading(make_raster, image, monkeypatch, tmp_path):
+    path = tmp_path / "sparse.tif"
+    layout = {"tiled": True, "blockxsize": 32, "blockysize": 32, "sparse_ok": True, "nodata": 0, **georeference()}
+    with rasterio.open(path, "w", driver="GTiff", count=3, height=90, width=130, dtype="uint8", **layout) as dst:
+        dst.write(image[:, :32, :32], window=rasterio.windows.Window(64, 32, 32, 32))
+    with Raster(path) as raster:
+        monkeypatch.setattr(raster, "_read", None)
+        assert raster.is_empty(Window(0, 0, 32, 130))
+        assert raster.is_empty(Window(0, 0, 90, 64))
+        assert raster.is_empty(Window(200, 0, 5, 5))
+        assert not raster.is_empty(Window(0, 0, 33, 65))
+        assert not raster.is_empty(Window(63, 95, 5, 5))
+    with Raster(make_raster(image, "dense.tif", tiled=True)) as raster:
+        assert not raster.is_empty(Window(0, 0, 5, 5))
+
+
+def test_ids_say_where_there_are_any(make_raster, label):
+    """Whatever stood for outside was silently ignored where a label raster held it: 65536, or -1."""
+    wide = label.astype(np.int32)
+    wide[0, 3, 4], wide[0, 5, 6], wide[0, 7, 8] = 65_536, -1, 99
+    with Raster(make_raster(wide, nodata=99)) as raster:
+        values, known = raster.read_ids(Window(-2, -3, 95, 140))
+    assert (values[5, 7], values[7, 9]) == (65_536, -1)
+    assert known.sum() == 90 * 130 - 1
+    assert not known[9, 11]

@@ -5,9 +5,10 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 
 from caswit.config.checks import IGNORE_INDEX, check
 from caswit.config.learning import LearningConfig
+from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
 from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
 from caswit.config.pretraining import TOKEN_PX, ImageryConfig, MaskConfig, PretrainConfig, PretrainRecipe
-from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision, PredictConfig
+from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision
 from caswit.config.starting import InitConfig, WeightSource, parse_init
 from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
 
@@ -24,9 +25,12 @@ __all__ = [
     "ImageryConfig",
     "InitConfig",
     "LearningConfig",
+    "MapRunConfig",
     "MaskConfig",
     "ModelConfig",
     "Norm",
+    "OnError",
+    "OutputConfig",
     "Precision",
     "PredictConfig",
     "PretrainConfig",

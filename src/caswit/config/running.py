@@ -1,4 +1,4 @@
-"""Settings of what is done with a trained model, and of the demonstration."""
+"""Settings of scoring a trained model, and of the demonstration."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,25 +22,6 @@ class ComputeConfig:
     def __post_init__(self) -> None:
         """Refuse an empty batch."""
         check(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig(ComputeConfig):
-    """How a large image is cut and predicted. Only the overlap and the precision change the map."""
-
-    overlap_px: int | None = None
-    """Pixels by which neighbouring tiles overlap; each keeps its half. Null: a quarter of the tile."""
-    block_px: int = 4096
-    """Largest side of the part of the image held in memory."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot predict."""
-        super().__post_init__()
-        check(self.block_px >= 32, f"block_px must be at least 32, got {self.block_px}; try 4096")
-        check(
-            self.overlap_px is None or self.overlap_px >= 0,
-            f"overlap_px must be 0 or more, got {self.overlap_px}; try 128",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from caswit.config import IGNORE_INDEX
 from caswit.data.scene import ClassTable, Dataset, Scene
 from caswit.errors import DataError
 from caswit.raster.io import Bool, Raster, UInt8
+from caswit.raster.mosaic import Mosaic
 from caswit.raster.resample import Axis, reading_ratio, resample_image
 from caswit.raster.windows import Window
 
@@ -66,6 +67,7 @@ class OpenScene:
         bands: Bands of the image that are red, green and blue, from 1.
         gsd_m: Ground size in metres of the pixels to read; None reads native pixels. So does an image whose
             ground size nobody knows, after a warning.
+        image: The scene's image where it is open already; closed with the scene.
 
     Raises:
         DataError: A file is missing or broken, or image and label do not fit each other.
@@ -77,11 +79,12 @@ class OpenScene:
         classes: ClassTable | None = None,
         bands: tuple[int, int, int] = (1, 2, 3),
         gsd_m: float | None = None,
+        image: Raster | Mosaic | None = None,
     ) -> None:
         self.scene = scene
         self.classes = classes
         self.bands = bands
-        self.image = Raster(scene.image)
+        self.image: Raster | Mosaic = Raster(scene.image) if image is None else image
         self.image.check_image(bands)
         self.label: Raster | None = None
         if classes is not None and scene.label is not None:
@@ -167,9 +170,8 @@ class OpenScene:
         """Class indices of a native window: (H, W); IGNORE_INDEX as in ``labels``."""
         assert self.label is not None, self.scene
         assert self.classes is not None, self.scene
-        # 65536 is no label id: it marks what lies outside or is nodata in the label raster.
-        ids = self.label.read_band(window, fill=65_536)
-        return self.classes.indices(ids, self.label.path, ignore=(ids == 65_536) | ~valid)
+        ids, known = self.label.read_ids(window)
+        return self.classes.indices(ids, self.label.path, ignore=~(known & valid))
 
     def _source(self, window: Window) -> Window:
         top, bottom = self.rows.source(window.row, window.row + window.height)
@@ -249,7 +251,7 @@ def nearest(labels: UInt8, factor: int) -> UInt8:
     return np.ascontiguousarray(labels[factor // 2 :: factor, factor // 2 :: factor])
 
 
-def _check_label(image: Raster, label: Raster) -> None:
+def _check_label(image: Raster | Mosaic, label: Raster) -> None:
     if (label.height, label.width) != (image.height, image.width):
         raise DataError(
             f"{label.path}: the label is {label.height} x {label.width}, its image {image.path} is "

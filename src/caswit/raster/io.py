@@ -1,4 +1,4 @@
-"""Reading and writing rasters. The only module that imports rasterio.
+"""Reading rasters of any kind as three bands of uint8. Only `caswit.raster` imports rasterio.
 
 Images are (3, H, W) uint8, valid masks and labels (H, W). What lies outside a raster, or is nodata in it, is
 black in images, False in masks.
@@ -6,19 +6,21 @@ black in images, False in masks.
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 
 from caswit.errors import DataError
+from caswit.raster.grid import Grid
 from caswit.raster.windows import Window
 
 UInt8 = NDArray[np.uint8]
@@ -26,70 +28,44 @@ Bool = NDArray[np.bool_]
 CACHE_MB = 256
 """GDAL's block cache. Its own default is a share of the machine's memory, which is no bound."""
 
+GDAL_ERRORS = RasterioError, CPLE_BaseError
+"""What rasterio raises when GDAL fails: writing raises GDAL's own kind too."""
+
 _TIFF = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "compress": "deflate"}
-_STRICT = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO"}  # the shortcut reads what a truncated PNG lacks as black
-
-
-class Grid(NamedTuple):
-    """Where the pixels of a raster lie."""
-
-    height: int
-    width: int
-    crs: Any
-    """A rasterio CRS, or None."""
-    transform: Any
-    """An affine transform; the identity where there is none."""
-    gcps: Any
-    """(ground control points, CRS), usually ([], None)."""
-
-    def same_place(self, other: "Grid") -> bool:
-        """Same CRS, and corners less than a tenth of a pixel apart."""
-        mine, theirs = np.array(self.transform)[:6].reshape(2, 3), np.array(other.transform)[:6].reshape(2, 3)
-        corners = np.array([[0, 0, 1], [self.width, self.height, 1]]).T  # x and y in pixels, as columns
-        pixel = np.abs(mine[:, :2]).max()
-        return self.crs == other.crs and bool(np.abs((mine - theirs) @ corners).max() < 0.1 * pixel)
-
-    @property
-    def gsd_m(self) -> float | None:
-        """Ground size of a pixel in metres at the raster's centre, or None where unknown."""
-        if self.crs is None:
-            return None
-        a, b, _, d, e, f = tuple(self.transform)[:6]
-        side = float(np.sqrt(abs(a * e - b * d)))
-        y = f + d * self.width / 2 + e * self.height / 2
-        if self.crs.is_geographic:
-            return side * 111_320.0 * float(np.sqrt(abs(np.cos(np.radians(y)))))
-        if not self.crs.is_projected:  # local coordinates, as photogrammetry writes them
-            return None
-        side *= self.crs.linear_units_factor[1]
-        if self.crs.to_epsg() == 3857:  # Web Mercator stretches lengths by 1 / cos(latitude)
-            side /= float(np.cosh(y / 6_378_137.0))
-        return side
+_STRICT = {
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the shortcut reads what a truncated PNG lacks as black
+    "GDAL_HTTP_MAX_RETRY": "4",  # a country's run should survive a server's bad second
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    "CPL_VSIL_CURL_USE_HEAD": "NO",
+}
 
 
 class Raster:
-    """An open raster. Use as a context manager; reading needs no locks within one process.
+    """An open raster. Use as a context manager; one thread at a time may read it.
 
     Args:
-        path: Anything GDAL opens.
+        path: Anything GDAL opens: a file, an address (https://, s3://), a /vsi path.
+        rescale: (low, high): what becomes 0 and 255, for pixels that are not uint8.
 
     Raises:
         DataError: The file is missing or GDAL cannot open it.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, rescale: tuple[float, float] | None = None) -> None:
         self.path = str(path)
-        if "://" not in self.path and not self.path.startswith("/vsi") and not Path(path).exists():
+        self.rescale = rescale
+        if not is_remote(self.path) and not Path(path).exists():
             raise DataError(f"{path}: no such file")
         try:
-            with _quiet(), rasterio.Env(**_STRICT):
+            with quiet(), rasterio.Env(**_STRICT):
                 self._src = rasterio.open(path)
         except RasterioError as error:
-            raise DataError(f"{path}: not a raster GDAL can open ({_one_line(error)})") from error
+            raise DataError(f"{path}: not a raster GDAL can open ({one_line(error)})") from error
         self.height: int = self._src.height
         self.width: int = self._src.width
         self.count: int = self._src.count
         self.dtype: str = self._src.dtypes[0]
+        self._palette = self._read_palette()
 
     def __enter__(self) -> Self:
         return self
@@ -108,18 +84,19 @@ class Raster:
         return Grid(src.height, src.width, src.crs, src.transform, src.gcps)
 
     def check_image(self, bands: tuple[int, int, int]) -> None:
-        """Raise DataError unless these bands are there and are uint8 colours."""
-        if self._src.colorinterp[0] == ColorInterp.palette:
-            raise DataError(f"{self.path}: is a palette image; expand it with gdal_translate -expand rgb IN OUT")
-        if self.count < max(bands):
+        """Raise DataError unless these bands are there and are uint8 colours, or ``rescale`` makes them so."""
+        count = self.count if self._palette is None else 3
+        if count < max(bands):
             raise DataError(
-                f"{self.path}: has {self.count} band{'s' * (self.count > 1)}, bands {list(bands)} are needed; "
+                f"{self.path}: has {count} band{'s' * (count > 1)}, bands {list(bands)} are needed; "
                 "give an RGB image, or name three existing bands"
             )
-        if self.dtype != "uint8":
+        if self.dtype != "uint8" and self.rescale is None:
+            low, high = self._usual_range(bands)
             raise DataError(
-                f"{self.path}: pixels are {self.dtype}, uint8 is needed; "
-                "rescale first, e.g. gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT"
+                f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale LOW HIGH "
+                f"(98 of 100 pixels lie in {low:.6g} {high:.6g}), otherwise rescale first: "
+                "gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT"
             )
 
     def read_image(self, window: Window, bands: tuple[int, int, int] = (1, 2, 3)) -> tuple[UInt8, Bool]:
@@ -127,7 +104,7 @@ class Raster:
 
         Args:
             window: May reach outside the raster.
-            bands: 1-based.
+            bands: 1-based; of a palette image, of its colours.
 
         Returns:
             (3, H, W) uint8, black where not valid, and (H, W) bool.
@@ -137,24 +114,71 @@ class Raster:
         part = window.clipped(self.height, self.width)
         if part.height and part.width:
             rows, cols = part.inside(window)
-            image[:, rows, cols] = self._read(part, list(bands))
-            valid[rows, cols] = self._valid(part)
+            image[:, rows, cols], valid[rows, cols] = self._colours(part, bands)
             image *= valid
         return image, valid
 
-    def read_band(self, window: Window, fill: int) -> NDArray[Any]:
-        """Read band 1 as it is, ``fill`` outside the raster and where it is nodata: (H, W)."""
-        dtype = np.promote_types(self.dtype, np.min_scalar_type(fill))
-        values = np.full((window.height, window.width), fill, dtype)
+    def is_empty(self, window: Window) -> bool:
+        """Whether a window surely has no data, told without reading pixels: outside, or a hole of a sparse GeoTIFF."""
+        part = window.clipped(self.height, self.width)
+        if not (part.height and part.width):
+            return True
+        flags = self._src.mask_flag_enums[0]
+        if self._src.driver != "GTiff" or not (MaskFlags.nodata in flags or MaskFlags.alpha in flags):
+            return False
+        height, width = self._src.block_shapes[0]
+        rows = range(part.row // height, (part.row + part.height - 1) // height + 1)
+        cols = range(part.col // width, (part.col + part.width - 1) // width + 1)
+        tags = ((f"BLOCK_OFFSET_{col}_{row}", band) for row in rows for col in cols for band in self._src.indexes)
+        return all(self._src.get_tag_item(tag, "TIFF", bidx=band) is None for tag, band in tags)
+
+    def read_ids(self, window: Window) -> tuple[NDArray[Any], Bool]:
+        """Read band 1 as it is, 0 outside the raster, and where it has a value: (H, W) both."""
+        values = np.zeros((window.height, window.width), self.dtype)
+        known = np.zeros((window.height, window.width), bool)
         part = window.clipped(self.height, self.width)
         if part.height and part.width:
             rows, cols = part.inside(window)
-            values[rows, cols] = np.where(self._valid(part), self._read(part, 1), fill)
-        return values
+            values[rows, cols], known[rows, cols] = self._read(part, 1), self._valid(part)
+        return values, known
+
+    def read_band(self, window: Window, fill: int) -> NDArray[Any]:
+        """Read band 1 as it is, ``fill`` outside the raster and where it is nodata: (H, W)."""
+        values, known = self.read_ids(window)
+        return np.where(known, values, np.array(fill, np.min_scalar_type(fill)))
+
+    def _colours(self, part: Window, bands: tuple[int, int, int]) -> tuple[UInt8, Bool]:
+        """(3, H, W) and where valid, of a window inside the raster."""
+        valid = self._valid(part)
+        if self._palette is not None:
+            index = self._read(part, 1)
+            return self._palette[:3][[b - 1 for b in bands]][:, index], valid & (self._palette[3][index] > 0)
+        pixels = self._read(part, list(bands))
+        if pixels.dtype.kind == "f":
+            valid &= np.isfinite(pixels).all(axis=0)
+        return pixels if self.rescale is None else rescaled(pixels, *self.rescale), valid
+
+    def _read_palette(self) -> UInt8 | None:
+        """(4, 256) red, green, blue, alpha by value, of a palette image."""
+        if self._src.colorinterp[0] != ColorInterp.palette or self.dtype != "uint8":
+            return None
+        return np.array([self._src.colormap(1).get(value, (0, 0, 0, 0)) for value in range(256)], np.uint8).T
+
+    def _usual_range(self, bands: tuple[int, int, int]) -> tuple[float, float]:
+        """The 1st and 99th percentile, from a coarse look."""
+        shape = (len(bands), min(self.height, 512), min(self.width, 512))
+        try:
+            with rasterio.Env(**_STRICT):
+                found = self._src.read(list(bands), out_shape=shape, masked=True).compressed()
+        except RasterioError:
+            return float("nan"), float("nan")
+        found = found[np.isfinite(found)]
+        low, high = np.percentile(found, [1, 99]) if found.size else (np.nan, np.nan)
+        return float(low), float(high)
 
     def _read(self, part: Window, bands: int | list[int]) -> NDArray[Any]:
         with self._reading(part):
-            pixels: NDArray[Any] = self._src.read(bands, window=_rasterio_window(part))
+            pixels: NDArray[Any] = self._src.read(bands, window=rasterio_window(part))
         return pixels
 
     def _valid(self, part: Window) -> Bool:
@@ -163,7 +187,7 @@ class Raster:
             return np.ones((part.height, part.width), bool)
         # dataset_mask: any band valid, so that a single black channel is not taken for nodata.
         with self._reading(part):
-            mask: Bool = self._src.dataset_mask(window=_rasterio_window(part)) > 0
+            mask: Bool = self._src.dataset_mask(window=rasterio_window(part)) > 0
         return mask
 
     @contextmanager
@@ -174,79 +198,19 @@ class Raster:
         except RasterioError as error:
             raise DataError(
                 f"{self.path}: cannot read rows {part.row}-{part.row + part.height}, columns "
-                f"{part.col}-{part.col + part.width}; the file may be truncated ({_one_line(error)})"
+                f"{part.col}-{part.col + part.width}; the file may be truncated ({one_line(error)})"
             ) from error
 
 
-class ClassMapWriter:
-    """Writes a class map window by window: uint8, tiled, compressed, with palette and names.
+def rescaled(pixels: NDArray[Any], low: float, high: float) -> UInt8:
+    """Values of any type as uint8: low and below 0, high and above 255, rounded between; NaN is 0."""
+    scaled = (pixels.astype(np.float32) - low) * np.float32(255 / (high - low))
+    return np.nan_to_num(np.clip(scaled + 0.5, 0, 255), nan=0).astype(np.uint8)
 
-    Args:
-        path: File to write; ``class_map`` gives it its final name when complete.
-        grid: The grid of the map.
-        nodata: Value of pixels without a class.
-        palette: Class id -> (red, green, blue), 0-255.
-        tags: Metadata of the dataset.
-    """
 
-    def __init__(
-        self,
-        path: Path,
-        grid: Grid,
-        *,
-        nodata: int,
-        palette: Mapping[int, tuple[int, int, int]],
-        tags: Mapping[str, str],
-    ) -> None:
-        profile = _TIFF | {
-            "height": grid.height,
-            "width": grid.width,
-            "count": 1,
-            "crs": grid.crs,
-            "nodata": nodata,
-            "blockxsize": 512,
-            "blockysize": 512,
-            "predictor": 1,
-            "bigtiff": "if_safer",
-            "num_threads": "all_cpus",
-        }
-        if not grid.transform.is_identity:
-            profile["transform"] = grid.transform
-        self.path = path
-        with _quiet():
-            try:
-                self._dst = rasterio.open(path, "w", **profile)
-            except RasterioError as error:
-                raise DataError(f"{path.parent}: cannot write there ({_one_line(error)})") from error
-            points, crs = grid.gcps
-            if points:
-                self._dst.gcps = (points, crs)
-            self._dst.write_colormap(1, {**{i: (*rgb, 255) for i, rgb in palette.items()}})
-            self._dst.update_tags(**tags)
-            self._dst.set_band_description(1, "land cover class")
-
-    def tag_classes(self, names: Mapping[int, str]) -> None:
-        """Store the name of every class id as a tag of the band: CLASS_1=building."""
-        self._dst.update_tags(1, **{f"CLASS_{i}": name for i, name in names.items()})
-
-    def write(self, window: Window, classes: UInt8) -> None:
-        """Write (H, W) class ids into a window inside the raster."""
-        self._dst.write(classes, 1, window=_rasterio_window(window))
-
-    def close(self) -> None:
-        """Finish the file."""
-        with _quiet():
-            self._dst.close()
-
-    def check_complete(self) -> None:
-        """Raise DataError unless every block is in the closed file: GDAL keeps a full disk to itself."""
-        try:
-            with _quiet(), rasterio.open(self.path) as src:
-                complete = self.path.stat().st_size >= max(_block_ends(src))
-        except RasterioError:
-            complete = False
-        if not complete:
-            raise DataError(f"{self.path.parent}: the map could not be written completely; is the disk full?")
+def is_remote(path: str) -> bool:
+    """Whether GDAL reads it through a file system of its own: an address or a /vsi path."""
+    return "://" in path or path.startswith("/vsi")
 
 
 @contextmanager
@@ -270,29 +234,50 @@ def write_raster(path: Path, pixels: UInt8, *, crs: str | None = None, gsd_m: fl
     if crs is not None:
         where = {"crs": crs, "transform": rasterio.Affine(gsd_m, 0, 700_000, 0, -gsd_m, 6_600_000)}
     shape = {"height": height, "width": width, "count": count}
-    with _quiet(), rasterio.open(path, "w", **_TIFF, **shape, blockxsize=256, blockysize=256, **where) as dst:
-        dst.write(pixels)
+    try:
+        with quiet(), rasterio.open(path, "w", **_TIFF, **shape, blockxsize=256, blockysize=256, **where) as dst:
+            dst.write(pixels)
+    except GDAL_ERRORS as error:
+        raise DataError(f"{path}: could not be written ({one_line(error)})") from error
+    check_complete(path)
 
 
-def _block_ends(src: Any) -> Iterator[float]:
-    """Where in the file each block of a GeoTIFF ends; infinity for a block that was never written."""
+def check_complete(path: Path, *, sparse: bool = False) -> None:
+    """Raise DataError unless every block is in a closed GeoTIFF: GDAL keeps a full disk to itself.
+
+    Args:
+        path: The file.
+        sparse: Blocks may be missing on purpose.
+    """
+    try:
+        with quiet(), rasterio.open(path) as src:
+            complete = path.stat().st_size >= max(_block_ends(src, 0 if sparse else math.inf))
+    except RasterioError:
+        complete = False
+    if not complete:
+        raise DataError(f"{path.parent}: the map could not be written completely; is the disk full?")
+
+
+def _block_ends(src: Any, hole: float) -> Iterator[float]:
+    """Where in the file each block of a GeoTIFF ends; ``hole`` for a block that was never written."""
     for (row, col), _ in src.block_windows(1):
         first, count = (src.get_tag_item(f"BLOCK_{x}_{col}_{row}", "TIFF", bidx=1) for x in ("OFFSET", "SIZE"))
-        yield math.inf if first is None or count is None else int(first) + int(count)
+        yield hole if first is None or count is None else int(first) + int(count)
 
 
-def _rasterio_window(window: Window) -> RasterioWindow:
+def rasterio_window(window: Window) -> RasterioWindow:
+    """Our window as rasterio's."""
     return RasterioWindow(window.col, window.row, window.width, window.height)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Images without a georeference are welcome here: no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What GDAL said; rasterio often only says that GDAL said something."""
     return " ".join(str(error.__cause__ or error).split())

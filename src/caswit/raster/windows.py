@@ -3,7 +3,8 @@
 Order is always (row, col) and (height, width). Windows are half-open and may reach outside their raster.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -32,6 +33,13 @@ class Window(NamedTuple):
         right = min(max(self.col + self.width, left), width)
         return Window(top, left, bottom - top, right - left)
 
+    def common(self, other: "Window") -> "Window":
+        """What both cover; its sides are 0 where that is nothing."""
+        top, left = max(self.row, other.row), max(self.col, other.col)
+        bottom = max(top, min(self.row + self.height, other.row + other.height))
+        right = max(left, min(self.col + self.width, other.col + other.width))
+        return Window(top, left, bottom - top, right - left)
+
     def inside(self, outer: "Window") -> tuple[slice, slice]:
         """Row and column slices that cut this window out of an array covering ``outer``."""
         row, col = self.row - outer.row, self.col - outer.col
@@ -55,7 +63,7 @@ class Block(NamedTuple):
     window: Window
     """The union of what its tiles own."""
     tiles: tuple[Tile, ...]
-    """Its tiles, row by row."""
+    """Its tiles, row by row; with a halo, those of its neighbours that reach into it too."""
 
     @property
     def reach(self) -> Window:
@@ -80,12 +88,13 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
-def spans(length: int, tile: int, overlap: int) -> list[Span]:
+@lru_cache(maxsize=8)
+def spans(length: int, tile: int, overlap: int) -> tuple[Span, ...]:
     """Tiles along one axis; neighbours meet in the middle of what they share."""
     begins = starts(length, tile, overlap)
     meets = [(left + tile + right + 1) // 2 for left, right in pairwise(begins)]
     edges = [0, *meets, length]
-    return [Span(begin, *owned) for begin, owned in zip(begins, pairwise(edges), strict=True)]
+    return tuple(Span(begin, *owned) for begin, owned in zip(begins, pairwise(edges), strict=True))
 
 
 def tile_grid(height: int, width: int, tile_px: int, overlap_px: int) -> list[Tile]:
@@ -100,15 +109,44 @@ def blocks(height: int, width: int, tile_px: int, overlap_px: int, block_px: int
 
     Blocks are made of whole tiles, so their size changes what is in memory and never the result.
     """
-    step = tile_px - overlap_px
-    count = max(1, (block_px - overlap_px) // step)
+    count = _tiles_per_block(tile_px, overlap_px, block_px)
     rows, cols = spans(height, tile_px, overlap_px), spans(width, tile_px, overlap_px)
     for some_rows in _chunks(rows, count):
         for some_cols in _chunks(cols, count):
             tiles = tuple(_tile(r, c, tile_px) for r in some_rows for c in some_cols)
-            top, left = some_rows[0].own_from, some_cols[0].own_from
-            bottom, right = some_rows[-1].own_to, some_cols[-1].own_to
-            yield Block(Window(top, left, bottom - top, right - left), tiles)
+            yield Block(_union(some_rows, some_cols), tiles)
+
+
+def block_windows(height: int, width: int, tile_px: int, overlap_px: int, block_px: int) -> Iterator[Window]:
+    """The windows of ``blocks``, without their tiles."""
+    count = _tiles_per_block(tile_px, overlap_px, block_px)
+    rows, cols = spans(height, tile_px, overlap_px), spans(width, tile_px, overlap_px)
+    for some_rows in _chunks(rows, count):
+        for some_cols in _chunks(cols, count):
+            yield _union(some_rows, some_cols)
+
+
+def block_at(window: Window, height: int, width: int, tile_px: int, overlap_px: int, *, halo: bool) -> Block:
+    """The block with one of ``block_windows``; with a halo, it has every tile that has a pixel in the window."""
+    rows = _spans_in(window.row, window.row + window.height, height, tile_px, overlap_px, halo)
+    cols = _spans_in(window.col, window.col + window.width, width, tile_px, overlap_px, halo)
+    return Block(window, tuple(_tile(r, c, tile_px) for r in rows for c in cols))
+
+
+def _spans_in(first: int, end: int, length: int, tile_px: int, overlap_px: int, halo: bool) -> list[Span]:
+    along = spans(length, tile_px, overlap_px)
+    if halo:
+        return [s for s in along if s.start < end and s.start + tile_px > first]
+    return [s for s in along if first <= s.own_from < end]
+
+
+def _tiles_per_block(tile_px: int, overlap_px: int, block_px: int) -> int:
+    return max(1, (block_px - overlap_px) // (tile_px - overlap_px))
+
+
+def _union(rows: Sequence[Span], cols: Sequence[Span]) -> Window:
+    top, left = rows[0].own_from, cols[0].own_from
+    return Window(top, left, rows[-1].own_to - top, cols[-1].own_to - left)
 
 
 def _tile(row: Span, col: Span, tile_px: int) -> Tile:
@@ -116,6 +154,6 @@ def _tile(row: Span, col: Span, tile_px: int) -> Tile:
     return Tile(Window(row.start, col.start, tile_px, tile_px), owned)
 
 
-def _chunks(items: list[Span], count: int) -> Iterator[list[Span]]:
+def _chunks(items: Sequence[Span], count: int) -> Iterator[Sequence[Span]]:
     for first in range(0, len(items), count):
         yield items[first : first + count]

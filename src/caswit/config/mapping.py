@@ -1,0 +1,88 @@
+"""Settings of mapping images of any size."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from caswit.config.checks import check
+from caswit.config.running import ComputeConfig
+
+OnError = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(ComputeConfig):
+    """How images are read, cut and predicted. What stands here changes the map, but for batch, device and block_px."""
+
+    overlap_px: int | None = None
+    """Pixels by which neighbouring tiles overlap; each keeps its half. Null: a quarter of the tile."""
+    blend: bool = False
+    """Average overlapping tiles with weights that fall towards their edges, instead of each keeping its half."""
+    block_px: int = 4096
+    """Largest side of the part of the map that is stored as one; the tiles' context is held in memory beside it."""
+    bands: tuple[int, int, int] | None = None
+    """Bands of the image that are red, green and blue, from 1. Null: those the model was trained on."""
+    match_gsd: bool = False
+    """Resample the image while it is read to the ground size of a pixel that the model was trained on."""
+    rescale: tuple[float, float] | None = None
+    """Values of the image that become 0 and 255, for pixels that are not 8 bit."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot predict."""
+        super().__post_init__()
+        check(self.block_px >= 32, f"block_px must be at least 32, got {self.block_px}; try 4096")
+        check(
+            self.overlap_px is None or self.overlap_px >= 0,
+            f"overlap_px must be 0 or more, got {self.overlap_px}; try 128",
+        )
+        check(
+            not self.blend or self.overlap_px != 0,
+            "blend needs tiles that overlap, got overlap_px=0; leave overlap_px out",
+        )
+        check(
+            self.bands is None or min(self.bands) >= 1,
+            f"bands must be three numbers from 1, got {self.bands}; try 1 2 3",
+        )
+        check(
+            self.rescale is None or self.rescale[0] < self.rescale[1],
+            f"rescale must be two numbers, the lower one first, got {self.rescale}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """What is written beside the map."""
+
+    confidence: str | None = None
+    """GeoTIFF of the probability of the predicted class, 0-100."""
+    probabilities: str | None = None
+    """GeoTIFF of the probabilities of all classes, 0-100, one band each."""
+    vector: str | None = None
+    """Polygons of the map: a file that ends in .gpkg, .parquet or .geojson."""
+    min_area: float = 0.0
+    """Polygons below so many square metres are left out."""
+    simplify: float = 0.0
+    """Metres below which corners of polygons are straightened, without gaps between neighbours. 0: pixel edges."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below zero and files of other kinds."""
+        for name in ("min_area", "simplify"):
+            check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
+            check(self.vector is not None or getattr(self, name) == 0, f"{name} is about polygons; add --vector FILE")
+        for name in ("confidence", "probabilities"):
+            file = getattr(self, name)
+            check(
+                file is None or file.lower().endswith((".tif", ".tiff")),
+                f"{name} is a GeoTIFF, got {file}; give a name that ends in .tif",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapRunConfig:
+    """How a run over many blocks goes. Nothing here changes a pixel of what is mapped, but for the area."""
+
+    aoi: str | None = None
+    """Vector file: only the blocks that its polygons touch are mapped, outside is nodata."""
+    restart: bool = False
+    """Discard what an earlier run of this output finished."""
+    on_error: OnError = "stop"
+    """What a block that cannot be read does: stop; or skip: it becomes nodata, and the exit status 3."""

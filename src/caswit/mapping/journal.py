@@ -1,0 +1,154 @@
+"""The journal of a run is its folder of parts: a part that is there is done.
+
+OUT.parts/
+├── manifest.json        what the run is of; a run of something else refuses to go on here
+├── lock                 held while a run is at work
+├── 0000012.tif          a finished block
+├── 0000013.none         a finished block without data
+└── 0000014.skipped      a block that could not be read, and why; tried again by the next run
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+from typing import IO
+
+from caswit.errors import ConfigError, DataError
+from caswit.files import atomic_write_bytes
+
+MANIFEST = "manifest.json"
+_DONE = (".tif", ".none")
+
+
+class Journal:
+    """What is done of a run. Made by ``open_journal``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.done = {int(f.stem) for f in folder.iterdir() if f.suffix in _DONE}
+        self.skipped: dict[int, str] = {}
+
+    def part(self, number: int) -> Path | None:
+        """The file of a finished block, if it has data."""
+        file = self.folder / f"{number:07}.tif"
+        return file if file.exists() else None
+
+    def finish(self, number: int, part: bytes | None) -> None:
+        """Store a block; None is a block without data."""
+        suffix = ".none" if part is None else ".tif"
+        atomic_write_bytes(self.folder / f"{number:07}{suffix}", part or b"")
+        self._skip_file(number).unlink(missing_ok=True)
+        self.done.add(number)
+
+    def skip(self, number: int, reason: str) -> None:
+        """Note that a block could not be read."""
+        atomic_write_bytes(self._skip_file(number), reason.encode())
+        self.skipped[number] = reason
+
+    def _skip_file(self, number: int) -> Path:
+        return self.folder / f"{number:07}.skipped"
+
+    def remove(self) -> None:
+        """Delete the folder: its map is complete."""
+        shutil.rmtree(self.folder)
+
+
+@contextmanager
+def open_journal(
+    out: Path, manifest: Mapping[str, str], *, restart: bool, beside: Sequence[Path] = ()
+) -> Iterator[Journal]:
+    """The journal of an output, ours alone while the context lasts.
+
+    Args:
+        out: The map; the journal lies beside it.
+        manifest: Everything on which a pixel of the map depends, by a name a user understands.
+        restart: Discard what another run left.
+        beside: Files that the run writes apart from ``out``.
+
+    Raises:
+        ConfigError: Another run is at work on this output, or left parts of another map.
+    """
+    folder = out.with_name(f"{out.name}.parts")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is in the way of the folder for parts of the map; move it")
+    lock = _lock(folder, out)
+    try:
+        for file in (out, *beside):  # of a run that was killed: nobody else writes them
+            for old in file.parent.glob(f".{escape(file.name)}.*.tmp*"):
+                old.unlink(missing_ok=True)
+        for old in folder.glob(".*.tmp"):
+            old.unlink(missing_ok=True)
+        _check_manifest(folder, out, manifest, restart=restart)
+        journal = Journal(folder)
+        try:
+            yield journal
+        finally:
+            if folder.exists() and not journal.done and not journal.skipped:
+                journal.remove()
+    finally:
+        lock.close()
+
+
+def _lock(folder: Path, out: Path) -> IO[str]:
+    """Hold the folder's lock file; the system lets go of it when we end, however we end."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            file = (folder / "lock").open("a+")
+        except FileNotFoundError:  # a run that just ended removed the folder
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read().strip() or "another process"
+            file.close()
+            raise ConfigError(f"{out}: another run is writing this map ({who}); wait for it, or end it") from None
+        try:
+            same = os.fstat(file.fileno()).st_ino == (folder / "lock").stat().st_ino
+        except FileNotFoundError:
+            same = False
+        if same:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.close()  # the lock of a folder that was removed meanwhile
+
+
+def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, str], *, restart: bool) -> None:
+    file = folder / MANIFEST
+    old = None if restart else _read(file)
+    if old is not None and old != manifest:
+        differs = [
+            f"{key} was {old.get(key, 'not set')}, now {manifest.get(key, 'not set')}"
+            for key in sorted({*old, *manifest})
+            if old.get(key) != manifest.get(key)
+        ]
+        count = sum(f.suffix in _DONE for f in folder.iterdir())
+        raise ConfigError(
+            f"{folder}: holds {count} finished blocks of another run: {'; '.join(differs)}; "
+            f"go on with the same, give another name than {out.name}, or discard them with --restart"
+        )
+    if old is None:
+        for part in folder.iterdir():
+            if part.name != "lock":
+                part.unlink()
+        atomic_write_bytes(file, (json.dumps(dict(manifest), indent=2) + "\n").encode())
+
+
+def _read(file: Path) -> dict[str, str] | None:
+    """The manifest, or None where a run ended before it was written."""
+    if not file.exists():
+        return None
+    try:
+        content: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: is damaged ({error}); discard the parts with --restart") from error
+    return content

@@ -1,0 +1,142 @@
+"""What is made of finished parts: the map, its companions, polygons. Each appears under its name when complete."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import NamedTuple
+
+from caswit.checkpoint import LoadedModel
+from caswit.config import OutputConfig
+from caswit.errors import ConfigError
+from caswit.files import atomic_path, atomic_write_bytes
+from caswit.mapping.blocks import Job
+from caswit.mapping.describe import class_band, qgis_style, stac_item, tags
+from caswit.mapping.engine import Planned
+from caswit.mapping.journal import Journal
+from caswit.raster.cog import Band, PlacedPart, assemble, read_part
+from caswit.raster.grid import Grid
+from caswit.raster.io import is_remote
+
+
+class Targets(NamedTuple):
+    """Files to write; links are followed, so that what they point to is replaced and not the link."""
+
+    map: Path
+    confidence: Path | None
+    probabilities: Path | None
+    vector: Path | None
+
+    @staticmethod
+    def of(out: Path, outputs: OutputConfig, images: Sequence[str]) -> "Targets":
+        """All files to write.
+
+        Raises:
+            ConfigError: One cannot be written, or would overwrite an image or another output.
+        """
+        if out.suffix.lower() not in (".tif", ".tiff"):
+            raise ConfigError(f"{out}: maps are GeoTIFFs; give a name that ends in .tif")
+        given = [out, *(Path(f) if f else None for f in (outputs.confidence, outputs.probabilities, outputs.vector))]
+        for file in given:
+            if file is not None:
+                _check_place(file, images)
+        real = [None if file is None else file.resolve() for file in given]
+        for number, file in enumerate(real):
+            if file is not None and file in real[:number]:
+                raise ConfigError(f"{given[number]}: two outputs have this name; give each its own")
+        assert real[0] is not None
+        return Targets(real[0], *real[1:])
+
+    @property
+    def style(self) -> Path:
+        """The QGIS style of the map."""
+        return self.map.with_suffix(".qml")
+
+    @property
+    def item(self) -> Path:
+        """The STAC item of the map."""
+        return self.map.with_suffix(".stac.json")
+
+    def beside(self) -> list[Path]:
+        """Everything but the map."""
+        return [self.style, self.item, *self.others().values()]
+
+    def others(self) -> dict[str, Path]:
+        """What was asked for beside the map, by kind."""
+        return {name: file for name, file in self._asdict().items() if name != "map" and file is not None}
+
+    def check(self, grid: Grid, outputs: OutputConfig) -> None:
+        """Raise ConfigError, or ModuleNotFoundError, if polygons cannot be written: before hours of work, not after."""
+        if self.vector is None:
+            return
+        from caswit.raster.vectors import check_vector
+
+        check_vector(self.vector, grid, outputs.min_area, outputs.simplify)
+
+
+def _check_place(file: Path, images: Sequence[str]) -> None:
+    if is_remote(str(file)):
+        raise ConfigError(f"{file}: maps are written to files of this machine; copy the map there afterwards")
+    if not file.resolve().parent.is_dir():
+        raise ConfigError(f"{file}: its folder does not exist; create it first")
+    if file.exists() and not file.is_file():  # renaming onto a device would replace it
+        raise ConfigError(f"{file}: is {'a folder' if file.is_dir() else 'not a plain file'}; give another name")
+    if file.exists() and any(not is_remote(i) and Path(i).exists() and file.samefile(i) for i in images):
+        raise ConfigError(f"{file}: is {'an' if len(images) > 1 else 'the'} input image; give another name")
+
+
+def write_outputs(
+    targets: Targets,
+    outputs: OutputConfig,
+    plan: Sequence[Planned],
+    journal: Journal,
+    job: Job,
+    loaded: LoadedModel,
+    precision: str,
+) -> None:
+    """Make everything that was asked for out of the parts. The map comes last: when it is there, all is."""
+    table = loaded.info.classes
+    about = tags(job, loaded, precision)
+    parts = [PlacedPart(block.native, file) for block in plan if (file := journal.part(block.number)) is not None]
+    place = journal.folder, job.grid
+    if targets.vector is not None:
+        _write_polygons(targets.vector, outputs, plan, journal, job.grid, {c.id: c.name for c in table.predicted})
+    if targets.confidence is not None:
+        _write_raster(targets.confidence, *place, parts, [Band(source=2, name="confidence, percent")], about)
+    if targets.probabilities is not None:
+        first = job.bands.first_probability()
+        bands = [Band(source=first + i, name=name) for i, name in enumerate(table.names)]
+        _write_raster(targets.probabilities, *place, parts, bands, about)
+    atomic_write_bytes(targets.style, qgis_style(table))
+    atomic_write_bytes(targets.item, stac_item(targets.map, job.grid, job, loaded, targets.others()))
+    _write_raster(targets.map, *place, parts, [class_band(table)], about)
+
+
+def _write_raster(
+    file: Path, folder: Path, grid: Grid, parts: Sequence[PlacedPart], bands: Sequence[Band], about: dict[str, str]
+) -> None:
+    with atomic_path(file) as partial:
+        assemble(partial, folder, grid, parts, bands, about)
+
+
+def _write_polygons(
+    file: Path, outputs: OutputConfig, plan: Sequence[Planned], journal: Journal, grid: Grid, names: dict[int, str]
+) -> None:
+    from caswit.raster.polygons import ClassPolygon, Merger, fragments
+    from caswit.raster.vectors import PolygonWriter
+
+    simplify_px = outputs.simplify / (grid.gsd_m or 1.0)
+
+    def polygons() -> Iterator[ClassPolygon]:
+        with TemporaryFile(dir=journal.folder) as waiting:
+            merger = Merger(waiting, grid.height, grid.width)
+            for block in plan:
+                if (part := journal.part(block.number)) is not None:
+                    yield from merger.add(block.native, *fragments(read_part(part), block.native, simplify_px))
+            yield from merger.finish()
+
+    with (
+        atomic_path(file) as partial,
+        PolygonWriter(partial, file.suffix.lower(), grid, names, outputs.min_area) as writer,
+    ):
+        for polygon in polygons():
+            writer.add(polygon)

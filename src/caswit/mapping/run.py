@@ -1,0 +1,178 @@
+"""Mapping images of any size: plan, blocks, journal, outputs."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from caswit.checkpoint import LoadedModel, load_model
+from caswit.config import MapRunConfig, OutputConfig, PredictConfig
+from caswit.data.samples import OpenScene
+from caswit.data.scene import Scene
+from caswit.errors import ConfigError
+from caswit.mapping.blocks import Bands, Job, overlap_of
+from caswit.mapping.engine import Engine, LocalEngine, Planned
+from caswit.mapping.inputs import fingerprint, list_images
+from caswit.mapping.journal import Journal, open_journal
+from caswit.mapping.outputs import Targets, write_outputs
+from caswit.progress import Progress
+from caswit.raster.grid import Grid
+from caswit.raster.io import bounded_cache, quiet
+from caswit.raster.mosaic import open_image, survey
+from caswit.raster.windows import block_windows
+
+if TYPE_CHECKING:  # needs caswit[vector]
+    from caswit.raster.area import Area
+
+log = logging.getLogger(__name__)
+
+_GSD_OFF = 1.5
+"""Ground sizes of a pixel that differ by more than this factor are worth a warning."""
+
+
+class MapResult(NamedTuple):
+    """What became of a run."""
+
+    out: Path
+    skipped: tuple[str, ...]
+    """Blocks that could not be read and are nodata, as "rows 0-4096, columns 0-4096: why"."""
+
+
+def predict(
+    images: str | Path | Sequence[str | Path],
+    out: Path,
+    model: Path,
+    settings: PredictConfig | None = None,
+    outputs: OutputConfig | None = None,
+    run: MapRunConfig | None = None,
+) -> MapResult:
+    """Write the class map of images of any size as a Cloud-Optimized GeoTIFF on their grid.
+
+    Memory does not grow with the images. Finished blocks are kept in OUT.parts: the same call goes on where an earlier
+    one was interrupted. ``out`` appears under its name only when it is complete; then the parts are removed,
+    unless blocks were skipped.
+
+    Args:
+        images: A raster, an address, a folder, a pattern, a list in a text file, or several of them: one mosaic.
+        out: GeoTIFF to write; its folder must exist.
+        model: Model folder.
+        settings: How to read, cut and compute.
+        outputs: What to write beside the map.
+        run: How to go about it.
+
+    Raises:
+        CaswitError: The images, the model, the settings or the place to write to cannot be used.
+    """
+    settings, outputs, run = settings or PredictConfig(), outputs or OutputConfig(), run or MapRunConfig()
+    names = list_images([str(i) for i in ([images] if isinstance(images, str | Path) else images)])
+    targets = Targets.of(out, outputs, names)
+    loaded = load_model(model)
+    overlap_of(settings, loaded.info.tile.tile_px)  # refuses early
+    sources, grid = survey(names, settings.bands or loaded.info.bands, settings.rescale)
+    job = Job(
+        sources=sources,
+        grid=grid,
+        model=str(model),
+        settings=settings,
+        read_at_m=_read_at(loaded, settings, grid),
+        area=_area(run, grid),
+        bands=Bands(outputs.confidence is not None, outputs.probabilities is not None),
+    )
+    targets.check(grid, outputs)
+    with ExitStack() as stack:
+        stack.enter_context(bounded_cache())
+        stack.enter_context(quiet())  # here, once: filters of warnings are shared by the threads that read and write
+        plan = _plan(job, loaded)
+        engine = stack.enter_context(LocalEngine(job, loaded))
+        manifest = _manifest(job, loaded, run, names, engine.precision)
+        journal = stack.enter_context(open_journal(targets.map, manifest, restart=run.restart, beside=targets.beside()))
+        _map_blocks(plan, engine, journal, run, f"predict {Path(names[0]).name} with {loaded.name}")
+        write_outputs(targets, outputs, plan, journal, job, loaded, engine.precision)
+        if not journal.skipped:
+            journal.remove()
+    by_number = {block.number: block for block in plan}
+    skipped = tuple(_described(by_number[number], why) for number, why in sorted(journal.skipped.items()))
+    return MapResult(out, skipped)
+
+
+def _map_blocks(plan: Sequence[Planned], engine: Engine, journal: Journal, run: MapRunConfig, label: str) -> None:
+    todo = [block for block in plan if block.number not in journal.done]
+    total, left = _mpx(plan), _mpx(todo)
+    with Progress(label, total, "Mpx", done=total - left) as progress:
+        if len(todo) < len(plan):
+            progress.say(f"{label}: going on, {len(plan) - len(todo)} of {len(plan)} blocks are done")
+        for count, outcome in enumerate(engine.run(todo, journal.finish), len(plan) - len(todo) + 1):
+            if outcome.error is not None:
+                if run.on_error == "stop":
+                    raise outcome.error
+                journal.skip(outcome.block.number, str(outcome.error))
+                progress.say(f"{label}: skipped {_described(outcome.block, str(outcome.error))}")
+            progress.advance(_mpx([outcome.block]), f"{count} of {len(plan)} blocks")
+
+
+def _plan(job: Job, loaded: LoadedModel) -> list[Planned]:
+    """Every block that the area touches, row by row. Numbers count all blocks, so they do not depend on the area."""
+    tile_px = loaded.info.tile.tile_px
+    bands = job.settings.bands or loaded.info.bands
+    image = open_image(job.sources, job.grid, job.settings.rescale)
+    with OpenScene(Scene(image=Path(job.sources[0].path)), bands=bands, gsd_m=job.read_at_m, image=image) as scene:
+        block_px = max(1, round(job.settings.block_px / scene.ratio))
+        windows = block_windows(scene.height, scene.width, tile_px, overlap_of(job.settings, tile_px), block_px)
+        blocks = (Planned(number, window, scene.native(window)) for number, window in enumerate(windows))
+        return [block for block in blocks if job.area is None or job.area.touches(block.native)]
+
+
+def _manifest(job: Job, loaded: LoadedModel, run: MapRunConfig, names: Sequence[str], precision: str) -> dict[str, str]:
+    """All that a pixel of the map depends on."""
+    settings = job.settings
+    area = "none" if run.aoi is None else f"{run.aoi} ({fingerprint([run.aoi])})"
+    return {
+        "images": f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({fingerprint(names)})",
+        "model": f"{loaded.name} ({loaded.digest})",
+        "bands": str(settings.bands or loaded.info.bands),
+        "rescale": str(settings.rescale),
+        "read_at_m": str(job.read_at_m),
+        "overlap_px": str(overlap_of(settings, loaded.info.tile.tile_px)),
+        "blend": str(settings.blend),
+        "block_px": str(settings.block_px),
+        "precision": precision,
+        "aoi": area,
+        "confidence": str(job.bands.confidence),
+        "probabilities": str(job.bands.probabilities),
+    }
+
+
+def _read_at(loaded: LoadedModel, settings: PredictConfig, grid: Grid) -> float | None:
+    """Ground size in metres of the pixels to read; a warning where the image's own are far from the model's."""
+    trained_m, native_m = loaded.info.gsd_m, grid.gsd_m
+    if loaded.info.tile.gsd_m is not None:
+        return loaded.info.tile.gsd_m
+    if settings.match_gsd:
+        if trained_m is None or native_m is None:
+            which = "the model was trained on" if trained_m is None else "the image has"
+            raise ConfigError(f"match_gsd: nobody knows the ground size of a pixel that {which}; leave it out")
+        return trained_m
+    if trained_m and native_m and not 1 / _GSD_OFF <= native_m / trained_m <= _GSD_OFF:
+        log.warning(
+            "the image has pixels of %.3g m, the model was trained on %.3g m: expect a poor map; --match_gsd "
+            "resamples while reading", native_m, trained_m,
+        )  # fmt: skip
+    return None
+
+
+def _area(run: MapRunConfig, grid: Grid) -> "Area | None":
+    if run.aoi is None:
+        return None
+    from caswit.raster.area import read_area
+
+    return read_area(Path(run.aoi), grid)
+
+
+def _mpx(blocks: Sequence[Planned]) -> float:
+    return sum(block.native.height * block.native.width for block in blocks) / 1e6
+
+
+def _described(block: Planned, why: str) -> str:
+    row, col, height, width = block.native
+    return f"rows {row}-{row + height}, columns {col}-{col + width}: {why}"

@@ -1,0 +1,166 @@
+"""Many rasters on one grid, read as one: a pixel's neighbours may lie in the next file.
+
+Footprints are found once, from the headers; files are opened when a window first touches them.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from caswit.errors import DataError
+from caswit.raster.grid import Grid
+from caswit.raster.io import Bool, Raster, UInt8, quiet
+from caswit.raster.windows import Window
+
+Rescale = tuple[float, float] | None
+_OPEN_FILES = 64
+_HEADERS_AT_ONCE = 8
+_TOLERANCE_PX = 0.1
+
+
+class Source(NamedTuple):
+    """One file of a mosaic."""
+
+    path: str
+    window: Window
+    """The pixels of the mosaic it covers."""
+
+
+class Mosaic:
+    """Rasters as one. Use as a context manager; one thread at a time may read it.
+
+    Where files overlap, the later one lies on top wherever it has data. Gaps are not valid.
+
+    Args:
+        sources: What ``survey`` found.
+        grid: The grid of them all.
+        rescale: As for ``Raster``.
+    """
+
+    def __init__(self, sources: Sequence[Source], grid: Grid, rescale: Rescale = None) -> None:
+        self.sources, self.grid, self.rescale = sources, grid, rescale
+        self.height, self.width = grid.height, grid.width
+        self.path = f"{sources[0].path} and {len(sources) - 1} more"
+        windows = np.array([s.window for s in sources])
+        self._top, self._left = windows[:, 0], windows[:, 1]
+        self._bottom, self._right = self._top + windows[:, 2], self._left + windows[:, 3]
+        self._open: OrderedDict[int, Raster] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def check_image(self, bands: tuple[int, int, int]) -> None:
+        """Every file was checked by ``survey``; the first one again, for its bands."""
+        self._raster(0).check_image(bands)
+
+    def read_image(self, window: Window, bands: tuple[int, int, int] = (1, 2, 3)) -> tuple[UInt8, Bool]:
+        """Read three bands and where they are valid: (3, H, W), black where not, and (H, W)."""
+        image = np.zeros((3, window.height, window.width), np.uint8)
+        valid = np.zeros((window.height, window.width), bool)
+        for number in self._touched(window):
+            covers = self.sources[number].window
+            part = window.common(covers)
+            there = Window(part.row - covers.row, part.col - covers.col, part.height, part.width)
+            pixels, has_data = self._raster(number).read_image(there, bands)
+            rows, cols = part.inside(window)
+            np.copyto(image[:, rows, cols], pixels, where=has_data)
+            valid[rows, cols] |= has_data
+        return image, valid
+
+    def is_empty(self, window: Window) -> bool:
+        """Whether a window surely has no data, told without reading pixels."""
+        for number in self._touched(window):
+            covers = self.sources[number].window
+            there = Window(window.row - covers.row, window.col - covers.col, window.height, window.width)
+            if not self._raster(number).is_empty(there):
+                return False
+        return True
+
+    def _touched(self, window: Window) -> list[int]:
+        """Numbers of the files that a window touches, in their order."""
+        rows = (self._top < window.row + window.height) & (self._bottom > window.row)
+        cols = (self._left < window.col + window.width) & (self._right > window.col)
+        return [int(number) for number in np.flatnonzero(rows & cols)]
+
+    def _raster(self, number: int) -> Raster:
+        if number not in self._open:
+            if len(self._open) >= _OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            self._open[number] = Raster(self.sources[number].path, self.rescale)
+        self._open.move_to_end(number)
+        return self._open[number]
+
+
+def open_image(sources: Sequence[Source], grid: Grid, rescale: Rescale = None) -> Raster | Mosaic:
+    """Open what ``survey`` found."""
+    return Raster(sources[0].path, rescale) if len(sources) == 1 else Mosaic(sources, grid, rescale)
+
+
+def survey(
+    paths: Sequence[str], bands: tuple[int, int, int] = (1, 2, 3), rescale: Rescale = None
+) -> tuple[tuple[Source, ...], Grid]:
+    """Look at the headers of some files: where each lies, and the grid of them all.
+
+    Raises:
+        DataError: One cannot be opened or has the wrong pixels, or they do not lie on one grid.
+    """
+
+    def header(path: str) -> Grid:
+        with Raster(path, rescale) as raster:
+            raster.check_image(bands)
+            return raster.grid
+
+    if len(paths) == 1:  # threads would hide nothing, and a raster of its own may lie anywhere
+        grid = header(paths[0])
+        return (Source(paths[0], Window(0, 0, grid.height, grid.width)),), grid
+    with quiet(), ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:  # quiet here: threads share filters of warnings
+        grids = list(pool.map(header, paths))
+    windows = [_place(path, grid, paths[0], grids[0]) for path, grid in zip(paths, grids, strict=True)]
+    top, left = min(w.row for w in windows), min(w.col for w in windows)
+    height = max(w.row + w.height for w in windows) - top
+    width = max(w.col + w.width for w in windows) - left
+    sources = tuple(
+        Source(path, w._replace(row=w.row - top, col=w.col - left)) for path, w in zip(paths, windows, strict=True)
+    )
+    return sources, grids[0]._replace(transform=grids[0].shifted(top, left), height=height, width=width)
+
+
+def _place(path: str, grid: Grid, first_path: str, first: Grid) -> Window:
+    """Where a file lies in pixels of the first one."""
+    if grid.crs is None or grid.transform.is_identity:
+        raise DataError(f"{path}: has no georeference, so its place in a mosaic is unknown; give it alone")
+    if grid.crs != first.crs:
+        raise DataError(
+            f"{path}: its CRS is {_crs_name(grid)}, that of {first_path} is {_crs_name(first)}; "
+            "warp all images to one grid (gdalwarp -t_srs -tr -tap)"
+        )
+    to_first = np.linalg.inv(first.matrix) @ grid.matrix
+    corners = (to_first @ [[0, grid.width, 0], [0, 0, grid.height], [1, 1, 1]])[:2].T
+    col, row = (round(float(value)) for value in corners[0])
+    expected = [(col, row), (col + grid.width, row), (col, row + grid.height)]
+    off_px = float(np.abs(np.subtract(corners, expected)).max())
+    if off_px > _TOLERANCE_PX:
+        raise DataError(
+            f"{path}: its pixels lie {off_px:.3g} px off the grid of {first_path} (pixel sizes "
+            f"{_pixel(grid)} and {_pixel(first)}); warp all images to one grid (gdalwarp -tr -tap)"
+        )
+    return Window(row, col, grid.height, grid.width)
+
+
+def _crs_name(grid: Grid) -> str:
+    return grid.crs.to_string()[:60] if grid.crs else "unknown"
+
+
+def _pixel(grid: Grid) -> str:
+    return f"{abs(grid.transform.a):.6g} x {abs(grid.transform.e):.6g}"
