@@ -30,12 +30,15 @@ commands:
   train RECIPE --out DIR     train a model; DIR/model is the result
   evaluate MODEL DATASET     score a model on labelled scenes; writes a report
   predict IMAGE OUT.tif      map an image of any size
+  explain IMAGE --out F.png  what the network looked at when it labelled a pixel
+  serve WHERE                look at images and maps in a browser
+  figures MODEL DATASET      the paper's figures for your data
   info MODEL                 what a model is and expects
 
 caswit COMMAND --help says more. caswit --version prints the version.
 """
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "info")
+COMMANDS = ("demo", "train", "evaluate", "predict", "explain", "serve", "figures", "info")
 """Each is a module of caswit.commands."""
 
 

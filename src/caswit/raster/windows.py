@@ -95,6 +95,14 @@ def tile_grid(height: int, width: int, tile_px: int, overlap_px: int) -> list[Ti
     return [_tile(r, c, tile_px) for r in rows for c in cols]
 
 
+def owner(height: int, width: int, tile_px: int, overlap_px: int, row: int, col: int) -> Tile:
+    """The tile of ``tile_grid`` that owns a pixel of the raster."""
+    assert 0 <= row < height, (row, height)
+    assert 0 <= col < width, (col, width)
+    rows, cols = spans(height, tile_px, overlap_px), spans(width, tile_px, overlap_px)
+    return _tile(_owning(rows, row), _owning(cols, col), tile_px)
+
+
 def blocks(height: int, width: int, tile_px: int, overlap_px: int, block_px: int) -> Iterator[Block]:
     """The same tiles as ``tile_grid``, grouped into blocks of about ``block_px`` on a side, row by row.
 
@@ -109,6 +117,10 @@ def blocks(height: int, width: int, tile_px: int, overlap_px: int, block_px: int
             top, left = some_rows[0].own_from, some_cols[0].own_from
             bottom, right = some_rows[-1].own_to, some_cols[-1].own_to
             yield Block(Window(top, left, bottom - top, right - left), tiles)
+
+
+def _owning(along: list[Span], at: int) -> Span:
+    return next(span for span in along if span.own_from <= at < span.own_to)
 
 
 def _tile(row: Span, col: Span, tile_px: int) -> Tile:
