@@ -18,8 +18,16 @@ from caswit.version import __version__
 _USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
 """Errors of the file system that are not our bugs: no permission, no room, a file in place of a folder."""
 
-TRAIN_EXTRA = ("lightning", "tensorboard")
-"""Modules that come with caswit[train]."""
+EXTRAS = {
+    "lightning": "train",
+    "tensorboard": "train",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "rio_tiler": "serve",
+    "xstatic-leaflet": "serve",
+}
+"""What does not come with a bare caswit, and the extra it comes with."""
 
 USAGE = """usage: caswit COMMAND ...
 
@@ -86,9 +94,10 @@ def _run(name: str, words: list[str]) -> None:
         command.run(arguments)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
-        if missing not in TRAIN_EXTRA:
+        if missing not in EXTRAS:
             raise
-        raise CaswitError(f"{name} needs {missing}, which comes with: pip install 'caswit[train]'") from error
+        line = f"{name} needs {missing}, which comes with: pip install 'caswit[{EXTRAS[missing]}]'"
+        raise CaswitError(line) from error
 
 
 def _plain(message: str) -> str:

@@ -154,7 +154,7 @@ def recorded_attention(network: CASWiT, row: int, col: int, tile_px: int) -> Ite
 
     try:
         for stage in network.fusion_stages:
-            attention = network.fusion[str(stage)].attention
+            attention = network.fusion[str(stage)].get_submodule("attention")
             hooks.append(attention.register_forward_pre_hook(record(stage)))
         yield found
     finally:

@@ -105,7 +105,7 @@ def _evidence(found: Explanation, classes: ClassTable, frame: Frame, context: Im
 
     maps = [panel(_grown(colourise(found.classes[name], classes.colors), side)) for name in (AS_IT_IS, BLACK)]
     changed = np.where(
-        found.changed[..., None], np.uint8(WRONG_COLOUR), (0.35 * _picture(found.image)).astype(np.uint8)
+        found.changed[..., None], np.array(WRONG_COLOUR, np.uint8), (0.35 * _picture(found.image)).astype(np.uint8)
     )
     share = f"changed: {100 * found.changed.mean():.1f} % of the tile"
     pictures = [

@@ -5,7 +5,8 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 
 from caswit.config.checks import IGNORE_INDEX, check
 from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
-from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision, PredictConfig
+from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, FiguresConfig, Precision, PredictConfig
+from caswit.config.serving import ServeConfig
 from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
 
 __all__ = [
@@ -17,11 +18,13 @@ __all__ = [
     "Decoder",
     "DemoConfig",
     "EvaluateConfig",
+    "FiguresConfig",
     "ModelConfig",
     "Norm",
     "Precision",
     "PredictConfig",
     "Recipe",
+    "ServeConfig",
     "Size",
     "Stem",
     "TileConfig",
