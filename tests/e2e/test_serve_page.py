@@ -76,7 +76,8 @@ def address(folder, model_folder):
         words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     ) as server:
         line = server.stdout.readline()
-        assert (found := re.search(r"2 images: (http://127\.0\.0\.1:\d+)", line)), line
+        found = re.search(r"2 images: (http://127\.0\.0\.1:\d+)", line)
+        assert found, line
         yield found[1]
         server.terminate()
         assert server.wait(30) in (0, -15)

@@ -51,12 +51,12 @@ def serve(where: Path, model: Path | None, settings: ServeConfig, *, say: Callab
 
 
 def _bound(settings: ServeConfig) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((settings.host, settings.port))
     except OSError as error:
+        listening.close()
         hint = "try --port 0 for a free one" if settings.port else "try --host 127.0.0.1"
         raise ConfigError(f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); {hint}") from error
     return listening
