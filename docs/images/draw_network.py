@@ -8,6 +8,7 @@ FIRST, STEP, WIDTH, HEIGHT = 190, 168, 108, 50
 
 
 def box(x: float, y: float, text: list[str], colour: str, width: float = WIDTH, height: float = HEIGHT) -> str:
+    """A filled rectangle with lines of text in its middle."""
     lines = [
         f'<text x="{x + width / 2}" y="{y + height / 2 + 5 + 17 * (k - (len(text) - 1) / 2)}" '
         f'fill="{PAPER}" text-anchor="middle">{line}</text>'
@@ -17,11 +18,13 @@ def box(x: float, y: float, text: list[str], colour: str, width: float = WIDTH, 
 
 
 def arrow(*points: tuple[float, float]) -> str:
+    """A line through points with a tip at its end."""
     path = " ".join(f"{'ML'[k > 0]}{x} {y}" for k, (x, y) in enumerate(points))
     return f'<path d="{path}" fill="none" stroke="{INK}" stroke-width="2" marker-end="url(#tip)"/>'
 
 
 def label(x: float, y: float, text: str, anchor: str = "middle", size: int = 13) -> str:
+    """A line of text."""
     return f'<text x="{x}" y="{y}" fill="{INK}" text-anchor="{anchor}" font-size="{size}">{text}</text>'
 
 
@@ -59,16 +62,20 @@ def drawing() -> str:
     last = FIRST + 3 * STEP + WIDTH
     parts += [arrow((last, BOTTOM + 25), (right - 7, BOTTOM + 25))]
     parts += [label(right + 50, BOTTOM + 72, "in training only")]
-    parts += [label(FIRST, 372, "After each stage every token of the tile (Q) reads all tokens of the context (K, V); the fused map "
-                    "feeds the next hr stage and the decoder.", "start", 15)]  # fmt: skip
+    parts += [
+        label(
+            20, 366, "After each stage every token of the tile (Q) reads all tokens of the context (K, V);", "start", 15
+        ),
+        label(20, 386, "the fused map feeds the next hr stage and the decoder.", "start", 15),
+    ]
     tip = (
         '<defs><marker id="tip" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="7" markerHeight="7" orient="auto">'
         f'<path d="M0 0 L10 5 L0 10 z" fill="{INK}"/></marker></defs>'
     )
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 990 390" font-family="system-ui, sans-serif" font-size="15" '
-        'role="img" aria-label="CASWiT: two Swin encoders, fused after every stage, and a decoder">'
-        f'<rect width="990" height="390" fill="{PAPER}"/>{tip}{"".join(parts)}</svg>\n'
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 990 402" font-family="system-ui, sans-serif" '
+        'font-size="15" role="img" aria-label="CASWiT: two Swin encoders, fused after every stage, and a decoder">'
+        f'<rect width="990" height="402" fill="{PAPER}"/>{tip}{"".join(parts)}</svg>\n'
     )
 
 
