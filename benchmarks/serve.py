@@ -66,7 +66,7 @@ def make(folder: Path, side: int) -> Path:
     return folder / "model"
 
 
-class serving:  # noqa: N801, reads as a verb
+class serving:
     """A server that runs within a with block; gives its address."""
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +83,7 @@ class serving:  # noqa: N801, reads as a verb
         self.server.wait()
 
 
-class predicting(serving):  # noqa: N801
+class predicting(serving):
     """A prediction that runs within a with block."""
 
     def __init__(self, folder: Path, model: Path) -> None:

@@ -333,6 +333,21 @@ class TestGrowingMap:
         assert "scene.tif" in views(TestClient(make_app(Collection(folder))))
 
 
+def test_maps_find_their_image(tmp_path):
+    """By the longest name they begin with; images of one name in two folders keep their own."""
+    for name in ("a/tile1.tif", "a/tile11.tif", "b/tile1.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_raster(tmp_path / name, picture(20, 30), crs="EPSG:2154")
+    for name in ("a/tile1_map.tif", "a/tile11_map.tif", "b/tile1_new.tif", "b/elsewhere.tif"):
+        write_raster(tmp_path / name, np.zeros((1, 20, 30), np.uint8), crs="EPSG:2154")
+    found = {v.image.title: [o.title for o in v.overlays] for v in Collection(tmp_path).views().values()}
+    assert found == {
+        "a/tile1.tif": ["a/tile1_map.tif"],
+        "a/tile11.tif": ["a/tile11_map.tif"],
+        "b/tile1.tif": ["b/tile1_new.tif"],
+    }
+
+
 def test_one_raster_brings_what_belongs_to_it(folder):
     assert set(views(TestClient(make_app(Collection(folder / "scene.tif"))))) == {"scene.tif"}
 

@@ -82,7 +82,7 @@ def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None) -> 
         return {
             "model": None if live is None else live.loaded.name,
             "explains": live is not None and live.explains,
-            "views": [_described(view) for view in collection.views().values()],
+            "views": [_described(view) for view in collection.views(anew=True).values()],
         }
 
     @app.get(

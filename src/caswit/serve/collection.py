@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,10 +79,10 @@ class Collection:
         if self.only is not None:
             Pyramid(self.only).close()
 
-    def views(self) -> Mapping[str, View]:
-        """Every view by its key."""
+    def views(self, *, anew: bool = False) -> Mapping[str, View]:
+        """Every view by its key, as it was found lately or, if asked, a moment ago."""
         with self._lock:
-            if time.monotonic() - self._looked_s > _FRESH_S:
+            if not self._views or (anew and time.monotonic() - self._looked_s > _FRESH_S):
                 self._views = {view.key: view for view in self._find()}
                 self._looked_s = time.monotonic()
             return self._views
@@ -92,15 +92,24 @@ class Collection:
         datasets = list(self._datasets())
         labels = {s.label.resolve(): (s.image.resolve(), d) for d in datasets for s in d.scenes if s.label is not None}
         images = {p: pyramid for p, pyramid in found.items() if p not in labels and _is_image(pyramid.about)}
-        if self.only is not None and self.only in images:
-            images = {self.only: images[self.only]}
-        loose = [p for p in found if p not in images and (p in labels or _is_classes(found[p].about))]
+        mine: dict[Path, list[tuple[Path, Pyramid]]] = {image: [] for image in images}
+        for path, pyramid in found.items():
+            if path in labels or (path not in images and _is_classes(pyramid.about)):
+                owner = labels[path][0] if path in labels else _image_of(path, pyramid, images)
+                if owner in mine:
+                    mine[owner].append((path, pyramid))
+        journals = [f for f in sorted(self.root.rglob(f"*{SUFFIX}")) if f.is_dir() and self._inside(f)]
         for path, pyramid in images.items():
-            mine = [p for p in loose if labels.get(p, (None,))[0] == path or self._belongs(p, path, found, images)]
-            yield self._view(path, pyramid, [(p, found[p]) for p in mine], labels)
+            if self.only in (None, path) or self.only not in images:
+                yield self._view(path, pyramid, mine[path], labels, journals)
 
     def _view(
-        self, path: Path, pyramid: Pyramid, others: list[tuple[Path, Pyramid]], labels: Mapping[Path, Labelled]
+        self,
+        path: Path,
+        pyramid: Pyramid,
+        others: Sequence[tuple[Path, Pyramid]],
+        labels: Mapping[Path, Labelled],
+        journals: Sequence[Path],
     ) -> View:
         about = pyramid.about
         bands = self.bands if about.count >= max(self.bands) else (1, 2, 3)
@@ -111,16 +120,14 @@ class Collection:
             table = labels[other][1].classes.classes if other in labels else self._classes(its.about)
             classes = table if kind != "confidence" else ()
             overlays.append(raster_layer(kind, str(other.relative_to(self.root)), its, classes=classes))
-        overlays += self._growing(path, about.grid, {layer.path for layer in overlays})
+        overlays += self._growing(path, about.grid, journals, {layer.path for layer in overlays})
         truth = next((layer for layer in overlays if layer.kind == "truth"), None)
         if truth is not None:
             overlays += [error_layer(layer, truth) for layer in overlays if layer.kind == "map"]
         return View(image=image, grid=about.grid, overlays=tuple(overlays))
 
-    def _growing(self, image: Path, grid: Grid, finished: set[Path]) -> Iterator[Layer]:
-        for folder in self.root.rglob(f"*{SUFFIX}"):
-            if not (folder.is_dir() and self._inside(folder)):
-                continue
+    def _growing(self, image: Path, grid: Grid, journals: Sequence[Path], finished: set[Path]) -> Iterator[Layer]:
+        for folder in journals:
             journal = read_journal(folder, grid.height, grid.width, self.tile_px)
             if journal is None or Path(journal.images.split(" (")[0]).name != image.name:
                 continue
@@ -134,23 +141,9 @@ class Collection:
                 height=grid.height,
                 width=grid.width,
                 classes=self.table.predicted if self.table else _numbered(range(20), {}),
-                coarsest=64,  # parts are small: no overview is missed
                 revision=journal.count,
                 done=journal.done,
             )
-
-    def _belongs(self, other: Path, image: Path, found: Mapping[Path, Pyramid], images: Mapping[Path, Pyramid]) -> bool:
-        """By the name in its tags, by its own name, or as the only image on its grid."""
-        mine, theirs = found[other].about, found[image].about
-        if mine.grid[:2] != theirs.grid[:2]:
-            return False
-        if "CASWIT_IMAGE" in mine.tags:
-            return mine.tags["CASWIT_IMAGE"] == image.name
-        if any(other.stem.startswith(i.stem) for i in images):
-            best = max((i for i in images if other.stem.startswith(i.stem)), key=lambda i: len(i.stem))
-            return best.stem == image.stem and (best.parent == image.parent or other.parent != best.parent)
-        alike = [i for i in images if _same_grid(found[i].about.grid, mine.grid)]
-        return alike == [image]
 
     def _classes(self, about: About) -> tuple[LandClass, ...]:
         """The legend of a map: from its tags and palette, else the model's."""
@@ -207,6 +200,24 @@ class Collection:
                 yield load_dataset(file)
             except CaswitError as error:
                 log.warning("labels are not shown: %s", error)
+
+
+def _image_of(path: Path, pyramid: Pyramid, images: Mapping[Path, Pyramid]) -> Path | None:
+    """The image a map belongs to: by the name in its tags, by its own name, or as the only one on its grid."""
+    about = pyramid.about
+    fitting = [image for image in images if images[image].about.grid[:2] == about.grid[:2]]
+    on_grid = [image for image in fitting if _same_grid(images[image].about.grid, about.grid)]
+    if name := about.tags.get("CASWIT_IMAGE"):
+        named = [image for image in fitting if image.name == name]
+    else:
+        begun = [image for image in images if path.stem.startswith(image.stem)]
+        longest = max((len(image.stem) for image in begun), default=0)
+        named = [image for image in begun if len(image.stem) == longest and image in fitting]
+    beside = [image for image in named if image.parent == path.parent]
+    for some in (beside, [image for image in named if image in on_grid], named, [] if named else on_grid):
+        if len(some) == 1:
+            return some[0]
+    return None
 
 
 def _same_grid(one: Grid, other: Grid) -> bool:
