@@ -31,8 +31,8 @@ class About(NamedTuple):
     """What the header of a raster says."""
 
     grid: Grid
-    count: int
-    """Bands."""
+    bands: int
+    """How many."""
     dtype: str
     alpha: bool
     """The last band is an alpha band."""
@@ -66,7 +66,7 @@ class Pyramid:
             palette = src.colormap(1) if src.colorinterp[0] == ColorInterp.palette else {}
             self.about = About(
                 grid=Grid(src.height, src.width, src.crs, src.transform, src.gcps),
-                count=src.count,
+                bands=src.count,
                 dtype=src.dtypes[0],
                 alpha=src.colorinterp[-1] == ColorInterp.alpha,
                 palette={value: (r, g, b) for value, (r, g, b, _) in palette.items()},

@@ -112,7 +112,7 @@ class Collection:
         journals: Sequence[Path],
     ) -> View:
         about = pyramid.about
-        bands = self.bands if about.count >= max(self.bands) else (1, 2, 3)
+        bands = self.bands if about.bands >= max(self.bands) else (1, 2, 3)
         image = raster_layer("image", str(path.relative_to(self.root)), pyramid, bands=bands)
         overlays = []
         for other, its in others:
@@ -141,7 +141,7 @@ class Collection:
                 height=grid.height,
                 width=grid.width,
                 classes=self.table.predicted if self.table else _numbered(range(20), {}),
-                revision=journal.count,
+                revision=journal.finished,
                 done=journal.done,
             )
 
@@ -225,12 +225,12 @@ def _same_grid(one: Grid, other: Grid) -> bool:
 
 
 def _is_image(about: About) -> bool:
-    return about.count - about.alpha >= 3 and about.dtype == "uint8"
+    return about.bands - about.alpha >= 3 and about.dtype == "uint8"
 
 
 def _is_classes(about: About) -> bool:
     """A single band of small whole numbers that says, by palette, tags or name, what they mean."""
-    return about.count - about.alpha == 1 and about.dtype in ("uint8", "uint16", "int16")
+    return about.bands - about.alpha == 1 and about.dtype in ("uint8", "uint16", "int16")
 
 
 def _kind(path: Path, about: About, is_label: bool) -> Kind:

@@ -33,8 +33,8 @@ class Journal(NamedTuple):
     """Finished parts with data, and where they lie."""
     done: float
     """Share of the map that is finished."""
-    count: int
-    """Blocks that are finished."""
+    finished: int
+    """Blocks, those without data included."""
 
 
 def read_journal(folder: Path, height: int, width: int, tile_px: int | None = None) -> Journal | None:
@@ -54,14 +54,14 @@ def read_journal(folder: Path, height: int, width: int, tile_px: int | None = No
         return None
     if windows is None or any(int(n.split(".")[0]) >= len(windows) for n in names):
         return None
-    finished = sum(w.height * w.width for w in (windows[int(n.split(".")[0])] for n in names))
+    area_px = sum(w.height * w.width for w in (windows[int(n.split(".")[0])] for n in names))
     return Journal(
         out=folder.with_name(folder.name.removesuffix(SUFFIX)),
         images=str(manifest.get("images", "")),
         model=str(manifest.get("model", "")),
         parts={folder / n: windows[int(n.split(".")[0])] for n in names if n.endswith(".tif")},
-        done=finished / (height * width),
-        count=len(names),
+        done=area_px / (height * width),
+        finished=len(names),
     )
 
 
