@@ -53,7 +53,9 @@ class Explanation(NamedTuple):
     row: int
     col: int
     tile: Tile
-    """The tile in which ``predict`` labels the pixel."""
+    """The tile in which ``predict`` labels the pixel, in pixels that are read."""
+    place: tuple[int, int]
+    """(row, column) of the pixel in the tile."""
     image: UInt8
     """(3, T, T): the tile."""
     context: UInt8
@@ -63,11 +65,6 @@ class Explanation(NamedTuple):
     """Surroundings -> (K,) probabilities of the pixel; ELSEWHERE only if the scene has another tile."""
     classes: Mapping[str, UInt8]
     """AS_IT_IS and BLACK -> (T, T) class indices of the tile, IGNORE_INDEX where there are no data."""
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """(row, column) of the pixel in the tile."""
-        return self.row - self.tile.window.row, self.col - self.tile.window.col
 
     @property
     def changed(self) -> Bool:
@@ -82,8 +79,8 @@ def explain_pixel(model: Classifier, scene: OpenScene, row: int, col: int, tile_
     Args:
         model: A network that reads its context, on its device.
         scene: Where the pixel lies.
-        row: Of the pixel, in the scene.
-        col: Of the pixel, in the scene.
+        row: Of the pixel, in the raster.
+        col: Of the pixel, in the raster.
         tile_px: Side of the model's tiles.
 
     Raises:
@@ -92,10 +89,11 @@ def explain_pixel(model: Classifier, scene: OpenScene, row: int, col: int, tile_
     """
     check_reads_context(model)
     _check_inside(scene, row, col)
-    tile = owner(scene.height, scene.width, tile_px, tile_px // 4, row, col)
+    at = read_pixel(scene, row, col)
+    tile = owner(scene.height, scene.width, tile_px, tile_px // 4, *at)
     region = scene.region(context_window(tile.window, model.context_factor))
     valid = region.valid[tile.window.inside(region.window)]
-    place = row - tile.window.row, col - tile.window.col
+    place = at[0] - tile.window.row, at[1] - tile.window.col
     if not valid[place]:
         raise ConfigError(f"{scene.scene.image.name} has no data at row {row}, column {col}; choose another pixel")
     hr, context = _batch(model, region, tile.window)
@@ -112,12 +110,19 @@ def explain_pixel(model: Classifier, scene: OpenScene, row: int, col: int, tile_
         row=row,
         col=col,
         tile=tile,
+        place=place,
         image=region.tile(tile.window),
         context=region.context(tile.window, factor),
         stages=tuple(stages),
         probabilities={name: x[:, place[0], place[1]].softmax(0).cpu().numpy() for name, x in logits.items()},
         classes={name: classes[name] for name in (AS_IT_IS, BLACK)},
     )
+
+
+def read_pixel(scene: OpenScene, row: int, col: int) -> tuple[int, int]:
+    """The pixel that is read where a pixel of the raster lies; the same one but for models of a fixed ground size."""
+    read_row, read_col = ((int((at + 0.5) / scene.ratio)) for at in (row, col))
+    return min(read_row, scene.height - 1), min(read_col, scene.width - 1)
 
 
 def check_reads_context(model: Classifier) -> None:
@@ -163,10 +168,11 @@ def recorded_attention(network: CASWiT, row: int, col: int, tile_px: int) -> Ite
 
 
 def _check_inside(scene: OpenScene, row: int, col: int) -> None:
-    if not (0 <= row < scene.height and 0 <= col < scene.width):
+    height, width = scene.image.height, scene.image.width
+    if not (0 <= row < height and 0 <= col < width):
         raise ConfigError(
-            f"row {row}, column {col} lie outside {scene.scene.image.name}, which has rows 0-{scene.height - 1} "
-            f"and columns 0-{scene.width - 1}"
+            f"row {row}, column {col} lie outside {scene.scene.image.name}, which has rows 0-{height - 1} "
+            f"and columns 0-{width - 1}"
         )
 
 

@@ -41,7 +41,7 @@ def explain(
         raise ConfigError(f"{out}: its folder does not exist; create it first")
     loaded = load_model(model)
     tile = loaded.info.tile
-    with OpenScene(Scene(image=image), bands=loaded.info.bands) as scene:
+    with OpenScene(Scene(image=image), bands=loaded.info.bands, gsd_m=tile.gsd_m) as scene:
         row, col = pixel_of(scene.image, place)
         found = explain_pixel(classifier(loaded, settings or ComputeConfig()), scene, row, col, tile.tile_px)
     title = f"{image.name}, row {row}, column {col}, labelled by {loaded.name}"

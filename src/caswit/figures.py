@@ -76,7 +76,8 @@ def figures(
         CaswitError: The models, the data or the folder cannot be used, or do not fit each other.
     """
     settings = settings or FiguresConfig()
-    loaded, data = load_model(model), load_dataset(dataset)
+    loaded = load_model(model)
+    data = load_dataset(dataset).read_at(loaded.info.tile.gsd_m)
     check_same_classes(loaded.info.classes, data)
     ours = classifier(loaded, settings)
     check_reads_context(ours)
@@ -102,10 +103,11 @@ def _baseline(loaded: LoadedModel, folder: Path | None, data: Dataset) -> tuple[
         return without_surroundings(loaded), f"{loaded.name}, surroundings black"
     other = load_model(folder)
     check_same_classes(other.info.classes, data)
-    if other.info.tile.tile_px != loaded.info.tile.tile_px:
+    theirs, ours = ((i.tile.tile_px, i.tile.gsd_m) for i in (other.info, loaded.info))
+    if theirs != ours:
         raise ModelError(
-            f"{folder}: has tiles of {other.info.tile.tile_px} px, the model of {loaded.info.tile.tile_px} px; "
-            "figures compare models with tiles of one size"
+            f"{folder}: has tiles of {theirs[0]} px (gsd_m {theirs[1]}), the model of {ours[0]} px (gsd_m {ours[1]}); "
+            "figures compare models with the same tiles"
         )
     return other, other.name
 
@@ -155,8 +157,8 @@ def _panels(pair: Pair, data: Dataset, factor: int, settings: FiguresConfig) -> 
 
 def _attention(ours: Classifier, pair: Pair, data: Dataset, tile_px: int, settings: FiguresConfig) -> Image:
     """The pixel, of those the context puts right, that lies deepest among its like; attention at each stage."""
-    row, col = _telling_pixel(pair)
     with open_dataset_scene(data, pair.scene) as scene:
+        row, col = (int((at + 0.5) * scene.ratio) for at in _telling_pixel(pair))
         found: Explanation = explain_pixel(ours, scene, row, col, tile_px)
     panels = attention_panels(found, ours.context_factor, settings.panel_px)
     context = _sized(found.context, settings.panel_px)
@@ -165,7 +167,7 @@ def _attention(ours: Classifier, pair: Pair, data: Dataset, tile_px: int, settin
 
 
 def _telling_pixel(pair: Pair) -> tuple[int, int]:
-    """(row, col) in the scene: the middle of the largest square the context puts right, else the tile's middle."""
+    """(row, col), in pixels that are read, deepest inside what the context puts right; else the tile's middle."""
     ours, other = pair.ours, pair.baseline
     depth = ((ours.prediction == ours.truth) & (other.prediction != ours.truth)).astype(np.int64)
     owned = pair.tile.owned.inside(pair.tile.window)

@@ -12,7 +12,7 @@ from caswit.checkpoint import LoadedModel, load_model
 from caswit.config import ComputeConfig
 from caswit.data.samples import OpenScene, context_window
 from caswit.data.scene import Scene
-from caswit.explain import Explanation, explain_pixel
+from caswit.explain import Explanation, explain_pixel, read_pixel
 from caswit.heat import as_overlay, times_even
 from caswit.predict import classifier
 from caswit.raster.windows import Tile, Window, owner
@@ -45,11 +45,12 @@ class LiveModel:
         """Attention by stage and head as pictures, and the probabilities with other surroundings."""
         with self._busy, self._scene(image) as scene:
             found = explain_pixel(self.model, scene, row, col, self.tile_px)
+            ratio = scene.ratio
         return {
             "row": row,
             "col": col,
-            "tile": list(found.tile.window),
-            "context": list(context_window(found.tile.window, self.model.context_factor)),
+            "tile": [ratio * side for side in found.tile.window],
+            "context": [ratio * side for side in context_window(found.tile.window, self.model.context_factor)],
             "changed": float(found.changed.mean()),
             "probabilities": self._probabilities(found),
             "stages": [
@@ -70,11 +71,12 @@ class LiveModel:
             return None
         try:
             with self._scene(image) as scene:
-                tile = owner(scene.height, scene.width, self.tile_px, self.tile_px // 4, row, col)
+                at = read_pixel(scene, row, col)
+                tile = owner(scene.height, scene.width, self.tile_px, self.tile_px // 4, *at)
                 probabilities = self._tile(image, scene, tile)
         finally:
             self._busy.release()
-        values = probabilities[:, row - tile.window.row, col - tile.window.col]
+        values = probabilities[:, at[0] - tile.window.row, at[1] - tile.window.col]
         best = self.loaded.info.classes.predicted[int(values.argmax())]
         return {"name": best.name, "color": best.color, "confidence": float(values.max())}
 
@@ -89,7 +91,8 @@ class LiveModel:
         return self._seen[place]
 
     def _scene(self, image: Path) -> OpenScene:
-        return OpenScene(Scene(image=image), bands=self.loaded.info.bands)
+        info = self.loaded.info
+        return OpenScene(Scene(image=image), bands=info.bands, gsd_m=info.tile.gsd_m)
 
     def _probabilities(self, found: Explanation) -> list[dict[str, Any]]:
         classes = self.loaded.info.classes.predicted
