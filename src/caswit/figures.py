@@ -196,5 +196,5 @@ def _sized(image: Image, side: int) -> Image:
 
 def _print_png(picture: Image) -> bytes:
     file = io.BytesIO()
-    Pillow.fromarray(picture).save(file, format="PNG", optimize=True, dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
+    Pillow.fromarray(picture).save(file, format="PNG", compress_level=6, dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
     return file.getvalue()

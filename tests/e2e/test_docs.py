@@ -104,7 +104,8 @@ def test_the_tutorial_notebook_runs(tmp_path):
         shortened += short != cell.source
         cell.source = short
     assert shortened == 1
-    client = nbclient.NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(tmp_path)}})
+    where = {"metadata": {"path": str(tmp_path)}}
+    client = nbclient.NotebookClient(notebook, timeout=280, startup_timeout=280, resources=where)
     client.execute(env={**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", "")})
     assert (tmp_path / "tutorial" / "scores" / "report.html").exists()
     pictures = [out for cell in notebook.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]

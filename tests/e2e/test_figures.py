@@ -16,15 +16,21 @@ from conftest import CLASSES
 SMALL = FiguresConfig(device="cpu", precision="fp32", tiles=2, candidates=4, panel_px=64)
 
 
+def opened(file) -> np.ndarray:
+    """The pixels of a figure for print."""
+    with Image.open(file) as picture:
+        assert picture.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        return np.asarray(picture)
+
+
 def test_three_figures_are_drawn(dataset_file, model_folder, make_model, tmp_path):
     files = figures(model_folder, dataset_file, tmp_path / "figures", baseline=make_model(()), settings=SMALL)
     assert [file.name for file in files] == ["figure5.png", "figure6.png", "figure8.png"]
-    one, attention, many = (Image.open(file) for file in files)
-    assert one.info["dpi"] == pytest.approx((300, 300), abs=0.1)
-    assert one.width == many.width
-    assert many.height > one.height + 64
-    assert attention.width > 5 * 64  # the context and four stages
-    colours = {tuple(c) for c in np.asarray(many)[-30:].reshape(-1, 3)}
+    one, attention, many = (opened(file) for file in files)
+    assert one.shape[1] == many.shape[1]
+    assert many.shape[0] > one.shape[0] + 64
+    assert attention.shape[1] > 5 * 64  # the context and four stages
+    colours = {tuple(c) for c in many[-30:].reshape(-1, 3)}
     assert {tuple(c) for c in CLASSES.colors} <= colours  # the legend
 
 
