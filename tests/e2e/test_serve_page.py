@@ -149,6 +149,7 @@ def test_a_click_draws_attention_for_every_stage(page):
         side = str(2 ** (4 - stage))
         assert re.match(rf"{side} . {side} tokens", page.locator("#peak").inner_text())
     assert len(pictures) == 4
+    page.get_by_role("button", name="Stage 2").click()
     page.select_option("#head", label="head 2")
     assert page.locator("img.heat").get_attribute("src") not in pictures
     assert "surroundings" in page.locator("#probabilities").inner_text()
