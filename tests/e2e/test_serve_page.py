@@ -167,7 +167,7 @@ def test_hovering_says_class_and_confidence(page):
 
 
 def test_errors_can_be_laid_over(page):
-    page.select_option("#layer", label="errors: errors of scene_map.tif")
+    page.select_option("#layer", label="errors: scene_map.tif")
     picture = shown(page)[200:560, 250:800]
     red = (picture[..., 0] > 150) & (picture[..., 1] < 90) & (picture[..., 2] < 90)
     assert 0.1 < red.mean() < 0.95

@@ -3,7 +3,7 @@
 Order is always (row, col) and (height, width). Windows are half-open and may reach outside their raster.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -119,7 +119,7 @@ def blocks(height: int, width: int, tile_px: int, overlap_px: int, block_px: int
             yield Block(Window(top, left, bottom - top, right - left), tiles)
 
 
-def _owning(along: list[Span], at: int) -> Span:
+def _owning(along: Sequence[Span], at: int) -> Span:
     return next(span for span in along if span.own_from <= at < span.own_to)
 
 

@@ -128,7 +128,7 @@ class Collection:
 
     def _growing(self, image: Path, grid: Grid, journals: Sequence[Path], finished: set[Path]) -> Iterator[Layer]:
         for folder in journals:
-            journal = read_journal(folder, grid.height, grid.width, self.tile_px)
+            journal = read_journal(folder, grid, self.tile_px)
             if journal is None or Path(journal.images.split(" (")[0]).name != image.name:
                 continue
             if journal.out in finished:

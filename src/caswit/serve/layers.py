@@ -155,7 +155,7 @@ def error_layer(found: Layer, truth: Layer) -> Layer:
     """Where a map differs from the truth."""
     return Layer(
         kind="errors",
-        title=f"errors of {found.title}",
+        title=found.title,
         path=found.path,
         source=found.source,
         height=found.height,
