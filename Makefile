@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo check test lock clean
+.PHONY: setup demo check test docs lock clean
 
 setup: .venv/ready
 
@@ -25,15 +25,19 @@ check: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# The site in site/; a broken link is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # Newest versions that pyproject.toml admits. What torch itself pins for one platform (CUDA libraries)
 # is left to torch, so that the file installs everywhere.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade pip
-	.venv-lock/bin/python -m pip install --quiet --editable ".[train,vector]" --group dev
+	.venv-lock/bin/python -m pip install --quiet --editable ".[train,serve,vector]" --group dev
 	.venv-lock/bin/python -m pip freeze --exclude-editable \
 	  | grep -Ev '^(nvidia|cuda|triton|pip|setuptools)' > requirements.lock
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv demo site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -24,6 +24,7 @@ _USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, er
 EXTRAS = {
     **dict.fromkeys(("lightning", "tensorboard"), "train"),
     **dict.fromkeys(("shapely", "pyogrio", "pyproj", "pyarrow"), "vector"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "rio_tiler", "xstatic-leaflet"), "serve"),
 }
 """Modules that come with caswit[EXTRA]."""
 
@@ -38,13 +39,28 @@ commands:
   reconstruct MODEL IMAGE    draw what pretrained weights make of an image
   evaluate MODEL DATASET     score a model on labelled scenes; writes a report
   predict IMAGES OUT.tif     map images of any size
+  explain IMAGE --out F.png  what the network looked at when it labelled a pixel
+  serve WHERE                look at images and maps in a browser
+  figures MODEL DATASET      the paper's figures for your data
   info MODEL                 what a model is and expects
   push MODEL REPO            put a model on the Hugging Face hub; hf:owner/name is then a model
 
 caswit COMMAND --help says more. caswit --version prints the version.
 """
 
-COMMANDS = ("demo", "train", "pretrain", "reconstruct", "evaluate", "predict", "info", "push")
+COMMANDS = (
+    "demo",
+    "train",
+    "pretrain",
+    "reconstruct",
+    "evaluate",
+    "predict",
+    "explain",
+    "serve",
+    "figures",
+    "info",
+    "push",
+)
 """Each is a module of caswit.commands."""
 
 

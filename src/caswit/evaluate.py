@@ -10,6 +10,7 @@ from caswit.checkpoint import LoadedModel, load_model
 from caswit.config import EvaluateConfig
 from caswit.data.samples import open_dataset_scene
 from caswit.data.scene import ClassTable, Dataset, Scene, load_dataset
+from caswit.edges import EdgeCounts, count_edges
 from caswit.errors import ConfigError, DataError
 from caswit.metrics import Counts, boundary_band_px
 from caswit.pictures import tile_picture
@@ -17,7 +18,8 @@ from caswit.predict import Classifier, classifier
 from caswit.progress import Progress
 from caswit.raster.windows import Tile
 from caswit.report import Evaluation, Example, write_report
-from caswit.scoring import scored_tiles
+from caswit.scoring import count_scenes, scored_tiles
+from caswit.surroundings import without_surroundings
 from caswit.version import __version__
 
 
@@ -64,18 +66,23 @@ def evaluate_scenes(
     tile_px = loaded.info.tile.tile_px
     band_px = boundary_band_px(tile_px, tile_px, settings.boundary_ratio)
     model = classifier(loaded, settings)
-    counts, tiles = Counts.zeros(len(data.classes)), 0
+    counts, edges, tiles = Counts.zeros(len(data.classes)), EdgeCounts.zeros(), 0
     candidates: list[tuple[float, int, Scene, Tile]] = []
     total_mpx = sum(_megapixels(data, scene) for scene in scenes)
     with Progress(f"evaluate {data.name} {split}", total_mpx, "Mpx") as progress:
         for scored in scored_tiles(model, data, scenes, tile_px=tile_px, band_px=band_px):
             counts += scored.counts
+            edges += count_edges(scored.prediction, scored.truth, band_px)
             tiles += 1
             errors = 1 - np.trace(scored.counts.confusion) / max(1, scored.counts.confusion.sum())
             candidates.append((float(errors), tiles, scored.scene, scored.tile))
             progress.advance(scored.truth.size / 1e6)
     if not tiles:
         raise DataError(f"{data.path}: split {split!r} has no labelled pixel to score")
+    blind = classifier(without_surroundings(loaded), settings) if loaded.network.reads_context else None
+    counts_without = None
+    if settings.without_context and blind is not None:
+        counts_without = count_scenes(blind, data, scenes, tile_px=tile_px, band_px=band_px)
     return Evaluation(
         title=f"{loaded.name} on {data.name} ({split})",
         dataset=data.name,
@@ -92,7 +99,9 @@ def evaluate_scenes(
         tiles=tiles,
         elapsed_s=time.perf_counter() - began_s,
         software_version=__version__,
-        examples=tuple(_examples(model, data, candidates, settings.pictures)),
+        examples=tuple(_examples(model, blind, data, candidates, settings.pictures)),
+        edges=edges,
+        counts_without=counts_without,
     )
 
 
@@ -112,19 +121,28 @@ def _listed(classes: list[tuple[int, str]]) -> str:
 
 
 def _examples(
-    model: Classifier, data: Dataset, candidates: list[tuple[float, int, Scene, Tile]], count: int
+    model: Classifier,
+    blind: Classifier | None,
+    data: Dataset,
+    candidates: list[tuple[float, int, Scene, Tile]],
+    count: int,
 ) -> Iterator[Example]:
-    """Tiles from the best to the worst, evenly spread over the ranking, predicted once more."""
-    ranked = sorted(candidates, key=lambda c: c[:2])
-    picks = np.unique(np.linspace(0, len(ranked) - 1, num=min(count, len(ranked))).round().astype(int))
-    for _, _, scene, tile in (ranked[i] for i in picks):
+    """The worst tiles, then the best, predicted once more, with and without their surroundings."""
+    ranked = sorted(candidates, key=lambda c: (-c[0], c[1]))
+    worst = ranked[: min(count - count // 2, len(ranked))]
+    best = ranked[len(worst) :][-(count // 2) :] if count // 2 else []
+    groups = [("Worst tiles", worst), ("Best tiles", best[::-1])]
+    for group, (_, _, scene, tile) in ((name, each) for name, some in groups for each in some):
         with open_dataset_scene(data, scene) as opened:
             picture = tile_picture(model, opened, tile, model.context_factor)
+            without = None if blind is None else tile_picture(blind, opened, tile, model.context_factor).prediction
         yield Example(
             title=picture.title,
+            group=group,
             image=np.ascontiguousarray(np.moveaxis(picture.tile, 0, -1)),
             truth=picture.truth,
             prediction=picture.prediction,
+            without_surroundings=without,
         )
 
 

@@ -5,7 +5,7 @@ All three are renderings of one value, `report_values`, so they cannot disagree.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from caswit import viz
 from caswit.config import IGNORE_INDEX
+from caswit.edges import EdgeCounts
 from caswit.files import atomic_write_bytes
 from caswit.metrics import Counts, score
 
@@ -35,6 +36,10 @@ class Example:
     """(H, W) class indices, `IGNORE_INDEX` where unlabelled."""
     prediction: NDArray[Any]
     """(H, W) class indices."""
+    without_surroundings: NDArray[Any] | None = None
+    """(H, W) class indices of the same model with black surroundings."""
+    group: str = "Examples"
+    """Heading under which it is shown."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +66,10 @@ class Evaluation:
     elapsed_s: float
     software_version: str
     examples: Sequence[Example] = field(default=())
+    edges: EdgeCounts | None = None
+    """Where the errors lie."""
+    counts_without: Counts | None = None
+    """The same with the surroundings of every tile black; None where that was not asked for."""
 
 
 class Panel(NamedTuple):
@@ -78,12 +87,15 @@ def write_report(evaluation: Evaluation, out: Path) -> None:
     is, the report is complete.
     """
     report = report_values(evaluation)
-    rows = [
-        (example.title, example_panels(example, evaluation.class_names, evaluation.class_colours))
-        for example in evaluation.examples
-    ]
+    rows: dict[str, list[tuple[str, list[Panel]]]] = {}
+    for example in evaluation.examples:
+        panels = example_panels(example, evaluation.class_names, evaluation.class_colours)
+        rows.setdefault(example.group, []).append((example.title, panels))
+    blind = None
+    if evaluation.counts_without is not None:
+        blind = report_values(replace(evaluation, counts=evaluation.counts_without, counts_without=None))
     files = {
-        "report.html": render("report.html.j2", report=report, rows=rows),
+        "report.html": render("report.html.j2", report=report, rows=rows, blind=blind),
         "report.md": render("report.md.j2", report=report),
         "report.json": json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
     }
@@ -118,8 +130,18 @@ def report_values(evaluation: Evaluation) -> dict[str, Any]:
             "intersection": evaluation.counts.boundary_intersection.tolist(),
             "union": evaluation.counts.boundary_union.tolist(),
         },
+        **({} if evaluation.edges is None else {"edges": evaluation.edges.values()}),
+        **({} if evaluation.counts_without is None else {"without_surroundings": _means(evaluation.counts_without)}),
         "evaluated": _evaluated(evaluation),
         "software": {"name": "caswit", "version": evaluation.software_version},
+    }
+
+
+def _means(counts: Counts) -> dict[str, Any]:
+    scores = score(counts)
+    return {
+        **{key: getattr(scores, key) for key in ("miou", "mf1", "mbiou", "overall_accuracy")},
+        "iou": scores.iou.tolist(),
     }
 
 
@@ -134,11 +156,16 @@ def example_panels(example: Example, class_names: Sequence[str], class_colours: 
     truth_picture = viz.colourise(truth, class_colours)
     prediction_picture = viz.colourise(prediction, class_colours)
     in_truth, in_prediction = (_mentioned(each, class_names) for each in (truth, prediction))
+    blind = []
+    if example.without_surroundings is not None:
+        picture = viz.colourise(viz.shrink(example.without_surroundings, PICTURE_PX), class_colours)
+        blind = [Panel("Surroundings black", "Predicted map with black surroundings", viz.data_uri(picture))]
     return [
         Panel("Image", f"Aerial image: {example.title}", viz.data_uri(image, photo=True)),
         Panel("Truth", f"Labelled map: {in_truth}", viz.data_uri(truth_picture)),
         Panel("Prediction", f"Predicted map: {in_prediction}", viz.data_uri(prediction_picture)),
         Panel(f"Errors ({right} right)", f"Errors: {right} right", viz.data_uri(errors, photo=True)),
+        *blind,
     ]
 
 

@@ -78,7 +78,7 @@ def shrink(picture: NDArray[Any], max_side: int) -> NDArray[Any]:
         rows = (2 * np.arange(new_height) + 1) * height // (2 * new_height)  # pixel centres
         columns = (2 * np.arange(new_width) + 1) * width // (2 * new_width)
         return picture[np.ix_(rows, columns)]
-    return _resize(picture, new_height, new_width)
+    return resize(picture, new_height, new_width)
 
 
 def strip(panels: Sequence[tuple[str, Image]], *, height: int | None = None) -> Image:
@@ -86,7 +86,7 @@ def strip(panels: Sequence[tuple[str, Image]], *, height: int | None = None) -> 
     height = height or max(image.shape[0] for _, image in panels)
     font_px, gap = max(12, height // 22), max(6, height // 60)
     font, header = ImageFont.load_default(font_px), round(1.6 * font_px)
-    scaled = [_resize(image, height, max(1, round(image.shape[1] * height / image.shape[0]))) for _, image in panels]
+    scaled = [resize(image, height, max(1, round(image.shape[1] * height / image.shape[0]))) for _, image in panels]
     # A column is as wide as its image or its title, so no title is ever cut.
     widths = [
         max(image.shape[1], round(font.getlength(title))) for (title, _), image in zip(panels, scaled, strict=True)
@@ -165,7 +165,7 @@ def _hatched(shape: tuple[int, ...]) -> Image:
     return picture
 
 
-def _resize(image: Image, height: int, width: int) -> Image:
+def resize(image: Image, height: int, width: int) -> Image:
     """Average areas on the way down, repeat pixels on the way up."""
     filters = Pillow.Resampling
     chosen = filters.BOX if height < image.shape[0] else filters.NEAREST

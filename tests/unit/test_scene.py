@@ -97,7 +97,7 @@ class TestRefusals:
             ({"scenes": [{"image": "scene.tif"}]}, "missing split"),
             ({"scenes": [{"image": "none.tif", "split": "a"}]}, "none.tif; paths are relative"),
             ({"scenes": [{"image": "scene.tif", "label": "no.tif", "split": "a"}]}, "no.tif"),
-            ({"classes": [{"id": 1, "name": "a"}]}, "missing color"),
+            ({"classes": [{"id": 1, "color": "#000000"}]}, "missing name"),
             ({"classes": [{"id": 1, "name": "a", "color": "red"}]}, "#3c1098"),
             ({"classes": [{"id": "one", "name": "a", "color": "#000000"}]}, "whole number"),
             ({"classes": [{"id": 255, "name": "a", "color": "#000000"}]}, "0..254"),

@@ -8,7 +8,8 @@ from caswit.config.learning import LearningConfig
 from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
 from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
 from caswit.config.pretraining import TOKEN_PX, ImageryConfig, MaskConfig, PretrainConfig, PretrainRecipe
-from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision
+from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, FiguresConfig, Precision
+from caswit.config.serving import ServeConfig
 from caswit.config.starting import InitConfig, WeightSource, parse_init
 from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
 
@@ -22,6 +23,7 @@ __all__ = [
     "Decoder",
     "DemoConfig",
     "EvaluateConfig",
+    "FiguresConfig",
     "ImageryConfig",
     "InitConfig",
     "LearningConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "PretrainConfig",
     "PretrainRecipe",
     "Recipe",
+    "ServeConfig",
     "Size",
     "Stem",
     "TileConfig",

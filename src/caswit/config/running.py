@@ -31,7 +31,9 @@ class EvaluateConfig(ComputeConfig):
     boundary_ratio: float = 0.02
     """Width of the band of Boundary IoU, as a share of the tile's diagonal (0.02: the reference)."""
     pictures: int = 6
-    """Tiles shown in the report, from the best to the worst."""
+    """Tiles shown in the report: half of them the worst, half the best."""
+    without_context: bool = False
+    """Score once more with the surroundings of every tile black: what context is worth. Doubles the time."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot score."""
@@ -41,6 +43,31 @@ class EvaluateConfig(ComputeConfig):
             0 < self.boundary_ratio < 1,
             f"boundary_ratio must be between 0 and 1, got {self.boundary_ratio}; try 0.02",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiguresConfig(ComputeConfig):
+    """What is drawn."""
+
+    tiles: int = 8
+    """Rows of figure 8."""
+    candidates: int = 64
+    """Tiles, spread over the split, among which those that show most are looked for."""
+    panel_px: int = 640
+    """Side of a picture; 640 is 54 mm at 300 dots per inch."""
+    opacity: float = 0.5
+    """Of the classes over the photograph."""
+
+    def __post_init__(self) -> None:
+        """Refuse figures of nothing."""
+        super().__post_init__()
+        check(1 <= self.tiles <= 64, f"tiles must be in 1..64, got {self.tiles}; try 8")
+        check(
+            self.candidates >= self.tiles,
+            f"candidates must be at least tiles={self.tiles}, got {self.candidates}; try {8 * self.tiles}",
+        )
+        check(64 <= self.panel_px <= 4096, f"panel_px must be in 64..4096, got {self.panel_px}; try 640")
+        check(0 < self.opacity <= 1, f"opacity must be above 0 and at most 1, got {self.opacity}; try 0.5")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit.config import IGNORE_INDEX
+from caswit.data.palette import IGNORED, default_color
 from caswit.errors import DataError
 from caswit.files import read_yaml
 
@@ -123,15 +124,16 @@ class ClassTable:
     @staticmethod
     def from_dicts(rows: Sequence[Mapping[str, Any]], path: str) -> "ClassTable":
         """Read what ``to_dicts`` writes; ``path`` is named in errors."""
-        classes = []
+        classes: list[LandClass] = []
         for number, row in enumerate(rows, 1):
             where = f"{path}: class {number}"
-            _only_keys(row, {"id", "name", "color"}, {"ignore"}, where)
-            if not _is_color(row["color"]):
+            _only_keys(row, {"id", "name"}, {"color", "ignore"}, where)
+            if not _is_color(row.get("color", IGNORED)):
                 raise DataError(f'{where}: color must look like "#3c1098", got {row["color"]!r}')
             if not isinstance(row["id"], int) or not 0 <= row["id"] <= _MAX_ID:
                 raise DataError(f"{where}: id must be a whole number 0..{_MAX_ID}, got {row['id']!r}")
-            classes.append(LandClass(**{**row, "name": str(row["name"])}))
+            default = IGNORED if row.get("ignore") else default_color(sum(not c.ignore for c in classes))
+            classes.append(LandClass(**{"color": default, **row, "name": str(row["name"])}))
         try:
             return ClassTable(tuple(classes))
         except DataError as error:

@@ -36,6 +36,16 @@ class CrossAttention(nn.Module):
         read = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, D)
         return self.proj(read.transpose(1, 2).reshape(hr.shape))  # (B, H, W, C)
 
+    def weights(self, hr: Tensor, context: Tensor, row: int, col: int) -> Tensor:
+        """What one hr token reads where: (B, h, H', W'), sums to 1 over the context tokens.
+
+        A row of the softmax that ``forward`` never stores; memory grows with the context tokens only.
+        """
+        q = self._heads(self.to_q(self.norm_hr(hr[:, row : row + 1, col : col + 1])))  # (B, h, 1, D)
+        k, _ = map(self._heads, self.to_kv(self.norm_context(context)).chunk(2, dim=-1))  # (B, h, M, D)
+        scores = (q.float() @ k.float().transpose(-1, -2)).squeeze(-2) / q.shape[-1] ** 0.5  # (B, h, M)
+        return scores.softmax(-1).unflatten(-1, context.shape[1:3])
+
 
 class FusionBlock(nn.Module):
     """H' = X_hr + gamma * MHA(LN(X_hr), LN(X_context)); H = H' + MLP(H').

@@ -104,6 +104,14 @@ def tile_grid(height: int, width: int, tile_px: int, overlap_px: int) -> list[Ti
     return [_tile(r, c, tile_px) for r in rows for c in cols]
 
 
+def owner(height: int, width: int, tile_px: int, overlap_px: int, row: int, col: int) -> Tile:
+    """The tile of ``tile_grid`` that owns a pixel of the raster."""
+    assert 0 <= row < height, (row, height)
+    assert 0 <= col < width, (col, width)
+    rows, cols = spans(height, tile_px, overlap_px), spans(width, tile_px, overlap_px)
+    return _tile(_owning(rows, row), _owning(cols, col), tile_px)
+
+
 def blocks(height: int, width: int, tile_px: int, overlap_px: int, block_px: int) -> Iterator[Block]:
     """The same tiles as ``tile_grid``, grouped into blocks of about ``block_px`` on a side, row by row.
 
@@ -147,6 +155,10 @@ def _tiles_per_block(tile_px: int, overlap_px: int, block_px: int) -> int:
 def _union(rows: Sequence[Span], cols: Sequence[Span]) -> Window:
     top, left = rows[0].own_from, cols[0].own_from
     return Window(top, left, rows[-1].own_to - top, cols[-1].own_to - left)
+
+
+def _owning(along: Sequence[Span], at: int) -> Span:
+    return next(span for span in along if span.own_from <= at < span.own_to)
 
 
 def _tile(row: Span, col: Span, tile_px: int) -> Tile:

@@ -1,0 +1,248 @@
+"""The web application: tiles, points, areas and attention as addresses, and the page that shows them.
+
+Addresses name views and layers by keys that the server made up, never by paths, so there is no path to escape with.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from importlib.metadata import distribution
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.responses import JSONResponse, Response
+from PIL import Image as Pillow
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from caswit.errors import CaswitError
+from caswit.raster.io import UInt8
+from caswit.raster.places import ground_of, lonlat_of
+from caswit.raster.windows import Window
+from caswit.serve.collection import Collection, View
+from caswit.serve.layers import NO_CLASS, Layer, class_name
+from caswit.serve.live import LiveModel
+from caswit.version import __version__
+
+log = logging.getLogger(__name__)
+
+TILE_PX = 256
+READERS = 4
+"""Tiles that are read at once; more requests wait their turn."""
+KEPT_TILES = 2048
+"""Drawn tiles that are kept, some 20 kB each."""
+_FINEST_READ = 32
+"""A tile never reads more than this many pixels per pixel and axis, overviews taken into account."""
+_PAGE = Path(__file__).parent / "page"
+_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
+
+Pixel = Annotated[int, Query(ge=0, description="From 0, in pixels of the image")]
+
+
+def make_app(collection: Collection, live: LiveModel | None = None, hosts: tuple[str, ...] = ("*",)) -> FastAPI:
+    """The application.
+
+    Args:
+        collection: What to show.
+        live: Answers questions about pixels.
+        hosts: Names under which it may be called, against pages elsewhere that point their own name at us.
+    """
+    # The usual /docs page loads its scripts from elsewhere; /openapi.json says the same without a network.
+    app = FastAPI(title="caswit serve", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_exception_handler(CaswitError, _refuse)
+    _add_page(app)
+    _add_views(app, collection, live)
+    _add_points(app, collection, live)
+    return app
+
+
+def _add_page(app: FastAPI) -> None:
+    files = _page_files()
+
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        return Response(files["index.html"].read_bytes(), media_type=_TYPES[".html"])
+
+    @app.get("/page/{name}", include_in_schema=False)
+    def page_file(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404, "no such file")
+        return Response(files[name].read_bytes(), media_type=_TYPES[files[name].suffix])
+
+
+def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None) -> None:
+    draw = _drawing()
+
+    @app.get("/api/views", summary="Every image and what can be laid over it")
+    def views() -> dict[str, Any]:
+        return {
+            "model": None if live is None else live.loaded.name,
+            "explains": live is not None and live.explains,
+            "views": [_described(view) for view in collection.views(anew=True).values()],
+        }
+
+    @app.get(
+        "/api/views/{view}/layers/{layer}/tiles/{zoom}/{col}/{row}",
+        summary="A picture of 256 x 256 pixels; at the largest zoom one of them is a pixel of the image",
+        response_class=Response,
+        responses={200: {"content": {"image/png": {}, "image/jpeg": {}}}},
+    )
+    def tile(view: str, layer: str, zoom: int, col: int, row: int) -> Response:
+        found = _layer(collection, view, layer)
+        largest = max_zoom(found)
+        side = TILE_PX * 2 ** (largest - zoom) if 0 <= zoom <= largest else 0
+        if not (0 <= zoom <= largest and 0 <= row * side < found.height and 0 <= col * side < found.width):
+            raise HTTPException(404, f"no tile {zoom}/{col}/{row}: zoom is 0-{largest}, and it lies outside the image")
+        if zoom < min_zoom(found):
+            raise HTTPException(404, f"{found.title} has no overviews for zoom {zoom}; make some with gdaladdo")
+        content, kind = draw(found, zoom, col, row)
+        fixed = "max-age=3600" if found.done == 1 else "no-store"
+        return Response(content, media_type=kind, headers={"Cache-Control": fixed})
+
+    @app.get("/api/views/{view}/layers/{layer}/areas", summary="How much of each class there is")
+    def areas(view: str, layer: str) -> list[dict[str, Any]]:
+        found = _layer(collection, view, layer)
+        if found.kind not in ("map", "truth"):
+            raise HTTPException(404, f"{found.title} has no classes to count")
+        return found.areas(_view(collection, view).grid)
+
+
+def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None) -> None:
+    @app.get("/api/views/{view}/point", summary="Place, classes and confidence of a pixel")
+    def point(view: str, row: Pixel, col: Pixel) -> dict[str, Any]:
+        found = _inside(collection, view, row, col)
+        values = {layer.key: _value(layer, row, col) for layer in found.overlays if layer.kind != "errors"}
+        return {
+            "row": row,
+            "col": col,
+            "xy": ground_of(found.grid, row + 0.5, col + 0.5),
+            "lonlat": lonlat_of(found.grid, row + 0.5, col + 0.5),
+            "layers": {key: value for key, value in values.items() if value is not None},
+            "model": None if live is None else live.confidence(found.image.path, row, col),
+        }
+
+    @app.get("/api/views/{view}/attention", summary="What the model looks at when it labels a pixel")
+    def attention(view: str, row: Pixel, col: Pixel) -> dict[str, Any]:
+        found = _inside(collection, view, row, col)
+        if live is None:
+            raise HTTPException(404, "no model was given: start caswit serve with --model MODEL")
+        return live.attention(found.image.path, row, col)
+
+
+def max_zoom(layer: Layer) -> int:
+    """The zoom at which a pixel of the picture is a pixel of the image; at zoom 0 one tile holds it all."""
+    zoom = 0
+    while TILE_PX * 2**zoom < max(layer.height, layer.width):
+        zoom += 1
+    return zoom
+
+
+def min_zoom(layer: Layer) -> int:
+    """The smallest zoom that can be drawn without reading too much for one tile."""
+    zoom = max_zoom(layer)
+    while zoom and 2 ** (max_zoom(layer) - zoom + 1) <= _FINEST_READ * layer.coarsest:
+        zoom -= 1
+    return zoom
+
+
+def _drawing() -> Callable[[Layer, int, int, int], tuple[bytes, str]]:
+    """Draw a tile, or find it among those drawn lately."""
+    readers = threading.BoundedSemaphore(READERS)
+    kept: OrderedDict[tuple[str, int, int, int, int], tuple[bytes, str]] = OrderedDict()
+
+    def draw(layer: Layer, zoom: int, col: int, row: int) -> tuple[bytes, str]:
+        place = layer.key, layer.revision, zoom, col, row
+        if (drawn := kept.get(place)) is not None:
+            return drawn
+        side = TILE_PX * 2 ** (max_zoom(layer) - zoom)
+        with readers:
+            drawn = _encoded(layer.picture(Window(row * side, col * side, side, side), TILE_PX, TILE_PX))
+            kept[place] = drawn
+            if len(kept) > KEPT_TILES:
+                kept.popitem(last=False)
+        return drawn
+
+    return draw
+
+
+def _encoded(picture: UInt8) -> tuple[bytes, str]:
+    """JPEG for photographs without holes, else PNG."""
+    file = BytesIO()
+    if (picture[..., 3] == 255).all() and len(np.unique(picture[::8, ::8, 0])) > 32:
+        Pillow.fromarray(picture[..., :3]).save(file, format="JPEG", quality=88)
+        return file.getvalue(), "image/jpeg"
+    Pillow.fromarray(picture).save(file, format="PNG", compress_level=1)
+    return file.getvalue(), "image/png"
+
+
+def _described(view: View) -> dict[str, Any]:
+    bounds = [lonlat_of(view.grid, *corner) for corner in ((0, 0), (view.grid.height, view.grid.width))]
+    return {
+        "key": view.key,
+        "title": view.image.title,
+        "height": view.grid.height,
+        "width": view.grid.width,
+        "gsd_m": view.grid.gsd_m,
+        "corners": None if None in bounds else bounds,
+        "max_zoom": max_zoom(view.image),
+        "min_zoom": min_zoom(view.image),
+        "layers": [_layer_described(layer) for layer in (view.image, *view.overlays)],
+    }
+
+
+def _layer_described(layer: Layer) -> dict[str, Any]:
+    return {
+        "key": layer.key,
+        "kind": layer.kind,
+        "title": layer.title,
+        "revision": str(layer.revision),
+        "done": layer.done,
+        "min_zoom": min_zoom(layer),
+        "classes": [{"id": c.id, "name": c.name, "color": c.color, "ignore": c.ignore} for c in layer.classes],
+    }
+
+
+def _value(layer: Layer, row: int, col: int) -> Any:
+    value = int(layer.values(Window(row, col, 1, 1), 1, 1)[0, 0])
+    if value == NO_CLASS:
+        return None
+    return {"confidence": value / 100} if layer.kind == "confidence" else class_name(layer.classes, value)
+
+
+def _view(collection: Collection, key: str) -> View:
+    view = collection.views().get(key)
+    if view is None:
+        raise HTTPException(404, "no such view; /api/views lists them")
+    return view
+
+
+def _layer(collection: Collection, view: str, key: str) -> Layer:
+    layer = _view(collection, view).layer(key)
+    if layer is None:
+        raise HTTPException(404, "no such layer; /api/views lists them")
+    return layer
+
+
+def _inside(collection: Collection, view: str, row: int, col: int) -> View:
+    found = _view(collection, view)
+    if row >= found.grid.height or col >= found.grid.width:
+        size = f"{found.grid.height} rows and {found.grid.width} columns"
+        raise HTTPException(404, f"row {row}, column {col} lie outside {found.image.title}, which has {size}")
+    return found
+
+
+def _refuse(_request: Request, error: Exception) -> JSONResponse:
+    """A raster that cannot be read, a pixel without data: said in one line."""
+    return JSONResponse({"detail": str(error)}, status_code=422)
+
+
+def _page_files() -> dict[str, Path]:
+    """Every file of the page by its name: ours, and those of Leaflet, which a package of its own carries."""
+    ours = {file.name: file for file in _PAGE.iterdir() if file.suffix in _TYPES}
+    leaflet = distribution("xstatic-leaflet")
+    theirs = {f.name: Path(str(leaflet.locate_file(f))) for f in leaflet.files or () if f.suffix in (".js", ".css")}
+    return ours | {name: theirs[name] for name in ("leaflet.js", "leaflet.css")}

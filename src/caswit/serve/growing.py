@@ -1,0 +1,140 @@
+"""A map that is still being computed: the folder of parts that ``predict`` writes beside it.
+
+OUT.tif.parts/ holds manifest.json and, for every finished block, its number as NNNNNNN.tif or, without data,
+NNNNNNN.none. Where a block lies follows from its number: blocks are counted row by row.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caswit.errors import DataError
+from caswit.raster.io import Bool, Grid
+from caswit.raster.pyramid import Pyramid
+from caswit.raster.resample import Axis, reading_ratio
+from caswit.raster.windows import Window, blocks
+
+SUFFIX = ".parts"
+
+
+class Journal(NamedTuple):
+    """What a folder of parts says."""
+
+    out: Path
+    """The map that is being made."""
+    images: str
+    """Begins with the first image's path."""
+    model: str
+    """Name and digest."""
+    parts: Mapping[Path, Window]
+    """Finished parts with data, and where they lie."""
+    done: float
+    """Share of the map that is finished."""
+    finished: int
+    """Blocks, those without data included."""
+
+
+def read_journal(folder: Path, grid: Grid, tile_px: int | None = None) -> Journal | None:
+    """Read a folder of parts; None if it does not fit an image on this grid.
+
+    Args:
+        folder: OUT.tif.parts.
+        grid: Of the image.
+        tile_px: Side of the model's tiles, where it is known.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        names = sorted(f.name for f in folder.iterdir() if f.suffix in (".tif", ".none") and f.stem.isdigit())
+        windows = _windows(manifest, grid, tile_px, [folder / n for n in names if n.endswith(".tif")])
+    except (OSError, ValueError, KeyError):  # it may vanish while we look: the map is then complete
+        return None
+    if windows is None or any(int(n.split(".")[0]) >= len(windows) for n in names):
+        return None
+    area_px = sum(w.height * w.width for w in (windows[int(n.split(".")[0])] for n in names))
+    return Journal(
+        out=folder.with_name(folder.name.removesuffix(SUFFIX)),
+        images=str(manifest.get("images", "")),
+        model=str(manifest.get("model", "")),
+        parts={folder / n: windows[int(n.split(".")[0])] for n in names if n.endswith(".tif")},
+        done=area_px / (grid.height * grid.width),
+        finished=len(names),
+    )
+
+
+def _windows(
+    manifest: Mapping[str, Any], grid: Grid, tile_px: int | None, parts: Sequence[Path]
+) -> list[Window] | None:
+    """Where the blocks lie: of the tile sides that are likely, the one that fits the parts there are."""
+    overlap_px, block_px = int(manifest["overlap_px"]), int(manifest["block_px"])
+    usual = (manifest.get("tile_px"), tile_px, 4 * overlap_px, 2 * overlap_px)  # a quarter overlaps; half in blending
+    rows, cols = _axes(manifest, grid)
+    for side in dict.fromkeys(int(t) for t in usual if t):
+        if side <= overlap_px:
+            continue
+        plan = blocks(rows.length, cols.length, side, overlap_px, max(1, round(block_px / rows.ratio)))
+        windows = [_native(block.window, rows, cols) for block in plan]
+        sample = [parts[0], parts[-1]] if parts else []
+        if all(int(p.stem) < len(windows) and _size(p) == windows[int(p.stem)][2:] for p in sample):
+            return windows
+    return None
+
+
+def _axes(manifest: Mapping[str, Any], grid: Grid) -> tuple[Axis, Axis]:
+    """How the image is read: the plan counts pixels that are read."""
+    read_at_m, native_m = manifest.get("read_at_m", "None"), grid.gsd_m
+    ratio = 1.0 if read_at_m == "None" or native_m is None else reading_ratio(native_m, float(read_at_m))
+    return Axis(grid.height, ratio), Axis(grid.width, ratio)
+
+
+def _native(window: Window, rows: Axis, cols: Axis) -> Window:
+    top, bottom = rows.owned(window.row, window.row + window.height)
+    left, right = cols.owned(window.col, window.col + window.width)
+    return Window(top, left, bottom - top, right - left)
+
+
+def _size(part: Path) -> tuple[int, int] | None:
+    try:
+        pyramid = Pyramid(part)
+    except DataError:
+        return None
+    pyramid.close()
+    return pyramid.about.grid.height, pyramid.about.grid.width
+
+
+class PartsSource:
+    """Reads from parts that are there; the rest has no data.
+
+    Args:
+        parts: File -> where it lies.
+    """
+
+    def __init__(self, parts: Mapping[Path, Window]) -> None:
+        self.parts = parts
+
+    def read(
+        self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
+    ) -> tuple[NDArray[Any], Bool]:
+        """As ``Pyramid.read``."""
+        pixels, valid = np.zeros((len(bands), height, width), np.uint8), np.zeros((height, width), bool)
+        for file, where in self.parts.items():
+            if not _meet(window, where):
+                continue
+            try:
+                part = Pyramid(file)
+            except DataError:  # assembled and removed while we look
+                continue
+            inside = Window(window.row - where.row, window.col - where.col, window.height, window.width)
+            found, known = part.read(inside, height, width, bands, average=average)
+            part.close()
+            pixels = np.where(known, found, pixels).astype(np.uint8)
+            valid |= known & (found[0] != 255)
+        return pixels, valid
+
+
+def _meet(one: Window, other: Window) -> bool:
+    rows = one.row < other.row + other.height and other.row < one.row + one.height
+    return rows and one.col < other.col + other.width and other.col < one.col + one.width

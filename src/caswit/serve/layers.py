@@ -1,0 +1,182 @@
+"""What can be laid over an image, and how its pixels become colours.
+
+A layer's pixels come from a raster, from the parts of a map that is still being computed, or from comparing two other
+layers. Shapes: H x W of the picture that is asked for.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caswit.data.scene import LandClass
+from caswit.heat import colour_ramp
+from caswit.raster.io import Bool, Grid, UInt8
+from caswit.raster.pyramid import Pyramid
+from caswit.raster.windows import Window
+from caswit.viz import WRONG_COLOUR
+
+Kind = Literal["image", "map", "truth", "confidence", "errors"]
+NO_CLASS = 255
+_COUNT_PX = 2048
+"""Longest side of the picture on which areas are counted; larger maps are sampled."""
+_UNLABELLED = (40, 42, 46, 150)
+
+
+class Source(Protocol):
+    """Where the pixels of a layer come from."""
+
+    def read(
+        self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
+    ) -> tuple[NDArray[Any], Bool]:
+        """(bands, H, W) and where there are data."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """Something to look at, on the grid of its image."""
+
+    kind: Kind
+    title: str
+    path: Path
+    """What it is called by; two layers of one path and kind are the same layer."""
+    source: Source
+    height: int
+    width: int
+    classes: tuple[LandClass, ...] = ()
+    """Legend of a map, truth, or errors."""
+    bands: tuple[int, ...] = (1,)
+    truth: Source | None = None
+    """What an error layer compares with."""
+    coarsest: int = 1
+    """Factor of the coarsest overview."""
+    revision: int = 0
+    """Changes with the content."""
+    done: float = 1.0
+    """Share of a map that is computed."""
+
+    @cached_property
+    def key(self) -> str:
+        """Its name in addresses: nothing of the path can be read off it, and no path can be asked for by it."""
+        return hashlib.sha256(f"{self.kind}:{self.path}".encode()).hexdigest()[:12]
+
+    @cached_property
+    def _palette(self) -> UInt8:
+        """(256, 4): value -> red, green, blue, opacity."""
+        table = np.zeros((256, 4), np.uint8)
+        for c in self.classes:
+            if 0 <= c.id < NO_CLASS and not (c.ignore and self.kind != "truth"):
+                table[c.id] = (*c.rgb, 90 if c.ignore else 255)
+        return table
+
+    def picture(self, window: Window, height: int, width: int) -> UInt8:
+        """(H, W, 4): red, green, blue, opacity of a window."""
+        match self.kind:
+            case "image":
+                return self._photograph(window, height, width)
+            case "map" | "truth":
+                return self._palette[self.values(window, height, width)]
+            case "confidence":
+                return self._confidence(window, height, width)
+            case "errors":
+                return self._errors(window, height, width)
+
+    def values(self, window: Window, height: int, width: int) -> UInt8:
+        """(H, W): class ids, or confidence in percent; NO_CLASS where there is none."""
+        return _ids(self.source, window, height, width)
+
+    def _photograph(self, window: Window, height: int, width: int) -> UInt8:
+        pixels, valid = self.source.read(window, height, width, self.bands, average=True)
+        opacity = np.where(valid, 255, 0).astype(np.uint8)
+        return np.concatenate([np.moveaxis(pixels, 0, -1).astype(np.uint8), opacity[..., None]], axis=-1)
+
+    def _confidence(self, window: Window, height: int, width: int) -> UInt8:
+        percent = self.values(window, height, width)
+        opacity = np.where(percent == NO_CLASS, 0, 255).astype(np.uint8)
+        return np.concatenate([colour_ramp(np.minimum(percent, 100) / 100), opacity[..., None]], axis=-1)
+
+    def _errors(self, window: Window, height: int, width: int) -> UInt8:
+        """Red where the map is wrong, dark where nobody knows, clear where it is right."""
+        assert self.truth is not None
+        found, truth = self.values(window, height, width), _ids(self.truth, window, height, width)
+        known = np.isin(truth, [c.id for c in self.classes if not c.ignore]) & (found != NO_CLASS)
+        picture = np.zeros((height, width, 4), np.uint8)
+        picture[known & (found != truth)] = (*WRONG_COLOUR, 255)
+        picture[~known & (found != NO_CLASS)] = _UNLABELLED
+        return picture
+
+    def areas(self, grid: Grid) -> list[dict[str, Any]]:
+        """A row for each class: pixels, share and, where the ground size is known, square metres."""
+        scale = max(1.0, max(self.height, self.width) / _COUNT_PX)
+        height, width = max(1, round(self.height / scale)), max(1, round(self.width / scale))
+        whole = Window(0, 0, self.height, self.width)
+        values = np.bincount(self.values(whole, height, width).ravel(), minlength=256)
+        pixels = values * (self.height * self.width / (height * width))
+        shown = [c for c in self.classes if not c.ignore and c.id < NO_CLASS]
+        total = sum(pixels[c.id] for c in shown)
+        gsd_m = grid.gsd_m
+        return [
+            {
+                "id": c.id,
+                "pixels": round(pixels[c.id]),
+                "share": float(pixels[c.id] / total) if total else 0.0,
+                "area_m2": None if gsd_m is None else float(pixels[c.id] * gsd_m**2),
+                "exact": scale == 1,
+            }
+            for c in shown
+        ]
+
+
+def raster_layer(
+    kind: Kind, title: str, pyramid: Pyramid, *, classes: tuple[LandClass, ...] = (), bands: tuple[int, ...] = (1,)
+) -> Layer:
+    """A layer whose pixels are a raster's."""
+    about = pyramid.about
+    return Layer(
+        kind=kind,
+        title=title,
+        path=pyramid.path,
+        source=pyramid,
+        height=about.grid.height,
+        width=about.grid.width,
+        classes=classes,
+        bands=bands,
+        coarsest=about.coarsest,
+        revision=pyramid.path.stat().st_mtime_ns,
+    )
+
+
+def error_layer(found: Layer, truth: Layer) -> Layer:
+    """Where a map differs from the truth."""
+    return Layer(
+        kind="errors",
+        title=found.title,
+        path=found.path,
+        source=found.source,
+        height=found.height,
+        width=found.width,
+        classes=truth.classes,
+        truth=truth.source,
+        coarsest=min(found.coarsest, truth.coarsest),
+        revision=found.revision ^ truth.revision,
+        done=found.done,
+    )
+
+
+def class_name(classes: Sequence[LandClass], value: int) -> Mapping[str, Any] | None:
+    """What a hovering pointer says about a value of a map."""
+    for c in classes:
+        if c.id == value:
+            return {"id": c.id, "name": c.name, "color": c.color}
+    return None
+
+
+def _ids(source: Source, window: Window, height: int, width: int) -> UInt8:
+    values, valid = source.read(window, height, width)
+    known = valid & (values[0] >= 0) & (values[0] < NO_CLASS)
+    return np.where(known, values[0], NO_CLASS).astype(np.uint8)
