@@ -18,7 +18,7 @@ from caswit.version import __version__
 _USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
 """Errors of the file system that are not our bugs: no permission, no room, a file in place of a folder."""
 
-TRAIN_EXTRA = ("lightning", "tensorboard")
+TRAIN_EXTRA = ("lightning", "tensorboard", "pyogrio")
 """Modules that come with caswit[train]."""
 
 USAGE = """usage: caswit COMMAND ...
@@ -31,11 +31,13 @@ commands:
   evaluate MODEL DATASET     score a model on labelled scenes; writes a report
   predict IMAGE OUT.tif      map an image of any size
   info MODEL                 what a model is and expects
+  inspect DATASET --out DIR  pictures and figures of a dataset, to see that it is right
+  prepare urur ROOT          make URUR readable by window, once
 
 caswit COMMAND --help says more. caswit --version prints the version.
 """
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "info")
+COMMANDS = ("demo", "train", "evaluate", "predict", "info", "inspect", "prepare")
 """Each is a module of caswit.commands."""
 
 

@@ -49,7 +49,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
     Raises:
         CaswitError: The recipe, the data or the folder cannot be used.
     """
-    dataset = load_dataset(recipe.data.dataset).read_at(recipe.tile.gsd_m)
+    dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken).read_at(recipe.tile.gsd_m)
+    if is_first_process():
+        dataset.list_broken()
     _check(recipe, dataset)
     folder = RunFolder(out)
     fabric = make_fabric(recipe.train)
@@ -256,6 +258,8 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
     _check_weights(recipe.train, dataset)
     for split in (recipe.data.train_split, recipe.data.val_split):
         for scene in dataset.split(split) if split else ():
+            if scene.checked and dataset.gsd_m is None:
+                continue
             with open_dataset_scene(dataset, scene) as opened:
                 if dataset.gsd_m is not None and opened.image.grid.gsd_m is None:
                     raise DataError(

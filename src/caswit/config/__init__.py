@@ -5,7 +5,7 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 
 from caswit.config.checks import IGNORE_INDEX, check
 from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
-from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision, PredictConfig
+from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, InspectConfig, Precision, PredictConfig
 from caswit.config.sources import (
     SOURCES,
     FlairHubSource,
@@ -29,6 +29,7 @@ __all__ = [
     "EvaluateConfig",
     "FlairHubSource",
     "FolderSource",
+    "InspectConfig",
     "LabelValues",
     "ModelConfig",
     "Norm",

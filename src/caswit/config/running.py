@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from caswit.config.checks import check
+from caswit.config.network import TileConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -51,6 +52,8 @@ class EvaluateConfig(ComputeConfig):
     """Width of the band of Boundary IoU, as a share of the tile's diagonal (0.02: the reference)."""
     pictures: int = 6
     """Tiles shown in the report, from the best to the worst."""
+    skip_broken: bool = False
+    """Leave out files that are missing or broken, and list them."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot score."""
@@ -60,6 +63,22 @@ class EvaluateConfig(ComputeConfig):
             0 < self.boundary_ratio < 1,
             f"boundary_ratio must be between 0 and 1, got {self.boundary_ratio}; try 0.02",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """How a dataset is looked at."""
+
+    tile_px: int = 512
+    """Side of the tiles that are shown."""
+    context_factor: int = 2
+    """The context covers this many times the tile's side."""
+    gsd_m: float | None = None
+    """Ground size in metres that images are resampled to while they are read; null: pixels as they are."""
+
+    def __post_init__(self) -> None:
+        """Refuse tiles that no model could have."""
+        TileConfig(tile_px=self.tile_px, context_factor=self.context_factor, gsd_m=self.gsd_m)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ class DataConfig:
     """grid: every tile of a fixed grid once an epoch (the paper); random: windows anywhere, scenes by area."""
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
+    skip_broken: bool = False
+    """Leave out files that are missing or broken, and list them."""
 
     def __post_init__(self) -> None:
         """Refuse a negative number of workers."""

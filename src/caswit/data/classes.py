@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,26 @@ class LandClass:
         """Red, green, blue, 0-255."""
         red, green, blue = (int(self.color[i : i + 2], 16) for i in (1, 3, 5))
         return red, green, blue
+
+
+class UnknownLabelError(DataError):
+    """A label raster holds a value that the class table has not."""
+
+    def __init__(self, path: str, what: str, known: str, kind: str, at: tuple[int, int]) -> None:
+        super().__init__(
+            f"{path}: {what} not in the class table ({known}); add a class with that {kind}, "
+            "with ignore: true if it should not count"
+        )
+        self.said = what, known, kind, at
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """(row, col) of the first one in what was read."""
+        return self.said[-1]
+
+    def named(self, path: str) -> "UnknownLabelError":
+        """The same about another file."""
+        return UnknownLabelError(path, *self.said)
 
 
 @dataclass(frozen=True)
@@ -102,15 +122,38 @@ class ClassTable:
         """
         found = self._indices[np.clip(labels, 0, _MAX_ID)]
         found[(labels < 0) | (labels > _MAX_ID)] = _UNKNOWN
+        return self._checked(found, labels, path, ignore, "id")
+
+    def color_indices(
+        self, colors: NDArray[Any], path: str, ignore: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.uint8]:
+        """Turn colours 0xRRGGBB into indices, otherwise as ``indices``."""
+        codes = np.array([int(c.color[1:], 16) for c in self.classes], np.uint32)
+        if len(np.unique(codes)) < len(codes):
+            raise DataError(f"{path}: holds colours, but two classes share a colour; give each class its own")
+        order = np.argsort(codes)
+        nearest = order[np.searchsorted(codes, colors, sorter=order).clip(max=len(codes) - 1)]
+        indices = self._indices[[c.id for c in self.classes]]
+        found = np.where(codes[nearest] == colors, indices[nearest], _UNKNOWN).astype(np.uint8)
+        return self._checked(found, colors, path, ignore, "color")
+
+    def _checked(
+        self,
+        found: NDArray[np.uint8],
+        values: NDArray[Any],
+        path: str,
+        ignore: NDArray[np.bool_] | None,
+        kind: Literal["id", "color"],
+    ) -> NDArray[np.uint8]:
         if ignore is not None:
             found[ignore] = IGNORE_INDEX
-        if (found == _UNKNOWN).any():
-            unknown = np.unique(labels[found == _UNKNOWN]).tolist()
-            raise DataError(
-                f"{path}: label id{'s' * (len(unknown) > 1)} {', '.join(map(str, unknown[:8]))} not in the "
-                f"class table ({', '.join(str(c.id) for c in self.classes)}); add a class with that id, "
-                "with ignore: true if it should not count"
-            )
+        unknown = found == _UNKNOWN
+        if unknown.any():
+            row, col = np.argwhere(unknown)[0].tolist()
+            known = ", ".join(str(getattr(c, kind)) for c in self.classes)
+            values = np.unique(values[unknown])
+            shown = ", ".join(f"#{v:06x}" if kind == "color" else str(v) for v in values[:8].tolist())
+            raise UnknownLabelError(path, f"label {kind}{'s' * (len(values) > 1)} {shown}", known, kind, (row, col))
         return found
 
     def to_dicts(self) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Training samples as a function of (seed, number), so that resuming a run needs no loader state."""
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,10 +10,14 @@ from torch.utils.data import Dataset as TorchDataset
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
 from caswit.data.augment import augment
-from caswit.data.samples import OpenScene, Sample, open_dataset_scene
-from caswit.data.scene import Dataset, Scene
-from caswit.raster.windows import Window, tile_grid
+from caswit.data.samples import OpenScene, Sample, open_dataset_scene, scene_areas
+from caswit.data.scene import Dataset
+from caswit.errors import DataError
+from caswit.raster.windows import Window, area_tiles
 
+log = logging.getLogger(__name__)
+_MAX_BROKEN = 20
+"""Samples in a row that may be broken before that is an error after all."""
 _MAX_OPEN = 64
 """Scenes a worker keeps open."""
 
@@ -43,9 +48,11 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         self.scenes = dataset.split(data.train_split)
         self.random = data.sampling == "random"
         self.factor = tile.context_factor if context else None
-        sizes = [_size(dataset, scene) for scene in self.scenes]
-        self.sizes = np.array(sizes, np.int64)  # (scenes, 2)
-        self.grid = [(i, t.window) for i, (h, w) in enumerate(sizes) for t in tile_grid(h, w, tile.tile_px, 0)]
+        areas = [scene_areas(dataset, scene) for scene in self.scenes]
+        self.areas = [(i, area) for i, some in enumerate(areas) for area in some]
+        sizes = np.array([area.height * area.width for _, area in self.areas], np.int64)
+        self._shares = sizes / sizes.sum()
+        self.grid = [(i, t.window) for i, some in enumerate(areas) for t in area_tiles(some, tile.tile_px)]
         self._open: dict[int, OpenScene] = {}
         self._epoch = -1
         self._order = np.zeros(0, np.int64)
@@ -56,7 +63,21 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         return len(self.grid)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        """uint8 arrays of a ``Sample`` by field name."""
+        """uint8 arrays of a ``Sample`` by field name.
+
+        Where a file is broken and the dataset says to go on, the next one that can be read.
+
+        Raises:
+            DataError: A file is broken, or too many in a row.
+        """
+        for other in range(number, number + (_MAX_BROKEN if self.dataset.skip_broken else 0)):
+            try:
+                return self._sample(other)
+            except DataError as error:
+                log.warning("skipped: %s", error)
+        return self._sample(number)
+
+    def _sample(self, number: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, number))
         index, window = self._random_window(rng) if self.random else self._grid_window(number)
         scene = self._scene(index)
@@ -74,12 +95,11 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         return self.grid[self._order[position]]
 
     def _random_window(self, rng: np.random.Generator) -> tuple[int, Window]:
-        """Any window inside a scene; scenes are drawn by area."""
-        areas = self.sizes.prod(axis=1)
-        scene = int(rng.choice(len(areas), p=areas / areas.sum()))
+        """Any window inside an area of a scene; areas are drawn by size."""
+        scene, area = self.areas[int(rng.choice(len(self.areas), p=self._shares))]
         side = self.tile.tile_px
-        row, col = (int(rng.integers(max(1, length - side + 1))) for length in self.sizes[scene])
-        return scene, Window(row, col, side, side)
+        row, col = (int(rng.integers(max(1, length - side + 1))) for length in (area.height, area.width))
+        return scene, Window(area.row + row, area.col + col, side, side)
 
     def _scene(self, index: int) -> OpenScene:
         if index not in self._open:
@@ -157,9 +177,3 @@ def training_loader(
 
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
-
-
-def _size(dataset: Dataset, scene: Scene) -> tuple[int, int]:
-    """Open a scene once: checks its files and tells its (height, width)."""
-    with open_dataset_scene(dataset, scene) as opened:
-        return opened.height, opened.width

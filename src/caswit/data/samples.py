@@ -12,9 +12,11 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from caswit.config import IGNORE_INDEX
-from caswit.data.scene import ClassTable, Dataset, Scene
+from caswit.data.classes import ClassTable, UnknownLabelError
+from caswit.data.scene import Dataset, Scene
 from caswit.errors import DataError
 from caswit.raster.io import Bool, Raster, UInt8
+from caswit.raster.labels import ColorLabel, file_at
 from caswit.raster.resample import Axis, reading_ratio, resample_image
 from caswit.raster.windows import Window
 
@@ -83,9 +85,12 @@ class OpenScene:
         self.image = Raster(scene.image)
         self.image.check_image(bands)
         self.label: Raster | None = None
+        self.colors: ColorLabel | None = None
         if classes is not None and scene.label is not None:
             self.label = Raster(scene.label)
-            _check_label(self.image, self.label)
+            colors = {"auto": self.label.count in (3, 4), "colors": True, "ids": False}
+            self.colors = ColorLabel(self.label) if colors[scene.label_values] else None
+            _check_label(self.image, self.label, colored=self.colors is not None)
         self.ratio = self._ratio(gsd_m)
         self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)
 
@@ -127,6 +132,12 @@ class OpenScene:
         """Columns that are read."""
         return self.cols.length
 
+    @property
+    def areas(self) -> tuple[Window, ...]:
+        """The rectangles that are cut into tiles one by one, in pixels that are read."""
+        whole = Window(0, 0, self.height, self.width)
+        return tuple(_scaled(a, self.ratio, whole) for a in self.scene.areas or ()) or (whole,)
+
     def native(self, window: Window) -> Window:
         """The native pixels whose centres lie in a window, inside the raster.
 
@@ -166,9 +177,16 @@ class OpenScene:
         """Class indices of a native window: (H, W); IGNORE_INDEX as in ``labels``."""
         assert self.label is not None, self.scene
         assert self.classes is not None, self.scene
-        # 65536 is no label id: it marks what lies outside or is nodata in the label raster.
-        ids = self.label.read_band(window, fill=65_536)
-        return self.classes.indices(ids, self.label.path, ignore=(ids == 65_536) | ~valid)
+        try:
+            if self.colors is not None:
+                colors, has_data = self.colors.read(window)
+                return self.classes.color_indices(colors, self.label.path, ignore=~(has_data & valid))
+            # 65536 is no label id: it marks what lies outside or is nodata in the label raster.
+            ids = self.label.read_band(window, fill=65_536)
+            return self.classes.indices(ids, self.label.path, ignore=(ids == 65_536) | ~valid)
+        except UnknownLabelError as error:
+            row, col = error.at
+            raise error.named(file_at(self.label.path, window.row + row, window.col + col)) from error
 
     def _source(self, window: Window) -> Window:
         top, bottom = self.rows.source(window.row, window.row + window.height)
@@ -200,6 +218,24 @@ def open_dataset_scene(dataset: Dataset, scene: Scene) -> OpenScene:
     return OpenScene(scene, dataset.classes, dataset.bands, dataset.gsd_m)
 
 
+def scene_areas(dataset: Dataset, scene: Scene) -> tuple[Window, ...]:
+    """``OpenScene.areas``; the files are opened, and so checked, unless all is known already."""
+    if scene.areas is not None and scene.checked and dataset.gsd_m is None:
+        return scene.areas
+    with open_dataset_scene(dataset, scene) as opened:
+        return opened.areas
+
+
+def _scaled(area: Window, ratio: float, whole: Window) -> Window:
+    """A native rectangle in pixels that are read, each of ``ratio`` native ones; neighbours stay neighbours."""
+    top, left = round(area.row / ratio), round(area.col / ratio)
+    bottom, right = round((area.row + area.height) / ratio), round((area.col + area.width) / ratio)
+    part = Window(top, left, max(1, bottom - top), max(1, right - left)).clipped(whole.height, whole.width)
+    assert part.height, (area, whole)
+    assert part.width, (area, whole)
+    return part
+
+
 def context_window(tile: Window, factor: int) -> Window:
     """The window ``factor`` times the tile's sides with the same centre. The tile covers its centre."""
     margin = tile.height * (factor - 1) // 2
@@ -229,7 +265,7 @@ def nearest(labels: UInt8, factor: int) -> UInt8:
     return np.ascontiguousarray(labels[factor // 2 :: factor, factor // 2 :: factor])
 
 
-def _check_label(image: Raster, label: Raster) -> None:
+def _check_label(image: Raster, label: Raster, *, colored: bool) -> None:
     if (label.height, label.width) != (image.height, image.width):
         raise DataError(
             f"{label.path}: the label is {label.height} x {label.width}, its image {image.path} is "
@@ -240,6 +276,8 @@ def _check_label(image: Raster, label: Raster) -> None:
             f"{label.path}: lies elsewhere than its image {image.path} (CRS or transform differ); "
             "warp it onto the image's grid (gdalwarp -t_srs -te -ts)"
         )
+    if colored:
+        return
     if not np.issubdtype(np.dtype(label.dtype), np.integer):
         raise DataError(
             f"{label.path}: label ids are {label.dtype}, whole numbers are needed; try gdal_translate -ot Byte"

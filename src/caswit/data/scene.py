@@ -1,6 +1,7 @@
 """Scenes and dataset.yaml."""
 
 import importlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from caswit.data.rows import expand_path, only_keys
 from caswit.errors import ConfigError, DataError
 from caswit.files import read_yaml
 from caswit.raster.windows import Window
+
+log = logging.getLogger(__name__)
 
 __all__ = ["ClassTable", "Dataset", "LandClass", "Scene", "expand_path", "load_dataset"]
 
@@ -25,8 +28,8 @@ class Scene:
     split: str = "train"
     areas: tuple[Window, ...] | None = None
     """Rectangles of the image that are cut into tiles one by one, such as the patches of a mosaic; None: the whole."""
-    size: tuple[int, int] | None = None
-    """(height, width) and checked to be readable, so that it needs not be opened to be counted; None: not yet."""
+    checked: bool = False
+    """Image and label are known to fit each other, so that they need not be opened before they are read."""
     label_values: LabelValues = "auto"
     """What the label raster holds."""
 
@@ -57,6 +60,11 @@ class Dataset:
     def read_at(self, gsd_m: float | None) -> "Dataset":
         """The same scenes, read at another ground size of a pixel."""
         return replace(self, gsd_m=gsd_m)
+
+    def list_broken(self) -> None:
+        """Say what was left out."""
+        for line in self.broken:
+            log.warning("left out: %s", line)
 
     def split(self, name: str, *, labelled: bool = True) -> tuple[Scene, ...]:
         """The scenes of a split.
@@ -150,8 +158,14 @@ def _source(row: Any, where: str, folder: Path) -> SourceConfig:
     root = folder / expand_path(str(row["root"]))
     if not root.is_dir():
         raise DataError(f"{where}: no such folder {root}; root is relative to {folder.resolve()}")
+    settings = {key: value for key, value in row.items() if key != "kind"} | {"root": str(root)}
+    match settings.get("splits"):
+        case str(path):
+            settings["splits"] = str(folder / expand_path(path))
+        case {**paths}:
+            settings["splits"] = {str(name): str(folder / expand_path(str(path))) for name, path in paths.items()}
     try:
-        return made(**{key: value for key, value in row.items() if key != "kind"} | {"root": str(root)})
+        return made(**settings)
     except ConfigError as error:
         raise DataError(f"{where}: {error}") from error
 

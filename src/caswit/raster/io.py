@@ -149,7 +149,7 @@ class Raster:
         part = window.clipped(self.height, self.width)
         if part.height and part.width:
             rows, cols = part.inside(window)
-            values[rows, cols] = np.where(self._valid(part), self._read(part, 1), fill)
+            np.copyto(values[rows, cols], self._read(part, 1), where=self._valid(part))
         return values
 
     def _read(self, part: Window, bands: int | list[int]) -> NDArray[Any]:

@@ -12,7 +12,21 @@ from typing import Any, NamedTuple
 from caswit.errors import DataError
 
 _FIRST_BYTES = 4096
-_FORMATS = {1: "B", 2: "c", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_FORMATS = {
+    1: "B",
+    2: "c",
+    3: "H",
+    4: "I",
+    6: "b",
+    8: "h",
+    9: "i",
+    11: "f",
+    12: "d",
+    13: "I",
+    16: "Q",
+    17: "q",
+    18: "Q",
+}
 _WIDTH, _HEIGHT, _BITS, _SAMPLES, _SAMPLE_FORMAT = 256, 257, 258, 277, 339
 _OFFSETS, _COUNTS = (273, 324), (279, 325)
 _PIXEL_SCALE, _TIEPOINT, _MATRIX, _GEO_KEYS = 33550, 33922, 34264, 34735
@@ -26,8 +40,8 @@ class Header(NamedTuple):
 
     height: int
     width: int
-    count: int
-    """Number of bands."""
+    bands: int
+    """How many."""
     dtype: str
     """As numpy calls it."""
     transform: tuple[float, float, float, float, float, float] | None
@@ -111,7 +125,7 @@ def _header(tags: _Tags) -> Header:
     return Header(
         height=tags.values(_HEIGHT)[0],
         width=tags.values(_WIDTH)[0],
-        count=tags.values(_SAMPLES, (1,))[0],
+        bands=tags.values(_SAMPLES, (1,))[0],
         dtype=f"{_KINDS.get(kind, 'kind' + str(kind))}{bits}",
         transform=_transform(tags, pixel_is_point=geo.get(_RASTER_TYPE_KEY) == 2),
         crs="" if code == _USER_DEFINED else f"EPSG:{code}",
