@@ -1,6 +1,6 @@
 """Training samples per second per worker, against reading nine neighbour files per sample.
 
-python benchmarks/reading.py FOLDER    makes 16 x 16 patches of 512 px in three layouts in FOLDER if they are not there
+python benchmarks/reading.py FOLDER [ROUNDS SAMPLES]    makes 16 x 16 patches of 512 px in three layouts in FOLDER if they are not there
 
 ours: a sample of the training (tile, context, label, context label) through the mosaic, every file opened afresh.
 (a): the nine images and nine labels around a patch opened with rasterio, read whole, pasted, cut and averaged alike.
@@ -25,7 +25,8 @@ from caswit.data.samples import area_average, nearest, open_dataset_scene
 from caswit.data.scene import Dataset, Scene, load_dataset
 from caswit.raster.windows import Window
 
-SIDE, PX, ROUNDS, SAMPLES = 16, 512, 7, 12
+SIDE, PX = 16, 512
+ROUNDS, SAMPLES = map(int, sys.argv[2:4] or (7, 12))
 NAME = "D001-2020_{}/AA-S1-1/D001-2020_{}_AA-S1-1_{}-{}.tif"
 
 

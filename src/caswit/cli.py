@@ -37,6 +37,9 @@ commands:
 caswit COMMAND --help says more. caswit --version prints the version.
 """
 
+SHORT = {"train": {"--skip-broken": "--data.skip_broken=true"}, "evaluate": {"--skip-broken": "--skip_broken=true"}}
+"""What may be written for a setting, by command."""
+
 COMMANDS = ("demo", "train", "evaluate", "predict", "info", "inspect", "prepare")
 """Each is a module of caswit.commands."""
 
@@ -73,6 +76,7 @@ def _run(name: str, words: list[str]) -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields' docstrings are their help
     if name == "train" and words and not words[0].startswith("-"):
         words = ["--recipe", *words]
+    words = [SHORT.get(name, {}).get(word, word) for word in words]
     for option, value in pairwise(words):
         if option == "--recipe":
             check_recipe(Path(value))
