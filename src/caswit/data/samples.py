@@ -90,7 +90,8 @@ class OpenScene:
             self.label = Raster(scene.label)
             colors = {"auto": self.label.count in (3, 4), "colors": True, "ids": False}
             self.colors = ColorLabel(self.label) if colors[scene.label_values] else None
-            _check_label(self.image, self.label, colored=self.colors is not None)
+            if not scene.checked:
+                _check_label(self.image, self.label, colored=self.colors is not None)
         self.ratio = self._ratio(gsd_m)
         self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)
 
