@@ -147,7 +147,7 @@ def _picture(data: Dataset, opened: OpenScene, tile: Tile, factor: int) -> Image
         panels.append(("labels", overlay(image, sample.label, colors, 0.6)))
     pictures = [strip(panels)]
     if len(data.classes):
-        pictures.append(legend(data.classes.names, data.classes.colors, width=pictures[0].shape[1]))
+        pictures.append(legend(data.classes.names, data.classes.colors, width=max(600, pictures[0].shape[1])))
     title = strip([(name, np.full((1, pictures[0].shape[1] - 20, 3), 255, np.uint8))], height=1)
     return stack([title, *pictures])
 
