@@ -1,6 +1,8 @@
 """Training samples per second per worker, against reading nine neighbour files per sample.
 
-python benchmarks/reading.py FOLDER [ROUNDS SAMPLES]    makes 16 x 16 patches of 512 px in three layouts in FOLDER if they are not there
+python benchmarks/reading.py FOLDER [ROUNDS SAMPLES]
+
+FOLDER gets 16 x 16 patches of 512 px in three layouts if they are not there.
 
 ours: a sample of the training (tile, context, label, context label) through the mosaic, every file opened afresh.
 (a): the nine images and nine labels around a patch opened with rasterio, read whole, pasted, cut and averaged alike.
