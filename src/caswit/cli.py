@@ -43,10 +43,15 @@ commands:
   serve WHERE                look at images and maps in a browser
   figures MODEL DATASET      the paper's figures for your data
   info MODEL                 what a model is and expects
+  inspect DATASET --out DIR  pictures and figures of a dataset, to see that it is right
+  prepare urur ROOT          make URUR readable by window, once
   push MODEL REPO            put a model on the Hugging Face hub; hf:owner/name is then a model
 
 caswit COMMAND --help says more. caswit --version prints the version.
 """
+
+SHORT = {"train": {"--skip-broken": "--data.skip_broken=true"}, "evaluate": {"--skip-broken": "--skip_broken=true"}}
+"""What may be written for a setting, by command."""
 
 COMMANDS = (
     "demo",
@@ -59,6 +64,8 @@ COMMANDS = (
     "serve",
     "figures",
     "info",
+    "inspect",
+    "prepare",
     "push",
 )
 """Each is a module of caswit.commands."""
@@ -100,6 +107,7 @@ def _run(name: str, words: list[str]) -> None:
     recipes = {"train": Recipe, "pretrain": PretrainRecipe}
     if name in recipes and words and not words[0].startswith("-"):
         words = ["--recipe", *words]
+    words = [SHORT.get(name, {}).get(word, word) for word in words]
     for option, value in pairwise(words):
         if option == "--recipe":
             check_recipe(Path(value), recipes.get(name, Recipe))

@@ -46,7 +46,8 @@ def evaluate(
     """
     settings = settings or EvaluateConfig()
     loaded = load_model(model)
-    data = load_dataset(dataset).read_at(loaded.info.tile.gsd_m)
+    data = load_dataset(dataset, skip_broken=settings.skip_broken).read_at(loaded.info.tile.gsd_m)
+    data.list_broken()
     scenes = data.split(split)
     check_same_classes(loaded.info.classes, data)
     try:
@@ -147,5 +148,7 @@ def _examples(
 
 
 def _megapixels(data: Dataset, scene: Scene) -> float:
+    if scene.areas is not None:
+        return sum(a.height * a.width for a in scene.areas) / 1e6
     with open_dataset_scene(data, scene) as opened:
         return opened.image.height * opened.image.width / 1e6

@@ -13,6 +13,7 @@ from caswit.explain_figure import explanation_figure
 from caswit.files import atomic_write_bytes
 from caswit.predict import classifier
 from caswit.raster.io import Raster
+from caswit.raster.mosaic import Mosaic
 from caswit.raster.places import pixel_at, pixel_at_lonlat
 from caswit.viz import png_bytes
 
@@ -50,7 +51,7 @@ def explain(
     return [title, *in_words(found, loaded.info.classes.names)]
 
 
-def pixel_of(raster: Raster, place: Mapping[str, float]) -> tuple[int, int]:
+def pixel_of(raster: Raster | Mosaic, place: Mapping[str, float]) -> tuple[int, int]:
     """(row, col) of a place named by pixel, coordinate or longitude and latitude."""
     if "row" in place:
         return int(place["row"]), int(place["col"])

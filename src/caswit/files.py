@@ -35,6 +35,12 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())  # a rename may reach the disk before the bytes it names
 
 
+def cache_folder() -> Path:
+    """Where indexes of large data sets are kept: $CASWIT_CACHE, or caswit in the user's cache folder."""
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("CASWIT_CACHE") or Path(users) / "caswit")
+
+
 def read_yaml(file: Path) -> Any:
     """What a YAML file says.
 

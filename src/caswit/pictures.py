@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from caswit.config import IGNORE_INDEX
-from caswit.data.samples import OpenScene, open_dataset_scene
+from caswit.data.samples import OpenScene, open_dataset_scene, scene_areas
 from caswit.data.scene import Dataset, Scene
 from caswit.predict import Classifier
 from caswit.raster.io import UInt8
-from caswit.raster.windows import Tile, tile_grid
+from caswit.raster.windows import Tile, area_tiles
 from caswit.viz import colourise, draw_box, error_map, legend, stack, strip
 
 
@@ -56,8 +56,7 @@ def spread_tiles(dataset: Dataset, scenes: Sequence[Scene], tile_px: int, count:
     """At most ``count`` tiles of the fixed grid, evenly spread over the scenes."""
     everything = []
     for scene in scenes:
-        with open_dataset_scene(dataset, scene) as opened:
-            everything += [(scene, t) for t in tile_grid(opened.height, opened.width, tile_px, 0)]
+        everything += [(scene, t) for t in area_tiles(scene_areas(dataset, scene), tile_px)]
     picks = np.linspace(0, len(everything) - 1, num=min(count, len(everything)) + 2)[1:-1]
     return [everything[round(i)] for i in picks]
 

@@ -1,16 +1,19 @@
 """Counting what a model gets right on labelled scenes; shared by evaluation and by validation in training."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from caswit.config import IGNORE_INDEX
-from caswit.data.samples import open_dataset_scene
+from caswit.data.samples import OpenScene, open_dataset_scene
 from caswit.data.scene import Dataset, Scene
+from caswit.errors import DataError
 from caswit.metrics import Counts, count
 from caswit.predict import Classifier
 from caswit.raster.io import UInt8
-from caswit.raster.windows import Tile, blocks
+from caswit.raster.windows import Block, Tile, area_blocks
 
+log = logging.getLogger(__name__)
 _BLOCK_PX = 2048
 
 
@@ -50,27 +53,44 @@ def scored_tiles(
     number = 0
     for scene in scenes:
         with open_dataset_scene(dataset, scene) as opened:
-            for block in blocks(opened.height, opened.width, tile_px, 0, _BLOCK_PX):
+            for block in area_blocks(opened.areas, tile_px, _BLOCK_PX):
                 number += 1
-                if number % part[1] != part[0]:
-                    continue
-                predicted = model.block(opened, block)
-                native = opened.native(block.window)
-                pixels, valid = opened.native_image(native)
-                truth = opened.native_labels(native, valid)
-                for tile in block.tiles:
-                    where = opened.native(tile.owned).inside(native)
-                    if (truth[where] == IGNORE_INDEX).all():
-                        continue
-                    counts = count(
-                        predicted[where],
-                        truth[where],
-                        num_classes=len(dataset.classes),
-                        band_px=band_px,
-                        ignore_index=IGNORE_INDEX,
-                    )
-                    image = pixels[:, where[0], where[1]]
-                    yield ScoredTile(scene, tile, image, truth[where], predicted[where], counts)
+                if number % part[1] == part[0]:
+                    yield from _scored_block(model, dataset, opened, block, band_px)
+
+
+def _scored_block(
+    model: Classifier, dataset: Dataset, opened: OpenScene, block: Block, band_px: int
+) -> list[ScoredTile]:
+    """The tiles of a block that have labels; without the broken ones if the dataset says to go on."""
+    try:
+        predicted = model.block(opened, block)
+        native = opened.native(block.window)
+        pixels, valid = opened.native_image(native)
+        truth = opened.native_labels(native, valid)
+    except DataError as error:
+        if not dataset.skip_broken:
+            raise
+        if len(block.tiles) == 1:
+            log.warning("skipped: %s", error)
+            return []
+        alone = (Block(tile.owned, (tile,)) for tile in block.tiles)
+        return [scored for each in alone for scored in _scored_block(model, dataset, opened, each, band_px)]
+    scored = []
+    for tile in block.tiles:
+        where = opened.native(tile.owned).inside(native)
+        if (truth[where] == IGNORE_INDEX).all():
+            continue
+        counts = count(
+            predicted[where],
+            truth[where],
+            num_classes=len(dataset.classes),
+            band_px=band_px,
+            ignore_index=IGNORE_INDEX,
+        )
+        image = pixels[:, where[0], where[1]]
+        scored.append(ScoredTile(opened.scene, tile, image, truth[where], predicted[where], counts))
+    return scored
 
 
 def count_scenes(

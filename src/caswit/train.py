@@ -14,7 +14,7 @@ from caswit.data.loader import TrainingSamples
 from caswit.data.samples import check_scenes, ground_size_m
 from caswit.data.scene import Dataset, load_dataset
 from caswit.errors import ConfigError
-from caswit.launch import repeatable
+from caswit.launch import is_first_process, repeatable
 from caswit.loop import Batch, Loop, launched
 from caswit.losses import label_mass, supervised_loss
 from caswit.progress import Progress
@@ -38,7 +38,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
     Raises:
         CaswitError: The recipe, the data or the folder cannot be used.
     """
-    dataset = load_dataset(recipe.data.dataset).read_at(recipe.tile.gsd_m)
+    dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken).read_at(recipe.tile.gsd_m)
+    if is_first_process():
+        dataset.list_broken()
     _check(recipe, dataset)
     folder = RunFolder(out)
     fabric = launched(recipe, folder, resume=resume)

@@ -49,6 +49,13 @@ def error_map(image: Image, *, wrong: Mask, ignored: Mask) -> Image:
     return picture
 
 
+def hatched(image: Image, where: Mask) -> Image:
+    """Hatch what is not there, so that nobody takes it for a dark part of the image."""
+    picture = image.copy()
+    picture[where] = _hatched(where.shape)[where]
+    return picture
+
+
 def draw_box(
     image: Image,
     window: tuple[int, int, int, int],

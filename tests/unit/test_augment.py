@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from caswit.config import AugmentConfig
 from caswit.data.augment import augment, tone_curve, turned
-from caswit.data.samples import Sample, area_average
+from caswit.data.samples import Sample
+from caswit.raster.resample import area_average
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from caswit.data.samples import OpenScene, area_average, context_window, nearest
-from caswit.data.scene import Scene
+from caswit.data.samples import OpenScene, context_window
+from caswit.data.scene import ClassTable, LandClass, Scene
+from caswit.raster.resample import area_average, nearest
 from caswit.raster.windows import Window, tile_grid
 from conftest import CLASSES, georeference
 
@@ -128,7 +129,8 @@ def test_where_the_image_has_no_data_labels_are_ignored(make_raster, image, labe
 def test_nodata_of_the_label_raster_is_ignored(make_raster, image, label):
     label[0, 50:60] = 99
     paths = make_raster(image, **georeference()), make_raster(label, "label.tif", nodata=99, **georeference())
-    with OpenScene(Scene(image=paths[0], label=paths[1]), CLASSES) as opened:
+    counted = ClassTable((LandClass(id=0, name="counts", color="#000000"), *CLASSES.predicted))
+    with OpenScene(Scene(image=paths[0], label=paths[1]), counted) as opened:
         found = opened.labels(WHOLE, np.ones((90, 130), bool))
     assert (found[50:60] == 255).all()
     assert (found[:50] != 255).any()

@@ -165,9 +165,17 @@ class TestRefusals:
         make_raster(label.astype(np.float32), "scene_label.tif", **georeference())
         assert "float32, whole numbers are needed" in refused(lambda: read_all(load_dataset(dataset_file)))
 
-    def test_a_label_of_colours(self, dataset_file, make_raster, image):
+    def test_a_label_of_other_colours(self, dataset_file, make_raster, image):
         make_raster(image, "scene_label.tif", **georeference())
+        assert "label colors #" in refused(lambda: read_all(load_dataset(dataset_file)))
+
+    def test_a_label_of_two_bands(self, dataset_file, make_raster, image):
+        make_raster(image[:2], "scene_label.tif", **georeference())
         assert "one band of class ids" in refused(lambda: read_all(load_dataset(dataset_file)))
+
+    def test_scenes_and_a_source(self, dataset_file):
+        changed(dataset_file, source={"kind": "folder", "root": "."})
+        assert "needs either scenes or source, got both" in refused(lambda: load_dataset(dataset_file))
 
     def test_an_image_of_two_bands(self, dataset_file, make_raster, image):
         make_raster(image[:2], "scene.tif", **georeference())

@@ -8,14 +8,31 @@ from caswit.config.learning import LearningConfig
 from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
 from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
 from caswit.config.pretraining import TOKEN_PX, ImageryConfig, MaskConfig, PretrainConfig, PretrainRecipe
-from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, FiguresConfig, Precision
+from caswit.config.running import (
+    ComputeConfig,
+    DemoConfig,
+    EvaluateConfig,
+    FiguresConfig,
+    InspectConfig,
+    Precision,
+)
 from caswit.config.serving import ServeConfig
+from caswit.config.sources import (
+    SOURCES,
+    FlairHubSource,
+    FolderSource,
+    LabelValues,
+    SourceConfig,
+    SwissimageSource,
+    UrurSource,
+)
 from caswit.config.starting import InitConfig, WeightSource, parse_init
 from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
 
 __all__ = [
     "IGNORE_INDEX",
     "NUM_STAGES",
+    "SOURCES",
     "TOKEN_PX",
     "AugmentConfig",
     "ComputeConfig",
@@ -24,8 +41,12 @@ __all__ = [
     "DemoConfig",
     "EvaluateConfig",
     "FiguresConfig",
+    "FlairHubSource",
+    "FolderSource",
     "ImageryConfig",
     "InitConfig",
+    "InspectConfig",
+    "LabelValues",
     "LearningConfig",
     "MapRunConfig",
     "MaskConfig",
@@ -40,9 +61,12 @@ __all__ = [
     "Recipe",
     "ServeConfig",
     "Size",
+    "SourceConfig",
     "Stem",
+    "SwissimageSource",
     "TileConfig",
     "TrainConfig",
+    "UrurSource",
     "WeightSource",
     "check",
     "parse_init",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from caswit.config.checks import check
+from caswit.config.network import TileConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -34,6 +35,8 @@ class EvaluateConfig(ComputeConfig):
     """Tiles shown in the report: half of them the worst, half the best."""
     without_context: bool = False
     """Score once more with the surroundings of every tile black: what context is worth. Doubles the time."""
+    skip_broken: bool = False
+    """Leave out files that are missing or broken, and list them."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot score."""
@@ -68,6 +71,22 @@ class FiguresConfig(ComputeConfig):
         )
         check(64 <= self.panel_px <= 4096, f"panel_px must be in 64..4096, got {self.panel_px}; try 640")
         check(0 < self.opacity <= 1, f"opacity must be above 0 and at most 1, got {self.opacity}; try 0.5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """How a dataset is looked at."""
+
+    tile_px: int = 512
+    """Side of the tiles that are shown."""
+    context_factor: int = 2
+    """The context covers this many times the tile's side."""
+    gsd_m: float | None = None
+    """Ground size in metres that images are resampled to while they are read; null: pixels as they are."""
+
+    def __post_init__(self) -> None:
+        """Refuse tiles that no model could have."""
+        TileConfig(tile_px=self.tile_px, context_factor=self.context_factor, gsd_m=self.gsd_m)
 
 
 @dataclass(frozen=True, kw_only=True)

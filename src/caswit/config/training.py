@@ -26,6 +26,8 @@ class DataConfig:
     """Processes that read samples beside the training process; 0 reads in the training process."""
     label_fraction: float = 1.0
     """Share of the grid's training tiles whose labels are used; the seed says which. All other labels are ignored."""
+    skip_broken: bool = False
+    """Leave out files that are missing or broken, and list them."""
 
     def __post_init__(self) -> None:
         """Refuse a negative number of workers, and to learn from nothing."""

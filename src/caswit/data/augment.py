@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from caswit.config import IGNORE_INDEX, AugmentConfig
-from caswit.data.samples import Sample, context_window, nearest
+from caswit.data.samples import Sample, context_window
 from caswit.raster.io import UInt8
+from caswit.raster.resample import nearest
 from caswit.raster.windows import Window
 
 

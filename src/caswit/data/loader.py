@@ -1,5 +1,6 @@
 """Training samples as a function of (seed, number), so that resuming a run needs no loader state."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
@@ -11,9 +12,16 @@ from torch.utils.data import Dataset as TorchDataset
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
 from caswit.data.augment import augment, only_labels
-from caswit.data.samples import OpenScene, Sample, open_dataset_scene
+from caswit.data.samples import OpenScene, Sample, scene_areas
 from caswit.data.scene import Dataset, Scene
-from caswit.raster.windows import Window, tile_grid
+from caswit.errors import DataError
+from caswit.raster.windows import Window, area_tiles, bounds
+
+log = logging.getLogger(__name__)
+_MAX_BROKEN = 20
+"""Samples in a row that may be broken before that is an error after all."""
+_MAX_OPEN = 64
+"""Scenes a worker keeps open."""
 
 
 class Samples(Protocol):
@@ -31,10 +39,6 @@ class Samples(Protocol):
     def forget_files(self) -> None:
         """Drop open files, which must not be shared between processes."""
         ...
-
-
-_MAX_OPEN = 64
-"""Scenes a worker keeps open."""
 
 
 class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
@@ -66,9 +70,12 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         self.scenes = dataset.split(data.train_split) if unlabelled is None else tuple(unlabelled)
         self.random = data.sampling == "random"
         self.factor = tile.context_factor if context else None
-        sizes = [_size(dataset, scene) for scene in self.scenes]
-        self.sizes = np.array(sizes, np.int64)  # (scenes, 2)
-        self.grid = [(i, t.window) for i, (h, w) in enumerate(sizes) for t in tile_grid(h, w, tile.tile_px, 0)]
+        areas = [scene_areas(dataset, scene) for scene in self.scenes]
+        self.areas = [(i, area) for i, some in enumerate(areas) for area in some]
+        sizes = np.array([area.height * area.width for _, area in self.areas], np.int64)
+        self._shares = sizes / sizes.sum()
+        self._bounds = [bounds(some) for some in areas]
+        self.grid = [(i, t.window) for i, some in enumerate(areas) for t in area_tiles(some, tile.tile_px)]
         self.labelled: list[tuple[int, Window]] | None = None
         if data.label_fraction < 1:
             # 1 << 33 keeps these draws apart from those of samples and of epochs.
@@ -85,7 +92,21 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         return len(self.grid)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        """uint8 arrays of a ``Sample`` by field name."""
+        """uint8 arrays of a ``Sample`` by field name.
+
+        Where a file is broken and the dataset says to go on, the next one that can be read.
+
+        Raises:
+            DataError: A file is broken, or too many in a row.
+        """
+        for other in range(number, number + (_MAX_BROKEN if self.dataset.skip_broken else 0)):
+            try:
+                return self._sample(other)
+            except DataError as error:
+                log.warning("skipped: %s", error)
+        return self._sample(number)
+
+    def _sample(self, number: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, number))
         index, window = self._random_window(rng) if self.random else self._grid_window(number)
         scene, factor = self._scene(index), 1.0
@@ -109,19 +130,19 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         return self.grid[self._order[position]]
 
     def _random_window(self, rng: np.random.Generator) -> tuple[int, Window]:
-        """Any window inside a scene; scenes are drawn by area. With few labels, windows that have some."""
+        """Any window inside an area of a scene; areas are drawn by size. With few labels, windows that have some."""
         if self.labelled is not None:
             scene, tile = self.labelled[rng.integers(len(self.labelled))]
+            whole = self._bounds[scene]
             row, col = (
-                int(np.clip(start + rng.integers(-(side // 2), side // 2 + 1), 0, max(0, length - side)))
-                for start, side, length in zip(tile[:2], tile[2:], self.sizes[scene], strict=True)
+                int(np.clip(start + rng.integers(-(side // 2), side // 2 + 1), first, first + max(0, length - side)))
+                for start, side, first, length in zip(tile[:2], tile[2:], whole[:2], whole[2:], strict=True)
             )
             return scene, Window(row, col, tile.height, tile.width)
-        areas = self.sizes.prod(axis=1)
-        scene = int(rng.choice(len(areas), p=areas / areas.sum()))
+        scene, area = self.areas[int(rng.choice(len(self.areas), p=self._shares))]
         side = self.tile.tile_px
-        row, col = (int(rng.integers(max(1, length - side + 1))) for length in self.sizes[scene])
-        return scene, Window(row, col, side, side)
+        row, col = (int(rng.integers(max(1, length - side + 1))) for length in (area.height, area.width))
+        return scene, Window(area.row + row, area.col + col, side, side)
 
     def _scene(self, index: int) -> OpenScene:
         if index not in self._open:
@@ -208,9 +229,3 @@ def training_loader(
 
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
-
-
-def _size(dataset: Dataset, scene: Scene) -> tuple[int, int]:
-    """Open a scene once: checks its files and tells its (height, width)."""
-    with open_dataset_scene(dataset, scene) as opened:
-        return opened.height, opened.width

@@ -13,17 +13,16 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from caswit.config import IGNORE_INDEX
-from caswit.data.scene import ClassTable, Dataset, Scene
+from caswit.data.classes import ClassTable, UnknownLabelError
+from caswit.data.scene import Dataset, Scene
 from caswit.errors import DataError
 from caswit.raster.io import Bool, Raster, UInt8
+from caswit.raster.labels import ColorLabel, file_at
 from caswit.raster.mosaic import Mosaic
-from caswit.raster.resample import Axis, reading_ratio, resample_image
+from caswit.raster.resample import MOST_AVERAGED, Axis, area_average, nearest, reading_ratio, resample_image
 from caswit.raster.windows import Window
 
 log = logging.getLogger(__name__)
-
-_MOST_AVERAGED = 16
-"""Largest factor of ``area_average``."""
 
 
 class Sample(NamedTuple):
@@ -87,9 +86,13 @@ class OpenScene:
         self.image: Raster | Mosaic = Raster(scene.image) if image is None else image
         self.image.check_image(bands)
         self.label: Raster | None = None
+        self.colors: ColorLabel | None = None
         if classes is not None and scene.label is not None:
             self.label = Raster(scene.label)
-            _check_label(self.image, self.label)
+            colors = {"auto": self.label.count in (3, 4), "colors": True, "ids": False}
+            self.colors = ColorLabel(self.label) if colors[scene.label_values] else None
+            if not scene.checked:
+                _check_label(self.image, self.label, colored=self.colors is not None)
         self.ratio = self._ratio(gsd_m)
         self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)
 
@@ -131,6 +134,12 @@ class OpenScene:
         """Columns that are read."""
         return self.cols.length
 
+    @property
+    def areas(self) -> tuple[Window, ...]:
+        """The rectangles that are cut into tiles one by one, in pixels that are read."""
+        whole = Window(0, 0, self.height, self.width)
+        return tuple(_scaled(a, self.ratio, whole) for a in self.scene.areas or ()) or (whole,)
+
     def native(self, window: Window) -> Window:
         """The native pixels whose centres lie in a window, inside the raster.
 
@@ -146,7 +155,7 @@ class OpenScene:
         if self.ratio == 1:
             return Region(window, *self.native_image(window))
         image, valid = self.native_image(self._source(window))
-        if self.ratio <= _MOST_AVERAGED and self.ratio.is_integer() and valid.all():
+        if self.ratio <= MOST_AVERAGED and self.ratio.is_integer() and valid.all():
             averaged = area_average(image, int(self.ratio))
             return Region(window, averaged, np.ones(averaged.shape[1:], bool))
         edges = window.row, window.row + window.height, window.col, window.col + window.width
@@ -170,8 +179,15 @@ class OpenScene:
         """Class indices of a native window: (H, W); IGNORE_INDEX as in ``labels``."""
         assert self.label is not None, self.scene
         assert self.classes is not None, self.scene
-        ids, known = self.label.read_ids(window)
-        return self.classes.indices(ids, self.label.path, ignore=~(known & valid))
+        try:
+            if self.colors is not None:
+                colors, has_data = self.colors.read(window)
+                return self.classes.color_indices(colors, self.label.path, ignore=~(has_data & valid))
+            ids, known = self.label.read_ids(window)
+            return self.classes.indices(ids, self.label.path, ignore=~(known & valid))
+        except UnknownLabelError as error:
+            row, col = error.at
+            raise error.named(file_at(self.label.path, window.row + row, window.col + col)) from error
 
     def _source(self, window: Window) -> Window:
         top, bottom = self.rows.source(window.row, window.row + window.height)
@@ -206,6 +222,8 @@ def open_dataset_scene(dataset: Dataset, scene: Scene) -> OpenScene:
 def check_scenes(dataset: Dataset, scenes: Iterable[Scene]) -> None:
     """Raise DataError unless every scene can be read as the dataset asks: what would fail only after a while."""
     for scene in scenes:
+        if scene.checked and dataset.gsd_m is None:
+            continue
         with open_dataset_scene(dataset, scene) as opened:
             if dataset.gsd_m is not None and opened.image.grid.gsd_m is None:
                 raise DataError(
@@ -222,6 +240,24 @@ def ground_size_m(dataset: Dataset, scene: Scene) -> float | None:
         return opened.image.grid.gsd_m
 
 
+def scene_areas(dataset: Dataset, scene: Scene) -> tuple[Window, ...]:
+    """``OpenScene.areas``; the files are opened, and so checked, unless all is known already."""
+    if scene.areas is not None and scene.checked and dataset.gsd_m is None:
+        return scene.areas
+    with open_dataset_scene(dataset, scene) as opened:
+        return opened.areas
+
+
+def _scaled(area: Window, ratio: float, whole: Window) -> Window:
+    """A native rectangle in pixels that are read, each of ``ratio`` native ones; neighbours stay neighbours."""
+    top, left = round(area.row / ratio), round(area.col / ratio)
+    bottom, right = round((area.row + area.height) / ratio), round((area.col + area.width) / ratio)
+    part = Window(top, left, max(1, bottom - top), max(1, right - left)).clipped(whole.height, whole.width)
+    assert part.height, (area, whole)
+    assert part.width, (area, whole)
+    return part
+
+
 def context_window(tile: Window, factor: int) -> Window:
     """The window ``factor`` times the tile's sides with the same centre. The tile covers its centre."""
     margin = tile.height * (factor - 1) // 2
@@ -231,27 +267,7 @@ def context_window(tile: Window, factor: int) -> Window:
     return tile.grown(margin)
 
 
-def area_average(image: UInt8, factor: int) -> UInt8:
-    """Mean of every factor x factor square, rounded half up: (3, H, W) -> (3, H / factor, W / factor).
-
-    Exact in 16 bits for factors up to _MOST_AVERAGED.
-    """
-    if factor == 1:
-        return image
-    assert factor <= _MOST_AVERAGED, factor
-    total = np.full((len(image), image.shape[1] // factor, image.shape[2] // factor), factor**2 // 2, np.uint16)
-    for i in range(factor):
-        for j in range(factor):
-            total += image[:, i::factor, j::factor]
-    return (total // factor**2).astype(np.uint8)
-
-
-def nearest(labels: UInt8, factor: int) -> UInt8:
-    """Take the middle of every factor x factor square (its lower right middle if even): (H, W) -> smaller."""
-    return np.ascontiguousarray(labels[factor // 2 :: factor, factor // 2 :: factor])
-
-
-def _check_label(image: Raster | Mosaic, label: Raster) -> None:
+def _check_label(image: Raster | Mosaic, label: Raster, *, colored: bool) -> None:
     if (label.height, label.width) != (image.height, image.width):
         raise DataError(
             f"{label.path}: the label is {label.height} x {label.width}, its image {image.path} is "
@@ -262,6 +278,8 @@ def _check_label(image: Raster | Mosaic, label: Raster) -> None:
             f"{label.path}: lies elsewhere than its image {image.path} (CRS or transform differ); "
             "warp it onto the image's grid (gdalwarp -t_srs -te -ts)"
         )
+    if colored:
+        return
     if not np.issubdtype(np.dtype(label.dtype), np.integer):
         raise DataError(
             f"{label.path}: label ids are {label.dtype}, whole numbers are needed; try gdal_translate -ot Byte"

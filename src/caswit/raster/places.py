@@ -13,7 +13,7 @@ from rasterio.transform import from_gcps
 from rasterio.warp import transform as warp
 
 from caswit.errors import DataError
-from caswit.raster.io import Grid
+from caswit.raster.grid import Grid
 
 _DEGREES = "OGC:CRS84"  # longitude before latitude
 

@@ -20,7 +20,8 @@ from rio_tiler.errors import RioTilerError
 from rio_tiler.reader import read as read_part
 
 from caswit.errors import DataError
-from caswit.raster.io import Bool, Grid
+from caswit.raster.grid import Grid
+from caswit.raster.io import Bool
 from caswit.raster.windows import Window
 
 _OPENING = threading.Lock()  # which warnings are shown is global

@@ -16,6 +16,9 @@ _WHOLE = 0.02
 _TIE = 1e-6
 """Rounding error of floating point: edges this close are taken as reached."""
 
+MOST_AVERAGED = 16
+"""Largest factor of ``area_average``."""
+
 Floats = NDArray[np.floating[Any]]
 
 
@@ -126,3 +129,23 @@ def resample_image(
     kept = cover >= 0.5 - _TIE
     mean /= np.maximum(cover, 0.5 - _TIE)
     return (np.floor(mean + 0.5) * kept).astype(np.uint8), kept
+
+
+def area_average(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Mean of every factor x factor square, rounded half up: (3, H, W) -> (3, H / factor, W / factor).
+
+    Exact in 16 bits for factors up to MOST_AVERAGED.
+    """
+    if factor == 1:
+        return image
+    assert factor <= MOST_AVERAGED, factor
+    total = np.full((len(image), image.shape[1] // factor, image.shape[2] // factor), factor**2 // 2, np.uint16)
+    for i in range(factor):
+        for j in range(factor):
+            total += image[:, i::factor, j::factor]
+    return (total // factor**2).astype(np.uint8)
+
+
+def nearest(labels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Take the middle of every factor x factor square (its lower right middle if even): (H, W) -> smaller."""
+    return np.ascontiguousarray(labels[factor // 2 :: factor, factor // 2 :: factor])

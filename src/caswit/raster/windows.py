@@ -48,6 +48,13 @@ class Window(NamedTuple):
         return slice(row, row + self.height), slice(col, col + self.width)
 
 
+def bounds(windows: Sequence[Window]) -> Window:
+    """The smallest window that holds all of these."""
+    top, left = min(w.row for w in windows), min(w.col for w in windows)
+    bottom, right = max(w.row + w.height for w in windows), max(w.col + w.width for w in windows)
+    return Window(top, left, bottom - top, right - left)
+
+
 class Tile(NamedTuple):
     """What is predicted at once, and the part of it that is kept."""
 
@@ -68,9 +75,7 @@ class Block(NamedTuple):
     @property
     def reach(self) -> Window:
         """The smallest window that holds all its tiles."""
-        top, left = self.tiles[0].window.row, self.tiles[0].window.col
-        last = self.tiles[-1].window
-        return Window(top, left, last.row + last.height - top, last.col + last.width - left)
+        return bounds([t.window for t in self.tiles])
 
 
 class Span(NamedTuple):
@@ -159,6 +164,28 @@ def _union(rows: Sequence[Span], cols: Sequence[Span]) -> Window:
 
 def _owning(along: Sequence[Span], at: int) -> Span:
     return next(span for span in along if span.own_from <= at < span.own_to)
+
+
+def area_tiles(areas: Sequence[Window], tile_px: int) -> list[Tile]:
+    """The tiles without overlap of each of some rectangles, which own that rectangle's pixels only."""
+    tiles = []
+    for area in areas:
+        for tile in tile_grid(area.height, area.width, tile_px, 0):
+            window, owned = (w._replace(row=w.row + area.row, col=w.col + area.col) for w in tile)
+            tiles.append(Tile(window, owned))
+    return tiles
+
+
+def area_blocks(areas: Sequence[Window], tile_px: int, block_px: int) -> Iterator[Block]:
+    """The same tiles as ``area_tiles``, those within a square of ``block_px`` together.
+
+    A block's window may hold pixels that none of its tiles owns.
+    """
+    groups: dict[tuple[int, int], list[Tile]] = {}
+    for tile in area_tiles(areas, tile_px):
+        groups.setdefault((tile.owned.row // block_px, tile.owned.col // block_px), []).append(tile)
+    for _, tiles in sorted(groups.items()):
+        yield Block(bounds([t.owned for t in tiles]), tuple(tiles))
 
 
 def _tile(row: Span, col: Span, tile_px: int) -> Tile:

@@ -14,7 +14,7 @@ from pathlib import Path
 from caswit.data.palette import default_color
 from caswit.data.scene import ClassTable, Dataset, LandClass, load_dataset
 from caswit.errors import CaswitError, DataError
-from caswit.raster.io import Grid
+from caswit.raster.grid import Grid
 from caswit.raster.pyramid import About, Pyramid
 from caswit.serve.growing import SUFFIX, PartsSource, read_journal
 from caswit.serve.layers import Kind, Layer, error_layer, raster_layer

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit.errors import DataError
-from caswit.raster.io import Bool, Grid
+from caswit.raster.grid import Grid
+from caswit.raster.io import Bool
 from caswit.raster.pyramid import Pyramid
 from caswit.raster.resample import Axis, reading_ratio
 from caswit.raster.windows import Window, blocks

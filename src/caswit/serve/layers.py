@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from caswit.data.scene import LandClass
 from caswit.heat import colour_ramp
-from caswit.raster.io import Bool, Grid, UInt8
+from caswit.raster.grid import Grid
+from caswit.raster.io import Bool, UInt8
 from caswit.raster.pyramid import Pyramid
 from caswit.raster.windows import Window
 from caswit.viz import WRONG_COLOUR

@@ -1,0 +1,52 @@
+"""Generated data in FLAIR-HUB's layout: what the benchmarks read."""
+
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+GSD_M = 0.2
+LAYOUTS = {
+    "tiled": {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"},
+    "strips": {"compress": "lzw"},
+    "raw": {},
+}
+
+
+def landscape(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """(4, H, W) uint8 that compresses like an orthophoto: smooth shapes with noise."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(30, 220, (4, height // 32 + 2, width // 32 + 2)).astype(np.float32)
+    fine = coarse.repeat(32, 1).repeat(32, 2)[:, :height, :width]
+    return np.clip(fine + rng.normal(0, 6, fine.shape), 0, 255).astype(np.uint8)
+
+
+def write(path: Path, pixels: np.ndarray, x: float, y: float, **options: object) -> None:
+    """A georeferenced GeoTIFF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = pixels.shape
+    where = {"crs": "EPSG:2154", "transform": rasterio.Affine(GSD_M, 0, x, 0, -GSD_M, y)}
+    shape = {"count": count, "height": height, "width": width, "dtype": "uint8"}
+    with rasterio.open(path, "w", driver="GTiff", **shape, **where, **options) as dst:
+        dst.write(pixels)
+
+
+def region(root: Path, roi: str, rows: int, cols: int, patch_px: int, options: dict, domain: str = "D001-2020") -> None:
+    """rows x cols patches with labels, and a line for each in the table of the training split."""
+    image = landscape(rows * patch_px, cols * patch_px)
+    label = (image[:1] // 17 % 15).astype(np.uint8)
+    lines = []
+    for row in range(rows):
+        for col in range(cols):
+            cut = np.s_[:, row * patch_px : (row + 1) * patch_px, col * patch_px : (col + 1) * patch_px]
+            x, y = 700_000 + col * patch_px * GSD_M, 6_600_000 - row * patch_px * GSD_M
+            names = []
+            for kind, pixels in (("AERIAL_RGBI", image[cut]), ("AERIAL_LABEL-COSIA", label[cut])):
+                names.append(f"{domain}_{kind}/{roi}/{domain}_{kind}_{roi}_{row}-{col}.tif")
+                write(root / names[-1], pixels, x, y, **options)
+            lines.append(f"{domain}_{roi}_{row}-{col},../{names[0]},../{names[1]}\n")
+    table = root / "GENERATED_TRAIN.csv"
+    if not table.exists():
+        table.write_text("patch_id,AERIAL_RGBI,AERIAL_LABEL-COSIA\n")
+    with table.open("a") as file:
+        file.writelines(lines)

@@ -1,0 +1,234 @@
+"""Class tables: what the values and colours of label rasters mean."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caswit.config import IGNORE_INDEX
+from caswit.data.palette import IGNORED, default_color
+from caswit.data.rows import only_keys
+from caswit.errors import DataError
+
+_UNKNOWN = 254
+_MAX_ID = 65_535
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandClass:
+    """One row of a class table."""
+
+    id: int
+    """Value in label rasters, 0-65535; predicted classes use 0-254, for 255 is nodata in maps."""
+    name: str
+    color: str
+    """As #rrggbb."""
+    ignore: bool = False
+    """Ignored in loss and scores, never predicted."""
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green, blue, 0-255."""
+        red, green, blue = (int(self.color[i : i + 2], 16) for i in (1, 3, 5))
+        return red, green, blue
+
+
+class UnknownLabelError(DataError):
+    """A label raster holds a value that the class table has not."""
+
+    def __init__(self, path: str, what: str, known: str, kind: str, at: tuple[int, int]) -> None:
+        super().__init__(
+            f"{path}: {what} not in the class table ({known}); add a class with that {kind}, "
+            "with ignore: true if it should not count"
+        )
+        self.said = what, known, kind, at
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """(row, col) of the first one in what was read."""
+        return self.said[-1]
+
+    def named(self, path: str) -> "UnknownLabelError":
+        """The same about another file."""
+        return UnknownLabelError(path, *self.said)
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of a dataset or model. The k-th class that is not ignored has index k."""
+
+    classes: tuple[LandClass, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse tables that cannot be predicted or written as a uint8 map."""
+        ids = [c.id for c in self.classes]
+        twice = sorted({i for i in ids if ids.count(i) > 1})
+        if twice:
+            raise DataError(f"class ids must differ, got more than once: {', '.join(map(str, twice))}")
+        if self.classes and not 1 <= len(self.predicted) <= 250:
+            raise DataError(f"1 to 250 classes can be predicted, got {len(self.predicted)} without ignore: true")
+        for c in self.predicted:
+            if not 0 <= c.id <= 254:
+                raise DataError(f"class {c.name!r}: id must be 0..254 (255 is nodata in maps), got {c.id}")
+
+    @cached_property
+    def predicted(self) -> tuple[LandClass, ...]:
+        """Classes that are not ignored, in the order of their indices."""
+        return tuple(c for c in self.classes if not c.ignore)
+
+    def __len__(self) -> int:
+        """Number of classes that can be predicted."""
+        return len(self.predicted)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Name by index."""
+        return tuple(c.name for c in self.predicted)
+
+    @cached_property
+    def colors(self) -> NDArray[np.uint8]:
+        """(K, 3) red, green, blue by index."""
+        return np.array([c.rgb for c in self.predicted], np.uint8)
+
+    @cached_property
+    def ids(self) -> NDArray[np.uint8]:
+        """(256,) index -> class id; IGNORE_INDEX stays as it is."""
+        table = np.full(256, IGNORE_INDEX, np.uint8)
+        table[: len(self)] = [c.id for c in self.predicted]
+        return table
+
+    @cached_property
+    def _indices(self) -> NDArray[np.uint8]:
+        table = np.full(_MAX_ID + 1, _UNKNOWN, np.uint8)
+        table[[c.id for c in self.classes]] = IGNORE_INDEX
+        table[[c.id for c in self.predicted]] = np.arange(len(self))
+        return table
+
+    def indices(self, labels: NDArray[Any], path: str, ignore: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+        """Turn class ids into indices.
+
+        Args:
+            labels: Class ids of any integer type.
+            path: Named in the error.
+            ignore: Where True, IGNORE_INDEX whatever the id.
+
+        Returns:
+            uint8 of the same shape.
+
+        Raises:
+            DataError: An id is not in the table.
+        """
+        found = self._indices[np.clip(labels, 0, _MAX_ID)]
+        found[(labels < 0) | (labels > _MAX_ID)] = _UNKNOWN
+        return self._checked(found, labels, path, ignore, "id")
+
+    def color_indices(
+        self, colors: NDArray[Any], path: str, ignore: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.uint8]:
+        """Turn colours 0xRRGGBB into indices, otherwise as ``indices``."""
+        codes = np.array([int(c.color[1:], 16) for c in self.classes], np.uint32)
+        if len(np.unique(codes)) < len(codes):
+            raise DataError(f"{path}: holds colours, but two classes share a colour; give each class its own")
+        order = np.argsort(codes)
+        nearest = order[np.searchsorted(codes, colors, sorter=order).clip(max=len(codes) - 1)]
+        indices = self._indices[[c.id for c in self.classes]]
+        found = np.where(codes[nearest] == colors, indices[nearest], _UNKNOWN).astype(np.uint8)
+        return self._checked(found, colors, path, ignore, "color")
+
+    def _checked(
+        self,
+        found: NDArray[np.uint8],
+        values: NDArray[Any],
+        path: str,
+        ignore: NDArray[np.bool_] | None,
+        kind: Literal["id", "color"],
+    ) -> NDArray[np.uint8]:
+        if ignore is not None:
+            found[ignore] = IGNORE_INDEX
+        unknown = found == _UNKNOWN
+        if unknown.any():
+            row, col = np.argwhere(unknown)[0].tolist()
+            known = ", ".join(str(getattr(c, kind)) for c in self.classes)
+            values = np.unique(values[unknown])
+            shown = ", ".join(f"#{v:06x}" if kind == "color" else str(v) for v in values[:8].tolist())
+            raise UnknownLabelError(path, f"label {kind}{'s' * (len(values) > 1)} {shown}", known, kind, (row, col))
+        return found
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """As in dataset.yaml and config.json."""
+        plain = [{"id": c.id, "name": c.name, "color": c.color} for c in self.classes]
+        return [d | ({"ignore": True} if c.ignore else {}) for d, c in zip(plain, self.classes, strict=True)]
+
+    @staticmethod
+    def from_dicts(rows: Sequence[Mapping[str, Any]], path: str) -> "ClassTable":
+        """Read what ``to_dicts`` writes; ``path`` is named in errors."""
+        classes: list[LandClass] = []
+        for number, row in enumerate(rows, 1):
+            where = f"{path}: class {number}"
+            only_keys(row, {"id", "name"}, {"color", "ignore"}, where)
+            if not _is_color(row.get("color", IGNORED)):
+                raise DataError(f'{where}: color must look like "#3c1098", got {row["color"]!r}')
+            if not isinstance(row["id"], int) or not 0 <= row["id"] <= _MAX_ID:
+                raise DataError(f"{where}: id must be a whole number 0..{_MAX_ID}, got {row['id']!r}")
+            default = IGNORED if row.get("ignore") else default_color(sum(not c.ignore for c in classes))
+            classes.append(LandClass(**{"color": default, **row, "name": str(row["name"])}))
+        try:
+            return ClassTable(tuple(classes))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+
+
+def _is_color(value: Any) -> bool:
+    digits = set("0123456789abcdefABCDEF")
+    return isinstance(value, str) and len(value) == 7 and value[0] == "#" and set(value[1:]) <= digits
+
+
+def _table(*rows: tuple[str, str], ignored: int = 0) -> ClassTable:
+    """Names and colours of ids from 0; the last ones are ignored."""
+    first_ignored = len(rows) - ignored
+    return ClassTable(
+        tuple(LandClass(id=i, name=n, color=c, ignore=i >= first_ignored) for i, (n, c) in enumerate(rows))
+    )
+
+
+FLAIR_HUB_CLASSES = _table(
+    ("building", "#db0e9a"),
+    ("greenhouse", "#9999ff"),
+    ("swimming pool", "#3de6eb"),
+    ("impervious surface", "#f80c00"),
+    ("pervious surface", "#938e7b"),
+    ("bare soil", "#a97101"),
+    ("water", "#1553ae"),
+    ("snow", "#ffffff"),
+    ("herbaceous vegetation", "#55ff00"),
+    ("agricultural land", "#fff30d"),
+    ("plowed land", "#e4df7c"),
+    ("vineyard", "#660082"),
+    ("deciduous", "#46e483"),
+    ("coniferous", "#194a26"),
+    ("brushwood", "#f3a60d"),
+    ("clear cut", "#8ab3a0"),
+    ("ligneous", "#c5dc42"),
+    ("mixed", "#6b714f"),
+    ("undefined", "#000000"),
+    ignored=4,
+)
+"""COSIA's 19 ids, of which FLAIR-HUB scores the first 15."""
+
+URUR_CLASSES = _table(
+    ("others", "#000000"),
+    ("building", "#e6e6e6"),
+    ("farmland", "#5fa307"),
+    ("greenhouse", "#646464"),
+    ("woodland", "#c8e6a0"),
+    ("bareland", "#ffff64"),
+    ("water", "#96c8fa"),
+    ("road", "#f06450"),
+)
+"""All 8 count, "others" included: the convention of the papers that report on URUR."""
+
+OFFICIAL_CLASSES = {"flair_hub": FLAIR_HUB_CLASSES, "urur": URUR_CLASSES, "swissimage": ClassTable(())}
+"""By kind of source; SWISSIMAGE has no labels."""

@@ -1,0 +1,22 @@
+"""Known folder layouts that turn into scenes."""
+
+from typing import assert_never
+
+from caswit.config import FlairHubSource, FolderSource, SourceConfig, SwissimageSource, UrurSource
+from caswit.data.sources import flair_hub, folder, swissimage, urur
+from caswit.data.sources.found import Found
+
+
+def read_source(source: SourceConfig) -> Found:
+    """The scenes of a source, and a line for everything that is missing or broken."""
+    match source:
+        case FlairHubSource():
+            return flair_hub.find(source)
+        case UrurSource():
+            return urur.find(source)
+        case SwissimageSource():
+            return swissimage.find(source)
+        case FolderSource():
+            return folder.find(source)
+        case _:
+            assert_never(source)

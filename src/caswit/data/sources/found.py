@@ -1,0 +1,69 @@
+"""What a source finds, and where it keeps what it makes of it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from caswit.data.scene import Scene
+from caswit.files import atomic_path, atomic_write_bytes, cache_folder
+from caswit.raster.vrt import Affine, Part, mosaic_xml
+
+
+class Found(NamedTuple):
+    """Scenes, and a line for everything that is missing or broken."""
+
+    scenes: tuple[Scene, ...]
+    broken: tuple[str, ...]
+
+
+def source_cache(kind: str, root: Path) -> Path:
+    """Folder for the index and the mosaics of a source."""
+    place = str(root.resolve())
+    return cache_folder() / kind / hashlib.sha256(place.encode()).hexdigest()[:12]
+
+
+class Mosaics:
+    """Writes the mosaics of a source, each only where it differs from what was written before.
+
+    Args:
+        folder: Where to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._digests_file = folder / "digests.json"
+        try:
+            self._digests: dict[str, str] = json.loads(self._digests_file.read_text())
+        except (OSError, ValueError):
+            self._digests = {}
+        self._changed = False
+
+    def write(
+        self,
+        name: str,
+        parts: Sequence[Part],
+        size: tuple[int, int],
+        *,
+        bands: int,
+        transform: Affine,
+        crs: str,
+        nodata: int | None = None,
+    ) -> Path:
+        """The path of a mosaic as ``mosaic_xml`` describes it."""
+        path = self.folder / f"{name}.vrt"
+        digest = hashlib.sha256(repr((*parts, size, bands, transform, crs, nodata)).encode()).hexdigest()
+        if self._digests.get(name) != digest or not path.exists():
+            with atomic_path(path) as partial:
+                xml = mosaic_xml(parts, size, bands=bands, transform=transform, crs=crs, nodata=nodata)
+                partial.write_text(xml, encoding="utf-8")
+            self._digests[name] = digest
+            self._changed = True
+        return path
+
+    def close(self) -> None:
+        """Remember what was written."""
+        if self._changed:
+            atomic_write_bytes(self._digests_file, json.dumps(self._digests).encode())

@@ -1,0 +1,82 @@
+"""Label rasters that hold colours, and which file of a mosaic a pixel comes from."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning
+
+from caswit.errors import DataError
+from caswit.raster.io import Bool, Raster
+from caswit.raster.windows import Window
+
+_NOTHING = 65_536
+"""No value of a paletted raster."""
+Palette = NDArray[np.uint32]
+
+
+class ColorLabel:
+    """Reads an open label raster as colours 0xRRGGBB.
+
+    Args:
+        label: Three or four bands of uint8, or one with a palette.
+
+    Raises:
+        DataError: It is neither.
+    """
+
+    def __init__(self, label: Raster) -> None:
+        self.label = label
+        self.palette: Palette | None = None
+        if label.count == 1:
+            self.palette = _palette(label.path)
+        if self.palette is None and (label.count not in (3, 4) or label.dtype != "uint8"):
+            raise DataError(
+                f"{label.path}: colours are three or four bands of uint8, or one with a palette, got {label.count} "
+                f"band{'s' * (label.count != 1)} of {label.dtype}; set label_values: ids if it holds class ids"
+            )
+
+    def read(self, window: Window) -> tuple[NDArray[np.uint32], Bool]:
+        """Colours of a window that may reach outside (H, W), and where the raster has data (H, W)."""
+        if self.palette is not None:
+            values = self.label.read_band(window, fill=_NOTHING)
+            valid = values != _NOTHING
+            return self.palette[np.where(valid, values, 0)], valid
+        pixels, valid = self.label.read_image(window)
+        return _packed(pixels.astype(np.uint32)), valid
+
+
+def file_at(path: str, row: int, col: int) -> str:
+    """The file that a pixel comes from: the raster itself, or a part of it if it is a VRT."""
+    with _opened(path) as raster:
+        said = raster.get_tag_item(f"Pixel_{col}_{row}", "LocationInfo", bidx=1)
+    found = re.search(r"<File>(.*?)</File>", said or "")
+    return found[1].replace("&amp;", "&") if found else path
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pictures are welcome here
+        with rasterio.open(path) as raster:
+            yield raster
+
+
+def _palette(path: str) -> Palette | None:
+    with _opened(path) as raster:
+        if raster.colorinterp[0] != ColorInterp.palette:
+            return None
+        palette = np.zeros(_NOTHING, np.uint32)
+        for value, color in raster.colormap(1).items():
+            palette[value] = _packed(np.array(color[:3], np.uint32))
+    return palette
+
+
+def _packed(rgb: NDArray[np.uint32]) -> Any:
+    return rgb[0] << 16 | rgb[1] << 8 | rgb[2]

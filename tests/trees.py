@@ -1,0 +1,95 @@
+"""Small data sets in exactly the layouts of their downloads."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+PATCH_PX = 32
+GSD_M = 0.2
+DOMAIN, ROI = "D012-2019", "AF-S1-27"
+
+
+def write_tiff(path: Path, pixels: np.ndarray, *, x: float, y: float, crs="EPSG:2154", gsd: float = GSD_M, **options):
+    """A georeferenced GeoTIFF of (bands, H, W)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = pixels.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": pixels.dtype}
+    where = {"crs": crs, "transform": rasterio.Affine(gsd, 0, x, 0, -gsd, y)}
+    with rasterio.open(path, "w", driver="GTiff", **shape, **where, **options) as dst:
+        dst.write(pixels)
+
+
+def flair_paths(place: str, domain: str = DOMAIN, roi: str = ROI) -> tuple[str, str]:
+    """Image and label of a patch, relative to the root."""
+    kinds = "AERIAL_RGBI", "AERIAL_LABEL-COSIA"
+    image, label = (f"{domain}_{kind}/{roi}/{domain}_{kind}_{roi}_{place}.tif" for kind in kinds)
+    return image, label
+
+
+def make_flair_hub(
+    root: Path,
+    image: np.ndarray,
+    label: np.ndarray,
+    *,
+    holes: Iterable[tuple[int, int]] = (),
+    domain: str = DOMAIN,
+    roi: str = ROI,
+    patch_px: int = PATCH_PX,
+) -> list[str]:
+    """Cut (4, H, W) and (1, H, W) into patches whose names say nothing of their place; their patch ids.
+
+    The second number of a name runs down the rows, backwards: only the geotransform is right.
+    """
+    ids = []
+    rows, cols = image.shape[1] // patch_px, image.shape[2] // patch_px
+    for row in range(rows):
+        for col in range(cols):
+            if (row, col) in holes:
+                continue
+            place = f"{col + 3}-{rows - row}"
+            cut = np.s_[:, row * patch_px : (row + 1) * patch_px, col * patch_px : (col + 1) * patch_px]
+            where = {"x": 700_000 + col * patch_px * GSD_M, "y": 6_600_000 - row * patch_px * GSD_M}
+            for path, pixels in zip(flair_paths(place, domain, roi), (image[cut], label[cut]), strict=True):
+                write_tiff(root / path, pixels, **where)
+            ids.append(f"{domain}_{roi}_{place}")
+    return ids
+
+
+def write_flair_csv(file: Path, patch_ids: Iterable[str]) -> None:
+    """A table like those of the toy set, with paths relative to another folder."""
+    columns = ["patch_id", "AERIAL-RLT_PAN", "AERIAL_LABEL-COSIA", "AERIAL_RGBI", "DEM_ELEV"]
+    with file.open("w", newline="") as lines:
+        rows = csv.DictWriter(lines, columns, restval="")
+        rows.writeheader()
+        for patch_id in patch_ids:
+            domain, rest = patch_id.split("_", 1)
+            image, label = flair_paths(rest.rsplit("_", 1)[1], domain, rest.rsplit("_", 1)[0])
+            rows.writerow({"patch_id": patch_id, "AERIAL_RGBI": f"../{image}", "AERIAL_LABEL-COSIA": f"../{label}"})
+
+
+def write_flair_geopackage(file: Path, splits: dict[str, str]) -> None:
+    """GLOBAL_ALL_MTD_SPLIT.gpkg with the columns patch_id and split_flairhub."""
+    import pyogrio
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    columns = [np.array(list(splits), object), np.array(list(splits.values()), object)]
+    pyogrio.raw.write(
+        file,
+        geometry=None,
+        field_data=columns,
+        fields=np.array(["patch_id", "split_flairhub"]),
+        driver="GPKG",
+        layer="GLOBAL_ALL_MTD_SPLIT",
+        geometry_type=None,
+    )
+
+
+def write_dataset(file: Path, **content) -> Path:
+    """A dataset.yaml."""
+    import yaml
+
+    file.write_text(yaml.safe_dump({"name": "small", **content}))
+    return file
