@@ -3,15 +3,14 @@
 import errno
 import importlib
 import logging
-import re
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 from jsonargparse import ArgumentError, set_parsing_settings
 
-from caswit.commands.recipe import check_recipe
+from caswit.commands.parsing import plain_message
+from caswit.commands.recipe import recipe_text
 from caswit.config import PretrainRecipe, Recipe
 from caswit.errors import CaswitError
 from caswit.version import __version__
@@ -19,8 +18,8 @@ from caswit.version import __version__
 _USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
 """Errors of the file system that are not our bugs: no permission, no room, a file in place of a folder."""
 
-TRAIN_EXTRA = ("lightning", "tensorboard")
-"""Modules that come with caswit[train]."""
+EXTRAS = {"lightning": "train", "tensorboard": "train", "segmentation_models_pytorch": "baselines"}
+"""What does not come with a bare caswit, and the extra it comes with."""
 
 USAGE = """usage: caswit COMMAND ...
 
@@ -32,6 +31,7 @@ commands:
   pretrain RECIPE --out DIR  learn from imagery without labels; DIR/model is what train's init takes
   reconstruct MODEL IMAGE    draw what pretrained weights make of an image
   evaluate MODEL DATASET     score a model on labelled scenes; writes a report
+  table RECIPES... --out DIR rows of the paper's tables: train, score, print beside the paper's figures
   predict IMAGE OUT.tif      map an image of any size
   info MODEL                 what a model is and expects
   push MODEL REPO            put a model on the Hugging Face hub; hf:owner/name is then a model
@@ -39,7 +39,7 @@ commands:
 caswit COMMAND --help says more. caswit --version prints the version.
 """
 
-COMMANDS = ("demo", "train", "pretrain", "reconstruct", "evaluate", "predict", "info", "push")
+COMMANDS = ("demo", "train", "pretrain", "reconstruct", "evaluate", "table", "predict", "info", "push")
 """Each is a module of caswit.commands."""
 
 
@@ -74,32 +74,32 @@ def _run(name: str, words: list[str]) -> None:
     command = importlib.import_module(f"caswit.commands.{name}")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields' docstrings are their help
     recipes = {"train": Recipe, "pretrain": PretrainRecipe}
-    if name in recipes and words and not words[0].startswith("-"):
-        words = ["--recipe", *words]
-    for option, value in pairwise(words):
-        if option == "--recipe":
-            check_recipe(Path(value), recipes.get(name, Recipe))
+    if name in recipes:
+        words = _with_recipe(words, recipes[name])
     parser = command.parser()
     try:
         arguments = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
-        raise CaswitError(_plain(str(error))) from error
+        raise CaswitError(plain_message(str(error))) from error
     try:
         command.run(arguments)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
-        if missing not in TRAIN_EXTRA:
+        if missing not in EXTRAS:
             raise
-        raise CaswitError(f"{name} needs {missing}, which comes with: pip install 'caswit[train]'") from error
+        line = f"{name} needs {missing}, which comes with: pip install 'caswit[{EXTRAS[missing]}]'"
+        raise CaswitError(line) from error
 
 
-def _plain(message: str) -> str:
-    """What jsonargparse says about an argument, in a user's words and one line."""
-    text = " ".join(message.split())
-    text = re.sub(r"Does not validate .* Subtypes: \[(.*?)\] Errors: .* Given value: ", r"expected \1, got ", text)
-    text = re.sub(r"Expected an? (.*)\. Got value: ", r"expected \1, got ", text)
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null").replace("typing.Literal", "one of ")
-    return re.sub(r'^Parser key "(.*?)": ', r"--\1: ", text)
+def _with_recipe(words: list[str], kind: type) -> list[str]:
+    """The words of a command whose recipe file, checked and with what it inherits, stands in for its name."""
+    if words and not words[0].startswith("-"):
+        words = ["--recipe", *words]
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--recipe=") else [word])]
+    for number, option in enumerate(words[:-1]):
+        if option == "--recipe":
+            words[number + 1] = recipe_text(Path(words[number + 1]), kind)
+    return words
 
 
 def _fail(message: str) -> None:

@@ -8,6 +8,7 @@ from caswit.data.samples import open_dataset_scene
 from caswit.data.scene import Dataset, Scene
 from caswit.metrics import Counts, count
 from caswit.predict import Classifier
+from caswit.protocols import Scored, scored_classes
 from caswit.raster.io import UInt8
 from caswit.raster.windows import Tile, blocks
 
@@ -22,9 +23,9 @@ class ScoredTile(NamedTuple):
     image: UInt8
     """(3, H, W) native pixels of the owned part."""
     truth: UInt8
-    """(H, W) class indices of the owned part."""
+    """(H, W) indices of the scored classes, of the owned part."""
     prediction: UInt8
-    """(H, W) class indices of the owned part."""
+    """(H, W) indices of the scored classes, of the owned part."""
     counts: Counts
 
 
@@ -36,6 +37,7 @@ def scored_tiles(
     tile_px: int,
     band_px: int,
     part: tuple[int, int] = (0, 1),
+    scored: Scored | None = None,
 ) -> Iterator[ScoredTile]:
     """Predict and compare the non-overlapping tiles of scenes; every labelled native pixel is counted once.
 
@@ -46,7 +48,9 @@ def scored_tiles(
         tile_px: Side of the tiles. The last tile of a row ends at the raster's end and owns what is left.
         band_px: Width of the boundary band within each owned part.
         part: (which, of how many): blocks are dealt out to that many processes.
+        scored: Which classes count; None: those of the dataset, which are the model's.
     """
+    scored = scored or scored_classes(dataset.classes, dataset, None)
     number = 0
     for scene in scenes:
         with open_dataset_scene(dataset, scene) as opened:
@@ -60,17 +64,18 @@ def scored_tiles(
                 truth = opened.native_labels(native, valid)
                 for tile in block.tiles:
                     where = opened.native(tile.owned).inside(native)
-                    if (truth[where] == IGNORE_INDEX).all():
+                    there, found = scored.pair(truth[where], predicted[where])
+                    if (there == IGNORE_INDEX).all():
                         continue
                     counts = count(
-                        predicted[where],
-                        truth[where],
-                        num_classes=len(dataset.classes),
+                        found,
+                        there,
+                        num_classes=len(scored.classes),
                         band_px=band_px,
                         ignore_index=IGNORE_INDEX,
                     )
                     image = pixels[:, where[0], where[1]]
-                    yield ScoredTile(scene, tile, image, truth[where], predicted[where], counts)
+                    yield ScoredTile(scene, tile, image, there, found, counts)
 
 
 def count_scenes(

@@ -7,8 +7,9 @@ from caswit.config.checks import IGNORE_INDEX, check
 from caswit.config.learning import LearningConfig
 from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
 from caswit.config.pretraining import TOKEN_PX, ImageryConfig, MaskConfig, PretrainConfig, PretrainRecipe
-from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision, PredictConfig
+from caswit.config.running import ComputeConfig, DemoConfig, EvaluateConfig, Precision, PredictConfig, ProtocolName
 from caswit.config.starting import InitConfig, WeightSource, parse_init
+from caswit.config.table import PaperFigures, RowConfig, TableConfig
 from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
 
 __all__ = [
@@ -27,13 +28,17 @@ __all__ = [
     "MaskConfig",
     "ModelConfig",
     "Norm",
+    "PaperFigures",
     "Precision",
     "PredictConfig",
     "PretrainConfig",
     "PretrainRecipe",
+    "ProtocolName",
     "Recipe",
+    "RowConfig",
     "Size",
     "Stem",
+    "TableConfig",
     "TileConfig",
     "TrainConfig",
     "WeightSource",
