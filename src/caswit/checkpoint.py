@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from caswit.baselines import STRIDE_PX, Baseline, Network
 from caswit.config import ModelConfig, TileConfig
 from caswit.data.scene import ClassTable
 from caswit.errors import CaswitError, ConfigError, ModelError
@@ -49,14 +50,14 @@ class ModelInfo:
 class LoadedModel(NamedTuple):
     """A network ready for prediction and what it expects."""
 
-    network: CASWiT
+    network: Network
     info: ModelInfo
     name: str
     digest: str
     """First 16 hexadecimal digits of the SHA-256 of its weights file."""
 
 
-def save_model(network: CASWiT, info: ModelInfo, folder: Path) -> None:
+def save_model(network: Network, info: ModelInfo, folder: Path) -> None:
     """Write a model folder, replacing an older one only when the new one is complete.
 
     What exists for training only is left out.
@@ -93,7 +94,7 @@ def load_model(folder: Path | str) -> LoadedModel:
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{weights}: does not hold the weights that {CONFIG} describes ({reason})") from error
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    digest = file_digest(folder)
     whole = folder.resolve()
     name = whole.parent.name if whole.name == "model" else whole.name  # runs/town/model is called town
     name = given if is_on_hub(given) else name
@@ -114,9 +115,20 @@ def model_folder(path: Path | str) -> Path:
     return folder
 
 
-def build(info: ModelInfo, *, context_head: bool = False) -> CASWiT:
-    """A network with fresh weights for these settings and classes."""
-    return CASWiT(num_classes=len(info.classes), context_head=context_head, **vars(info.model))
+def file_digest(folder: Path) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a model folder's weights."""
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16]
+
+
+def build(info: ModelInfo, *, context_head: bool = False, pretrained: bool = False) -> Network:
+    """A network for these settings and classes: with fresh weights, or a baseline with a ``pretrained`` encoder."""
+    if info.model.arch != "caswit":
+        if info.tile.tile_px % STRIDE_PX:
+            raise ConfigError(
+                f"arch {info.model.arch} needs tile_px in multiples of {STRIDE_PX}, got {info.tile.tile_px}"
+            )
+        return Baseline(num_classes=len(info.classes), settings=info.model, pretrained=pretrained)
+    return CASWiT(num_classes=len(info.classes), context_head=context_head, **info.model.of_caswit)
 
 
 def _to_json(info: ModelInfo) -> dict[str, Any]:

@@ -3,17 +3,16 @@
 import errno
 import importlib
 import logging
-import re
 import signal
 import sys
 import threading
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 from jsonargparse import ArgumentError, set_parsing_settings
 
-from caswit.commands.recipe import check_recipe
+from caswit.commands.parsing import plain_message
+from caswit.commands.recipe import recipe_text
 from caswit.config import PretrainRecipe, Recipe
 from caswit.errors import CaswitError
 from caswit.version import __version__
@@ -24,6 +23,7 @@ _USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, er
 EXTRAS = {
     **dict.fromkeys(("lightning", "tensorboard"), "train"),
     **dict.fromkeys(("shapely", "pyogrio", "pyproj", "pyarrow"), "vector"),
+    "segmentation_models_pytorch": "baselines",
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "rio_tiler", "xstatic-leaflet"), "serve"),
 }
 """Modules that come with caswit[EXTRA]."""
@@ -38,6 +38,7 @@ commands:
   pretrain RECIPE --out DIR  learn from imagery without labels; DIR/model is what train's init takes
   reconstruct MODEL IMAGE    draw what pretrained weights make of an image
   evaluate MODEL DATASET     score a model on labelled scenes; writes a report
+  table RECIPES... --out DIR rows of the paper's tables: train, score, print beside the paper's figures
   predict IMAGES OUT.tif     map images of any size
   explain IMAGE --out F.png  what the network looked at when it labelled a pixel
   serve WHERE                look at images and maps in a browser
@@ -50,7 +51,7 @@ commands:
 caswit COMMAND --help says more. caswit --version prints the version.
 """
 
-SHORT = {"train": {"--skip-broken": "--data.skip_broken=true"}, "evaluate": {"--skip-broken": "--skip_broken=true"}}
+SHORT = {"train": {"--skip_broken": "--data.skip_broken=true"}, "evaluate": {"--skip_broken": "--skip_broken=true"}}
 """What may be written for a setting, by command."""
 
 COMMANDS = (
@@ -59,6 +60,7 @@ COMMANDS = (
     "pretrain",
     "reconstruct",
     "evaluate",
+    "table",
     "predict",
     "explain",
     "serve",
@@ -105,17 +107,14 @@ def _run(name: str, words: list[str]) -> None:
     command = importlib.import_module(f"caswit.commands.{name}")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields' docstrings are their help
     recipes = {"train": Recipe, "pretrain": PretrainRecipe}
-    if name in recipes and words and not words[0].startswith("-"):
-        words = ["--recipe", *words]
     words = [SHORT.get(name, {}).get(word, word) for word in words]
-    for option, value in pairwise(words):
-        if option == "--recipe":
-            check_recipe(Path(value), recipes.get(name, Recipe))
+    if name in recipes:
+        words = _with_recipe(words, recipes[name])
     parser = command.parser()
     try:
         arguments = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
-        raise CaswitError(_plain(str(error))) from error
+        raise CaswitError(plain_message(str(error))) from error
     try:
         command.run(arguments)
     except ModuleNotFoundError as error:
@@ -138,13 +137,15 @@ def _underscored(word: str) -> str:
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else word
 
 
-def _plain(message: str) -> str:
-    """What jsonargparse says about an argument, in a user's words and one line."""
-    text = " ".join(message.split())
-    text = re.sub(r"Does not validate .* Subtypes: \[(.*?)\] Errors: .* Given value: ", r"expected \1, got ", text)
-    text = re.sub(r"Expected an? (.*)\. Got value: ", r"expected \1, got ", text)
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null").replace("typing.Literal", "one of ")
-    return re.sub(r'^Parser key "(.*?)": ', r"--\1: ", text)
+def _with_recipe(words: list[str], kind: type) -> list[str]:
+    """The words of a command whose recipe file, checked and with what it inherits, stands in for its name."""
+    if words and not words[0].startswith("-"):
+        words = ["--recipe", *words]
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--recipe=") else [word])]
+    for number, option in enumerate(words[:-1]):
+        if option == "--recipe":
+            words[number + 1] = recipe_text(Path(words[number + 1]), kind)
+    return words
 
 
 def _fail(message: str) -> None:

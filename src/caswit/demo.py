@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from caswit.checkpoint import load_model
 from caswit.config import (
@@ -24,29 +23,25 @@ from caswit.config import (
     TileConfig,
     TrainConfig,
 )
+from caswit.data.landscapes import GSD_M, SPLITS, write_landscapes
 from caswit.data.samples import open_dataset_scene
-from caswit.data.scene import Dataset, load_dataset
-from caswit.data.synthetic import CLASSES, CONTEXT_CLASSES, landscape
+from caswit.data.scene import Dataset
+from caswit.data.synthetic import CLASSES, CONTEXT_CLASSES
 from caswit.errors import ConfigError
 from caswit.evaluate import evaluate
-from caswit.files import atomic_path, atomic_write_bytes
+from caswit.files import atomic_write_bytes
 from caswit.mapping.run import predict
 from caswit.pictures import TilePicture, spread_tiles, tile_picture
 from caswit.predict import classifier
-from caswit.raster.io import Raster, UInt8, write_raster
+from caswit.raster.io import Raster, UInt8
 from caswit.raster.windows import Window
 from caswit.report import Panel, render, report_values
 from caswit.train import train
 from caswit.version import __version__
 from caswit.viz import colourise, data_uri, shrink
 
-SCENE_PX, MAP_PX = 1024, 1536
-GSD_M = 0.2
-SPLITS = {"train": 8, "test": 4}
-"""Landscapes of ``SCENE_PX`` in each split; one more of ``MAP_PX`` is mapped."""
 TILE = TileConfig(tile_px=128, context_factor=2)
 VARIANTS: Mapping[str, tuple[int, ...]] = {"tile-only": (), "with-context": (1, 2, 3, 4)}
-CRS = "EPSG:2154"
 
 
 class DemoResult(NamedTuple):
@@ -122,35 +117,6 @@ def recipe(dataset: Dataset, fusion_stages: tuple[int, ...], settings: DemoConfi
             save_every_s=30,
         ),
     )
-
-
-def write_landscapes(folder: Path, seed: int) -> Dataset:
-    """Write landscapes, labels and a dataset.yaml; landscapes of different seeds never coincide."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, str]] = []
-    for split, count in SPLITS.items():
-        for number in range(count):
-            name = f"{split}{number}"
-            _write_scene(folder, name, (seed, len(rows)), SCENE_PX)
-            rows.append({"image": f"{name}.tif", "label": f"{name}_label.tif", "split": split})
-    _write_scene(folder, "map", (seed, len(rows)), MAP_PX)
-    rows.append({"image": "map.tif", "label": "map_label.tif", "split": "map"})
-    content = {
-        "name": "synthetic landscapes",
-        "note": "Drawn by caswit; the georeference is fictitious.",
-        "classes": [{"id": i, "name": name, "color": color} for i, name, color in CLASSES],
-        "scenes": rows,
-    }
-    file = folder / "dataset.yaml"
-    atomic_write_bytes(file, yaml.safe_dump(content, sort_keys=False).encode())
-    return load_dataset(file)
-
-
-def _write_scene(folder: Path, name: str, seed: tuple[int, int], side_px: int) -> None:
-    drawn = landscape(1000 * seed[0] + seed[1], side_px, side_px)
-    for file, pixels in ((f"{name}.tif", drawn.image), (f"{name}_label.tif", drawn.label[None])):
-        with atomic_path(folder / file) as partial:
-            write_raster(partial, pixels, crs=CRS, gsd_m=GSD_M)
 
 
 def _mean(report: Mapping[str, Any], names: Sequence[str]) -> float:

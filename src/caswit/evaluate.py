@@ -1,5 +1,6 @@
 """Scores of a model on the labelled scenes of a split (paper section 4.2)."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ import numpy as np
 from caswit.checkpoint import LoadedModel, load_model
 from caswit.config import EvaluateConfig
 from caswit.data.samples import open_dataset_scene
-from caswit.data.scene import ClassTable, Dataset, Scene, load_dataset
+from caswit.data.scene import Dataset, Scene, load_dataset
 from caswit.edges import EdgeCounts, count_edges
 from caswit.errors import ConfigError, DataError
 from caswit.metrics import Counts, boundary_band_px
 from caswit.pictures import tile_picture
 from caswit.predict import Classifier, classifier
 from caswit.progress import Progress
+from caswit.protocols import Scored, scored_classes
 from caswit.raster.windows import Tile
 from caswit.report import Evaluation, Example, write_report
 from caswit.scoring import count_scenes, scored_tiles
@@ -49,7 +51,7 @@ def evaluate(
     data = load_dataset(dataset, skip_broken=settings.skip_broken).read_at(loaded.info.tile.gsd_m)
     data.list_broken()
     scenes = data.split(split)
-    check_same_classes(loaded.info.classes, data)
+    scored_classes(loaded.info.classes, data, settings.protocol)  # refuse before anything is written
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -65,13 +67,14 @@ def evaluate_scenes(
     """Score a loaded model on scenes, and pick tiles to show."""
     began_s = time.perf_counter()
     tile_px = loaded.info.tile.tile_px
-    band_px = boundary_band_px(tile_px, tile_px, settings.boundary_ratio)
+    band_px = band_width_px(tile_px, settings)
     model = classifier(loaded, settings)
-    counts, edges, tiles = Counts.zeros(len(data.classes)), EdgeCounts.zeros(), 0
+    classes = scored_classes(loaded.info.classes, data, settings.protocol)
+    counts, edges, tiles = Counts.zeros(len(classes.classes)), EdgeCounts.zeros(), 0
     candidates: list[tuple[float, int, Scene, Tile]] = []
     total_mpx = sum(_megapixels(data, scene) for scene in scenes)
     with Progress(f"evaluate {data.name} {split}", total_mpx, "Mpx") as progress:
-        for scored in scored_tiles(model, data, scenes, tile_px=tile_px, band_px=band_px):
+        for scored in scored_tiles(model, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes):
             counts += scored.counts
             edges += count_edges(scored.prediction, scored.truth, band_px)
             tiles += 1
@@ -83,42 +86,34 @@ def evaluate_scenes(
     blind = classifier(without_surroundings(loaded), settings) if loaded.network.reads_context else None
     counts_without = None
     if settings.without_context and blind is not None:
-        counts_without = count_scenes(blind, data, scenes, tile_px=tile_px, band_px=band_px)
+        counts_without = count_scenes(blind, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes)
     return Evaluation(
         title=f"{loaded.name} on {data.name} ({split})",
         dataset=data.name,
         split=split,
         model=loaded.name,
-        class_names=data.classes.names,
-        class_colours=data.classes.colors,
+        model_sha256=loaded.digest,
+        protocol=settings.protocol,
+        class_names=classes.classes.names,
+        class_colours=classes.classes.colors,
         counts=counts,
         band_px=band_px,
-        band_ratio=settings.boundary_ratio,
+        band_ratio=band_px / math.hypot(tile_px, tile_px) if settings.boundary_px else settings.boundary_ratio,
         tile_px=tile_px,
         context_factor=loaded.info.tile.context_factor if loaded.network.reads_context else None,
         scenes=len(scenes),
         tiles=tiles,
         elapsed_s=time.perf_counter() - began_s,
         software_version=__version__,
-        examples=tuple(_examples(model, blind, data, candidates, settings.pictures)),
+        examples=tuple(_examples(model, blind, data, candidates, settings.pictures, classes)),
         edges=edges,
         counts_without=counts_without,
     )
 
 
-def check_same_classes(table: ClassTable, data: Dataset) -> None:
-    """Raise DataError unless model and dataset predict the same classes in the same order."""
-    theirs = [(c.id, c.name) for c in data.classes.predicted]
-    ours = [(c.id, c.name) for c in table.predicted]
-    if ours != theirs:
-        raise DataError(
-            f"{data.path}: the model predicts {_listed(ours)}, the dataset has {_listed(theirs)}; "
-            "scores need the same classes with the same ids"
-        )
-
-
-def _listed(classes: list[tuple[int, str]]) -> str:
-    return ", ".join(f"{number} {name}" for number, name in classes)
+def band_width_px(tile_px: int, settings: EvaluateConfig) -> int:
+    """Width of the boundary band in the tiles of a model."""
+    return settings.boundary_px or boundary_band_px(tile_px, tile_px, settings.boundary_ratio)
 
 
 def _examples(
@@ -127,6 +122,7 @@ def _examples(
     data: Dataset,
     candidates: list[tuple[float, int, Scene, Tile]],
     count: int,
+    scored: Scored,
 ) -> Iterator[Example]:
     """The worst tiles, then the best, predicted once more, with and without their surroundings."""
     ranked = sorted(candidates, key=lambda c: (-c[0], c[1]))
@@ -136,13 +132,15 @@ def _examples(
     for group, (_, _, scene, tile) in ((name, each) for name, some in groups for each in some):
         with open_dataset_scene(data, scene) as opened:
             picture = tile_picture(model, opened, tile, model.context_factor)
-            without = None if blind is None else tile_picture(blind, opened, tile, model.context_factor).prediction
+            alone = None if blind is None else tile_picture(blind, opened, tile, model.context_factor).prediction
+        truth, prediction = scored.pair(picture.truth, picture.prediction)
+        without = None if alone is None else scored.pair(picture.truth, alone)[1]
         yield Example(
             title=picture.title,
             group=group,
             image=np.ascontiguousarray(np.moveaxis(picture.tile, 0, -1)),
-            truth=picture.truth,
-            prediction=picture.prediction,
+            truth=truth,
+            prediction=prediction,
             without_surroundings=without,
         )
 

@@ -97,6 +97,7 @@ def explain_pixel(model: Classifier, scene: OpenScene, row: int, col: int, tile_
     if not valid[place]:
         raise ConfigError(f"{scene.scene.image.name} has no data at row {row}, column {col}; choose another pixel")
     hr, context = _batch(model, region, tile.window)
+    assert isinstance(model.network, CASWiT)  # only it reads context
     with recorded_attention(model.network, *place, tile_px) as stages:
         logits = {AS_IT_IS: _logits(model, hr, context)}
     factor = model.context_factor

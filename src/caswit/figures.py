@@ -17,13 +17,13 @@ from caswit.config import IGNORE_INDEX, FiguresConfig
 from caswit.data.samples import open_dataset_scene
 from caswit.data.scene import Dataset, Scene, load_dataset
 from caswit.errors import ConfigError, ModelError
-from caswit.evaluate import check_same_classes
 from caswit.explain import Explanation, check_reads_context, explain_pixel
 from caswit.explain_figure import attention_panels
 from caswit.files import atomic_write_bytes
 from caswit.heat import scale_to
 from caswit.pictures import TilePicture, spread_tiles, tile_picture
 from caswit.predict import Classifier, classifier
+from caswit.protocols import check_same_classes
 from caswit.raster.windows import Tile
 from caswit.surroundings import without_surroundings
 from caswit.viz import Image, draw_box, legend, overlay, stack, strip

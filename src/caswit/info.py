@@ -7,12 +7,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from caswit.checkpoint import LoadedModel, build, load_model
+from caswit.config import ModelConfig
 
 PARTS = {
+    "encoder": ("network.encoder",),
     "hr encoder": ("hr_encoder",),
     "context encoder": ("context_encoder",),
     "fusion": ("fusion",),
-    "decoder": ("decoder", "hr_norms"),
+    "decoder": ("decoder", "hr_norms", "network.decoder", "network.segmentation_head"),
 }
 
 
@@ -30,7 +32,7 @@ def costs(loaded: LoadedModel) -> Costs:
     """Count parameters by part, and the FLOPs of one tile, without computing anything."""
     network = loaded.network
     parameters = {
-        part: sum(p.numel() for n, p in network.named_parameters() if n.split(".")[0] in prefixes)
+        part: sum(p.numel() for n, p in network.named_parameters() if n.startswith(tuple(f"{x}." for x in prefixes)))
         for part, prefixes in PARTS.items()
     }
     assert sum(parameters.values()) == sum(p.numel() for p in network.parameters())
@@ -50,12 +52,11 @@ def describe(model: Path) -> str:
     sees = (
         f"{tile.context_px} x {tile.context_px} px around it, averaged by {tile.context_factor}"
         if loaded.network.reads_context
-        else "the tile alone (no fusion stages)"
+        else "the tile alone"
     )
     lines = [
         f"model          {loaded.name} (sha256 {loaded.digest}...)",
-        f"network        CASWiT-{info.model.size}, {info.model.decoder}, fusion after stages "
-        f"{list(info.model.fusion_stages) or 'none'}{', gated' if info.model.gated else ''}",
+        f"network        {_network(info.model)}",
         f"parameters     {sum(cost.parameters.values()) / 1e6:.2f} M",
         *(f"  {part:<15}{count / 1e6:8.3f} M" for part, count in cost.parameters.items()),
         f"arithmetic     {cost.flops / 1e9:.1f} GFLOP per tile",
@@ -73,6 +74,13 @@ def describe(model: Path) -> str:
             + (f", best validation mIoU {score:.4f}" if score is not None else "")
         )
     return "\n".join(lines)
+
+
+def _network(model: ModelConfig) -> str:
+    if model.arch != "caswit":
+        return f"{model.arch} with encoder {model.encoder} (segmentation_models_pytorch)"
+    stages = list(model.fusion_stages) or "none"
+    return f"CASWiT-{model.size}, {model.decoder}, fusion after stages {stages}{', gated' if model.gated else ''}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -15,19 +15,24 @@ from caswit.devices import pick_device, uses_bf16
 from caswit.errors import ConfigError
 
 
-def make_fabric(settings: LearningConfig) -> Fabric:
+def make_fabric(settings: LearningConfig, *, unused_weights: bool = False) -> Fabric:
     """Fabric for the devices and the precision that the settings ask for; not yet launched.
+
+    Args:
+        settings: How to learn.
+        unused_weights: The network has weights that its output does not depend on.
 
     Raises:
         ConfigError: They are not there.
     """
     kind = "auto" if settings.accelerator in ("auto", "gpu") else settings.accelerator
     bf16 = uses_bf16(settings.precision, pick_device(kind))
+    ddp = "ddp_find_unused_parameters_true" if unused_weights else "ddp"
     try:
         return Fabric(
             accelerator=settings.accelerator,
             devices=settings.devices,
-            strategy="ddp" if settings.devices > 1 else "auto",
+            strategy="auto" if settings.devices == 1 else ddp,
             precision="bf16-mixed" if bf16 else "32-true",
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:

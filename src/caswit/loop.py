@@ -220,7 +220,8 @@ def launched(recipe: AnyRecipe, folder: RunFolder, *, resume: bool) -> Fabric:
     Raises:
         ConfigError: It is not, or the devices are not there.
     """
-    fabric = make_fabric(recipe.train)
+    # Architectures of others build parts they do not use, e.g. PSPNet the deepest stages of its encoder.
+    fabric = make_fabric(recipe.train, unused_weights=recipe.model.arch != "caswit")
     # Launching starts this program again on the other devices: check once, before that.
     if is_first_process():
         folder.check(recipe, resume=resume)

@@ -7,6 +7,7 @@ training only. ``forward`` reads like the paper's figure 1.
 Shapes: B batch, H/W rows and columns, C channels, K classes.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,13 +17,21 @@ from torch.nn import functional as F
 
 from caswit.config import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem
 from caswit.errors import ModelError
-from caswit.nn.decoders import UPerNetHead
+from caswit.nn.decoders import SegformerHead, UPerNetHead
 from caswit.nn.fusion import FusionBlock
 from caswit.nn.swin import SwinEncoder
 
-# Swin's own sizes (Liu et al. 2021, table 7); nano is ours, for two CPU cores. Window 12 is what base and
+# Swin's own sizes (Liu et al. 2021, table 7); nano is ours, for two CPU cores; pico is to
+# nano what tiny is to base (three quarters of the width, about half the blocks). Window 12 is what base and
 # large were pretrained with at 384 px. decoder_channels 512 is UPerNet's usual width.
 SIZES: dict[Size, dict[str, Any]] = {
+    "pico": {
+        "embed_dim": 24,
+        "depths": (2, 2, 2, 2),
+        "num_heads": (1, 2, 4, 8),
+        "window_size": 8,
+        "decoder_channels": 96,
+    },
     "nano": {
         "embed_dim": 32,
         "depths": (2, 2, 4, 2),
@@ -60,6 +69,8 @@ SIZES: dict[Size, dict[str, Any]] = {
     },
 }
 
+HEADS: dict[Decoder, Callable[..., nn.Module]] = {"upernet": UPerNetHead, "segformer": SegformerHead}
+
 
 class TrainingLogits(NamedTuple):
     """What the network returns in training."""
@@ -75,9 +86,9 @@ class CASWiT(nn.Module):
 
     Args:
         num_classes: K, the classes it can predict; 0 builds the encoders and fusion only, for pretraining.
-        size: "nano", "tiny", "small", "base" or "large"; both branches have it.
+        size: "pico", "nano", "tiny", "small", "base" or "large"; both branches have it.
         stem: "patch" (the paper) or "conv".
-        decoder: "upernet".
+        decoder: "upernet" or "segformer".
         fusion_stages: Stages (from 1) after which hr reads the context. None at all means no context
             branch: the Swin + UPerNet baseline.
         gated: Scale what is read by a learned gate.
@@ -122,7 +133,9 @@ class CASWiT(nn.Module):
         )
         numbers = SIZES[size] | {"stem": stem, "norm": decoder_norm}
         own_width = numbers.pop("decoder_channels")
-        head = partial(UPerNetHead, channels=decoder_channels or own_width, num_classes=num_classes, norm=decoder_norm)
+        head = partial(
+            HEADS[decoder], channels=decoder_channels or own_width, num_classes=num_classes, norm=decoder_norm
+        )
         self.num_classes = num_classes
         self.fusion_stages = tuple(fusion_stages)
         self.feed_forward = feed_forward
@@ -135,7 +148,7 @@ class CASWiT(nn.Module):
         context_head = context_head and num_classes > 0
         self.context_encoder: SwinEncoder | None = None
         self.context_norms: nn.ModuleList | None = None
-        self.context_decoder: UPerNetHead | None = None
+        self.context_decoder: nn.Module | None = None
         self.fusion = nn.ModuleDict()
         if self.fusion_stages:
             heads = numbers["num_heads"]
@@ -172,7 +185,7 @@ class CASWiT(nn.Module):
             ModelError: Wrong shape, number of bands, batch or type, or a missing context.
         """
         assert self.num_classes, "built for pretraining: there is no decoder"
-        _check_image("hr", hr)
+        check_image("hr", hr)
         x = self.hr_encoder.embed(self.normalise(hr))
         c = None
         if self.context_encoder is not None:
@@ -234,7 +247,8 @@ def _upsample(logits: Tensor, image: Tensor) -> Tensor:
     return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _check_image(name: str, image: Tensor) -> None:
+def check_image(name: str, image: Tensor) -> None:
+    """Raise ModelError unless an image is (B, 3, H, W), uint8 or floating point."""
     shape = tuple(image.shape)
     if image.ndim != 4:
         raise ModelError(f"{name} must be (B, 3, H, W), got {shape}; one image (3, H, W) becomes a batch with [None]")
@@ -256,7 +270,7 @@ def _check_context(context: Tensor | None, hr: Tensor) -> Tensor:
             "this model reads its surroundings: call model(hr, context) with a context image "
             "(B, 3, H', W'); a model built with fusion_stages=() takes the tile alone"
         )
-    _check_image("context", context)
+    check_image("context", context)
     if len(context) != len(hr):
         raise ModelError(f"hr and context must be one batch, got {len(hr)} and {len(context)} images")
     return context

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caswit.baselines import Network
 from caswit.checkpoint import LoadedModel
 from caswit.config import IGNORE_INDEX, ComputeConfig
 from caswit.data.samples import OpenScene, Region, context_window
 from caswit.devices import autocast, pick_device, uses_bf16
-from caswit.model import CASWiT
 from caswit.raster.io import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window
 
@@ -45,7 +45,7 @@ class Classifier:
         bf16: Autocast to bfloat16.
     """
 
-    def __init__(self, network: CASWiT, *, context_factor: int, batch: int, device: torch.device, bf16: bool) -> None:
+    def __init__(self, network: Network, *, context_factor: int, batch: int, device: torch.device, bf16: bool) -> None:
         self.network = network.to(device)
         self.context_factor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
@@ -57,6 +57,10 @@ class Classifier:
         context = None
         if self.network.reads_context:
             context = self._stack([region.context(t.window, self.context_factor) for t in tiles])
+        return self.network_logits(hr, context)
+
+    def network_logits(self, hr: Tensor, context: Tensor | None) -> Tensor:
+        """(B, K, T, T) fp32 logits of images that are on the device."""
         with autocast(self.device, self.bf16):
             logits: Tensor = self.network(hr, context)
         return logits.float()

@@ -56,7 +56,7 @@ def build_simmim(info: PretrainedInfo) -> SimMIM:
     """A network with fresh weights."""
     ratio = info.mask.context_ratio
     return SimMIM(
-        CASWiT(num_classes=0, **vars(info.model)),
+        CASWiT(num_classes=0, **info.model.of_caswit),
         context_ratio=1 / info.tile.context_factor if ratio is None else ratio,
     )
 

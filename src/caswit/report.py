@@ -70,6 +70,10 @@ class Evaluation:
     """Where the errors lie."""
     counts_without: Counts | None = None
     """The same with the surroundings of every tile black; None where that was not asked for."""
+    protocol: str | None = None
+    """The named benchmark whose classes were scored; None: those of the dataset."""
+    model_sha256: str = ""
+    """First digits of the checksum of the model's weights."""
 
 
 class Panel(NamedTuple):
@@ -191,7 +195,7 @@ def _environment() -> jinja2.Environment:
 
 def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
     """Everything a reader needs to compare these scores with others."""
-    keys = ("dataset", "split", "model", "scenes", "tiles", "tile_px", "context_factor")
+    keys = ("dataset", "split", "model", "model_sha256", "protocol", "scenes", "tiles", "tile_px", "context_factor")
     return {
         **{key: getattr(evaluation, key) for key in keys},
         "labelled_pixels": int(evaluation.counts.confusion.sum()),

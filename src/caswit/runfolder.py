@@ -5,7 +5,8 @@ cut back to the step of that checkpoint on resuming.
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from caswit.checkpoint import torch_load
+from caswit.checkpoint import CONFIG, torch_load
 from caswit.config import PretrainRecipe, Recipe
 from caswit.errors import ConfigError
 from caswit.files import atomic_path, atomic_write_bytes
@@ -50,14 +51,19 @@ class RunFolder:
             return  # nothing was saved, so nothing can be lost
         if not resume:
             raise ConfigError(f"{self.path}: already holds a run; --resume continues it, or give another --out")
-        before, now = yaml.safe_load(self.recipe.read_text(encoding="utf-8")), _plain(asdict(recipe))
-        old, new = _flat(before), _flat(now)
-        for name, value in new.items():
-            if old.get(name) != value and name.rpartition(".")[2] not in FREE_TO_CHANGE:
-                raise ConfigError(
-                    f"{self.path}: its run has {name}={old.get(name)}, got {value}; resume with the run's own "
-                    f"recipe ({self.recipe}), or give another --out"
-                )
+        before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        for name, was, value in _differences(before, recipe):
+            raise ConfigError(
+                f"{self.path}: its run has {name}={was}, got {value}; resume with the run's own "
+                f"recipe ({self.recipe}), or give another --out"
+            )
+
+    def finished(self, recipe: AnyRecipe) -> bool:
+        """Whether the folder's model was made by this recipe."""
+        if not (self.model / CONFIG).is_file():
+            return False
+        made_by = json.loads((self.model / CONFIG).read_text(encoding="utf-8"))["provenance"].get("recipe")
+        return made_by is not None and not any(_differences(made_by, recipe))
 
     def begin(self, recipe: AnyRecipe) -> dict[str, Any] | None:
         """Make or reopen the folder; returns the checkpoint to continue from, if there is one."""
@@ -93,6 +99,14 @@ def read_log(file: Path) -> list[dict[str, str]]:
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     return [row for row in csv.DictReader(whole) if row["step"].isdigit()]
+
+
+def _differences(before: dict[str, Any], recipe: AnyRecipe) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that matter and differ: name, value before, value now."""
+    old, new = _flat(before), _flat(_plain(asdict(recipe)))
+    for name, value in new.items():
+        if old.get(name) != value and name.rpartition(".")[2] not in FREE_TO_CHANGE:
+            yield name, old.get(name), value
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:

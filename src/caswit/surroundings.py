@@ -8,8 +8,8 @@ Shapes: B batch, H/W rows and columns, f context_factor.
 
 from torch import Tensor, nn
 
+from caswit.baselines import Network
 from caswit.checkpoint import LoadedModel
-from caswit.model import CASWiT
 
 
 def exchanged(context: Tensor, factor: int, other: Tensor | None = None) -> Tensor:
@@ -36,7 +36,7 @@ class WithoutSurroundings(nn.Module):
         context_factor: What it was trained with.
     """
 
-    def __init__(self, network: CASWiT, context_factor: int) -> None:
+    def __init__(self, network: Network, context_factor: int) -> None:
         super().__init__()
         self.network, self.context_factor = network, context_factor
         self.reads_context = network.reads_context

@@ -17,6 +17,7 @@ from caswit.errors import ConfigError
 from caswit.launch import is_first_process, repeatable
 from caswit.loop import Batch, Loop, launched
 from caswit.losses import label_mass, supervised_loss
+from caswit.model import CASWiT
 from caswit.progress import Progress
 from caswit.runfolder import RunFolder
 from caswit.validation import Validator
@@ -58,7 +59,7 @@ class _Labels:
     def __init__(self, fabric: Fabric, recipe: Recipe, dataset: Dataset, folder: RunFolder) -> None:
         self.fabric, self.recipe, self.folder = fabric, recipe, folder
         settings = self.settings = recipe.train
-        with_context = bool(recipe.model.fusion_stages)
+        with_context = recipe.model.reads_context
         self.samples = TrainingSamples(
             dataset, recipe.data, recipe.tile, recipe.augment, seed=settings.seed, context=with_context
         )
@@ -74,7 +75,10 @@ class _Labels:
     def begin(self) -> None:
         """Start from the weights that the recipe names, if any."""
         recipe = self.recipe
+        if recipe.model.encoder_weights is not None:
+            self.network.load_state_dict(build(self.info, pretrained=True).state_dict())
         if recipe.start is not None:
+            assert isinstance(self.network, CASWiT), recipe.model.arch  # the recipe refuses others
             start_from(self.network, recipe.start, recipe.model.size, recipe.tile.tile_px)
 
     def masses(self, batch: Batch) -> Tensor:

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
+from caswit.baselines import Network
 from caswit.config import Recipe
 from caswit.data.scene import Dataset
 from caswit.devices import uses_bf16
 from caswit.files import atomic_write_bytes
 from caswit.launch import all_sum
 from caswit.metrics import Counts, Scores, boundary_band_px, score
-from caswit.model import CASWiT
 from caswit.pictures import sheet, spread_tiles
 from caswit.predict import Classifier
 from caswit.scoring import count_scenes
@@ -31,7 +31,7 @@ class Validator:
         self.fabric, self.recipe, self.dataset = fabric, recipe, dataset
         self.scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
 
-    def scores(self, network: CASWiT) -> Scores:
+    def scores(self, network: Network) -> Scores:
         """Scores over the split; every device gets the same."""
         tile_px = self.recipe.tile.tile_px
         counts = count_scenes(
@@ -45,7 +45,7 @@ class Validator:
         network.train()
         return score(_sum_over_devices(self.fabric, counts))
 
-    def write_picture(self, network: CASWiT, file: Path) -> None:
+    def write_picture(self, network: Network, file: Path) -> None:
         """Draw a few tiles spread over the split: context, tile, truth, prediction, errors."""
         tile = self.recipe.tile
         tiles = spread_tiles(self.dataset, self.scenes, tile.tile_px, self.recipe.train.pictures)
@@ -54,7 +54,7 @@ class Validator:
             atomic_write_bytes(file, png_bytes(picture))
         network.train()
 
-    def _classifier(self, network: CASWiT) -> Classifier:
+    def _classifier(self, network: Network) -> Classifier:
         settings, device = self.recipe.train, self.fabric.device
         return Classifier(
             network.eval(),

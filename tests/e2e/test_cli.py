@@ -136,10 +136,10 @@ class TestMistakes:
         ("content", "words"),
         [
             (b"\x89PNG\xff", "r.yaml: not YAML"),
-            (b"hello", "r.yaml: must be a mapping with some of augment, data, "),
+            (b"hello", "r.yaml: must be a mapping with some of augment, base, data, "),
             (b"data: {dataset: x}\nmodel:", "r.yaml: model: must be a mapping with some of "),
             (b"data: {dataset: x}\nmodels: {size: nano}", "r.yaml: unknown models; allowed: "),
-            (b"data: {dataset: x}\nmodel: {size: huge}", "--model.size: expected one of ['nano', "),
+            (b"data: {dataset: x}\nmodel: {size: huge}", "--model.size: expected one of ['pico', "),
             (b"model: {size: nano}", "required: data.dataset"),
         ],
     )

@@ -5,8 +5,8 @@ import re
 import pytest
 import rasterio
 
-from caswit import demo as demonstration
 from caswit.config import DemoConfig
+from caswit.data import landscapes
 from caswit.data.synthetic import CONTEXT_CLASSES
 from caswit.demo import demo
 from caswit.errors import ConfigError
@@ -14,8 +14,8 @@ from caswit.errors import ConfigError
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(demonstration, "SCENE_PX", 256)
-    monkeypatch.setattr(demonstration, "MAP_PX", 300)
+    monkeypatch.setattr(landscapes, "SCENE_PX", 256)
+    monkeypatch.setattr(landscapes, "MAP_PX", 300)
 
 
 def test_the_demonstration_writes_a_page_a_map_and_models(tmp_path, small):

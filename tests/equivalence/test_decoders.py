@@ -1,12 +1,16 @@
-"""UPerNet against the implementation of ``transformers``."""
+"""UPerNet and the SegFormer head against the implementations of ``transformers``."""
 
 import pytest
 import torch
 from torch import nn
-from transformers import UperNetConfig
+from transformers import SegformerConfig, UperNetConfig
+from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
-from caswit.nn.decoders import POOL_SCALES, UPerNetHead
+from caswit.checkpoint import ModelInfo, build, load_model, save_model
+from caswit.config import ModelConfig
+from caswit.nn.decoders import POOL_SCALES, SegformerHead, UPerNetHead
+from conftest import CLASSES, TILE
 
 IN_CHANNELS = (8, 12, 16, 20)
 WIDTH, NUM_CLASSES = 24, 5
@@ -109,3 +113,80 @@ def test_group_norm_has_groups_of_16_channels(width):
     norms = [m for m in head.modules() if isinstance(m, nn.GroupNorm)]
     assert len(norms) == len(POOL_SCALES) + 1 + 3 + 3 + 1
     assert {n.num_channels // n.num_groups for n in norms} == {min(width, 16)}
+
+
+def segformer_pair(dropout):
+    """Our SegFormer head and theirs, with the same random weights and running statistics."""
+    config = SegformerConfig(
+        hidden_sizes=list(IN_CHANNELS),
+        num_encoder_blocks=4,
+        decoder_hidden_size=WIDTH,
+        num_labels=NUM_CLASSES,
+        classifier_dropout_prob=dropout,
+    )
+    theirs = SegformerDecodeHead(config)
+    for name, tensor in theirs.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif tensor.is_floating_point():
+            tensor += 0.1 * torch.randn_like(tensor)
+    state = theirs.state_dict()
+    ours = SegformerHead(IN_CHANNELS, channels=WIDTH, num_classes=NUM_CLASSES, dropout=dropout)
+    copied = {f"norm.{name}": state[f"batch_norm.{name}"] for name in ours.norm.state_dict()}
+    copied |= {f"classify.{name}": state[f"classifier.{name}"] for name in ("weight", "bias")}
+    parts = state["linear_fuse.weight"].chunk(4, dim=1)[::-1]  # they concatenate deep to shallow
+    for number, part in enumerate(parts):
+        projection = f"linear_projections.{number}.proj"
+        copied |= {
+            f"fuse.{number}.weight": part,
+            f"projections.{number}.weight": state[f"{projection}.weight"][..., None, None],
+            f"projections.{number}.bias": state[f"{projection}.bias"],
+        }
+    ours.load_state_dict(copied)
+    return ours.double(), theirs.double()
+
+
+@pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
+@torch.no_grad()
+def test_segformer_equals_transformers_in_evaluation(sides):
+    ours, theirs = segformer_pair(dropout=0.1)
+    maps = stage_maps(sides)
+    logits = ours.eval()(maps)
+    assert logits.shape == (2, NUM_CLASSES, *sides[0])
+    torch.testing.assert_close(logits, theirs.eval()(maps))
+
+
+@pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
+def test_segformer_equals_transformers_in_training(sides):
+    """Logits, gradients of the maps, gradient of the mixing weights, running statistics."""
+    ours, theirs = segformer_pair(dropout=0.0)
+    maps = stage_maps(sides)
+    upstream = torch.randn(2, NUM_CLASSES, *sides[0], dtype=torch.double)
+    logits, their_logits = ours.train()(maps), theirs.train()(maps)
+    torch.testing.assert_close(logits, their_logits)
+    gradients = torch.autograd.grad((logits * upstream).sum(), [*maps, *(f.weight for f in ours.fuse)])
+    theirs_too = torch.autograd.grad((their_logits * upstream).sum(), [*maps, theirs.linear_fuse.weight])
+    torch.testing.assert_close(gradients[:4], theirs_too[:4])
+    torch.testing.assert_close(torch.cat(gradients[:3:-1], dim=1), theirs_too[4])
+    torch.testing.assert_close(ours.norm.running_var, theirs.batch_norm.running_var)
+
+
+def test_segformer_drops_only_in_training():
+    ours, _ = segformer_pair(dropout=0.5)
+    maps = [x.detach() for x in stage_maps([(4, 4), (2, 2), (1, 1), (1, 1)])]
+    assert not torch.equal(ours.train()(maps), ours(maps))
+    assert torch.equal(ours.eval()(maps), ours(maps))
+
+
+def test_caswit_takes_the_segformer_head(tmp_path):
+    """In both branches, and through a model folder."""
+    settings = ModelConfig(size="pico", decoder="segformer", decoder_channels=16)
+    info = ModelInfo(model=settings, tile=TILE, classes=CLASSES)
+    network = build(info, context_head=True).train()
+    assert isinstance(network.decoder, SegformerHead)
+    assert isinstance(network.context_decoder, SegformerHead)
+    images = torch.rand(2, 3, 64, 64) * 255, torch.rand(2, 3, 64, 64) * 255
+    assert [tuple(x.shape) for x in network(*images)] == [(2, 3, 64, 64)] * 2
+    save_model(network, info, tmp_path / "model")
+    loaded = load_model(tmp_path / "model").network
+    torch.testing.assert_close(loaded(*images), network.eval()(*images))

@@ -15,6 +15,8 @@ from caswit import metrics
 from caswit.config import IGNORE_INDEX
 from caswit.errors import DataError
 from caswit.metrics import Counts
+from caswit.raster.io import Raster
+from caswit.raster.windows import Window
 
 exact = settings(derandomize=True, deadline=None, max_examples=60)
 masks = arrays(bool, st.tuples(st.integers(1, 24), st.integers(1, 24)))
@@ -102,6 +104,26 @@ def test_boundary_counts_equal_the_reference_class_by_class(seed, band_px):
         assert counts.boundary_intersection[index] == (in_truth & in_prediction).sum()
         assert counts.boundary_union[index] == (in_truth | in_prediction).sum()
     assert counts.boundary_intersection.any()
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("band_px", [1, 3, 14, 40])
+def test_boundary_counts_of_real_masks_equal_the_reference(real_data, band_px):
+    """Hand-drawn labels of Dubai; the prediction is the same, moved by a few pixels."""
+    with Raster(real_data / "dubai" / "tile4_label.tif") as raster:
+        truth = raster.read_band(Window(200, 300, 512, 512), fill=0)
+    ids = np.unique(truth)
+    assert ids.size >= 4
+    truth = np.where(truth == 0, IGNORE_INDEX, truth - 1).astype(np.uint8)  # id 0 is unlabelled
+    prediction = np.roll(np.where(truth == IGNORE_INDEX, 0, truth), (3, -4), axis=(0, 1))
+    counts = metrics.count(prediction, truth, num_classes=5, band_px=band_px)
+    labelled = truth != IGNORE_INDEX
+    for index in range(5):
+        in_truth = reference_band((truth == index) & labelled, band_px)
+        in_prediction = reference_band((prediction == index) & labelled, band_px)
+        assert counts.boundary_intersection[index] == (in_truth & in_prediction).sum()
+        assert counts.boundary_union[index] == (in_truth | in_prediction).sum()
+    assert (counts.boundary_intersection > 0).sum() >= 3
 
 
 @pytest.mark.parametrize("absent", [(), (3,), (2, 5)])

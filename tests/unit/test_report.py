@@ -121,6 +121,8 @@ def test_json_says_what_was_evaluated_with_what(written, evaluation):
         "dataset": "dubai",
         "split": "val",
         "model": "caswit-nano",
+        "model_sha256": "",
+        "protocol": None,
         "scenes": 1,
         "tiles": 1,
         "tile_px": 48,

@@ -123,7 +123,7 @@ def test_a_missing_context_is_named():
 
 
 def test_names_of_encoders_and_fusion_are_those_of_a_trained_model():
-    trained = CASWiT(num_classes=3, context_head=False, **vars(ModelConfig(size="nano")))
-    bare = CASWiT(num_classes=0, **vars(ModelConfig(size="nano")))
+    trained = CASWiT(num_classes=3, context_head=False, **ModelConfig(size="nano").of_caswit)
+    bare = CASWiT(num_classes=0, **ModelConfig(size="nano").of_caswit)
     parts = {"hr_encoder", "context_encoder", "fusion"}
     assert {n for n in trained.state_dict() if n.split(".")[0] in parts} == set(bare.state_dict())

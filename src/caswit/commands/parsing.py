@@ -1,11 +1,21 @@
 """What the command lines have in common."""
 
 import dataclasses
+import re
 from typing import TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
 T = TypeVar("T")
+
+
+def plain_message(message: str) -> str:
+    """What jsonargparse says about an argument, in a user's words and one line."""
+    text = " ".join(message.split())
+    text = re.sub(r"Does not validate .* Subtypes: \[(.*?)\] Errors: .* Given value: ", r"expected \1, got ", text)
+    text = re.sub(r"Expected an? (.*)\. Got value: ", r"expected \1, got ", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null").replace("typing.Literal", "one of ")
+    return re.sub(r'^Parser key "(.*?)": ', r"--\1: ", text)
 
 
 def make_parser(name: str, description: str, usage: str | None = None) -> ArgumentParser:

@@ -15,6 +15,7 @@ from caswit.config.running import (
     FiguresConfig,
     InspectConfig,
     Precision,
+    ProtocolName,
 )
 from caswit.config.serving import ServeConfig
 from caswit.config.sources import (
@@ -27,6 +28,7 @@ from caswit.config.sources import (
     UrurSource,
 )
 from caswit.config.starting import InitConfig, WeightSource, parse_init
+from caswit.config.table import PaperFigures, RowConfig, TableConfig
 from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
 
 __all__ = [
@@ -54,16 +56,20 @@ __all__ = [
     "Norm",
     "OnError",
     "OutputConfig",
+    "PaperFigures",
     "Precision",
     "PredictConfig",
     "PretrainConfig",
     "PretrainRecipe",
+    "ProtocolName",
     "Recipe",
+    "RowConfig",
     "ServeConfig",
     "Size",
     "SourceConfig",
     "Stem",
     "SwissimageSource",
+    "TableConfig",
     "TileConfig",
     "TrainConfig",
     "UrurSource",

@@ -1,12 +1,16 @@
 """Settings of the network and of what it sees."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from caswit.config.checks import check
 
-Size = Literal["nano", "tiny", "small", "base", "large"]
-Decoder = Literal["upernet"]
+Size = Literal["pico", "nano", "tiny", "small", "base", "large"]
+Decoder = Literal["upernet", "segformer"]
+Arch = Literal[
+    "caswit", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan", "deeplabv3", "deeplabv3plus",
+    "upernet", "segformer",
+]  # fmt: skip
 Norm = Literal["batch", "group"]
 Stem = Literal["patch", "conv"]
 NUM_STAGES = 4
@@ -53,12 +57,19 @@ class TileConfig:
 class ModelConfig:
     """The network. Defaults are the paper's CASWiT-Base."""
 
+    arch: Arch = "caswit"
+    """caswit, or a baseline of segmentation_models_pytorch, which sees the tile alone; of the other settings only
+    encoder, encoder_weights, mean and std are for those."""
+    encoder: str | None = None
+    """Encoder of a baseline, by its name in segmentation_models_pytorch, e.g. resnet18; null for caswit."""
+    encoder_weights: str | None = None
+    """Weights that segmentation_models_pytorch downloads for the encoder before training, e.g. imagenet; null: none."""
     size: Size = "base"
-    """Swin size of both branches: nano (two CPU cores), tiny, small, base (the paper), large."""
+    """Swin size of both branches: pico, nano (two CPU cores), tiny, small, base (the paper), large."""
     stem: Stem = "patch"
     """patch: Swin's linear layer on 4 px patches (the paper); conv: 3x3 convolutions, for few labels from scratch."""
     decoder: Decoder = "upernet"
-    """Decoder head."""
+    """Decoder head: upernet (the paper's first version) or segformer (its second)."""
     fusion_stages: tuple[int, ...] = (1, 2, 3, 4)
     """Stages after which hr reads the context; [] is the plain Swin + UPerNet, without a context branch."""
     gated: bool = False
@@ -78,10 +89,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse names and stages that do not exist and rates that make no sense."""
-        for name, choices in (("size", Size), ("stem", Stem), ("decoder", Decoder), ("decoder_norm", Norm)):
+        names = {"arch": Arch, "size": Size, "stem": Stem, "decoder": Decoder, "decoder_norm": Norm}
+        for name, choices in names.items():
             value = getattr(self, name)
             allowed = get_args(choices)
             check(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        self._check_baseline()
         stages = self.fusion_stages
         check(
             list(stages) == sorted(set(stages) & set(range(1, NUM_STAGES + 1))),
@@ -96,3 +109,29 @@ class ModelConfig:
             self.decoder_channels is None or self.decoder_channels > 0,
             f"decoder_channels must be above 0, got {self.decoder_channels}; try 96 or 512",
         )
+
+    def _check_baseline(self) -> None:
+        """Refuse settings that mean nothing for the architecture."""
+        if self.arch == "caswit":
+            for name in ("encoder", "encoder_weights"):
+                value = getattr(self, name)
+                check(value is None, f"{name} is for baselines, got {value!r} with arch caswit; leave it out")
+            return
+        check(self.encoder is not None, f"arch {self.arch} needs an encoder; try encoder: resnet18")
+        shared = {"arch", "encoder", "encoder_weights", "mean", "std"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            check(
+                field.name in shared or value == field.default,
+                f"{field.name} is for caswit, got {value!r} with arch {self.arch}; leave it out",
+            )
+
+    @property
+    def of_caswit(self) -> dict[str, Any]:
+        """The settings that ``caswit.model.CASWiT`` takes."""
+        return {name: value for name, value in vars(self).items() if name not in ("arch", "encoder", "encoder_weights")}
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether the network has a context branch."""
+        return self.arch == "caswit" and bool(self.fusion_stages)

@@ -126,6 +126,7 @@ class PretrainRecipe:
     def __post_init__(self) -> None:
         """Refuse networks of which a part would learn nothing."""
         _ = self.start
+        check(self.model.arch == "caswit", f"pretraining is for arch caswit, got {self.model.arch}; leave it out")
         unread = [s for s in self.model.fusion_stages if s < NUM_STAGES]
         check(
             self.model.feed_forward or not unread,

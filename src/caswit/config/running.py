@@ -1,12 +1,13 @@
 """Settings of scoring a trained model, and of the demonstration."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from caswit.config.checks import check
 from caswit.config.network import TileConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
+ProtocolName = Literal["flair15", "urur8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,13 @@ class ComputeConfig:
 class EvaluateConfig(ComputeConfig):
     """How labelled scenes are scored."""
 
+    protocol: ProtocolName | None = None
+    """Classes that count: flair15 (FLAIR-HUB without ids 15-18, predicted or true), urur8 (URUR with "others"); null:
+    those of the dataset."""
     boundary_ratio: float = 0.02
     """Width of the band of Boundary IoU, as a share of the tile's diagonal (0.02: the reference)."""
+    boundary_px: int | None = None
+    """The same in pixels, instead of the share."""
     pictures: int = 6
     """Tiles shown in the report: half of them the worst, half the best."""
     without_context: bool = False
@@ -42,6 +48,15 @@ class EvaluateConfig(ComputeConfig):
         """Refuse settings that cannot score."""
         super().__post_init__()
         check(self.pictures >= 0, f"pictures must be 0 or more, got {self.pictures}")
+        allowed = get_args(ProtocolName)
+        check(
+            self.protocol is None or self.protocol in allowed,
+            f"protocol must be one of {', '.join(allowed)} or null, got {self.protocol!r}",
+        )
+        check(
+            self.boundary_px is None or self.boundary_px >= 1,
+            f"boundary_px must be at least 1, got {self.boundary_px}; try 3",
+        )
         check(
             0 < self.boundary_ratio < 1,
             f"boundary_ratio must be between 0 and 1, got {self.boundary_ratio}; try 0.02",

@@ -105,6 +105,10 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse weights that are not described as they should be."""
         _ = self.start
+        check(
+            self.init is None or self.model.arch == "caswit",
+            f"init is for arch caswit, got {self.init!r} with {self.model.arch}; try model.encoder_weights: imagenet",
+        )
 
     @property
     def start(self) -> InitConfig | None:

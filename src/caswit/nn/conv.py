@@ -13,12 +13,13 @@ class ConvNormReLU(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm, stride: int = 1) -> None:
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
-            _norm(norm, out_channels),
+            norm_layer(norm, out_channels),
             nn.ReLU(),
         )
 
 
-def _norm(norm: Norm, channels: int) -> nn.Module:
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """Normalisation of (B, C, H, W) maps."""
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     # About 16 channels a group. Statistics of one image only: for batches of one, and for exact data parallelism.

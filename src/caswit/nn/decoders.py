@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caswit.config import Norm
-from caswit.nn.conv import ConvNormReLU
+from caswit.nn.conv import ConvNormReLU, norm_layer
 from caswit.nn.upsampled import conv3x3_of_enlarged
 
 POOL_SCALES = (1, 2, 3, 6)
@@ -54,3 +54,40 @@ class UPerNetHead(nn.Module):
         convolve, norm, relu = self.fuse
         assert isinstance(convolve, nn.Conv2d)
         return self.classify(relu(norm(conv3x3_of_enlarged(pyramid, convolve.weight))))
+
+
+class SegformerHead(nn.Module):
+    """Project every map to one width, upsample, mix by 1x1 convolution (Xie et al. 2021).
+
+    The usual way concatenates the upsampled maps and mixes those. Mixing channels and upsampling commute, so each
+    map is mixed by its own part of that convolution where it is small, and the results are added.
+
+    Args:
+        in_channels: Channels of the stage maps, shallow to deep.
+        channels: Width of the decoder.
+        num_classes: Channels of the logits.
+        norm: "batch" (the usual SegFormer) or "group".
+        dropout: Share of the channels' values that is dropped before the classifier, in training only.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        *,
+        channels: int,
+        num_classes: int,
+        norm: Norm = "batch",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        self.fuse = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in in_channels)
+        self.norm = norm_layer(norm, channels)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Stage maps (B, C_s, H_s, W_s), shallow to deep -> logits (B, K, H_1, W_1)."""
+        mixed = [fuse(project(x)) for fuse, project, x in zip(self.fuse, self.projections, maps, strict=True)]
+        merged = sum((_resize(x, mixed[0]) for x in mixed[1:]), start=mixed[0])
+        return self.classify(self.dropout(F.relu(self.norm(merged))))
