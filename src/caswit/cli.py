@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"caswit {__version__}")
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # pictures are welcome
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what GDAL says is part of our errors
     logging.getLogger("pyogrio").setLevel(logging.WARNING)
     for part in ("fabric", "pytorch"):  # says its precision twice at every start; the parents set their own levels

@@ -35,7 +35,11 @@ def command_blocks(page: Path) -> list[tuple[str, bool]]:
 
 def commands(block: str) -> list[list[str]]:
     """The words of every line that a user types."""
-    return [shlex.split(line[2:], comments=True) for line in block.splitlines() if line.startswith("$ ")]
+    return [
+        shlex.split(line[2:], comments=True)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("$ ")
+    ]
 
 
 @pytest.fixture(scope="module")

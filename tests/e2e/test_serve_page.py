@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from caswit.config import PredictConfig
-from caswit.predict import predict
+from caswit.mapping.run import predict
 from caswit.raster.io import write_raster
 from caswit.raster.windows import Window, blocks
 from conftest import CLASSES, picture
@@ -80,7 +80,7 @@ def address(folder, model_folder):
         assert found, line
         yield found[1]
         server.terminate()
-        assert server.wait(30) in (0, -15)
+        assert server.wait(30) in (0, 143)
 
 
 @pytest.fixture

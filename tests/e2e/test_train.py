@@ -270,7 +270,8 @@ class TestRefusals:
         content = yaml.safe_load(landscapes.read_text())
         for scene in content["scenes"]:
             scene |= {key: str(landscapes.parent / scene[key]) for key in ("image", "label")}
-        content["scenes"][1]["label"] = content["scenes"][1]["image"]
+        content["scenes"][1]["label"] = str(tmp_path / "two.tif")
+        write_raster(tmp_path / "two.tif", np.ones((2, 96, 128), np.uint8), crs="EPSG:2154", gsd_m=0.2)
         broken = tmp_path / "dataset.yaml"
         broken.write_text(yaml.safe_dump(content))
         with pytest.raises(DataError, match="one band of class ids"):

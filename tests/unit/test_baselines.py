@@ -14,8 +14,8 @@ from caswit.config import EvaluateConfig, ModelConfig, PredictConfig, TileConfig
 from caswit.errors import ConfigError
 from caswit.evaluate import evaluate
 from caswit.info import costs, describe
+from caswit.mapping.run import predict
 from caswit.model import TrainingLogits
-from caswit.predict import predict
 from caswit.raster.io import Raster
 from caswit.raster.windows import Window
 from conftest import CLASSES, TILE, picture

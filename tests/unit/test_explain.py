@@ -12,9 +12,10 @@ from caswit.errors import ConfigError, ModelError
 from caswit.explain import AS_IT_IS, BLACK, ELSEWHERE, explain_pixel, recorded_attention
 from caswit.explain_figure import explanation_figure
 from caswit.heat import LEAST_PEAK, as_overlay, mark, normalised, over_image
+from caswit.mapping.run import predict
 from caswit.model import CASWiT
 from caswit.nn.fusion import CrossAttention
-from caswit.predict import classifier, predict
+from caswit.predict import classifier
 from caswit.raster.io import Raster
 from caswit.raster.windows import Window, owner, tile_grid
 from caswit.surroundings import exchanged, without_surroundings

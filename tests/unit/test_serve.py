@@ -16,7 +16,7 @@ from PIL import Image
 from caswit.checkpoint import load_model
 from caswit.config import ComputeConfig, PredictConfig, ServeConfig
 from caswit.errors import ConfigError, DataError
-from caswit.predict import predict
+from caswit.mapping.run import predict
 from caswit.raster.io import write_raster
 from caswit.raster.pyramid import Pyramid
 from caswit.raster.windows import Window, blocks

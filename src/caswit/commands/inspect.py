@@ -17,7 +17,7 @@ def parser() -> ArgumentParser:
     command.add_argument("--split", default="train", help="split to look at")
     command.add_argument("--n", type=int, default=6, help="tiles to show, spread over the split")
     command.add_argument("--out", type=str, required=True, help="folder to write")
-    command.add_argument("--skip-broken", action="store_true", help="leave out what is missing or broken, and list it")
+    command.add_argument("--skip_broken", action="store_true", help="leave out what is missing or broken, and list it")
     command.add_class_arguments(InspectConfig)
     return command
 

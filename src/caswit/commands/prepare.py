@@ -13,7 +13,7 @@ def parser() -> ArgumentParser:
     command.add_argument("kind", choices=["urur"], help="the dataset")
     command.add_argument("root", type=str, help="folder that holds train/, val/ and test/")
     command.add_argument("--workers", type=int, default=2, help="files written at the same time")
-    command.add_argument("--skip-broken", action="store_true", help="leave out what is missing or broken, and list it")
+    command.add_argument("--skip_broken", action="store_true", help="leave out what is missing or broken, and list it")
     return command
 
 
