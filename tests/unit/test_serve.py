@@ -286,7 +286,7 @@ class TestGrowingMap:
         finished.unlink()
         parts = folder / "new.tif.parts"
         parts.mkdir()
-        manifest = {"images": f"{folder / 'scene.tif'} (abc)", "overlap_px": "8", "block_px": "60", "model": "m (d)"}
+        manifest = {"images": f"{folder / 'scene.tif'} (abc)", "tile_px": "32", "overlap_px": "8", "block_px": "60"}
         (parts / "manifest.json").write_text(json.dumps(manifest))
         windows = [b.window for b in blocks(90, 130, 32, 8, 60)]
         return parts, windows, classes

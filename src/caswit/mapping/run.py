@@ -133,6 +133,7 @@ def _manifest(job: Job, loaded: LoadedModel, run: MapRunConfig, names: Sequence[
         "bands": str(settings.bands or loaded.info.bands),
         "rescale": str(settings.rescale),
         "read_at_m": str(job.read_at_m),
+        "tile_px": str(loaded.info.tile.tile_px),
         "overlap_px": str(overlap_of(settings, loaded.info.tile.tile_px)),
         "blend": str(settings.blend),
         "block_px": str(settings.block_px),

@@ -57,13 +57,11 @@ class Collection:
     Args:
         where: A folder, or a raster; of a raster, only what belongs to it is shown.
         table: Classes for maps that name none: the model's.
-        tile_px: Side of the model's tiles, where there is a model.
         bands: Bands of the images that are red, green and blue, from 1.
     """
 
     where: Path
     table: ClassTable | None = None
-    tile_px: int | None = None
     bands: tuple[int, int, int] = (1, 2, 3)
     _pyramids: dict[Path, tuple[int, Pyramid]] = field(default_factory=dict)
     _views: dict[str, View] = field(default_factory=dict)
@@ -128,7 +126,7 @@ class Collection:
 
     def _growing(self, image: Path, grid: Grid, journals: Sequence[Path], finished: set[Path]) -> Iterator[Layer]:
         for folder in journals:
-            journal = read_journal(folder, grid, self.tile_px)
+            journal = read_journal(folder, grid)
             if journal is None or Path(journal.images.split(" (")[0]).name != image.name:
                 continue
             if journal.out in finished:

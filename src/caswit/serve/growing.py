@@ -17,7 +17,7 @@ from caswit.raster.grid import Grid
 from caswit.raster.io import Bool
 from caswit.raster.pyramid import Pyramid
 from caswit.raster.resample import Axis, reading_ratio
-from caswit.raster.windows import Window, blocks
+from caswit.raster.windows import Window, block_windows
 
 SUFFIX = ".parts"
 
@@ -39,49 +39,41 @@ class Journal(NamedTuple):
     """Blocks, those without data included."""
 
 
-def read_journal(folder: Path, grid: Grid, tile_px: int | None = None) -> Journal | None:
+def read_journal(folder: Path, grid: Grid) -> Journal | None:
     """Read a folder of parts; None if it does not fit an image on this grid.
 
     Args:
         folder: OUT.tif.parts.
         grid: Of the image.
-        tile_px: Side of the model's tiles, where it is known.
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         names = sorted(f.name for f in folder.iterdir() if f.suffix in (".tif", ".none") and f.stem.isdigit())
-        windows = _windows(manifest, grid, tile_px, [folder / n for n in names if n.endswith(".tif")])
+        windows = _windows(manifest, grid)
     except (OSError, ValueError, KeyError):  # it may vanish while we look: the map is then complete
         return None
-    if windows is None or any(int(n.split(".")[0]) >= len(windows) for n in names):
+    tifs = [folder / n for n in names if n.endswith(".tif")]
+    if any(int(n.split(".")[0]) >= len(windows) for n in names):
+        return None
+    if any(_size(part) != windows[int(part.stem)][2:] for part in {*tifs[:1], *tifs[-1:]}):
         return None
     area_px = sum(w.height * w.width for w in (windows[int(n.split(".")[0])] for n in names))
     return Journal(
         out=folder.with_name(folder.name.removesuffix(SUFFIX)),
         images=str(manifest.get("images", "")),
         model=str(manifest.get("model", "")),
-        parts={folder / n: windows[int(n.split(".")[0])] for n in names if n.endswith(".tif")},
+        parts={part: windows[int(part.stem)] for part in tifs},
         done=area_px / (grid.height * grid.width),
         finished=len(names),
     )
 
 
-def _windows(
-    manifest: Mapping[str, Any], grid: Grid, tile_px: int | None, parts: Sequence[Path]
-) -> list[Window] | None:
-    """Where the blocks lie: of the tile sides that are likely, the one that fits the parts there are."""
-    overlap_px, block_px = int(manifest["overlap_px"]), int(manifest["block_px"])
-    usual = (manifest.get("tile_px"), tile_px, 4 * overlap_px, 2 * overlap_px)  # a quarter overlaps; half in blending
+def _windows(manifest: Mapping[str, Any], grid: Grid) -> list[Window]:
+    """Where the blocks lie."""
     rows, cols = _axes(manifest, grid)
-    for side in dict.fromkeys(int(t) for t in usual if t):
-        if side <= overlap_px:
-            continue
-        plan = blocks(rows.length, cols.length, side, overlap_px, max(1, round(block_px / rows.ratio)))
-        windows = [_native(block.window, rows, cols) for block in plan]
-        sample = [parts[0], parts[-1]] if parts else []
-        if all(int(p.stem) < len(windows) and _size(p) == windows[int(p.stem)][2:] for p in sample):
-            return windows
-    return None
+    tile_px, overlap_px, block_px = (int(manifest[key]) for key in ("tile_px", "overlap_px", "block_px"))
+    plan = block_windows(rows.length, cols.length, tile_px, overlap_px, max(1, round(block_px / rows.ratio)))
+    return [_native(window, rows, cols) for window in plan]
 
 
 def _axes(manifest: Mapping[str, Any], grid: Grid) -> tuple[Axis, Axis]:

@@ -33,7 +33,6 @@ def serve(where: Path, model: Path | None, settings: ServeConfig, *, say: Callab
     collection = Collection(
         where,
         table=None if info is None else info.classes,
-        tile_px=None if info is None else info.tile.tile_px,
         bands=(1, 2, 3) if info is None else info.bands,
     )
     count = len(collection.views())
