@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # pictures are welcome
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what GDAL says is part of our errors
+    logging.getLogger("numexpr").setLevel(logging.WARNING)  # says how many threads it has
     logging.getLogger("pyogrio").setLevel(logging.WARNING)
     for part in ("fabric", "pytorch"):  # says its precision twice at every start; the parents set their own levels
         logging.getLogger(f"lightning.{part}.utilities.rank_zero").setLevel(logging.WARNING)
