@@ -52,7 +52,7 @@ def folder(tmp_path_factory, model_folder) -> Path:
     predict(where / "scene.tif", where / "scene_map.tif", model_folder, PredictConfig(device="cpu", batch=8))
     parts = where / "zweite_map.tif.parts"
     parts.mkdir()
-    manifest = {"images": f"{where / 'zweite.tif'} (abc)", "overlap_px": "8", "block_px": "128"}
+    manifest = {"images": f"{where / 'zweite.tif'} (abc)", "tile_px": "32", "overlap_px": "8", "block_px": "128"}
     (parts / "manifest.json").write_text(json.dumps(manifest))
     add_part(where, 0)
     return where
