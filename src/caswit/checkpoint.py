@@ -54,7 +54,7 @@ class LoadedModel(NamedTuple):
     info: ModelInfo
     name: str
     digest: str
-    """First 16 hexadecimal digits of the SHA-256 of its weights file."""
+    """SHA-256 in hexadecimal digits of its weights file."""
 
 
 def save_model(network: Network, info: ModelInfo, folder: Path) -> None:
@@ -116,8 +116,8 @@ def model_folder(path: Path | str) -> Path:
 
 
 def file_digest(folder: Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a model folder's weights."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16]
+    """SHA-256 in hexadecimal digits of a model folder's weights."""
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
 def build(info: ModelInfo, *, context_head: bool = False, pretrained: bool = False) -> Network:

@@ -55,7 +55,7 @@ def describe(model: Path) -> str:
         else "the tile alone"
     )
     lines = [
-        f"model          {loaded.name} (sha256 {loaded.digest}...)",
+        f"model          {loaded.name} (sha256 {loaded.digest})",
         f"network        {_network(info.model)}",
         f"parameters     {sum(cost.parameters.values()) / 1e6:.2f} M",
         *(f"  {part:<15}{count / 1e6:8.3f} M" for part, count in cost.parameters.items()),

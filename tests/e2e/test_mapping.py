@@ -1,20 +1,25 @@
 """Maps of many blocks: inputs, resuming, outputs."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyogrio
+import pystac
 import pytest
 import rasterio
 import shapely
 import torch
+from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from rio_cogeo import cog_validate
+from stac_model.schema import MLModelProperties
 
 from caswit.checkpoint import load_model
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
@@ -44,6 +49,17 @@ def expected(path, model_folder, tmp_path) -> np.ndarray:
     """The map, undisturbed."""
     predict(path, tmp_path / "expected.tif", model_folder, BLOCKS)
     return read(tmp_path / "expected.tif")
+
+
+@pytest.fixture
+def served(path, tmp_path) -> Iterator[tuple[str, Path]]:
+    """The image on a server: its address, and the log of the ranges that were asked for."""
+    log = tmp_path / "ranges.txt"
+    command = [sys.executable, str(Path(__file__).parents[1] / "ranges.py"), str(path), str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"127.0.0.1:{process.stdout.readline().strip()}", log
+        process.kill()
 
 
 class TestInputs:
@@ -98,6 +114,22 @@ class TestInputs:
         np.testing.assert_array_equal(found, read(tmp_path / "made.tif"))
         assert found.shape == (180, 260)
         assert (found != read(tmp_path / "map.tif")).any()
+
+    @pytest.mark.parametrize("address", ["http://{}/image.tif", "s3://bucket/image.tif"])
+    def test_addresses(self, path, model_folder, tmp_path, expected, served, monkeypatch, address):
+        """The address is read like a file; both ways through a server that answers ranges."""
+        server, log = served
+        options = {"AWS_S3_ENDPOINT": server, "AWS_NO_SIGN_REQUEST": "YES", "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE"}
+        for name, value in options.items():
+            monkeypatch.setenv(name, value)
+        predict(address.format(server), tmp_path / "map.tif", model_folder, BLOCKS)
+        assert np.array_equal(read(tmp_path / "map.tif"), expected)
+        assert log.exists()  # read by ranges, not downloaded
+
+    def test_an_address_that_does_not_answer(self, model_folder, tmp_path, served):
+        with pytest.raises(DataError, match=r"none\.tif"):
+            predict(f"http://{served[0]}/none.tif", tmp_path / "map.tif", model_folder, BLOCKS)
+        assert not list(tmp_path.glob("map*"))
 
     def test_only_what_an_area_touches(self, path, model_folder, tmp_path, expected, monkeypatch):
         """In another CRS: a triangle of which the upper left is inside."""
@@ -353,6 +385,13 @@ class TestOutputs:
         assert about["mlm:total_parameters"] == sum(p.numel() for p in load_model(model_folder).network.parameters())
         assert [i["input"]["shape"] for i in about["mlm:input"]] == [[-1, 3, 32, 32]] * 2
         assert [c["value"] for c in about["mlm:output"][0]["classification:classes"]] == [1, 2, 7]
+        validator = JsonSchemaSTACValidator()  # schemas of extensions need a network; the package of one is a second opinion
+        assert validator.validate_core(item, pystac.STACObjectType.ITEM, "1.1.0")
+        MLModelProperties.model_validate(about)
+        named = {band["name"] for band in about["bands"]}  # a rule of the extension's schema that the package leaves out
+        assert all(named == set(i["bands"]) for i in about["mlm:input"])
+        weights = (model_folder / "model.safetensors").read_bytes()
+        assert item["assets"]["model"]["file:checksum"] == "1220" + hashlib.sha256(weights).hexdigest()
         west, south, east, north = item["bbox"]
         assert 2.9 < west < east < 3.1
         assert 46.4 < south < north < 46.6

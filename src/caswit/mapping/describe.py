@@ -22,7 +22,12 @@ _EXTENSIONS = [
     f"{_STAC}/mlm/v1.4.0/schema.json",
     f"{_STAC}/classification/v2.0.0/schema.json",
     f"{_STAC}/projection/v2.0.0/schema.json",
+    f"{_STAC}/processing/v1.2.0/schema.json",
+    f"{_STAC}/file/v2.1.0/schema.json",
 ]
+_BANDS = ("red", "green", "blue")
+_SHA256 = "1220"
+"""What a multihash begins with: the algorithm and its length, 32 bytes."""
 
 
 def tags(job: Job, loaded: LoadedModel, precision: str) -> dict[str, str]:
@@ -76,10 +81,12 @@ def qgis_style(table: ClassTable) -> bytes:
 def stac_item(out: Path, grid: Grid, job: Job, loaded: LoadedModel, others: Mapping[str, Path]) -> bytes:
     """A STAC item of the map and what was made with it; its properties describe the model."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    bands = [{"name": name} for name in _BANDS]
     properties: dict[str, Any] = {
         "datetime": now,
         "created": now,
         "processing:software": {"caswit": __version__},
+        "bands": bands,
         "proj:shape": [grid.height, grid.width],
         "proj:transform": [round(v, 9) for v in grid.matrix.flatten().tolist()],
         "proj:wkt2": grid.crs.to_wkt() if grid.crs else None,
@@ -99,7 +106,8 @@ def stac_item(out: Path, grid: Grid, job: Job, loaded: LoadedModel, others: Mapp
             "type": "application/octet-stream; framework=pytorch",
             "roles": ["mlm:model"],
             "mlm:artifact_type": "safetensors",
-            "file:checksum_sha256": loaded.digest,
+            "bands": bands,  # with those of the properties, which are allowed only where an asset has some
+            "file:checksum": _SHA256 + loaded.digest,
         },
     }
     bounds = grid.degrees
@@ -119,7 +127,6 @@ def stac_item(out: Path, grid: Grid, job: Job, loaded: LoadedModel, others: Mapp
 
 def _model(loaded: LoadedModel) -> dict[str, Any]:
     info, tile = loaded.info, loaded.info.tile.tile_px
-    bands = ["red", "green", "blue"]
     order = ["batch", "channel", "height", "width"]
     pixels = {"shape": [-1, 3, tile, tile], "dim_order": order, "data_type": "uint8"}
     scaling = [
@@ -137,7 +144,7 @@ def _model(loaded: LoadedModel) -> dict[str, Any]:
         "mlm:framework_version": torch.__version__,
         "mlm:total_parameters": sum(p.numel() for p in loaded.network.parameters()),
         "mlm:input": [
-            {"name": name, "description": text, "bands": bands, "input": pixels, "value_scaling": scaling}
+            {"name": name, "description": text, "bands": list(_BANDS), "input": pixels, "value_scaling": scaling}
             for name, text in seen.items()
         ],
         "mlm:output": [
@@ -161,7 +168,7 @@ def _classes(table: ClassTable) -> list[dict[str, Any]]:
         {
             "value": c.id,
             "name": re.sub(r"[^a-zA-Z0-9_-]+", "_", c.name),
-            "title": c.name,
+            "description": c.name,
             "color_hint": c.color[1:].upper(),
         }
         for c in table.predicted
