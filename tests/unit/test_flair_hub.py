@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import rasterio
+from rasterio.enums import ColorInterp
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
 from caswit.data.classes import FLAIR_HUB_CLASSES
@@ -100,6 +101,19 @@ def test_other_bands_can_be_chosen(tree, pixels):
     file = write_dataset(tree.parent / "d.yaml", source={"kind": "flair_hub", "root": "flair"}, bands=[4, 1, 2])
     _, region, _ = whole(load_dataset(file), "train")
     np.testing.assert_array_equal(region.image, with_hole(pixels[[3, 0, 1]], 0))
+
+
+def test_no_near_infrared_is_not_no_data(tree, pixels, ids):
+    """GDAL calls the fourth band alpha unless it is told otherwise: where water reflected none, image and label vanished."""
+    dark = pixels.copy()
+    dark[3, 3:40, 5:60] = 0
+    make_flair_hub(tree, dark, ids, holes=[HOLE])
+    with rasterio.open(tree / flair_paths("3-1")[0]) as patch:
+        assert patch.colorinterp[3] == ColorInterp.alpha
+    _, region, labels = whole(load(tree), "train")
+    np.testing.assert_array_equal(region.image, with_hole(pixels[:3], 0))
+    np.testing.assert_array_equal(region.valid, with_hole(np.ones(ids.shape[1:], bool), False))
+    assert (labels[3:32, 5:60] != 255).mean() > 0.5
 
 
 def test_tiles_are_the_patches_and_their_context_the_neighbours(tree, pixels):

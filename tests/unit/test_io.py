@@ -7,9 +7,10 @@ import pytest
 import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rasterio.env import get_gdal_config
 
 from caswit.errors import DataError
-from caswit.raster.io import Raster, write_raster
+from caswit.raster.io import CACHE_MB, Raster, bounded_cache, write_raster
 from caswit.raster.windows import Window
 from conftest import georeference
 
@@ -233,3 +234,25 @@ def test_ids_say_where_there_are_any(make_raster, label):
     assert (values[5, 7], values[7, 9]) == (65_536, -1)
     assert known.sum() == 90 * 130 - 1
     assert not known[9, 11]
+
+
+def test_the_cache_of_blocks_is_bounded_and_there():
+    """It had room for 256 bytes: blocks were decoded once for the mask, again for the pixels, and for each window."""
+    outside = get_gdal_config("GDAL_CACHEMAX")
+    with bounded_cache():
+        assert get_gdal_config("GDAL_CACHEMAX") == CACHE_MB * 1024 * 1024
+    assert get_gdal_config("GDAL_CACHEMAX") == outside
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 0), ("uint8", 255), ("int16", -1), ("uint16", 65_535)])
+def test_nodata_of_ids_is_what_gdals_mask_says(make_raster, dtype, nodata):
+    """Seen from the values, without asking GDAL for its mask."""
+    ids = np.random.default_rng(0).integers(0, 3, (1, 90, 130)).astype(dtype)
+    ids[0, ::3, ::5] = nodata
+    path = make_raster(ids, nodata=nodata)
+    with Raster(path) as raster, rasterio.open(path) as src:
+        values, known = raster.read_ids(Window(-2, -3, 95, 140))
+        mask = src.dataset_mask() > 0
+    assert np.array_equal(known[2:92, 3:133], mask)
+    assert np.array_equal(values[2:92, 3:133], ids[0])
+    assert known.sum() == mask.sum() < mask.size

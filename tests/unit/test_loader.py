@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rasterio.errors import RasterioError
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
 from caswit.data.loader import TrainingSamples, training_loader
+from caswit.data.opened import OpenScenes
 from caswit.data.samples import OpenScene
 from caswit.data.scene import load_dataset
 from caswit.raster.windows import Window
@@ -28,6 +30,22 @@ def make_samples(file, sampling: str, *, seed: int = 0, context: bool = True) ->
 
 def equal(one: dict, other: dict) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_scenes_read_last_stay_open_and_others_are_closed(dataset_file, monkeypatch):
+    monkeypatch.setattr("caswit.data.opened.MAX_OPEN", 2)
+    dataset = load_dataset(dataset_file)
+    scenes = OpenScenes(dataset, dataset.scenes[:1] * 3)
+    first, second = scenes[0], scenes[1]
+    assert scenes[0] is first
+    third = scenes[2]  # in the place of the second, which was read before the first was read again
+    assert (scenes[0], scenes[2]) == (first, third)
+    with pytest.raises(RasterioError, match="closed"):
+        second.image.read_image(Window(0, 0, 8, 8))
+    assert scenes[1] is not second
+    scenes.forget()
+    first.image.read_image(Window(0, 0, 8, 8))  # still open: it may be another process's
+    assert scenes[0] is not first
 
 
 @pytest.mark.parametrize("sampling", ["grid", "random"])

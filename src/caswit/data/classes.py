@@ -121,8 +121,11 @@ class ClassTable:
         Raises:
             DataError: An id is not in the table.
         """
-        found = self._indices[np.clip(labels, 0, _MAX_ID)]
-        found[(labels < 0) | (labels > _MAX_ID)] = _UNKNOWN
+        if labels.dtype in (np.uint8, np.uint16):  # nearly all are, and none of their values is beyond the table
+            found = np.take(self._indices, labels)
+        else:
+            found = self._indices[np.clip(labels, 0, _MAX_ID)]
+            found[(labels < 0) | (labels > _MAX_ID)] = _UNKNOWN
         return self._checked(found, labels, path, ignore, "id")
 
     def color_indices(

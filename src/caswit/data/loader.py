@@ -12,6 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
 from caswit.data.augment import augment, only_labels
+from caswit.data.opened import OpenScenes
 from caswit.data.samples import OpenScene, Sample, scene_areas
 from caswit.data.scene import Dataset, Scene
 from caswit.errors import DataError
@@ -20,8 +21,6 @@ from caswit.raster.windows import Window, area_tiles, bounds
 log = logging.getLogger(__name__)
 _MAX_BROKEN = 20
 """Samples in a row that may be broken before that is an error after all."""
-_MAX_OPEN = 64
-"""Scenes a worker keeps open."""
 
 
 class Samples(Protocol):
@@ -66,7 +65,6 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         unlabelled: Sequence[Scene] | None = None,
     ) -> None:
         self.dataset, self.tile, self.augmentation, self.seed = dataset, tile, augmentation, seed
-        self.labels = unlabelled is None
         self.scenes = dataset.split(data.train_split) if unlabelled is None else tuple(unlabelled)
         self.random = data.sampling == "random"
         self.factor = tile.context_factor if context else None
@@ -82,7 +80,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
             picks = np.random.default_rng((seed, 1 << 33)).permutation(len(self.grid))
             count = math.ceil(round(data.label_fraction * len(self.grid), 9))
             self.labelled = self.grid = [self.grid[i] for i in sorted(picks[:count])]
-        self._open: dict[int, OpenScene] = {}
+        self._opened = OpenScenes(dataset, self.scenes, labels=unlabelled is None)
         self._epoch = -1
         self._order = np.zeros(0, np.int64)
 
@@ -109,7 +107,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
     def _sample(self, number: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, number))
         index, window = self._random_window(rng) if self.random else self._grid_window(number)
-        scene, factor = self._scene(index), 1.0
+        scene, factor = self._opened[index], 1.0
         if self.augmentation.scale:
             whole = scene
             scene, window = _scaled(whole, window, self.augmentation.scale, rng)
@@ -144,18 +142,9 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         row, col = (int(rng.integers(max(1, length - side + 1))) for length in (area.height, area.width))
         return scene, Window(area.row + row, area.col + col, side, side)
 
-    def _scene(self, index: int) -> OpenScene:
-        if index not in self._open:
-            if len(self._open) >= _MAX_OPEN:
-                self._open.pop(next(iter(self._open))).close()
-            dataset, scene = self.dataset, self.scenes[index]
-            classes = dataset.classes if self.labels else None
-            self._open[index] = OpenScene(scene, classes, dataset.bands, dataset.gsd_m)
-        return self._open[index]
-
     def forget_files(self) -> None:
         """Drop open files, which must not be shared between processes."""
-        self._open = {}
+        self._opened.forget()
 
 
 def _scaled(scene: OpenScene, window: Window, scale: float, rng: np.random.Generator) -> tuple[OpenScene, Window]:

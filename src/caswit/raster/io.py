@@ -109,13 +109,14 @@ class Raster:
         Returns:
             (3, H, W) uint8, black where not valid, and (H, W) bool.
         """
+        part = window.clipped(self.height, self.width)
+        if part == window:
+            return self._colours(part, bands)
         image = np.zeros((3, window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
-        part = window.clipped(self.height, self.width)
         if part.height and part.width:
             rows, cols = part.inside(window)
             image[:, rows, cols], valid[rows, cols] = self._colours(part, bands)
-            image *= valid
         return image, valid
 
     def is_empty(self, window: Window) -> bool:
@@ -134,13 +135,24 @@ class Raster:
 
     def read_ids(self, window: Window) -> tuple[NDArray[Any], Bool]:
         """Read band 1 as it is, 0 outside the raster, and where it has a value: (H, W) both."""
+        part = window.clipped(self.height, self.width)
+        if part == window:
+            return self._ids(part)
         values = np.zeros((window.height, window.width), self.dtype)
         known = np.zeros((window.height, window.width), bool)
-        part = window.clipped(self.height, self.width)
         if part.height and part.width:
             rows, cols = part.inside(window)
-            values[rows, cols], known[rows, cols] = self._read(part, 1), self._valid(part)
+            values[rows, cols], known[rows, cols] = self._ids(part)
         return values, known
+
+    def _ids(self, part: Window) -> tuple[NDArray[Any], Bool]:
+        """Band 1 and where it has a value, of a window inside the raster."""
+        values = self._read(part, 1)
+        nodata = self._src.nodata
+        whole = values.dtype.kind in "iu" and nodata is not None and float(nodata).is_integer()
+        if whole and self.count == 1 and self._src.mask_flag_enums[0] == [MaskFlags.nodata]:
+            return values, values != int(nodata)  # what GDAL's mask says too, without reading twice
+        return values, self._valid(part)
 
     def read_band(self, window: Window, fill: int) -> NDArray[Any]:
         """Read band 1 as it is, ``fill`` outside the raster and where it is nodata: (H, W)."""
@@ -148,15 +160,20 @@ class Raster:
         return np.where(known, values, np.array(fill, np.min_scalar_type(fill)))
 
     def _colours(self, part: Window, bands: tuple[int, int, int]) -> tuple[UInt8, Bool]:
-        """(3, H, W) and where valid, of a window inside the raster."""
+        """(3, H, W), black where not valid, and where valid, of a window inside the raster."""
         valid = self._valid(part)
         if self._palette is not None:
             index = self._read(part, 1)
-            return self._palette[:3][[b - 1 for b in bands]][:, index], valid & (self._palette[3][index] > 0)
-        pixels = self._read(part, list(bands))
-        if pixels.dtype.kind == "f":
-            valid &= np.isfinite(pixels).all(axis=0)
-        return pixels if self.rescale is None else rescaled(pixels, *self.rescale), valid
+            image = self._palette[:3][[b - 1 for b in bands]][:, index]
+            valid = valid & (self._palette[3][index] > 0)
+        else:
+            pixels = self._read(part, list(bands))
+            if pixels.dtype.kind == "f":
+                valid &= np.isfinite(pixels).all(axis=0)
+            image = pixels if self.rescale is None else rescaled(pixels, *self.rescale)
+        if not valid.all():
+            image *= valid
+        return image, valid
 
     def _read_palette(self) -> UInt8 | None:
         """(4, 256) red, green, blue, alpha by value, of a palette image."""
@@ -216,7 +233,7 @@ def is_remote(path: str) -> bool:
 @contextmanager
 def bounded_cache() -> Iterator[None]:
     """Within this context GDAL caches at most ``CACHE_MB`` of raster blocks."""
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB << 20):  # rasterio takes it in bytes, unlike the variable of that name
         yield
 
 

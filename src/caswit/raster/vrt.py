@@ -12,6 +12,11 @@ from caswit.raster.windows import Window, bounds
 Affine = tuple[float, float, float, float, float, float]
 """x = a col + b row + c, y = d col + e row + f."""
 _OFF_GRID_PX = 0.1
+_FILLED = (
+    '<VRTDataset rasterXSize="1" rasterYSize="1"><VRTRasterBand dataType="Byte" band="1">'
+    "<NoDataValue>255</NoDataValue></VRTRasterBand></VRTDataset>"
+)
+"""A raster of one pixel of 255: a mask of any size once it is stretched."""
 
 
 class Part(NamedTuple):
@@ -52,6 +57,7 @@ def mosaic_xml(
     transform: Affine,
     crs: str,
     nodata: int | None = None,
+    filled: bool = False,
 ) -> str:
     """A VRT of uint8 GeoTIFFs.
 
@@ -62,6 +68,7 @@ def mosaic_xml(
         transform: Of the mosaic.
         crs: As GDAL understands it, e.g. EPSG:2154, or empty.
         nodata: Value of gaps. None: gaps are black, and not valid by a mask.
+        filled: The files have data everywhere, whatever GDAL takes their masks to be. Else they say where themselves.
     """
     height, width = size
     a, b, c, d, e, f = transform
@@ -79,19 +86,30 @@ def mosaic_xml(
         lines.append("</VRTRasterBand>")
     if nodata is None:
         lines += ['<MaskBand><VRTRasterBand dataType="Byte">']
-        lines += [_source(part, "mask,1") for part in parts]
+        lines += [_filling(part) if filled else _source(part, "mask,1") for part in parts]
         lines += ["</VRTRasterBand></MaskBand>"]
     return "\n".join([*lines, "</VRTDataset>", ""])
 
 
+def _filling(part: Part) -> str:
+    return (
+        f'<SimpleSource><SourceFilename relativeToVRT="0" shared="0">{escape(_FILLED)}</SourceFilename>'
+        '<SourceBand>1</SourceBand><SourceProperties RasterXSize="1" RasterYSize="1" DataType="Byte"/>'
+        f'<SrcRect xOff="0" yOff="0" xSize="1" ySize="1"/>{_destination(part.window)}</SimpleSource>'
+    )
+
+
+def _destination(w: Window) -> str:
+    return f'<DstRect xOff="{w.col}" yOff="{w.row}" xSize="{w.width}" ySize="{w.height}"/>'
+
+
 def _source(part: Part, band: str) -> str:
     w = part.window
-    size = f'xSize="{w.width}" ySize="{w.height}"'
     # Where a file lies is said here: that GDAL need not ask it again halves the time of opening it.
     return (
         f'<SimpleSource><SourceFilename relativeToVRT="0" shared="0">{escape(part.path)}</SourceFilename>'
         '<OpenOptions><OOI key="GEOREF_SOURCES">NONE</OOI></OpenOptions>'
         f"<SourceBand>{band}</SourceBand>"
         f'<SourceProperties RasterXSize="{w.width}" RasterYSize="{w.height}" DataType="Byte"/>'
-        f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="{w.col}" yOff="{w.row}" {size}/></SimpleSource>'
+        f'<SrcRect xOff="0" yOff="0" xSize="{w.width}" ySize="{w.height}"/>{_destination(w)}</SimpleSource>'
     )

@@ -162,7 +162,8 @@ def _scene(
     flat = region.replace("/", "_")
     name = f"{flat}_{split}" if same_split else flat
     label_name = f"{flat}_{split}_label"
-    image = mosaics.write(name, parts, size, bands=header.bands, transform=transform, crs=crs)
+    # GDAL calls the fourth band of four alpha unless it is told otherwise; here it is near infrared.
+    image = mosaics.write(name, parts, size, bands=header.bands, transform=transform, crs=crs, filled=True)
     label = mosaics.write(label_name, labels, size, bands=1, transform=transform, crs=crs, nodata=_NO_LABEL)
     areas = tuple(sorted(windows[p.image] for p in patches))
     return Scene(image=image, label=label, split=split, areas=areas, checked=True)

@@ -51,13 +51,16 @@ class Mosaics:
         transform: Affine,
         crs: str,
         nodata: int | None = None,
+        filled: bool = False,
     ) -> Path:
         """The path of a mosaic as ``mosaic_xml`` describes it."""
         path = self.folder / f"{name}.vrt"
-        digest = hashlib.sha256(repr((*parts, size, bands, transform, crs, nodata)).encode()).hexdigest()
+        digest = hashlib.sha256(repr((*parts, size, bands, transform, crs, nodata, filled)).encode()).hexdigest()
         if self._digests.get(name) != digest or not path.exists():
             with atomic_path(path) as partial:
-                xml = mosaic_xml(parts, size, bands=bands, transform=transform, crs=crs, nodata=nodata)
+                xml = mosaic_xml(
+                    parts, size, bands=bands, transform=transform, crs=crs, nodata=nodata, filled=filled
+                )
                 partial.write_text(xml, encoding="utf-8")
             self._digests[name] = digest
             self._changed = True
