@@ -86,16 +86,32 @@ def mosaic_xml(
         lines.append("</VRTRasterBand>")
     if nodata is None:
         lines += ['<MaskBand><VRTRasterBand dataType="Byte">']
-        lines += [_filling(part) if filled else _source(part, "mask,1") for part in parts]
+        lines += (
+            [_filling(window) for window in _joined([part.window for part in parts])]
+            if filled
+            else [_source(part, "mask,1") for part in parts]
+        )
         lines += ["</VRTRasterBand></MaskBand>"]
     return "\n".join([*lines, "</VRTDataset>", ""])
 
 
-def _filling(part: Part) -> str:
+def _joined(windows: Sequence[Window]) -> list[Window]:
+    """The same pixels in fewer windows: those side by side in a row of patches become one."""
+    joined: list[Window] = []
+    for window in sorted(windows):
+        last = joined[-1] if joined else None
+        if last and last[::2] == window[::2] and last.col + last.width == window.col:
+            joined[-1] = last._replace(width=last.width + window.width)
+        else:
+            joined.append(window)
+    return joined
+
+
+def _filling(window: Window) -> str:
     return (
         f'<SimpleSource><SourceFilename relativeToVRT="0" shared="0">{escape(_FILLED)}</SourceFilename>'
         '<SourceBand>1</SourceBand><SourceProperties RasterXSize="1" RasterYSize="1" DataType="Byte"/>'
-        f'<SrcRect xOff="0" yOff="0" xSize="1" ySize="1"/>{_destination(part.window)}</SimpleSource>'
+        f'<SrcRect xOff="0" yOff="0" xSize="1" ySize="1"/>{_destination(window)}</SimpleSource>'
     )
 
 
