@@ -52,7 +52,8 @@ commands:
 caswit COMMAND --help says more. caswit --version prints the version.
 """
 
-SHORT = {"train": {"--skip_broken": "--data.skip_broken=true"}, "evaluate": {"--skip_broken": "--skip_broken=true"}}
+_IN_RECIPE, _OF_COMMAND = {"--skip_broken": "--data.skip_broken=true"}, {"--skip_broken": "--skip_broken=true"}
+SHORT = {"train": _IN_RECIPE, "pretrain": _IN_RECIPE, "evaluate": _OF_COMMAND, "table": _OF_COMMAND}
 """What may be written for a setting, by command."""
 
 COMMANDS = (

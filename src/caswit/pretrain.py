@@ -16,7 +16,7 @@ from caswit.data.samples import check_scenes, ground_size_m
 from caswit.data.scene import Dataset, Scene, load_dataset
 from caswit.devices import uses_bf16
 from caswit.files import atomic_write_bytes
-from caswit.launch import repeatable
+from caswit.launch import is_first_process, repeatable
 from caswit.loop import Batch, Loop, launched, length
 from caswit.masks import random_cells
 from caswit.pictures import spread_tiles
@@ -44,7 +44,9 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, resume: bool = False) -> Path
     Raises:
         CaswitError: The recipe, the data or the folder cannot be used.
     """
-    dataset = load_dataset(recipe.data.dataset).read_at(recipe.tile.gsd_m)
+    dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken).read_at(recipe.tile.gsd_m)
+    if is_first_process():
+        dataset.list_broken()
     scenes = _scenes(recipe, dataset)
     check_scenes(dataset, scenes)
     folder = RunFolder(out, LOOP_COLUMNS)

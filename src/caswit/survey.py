@@ -140,13 +140,14 @@ def _picture(data: Dataset, opened: OpenScene, tile: Tile, factor: int) -> Image
     rows, cols = window.inside(context_window(window, factor))
     image = hatched(np.moveaxis(sample.tile, 0, -1), ~valid[rows, cols])
     panels = [("context", draw_box(context, box)), ("tile", image)]
-    name = f"{opened.scene.name} at row {window.row}, column {window.col}"
+    name = f"{opened.scene.name} at row {window.row}, column {window.col}; hatched: no image"
     if sample.label.size:
+        name += "; without colour: ignored"
         colors = data.classes.colors
         panels.insert(1, ("labels", draw_box(overlay(context, sample.context_label, colors, 0.6), box)))
         panels.append(("labels", overlay(image, sample.label, colors, 0.6)))
     pictures = [strip(panels)]
-    if len(data.classes):
+    if sample.label.size:
         pictures.append(legend(data.classes.names, data.classes.colors, width=max(600, pictures[0].shape[1])))
     title = strip([(name, np.full((1, pictures[0].shape[1] - 20, 3), 255, np.uint8))], height=1)
     return stack([title, *pictures])
@@ -160,7 +161,7 @@ def _table(data: Dataset, facts: Sequence[SceneFacts]) -> str:
     rows.writerow(["scene", "height", "width", "gsd_m", "crs", "areas", "labelled pixels", *shares, "image", "label"])
     for f in facts:
         labelled = int(f.pixels[:-1].sum())
-        each = [f"{n / max(1, labelled):.6f}" for n in f.pixels[:-1]]
+        each = [f"{n / labelled:.6f}" if labelled else "" for n in f.pixels[:-1]]
         gsd = "" if f.gsd_m is None else f"{f.gsd_m:.4g}"
         where = str(f.scene.image), str(f.scene.label or "")
         rows.writerow([f.scene.name, f.height, f.width, gsd, f.crs, f.areas, labelled, *each, *where])
@@ -170,7 +171,12 @@ def _table(data: Dataset, facts: Sequence[SceneFacts]) -> str:
 def _report(data: Dataset, split: str, facts: Sequence[SceneFacts], broken: Sequence[str]) -> str:
     pixels = np.sum([f.pixels for f in facts], axis=0, initial=0)
     everything, labelled = int(np.sum(pixels)), int(np.sum(pixels[:-1])) if facts else 0
-    lines = [f"# {data.name}, split {split}", "", f"{len(facts)} scenes, {sum(f.areas for f in facts)} areas to tile"]
+    areas = sum(f.areas for f in facts)
+    lines = [
+        f"# {data.name}, split {split}",
+        "",
+        f"{_count_of(len(facts), 'scene')}, {_count_of(areas, 'area')} to tile",
+    ]
     if everything:
         lines += ["", "| class | pixels | share of labelled |", "|---|---:|---:|"]
         for name, count in zip(data.classes.names, pixels[:-1], strict=True):
@@ -181,8 +187,12 @@ def _report(data: Dataset, split: str, facts: Sequence[SceneFacts], broken: Sequ
     for f in facts[:_ROWS]:
         gsd = "unknown" if f.gsd_m is None else f"{f.gsd_m:.3g} m"
         lines.append(f"| {f.scene.name} | {f.height} x {f.width} | {gsd} | {f.crs or 'none'} | {f.areas} |")
-    if len(facts) > _ROWS:
-        lines.append(f"\nand {len(facts) - _ROWS} more in scenes.csv")
+    more = [f"{len(facts) - _ROWS} more scenes"] * (len(facts) > _ROWS) + ["class shares by scene"] * (everything > 0)
+    lines += ["", f"scenes.csv has {' and '.join(more)}."] if more else []
     if broken:
         lines += ["", f"Left out, {len(broken)}:", "", *(f"- {line}" for line in broken)]
     return "\n".join(lines) + "\n"
+
+
+def _count_of(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -78,7 +78,7 @@ def table(rows: Sequence[TableRow], out: Path, settings: TableConfig | None = No
 def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: TableConfig) -> RowResult:
     """Train, score and measure one row with one seed, as far as that is not done yet."""
     recipe = scaled(row, seed, out, settings)
-    dataset = load_dataset(recipe.data.dataset)
+    dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken)
     name = f"{slug(row.row.name)}-s{seed}"
     folder = out / "runs" / slug(dataset.name) / name
     model = _model(recipe, row, folder)
@@ -102,6 +102,8 @@ def scaled(row: TableRow, seed: int, out: Path, settings: TableConfig) -> Recipe
     start from but those of caswit, since everybody else's have a size of their own.
     """
     recipe = row.recipe
+    if settings.skip_broken:
+        recipe = replace(recipe, data=replace(recipe.data, skip_broken=True))
     learning: dict[str, Any] = {"seed": seed}
     if settings.max_steps is not None:
         learning["max_steps"] = settings.max_steps

@@ -104,7 +104,7 @@ def test_other_bands_can_be_chosen(tree, pixels):
 
 
 def test_no_near_infrared_is_not_no_data(tree, pixels, ids):
-    """GDAL calls the fourth band alpha unless it is told otherwise: where water reflected none, image and label vanished."""
+    """GDAL calls a fourth band alpha unless told otherwise: where water reflected none, image and label vanished."""
     dark = pixels.copy()
     dark[3, 3:40, 5:60] = 0
     make_flair_hub(tree, dark, ids, holes=[HOLE])

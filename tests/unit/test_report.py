@@ -211,6 +211,15 @@ def test_failed_rendering_leaves_the_old_report(evaluation, tmp_path, monkeypatc
     assert (tmp_path / "report.html").read_text() == "old"
 
 
+def test_the_protocol_is_named_for_people_and_programs(evaluation, tmp_path):
+    """report.html did not name it."""
+    report.write_report(dataclasses.replace(evaluation, protocol="urur8"), tmp_path / "named")
+    report.write_report(evaluation, tmp_path / "own")
+    for name in ("report.html", "report.md", "report.json"):
+        assert "urur8" in (tmp_path / "named" / name).read_text(encoding="utf-8")
+        assert "Protocol" not in (tmp_path / "own" / name).read_text(encoding="utf-8")
+
+
 def test_large_pictures_are_shrunk():
     side = 2 * report.PICTURE_PX
     classes = np.zeros((side, side), np.uint8)

@@ -25,6 +25,20 @@ def make_parser(name: str, description: str, usage: str | None = None) -> Argume
     return ArgumentParser(prog=prog, description=description, usage=usage, exit_on_error=False, allow_abbrev=False)
 
 
+def recipe_parser(name: str, description: str, kind: type) -> ArgumentParser:
+    """The parser of a command that makes a run folder from a recipe of some kind."""
+    command = make_parser(
+        name,
+        f"{description} Any field of the recipe can be given as --section.field VALUE.",
+        usage=f"caswit {name} RECIPE --out DIR [--resume] [--section.field VALUE ...]",
+    )
+    command.add_argument("--recipe", action="config", help="YAML file with the settings below (or first argument)")
+    command.add_argument("--out", type=str, required=True, help="run folder; its model/ is the result")
+    command.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    command.add_class_arguments(kind, fail_untyped=True)
+    return command
+
+
 def settings_of(kind: type[T], arguments: Namespace) -> T:
     """The settings of one dataclass out of everything that was parsed."""
     return kind(**{field.name: arguments[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

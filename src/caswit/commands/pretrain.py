@@ -4,22 +4,13 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from caswit.commands.parsing import make_parser, settings_of
+from caswit.commands.parsing import recipe_parser, settings_of
 from caswit.config import PretrainRecipe
 
 
 def parser() -> ArgumentParser:
     """What the command takes."""
-    command = make_parser(
-        "pretrain",
-        "Pretrain on imagery without labels. Any field of the recipe can be given as --section.field VALUE.",
-        usage="caswit pretrain RECIPE --out DIR [--resume] [--section.field VALUE ...]",
-    )
-    command.add_argument("--recipe", action="config", help="YAML file with the settings below (or first argument)")
-    command.add_argument("--out", type=str, required=True, help="run folder; its model/ is the result")
-    command.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
-    command.add_class_arguments(PretrainRecipe, fail_untyped=True)
-    return command
+    return recipe_parser("pretrain", "Pretrain on imagery without labels.", PretrainRecipe)
 
 
 def run(arguments: Namespace) -> None:

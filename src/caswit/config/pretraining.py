@@ -27,6 +27,8 @@ class ImageryConfig:
     """grid: every tile of a fixed grid once an epoch; random: windows anywhere, scenes by area."""
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
+    skip_broken: bool = False
+    """Leave out files that are missing or broken, and list them."""
 
     def __post_init__(self) -> None:
         """Refuse a negative number of workers."""

@@ -58,9 +58,7 @@ class Mosaics:
         digest = hashlib.sha256(repr((*parts, size, bands, transform, crs, nodata, filled)).encode()).hexdigest()
         if self._digests.get(name) != digest or not path.exists():
             with atomic_path(path) as partial:
-                xml = mosaic_xml(
-                    parts, size, bands=bands, transform=transform, crs=crs, nodata=nodata, filled=filled
-                )
+                xml = mosaic_xml(parts, size, bands=bands, transform=transform, crs=crs, nodata=nodata, filled=filled)
                 partial.write_text(xml, encoding="utf-8")
             self._digests[name] = digest
             self._changed = True
