@@ -8,6 +8,8 @@ from typing import Self
 from tqdm import tqdm
 
 _LINE_EVERY_S = 10.0
+_MANY = 1000
+"""Numbers from here on are shown whole."""
 
 
 class Progress:
@@ -28,7 +30,8 @@ class Progress:
         self.started_s = self.printed_s = time.perf_counter()
         self.bar = None
         if not quiet and sys.stderr.isatty():
-            shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.4g}/{total:.4g} {unit}"
+            digits = ",.0f" if total >= _MANY else ".4g"
+            shape = f"{{desc}}: {{percentage:3.0f}}%|{{bar}}| {{n:{digits}}}/{{total:{digits}}} {{unit}}"
             shape += " [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
             self.bar = tqdm(desc=label, total=total, unit=unit, initial=done, bar_format=shape)
 
@@ -62,12 +65,16 @@ class Progress:
         rate = (self.done - self.first) / max(self.printed_s - self.started_s, 1e-9)
         left_s = (self.total - self.done) / rate if rate > 0 else float("inf")
         parts = [
-            f"{self.label}: {self.done:.4g}/{self.total:.4g} {self.unit}",
-            f"{rate:.3g} {self.unit}/s",
+            f"{self.label}: {_number(self.done)}/{_number(self.total)} {self.unit}",
+            f"{_number(rate, digits=3)} {self.unit}/s",
             f"{clock(left_s)} left" if self.done < self.total else f"took {clock(self.printed_s - self.started_s)}",
             note,
         ]
         self.say(", ".join(p for p in parts if p))
+
+
+def _number(value: float, digits: int = 4) -> str:
+    return f"{value:,.0f}" if value >= _MANY else f"{value:.{digits}g}"
 
 
 def clock(seconds: float) -> str:

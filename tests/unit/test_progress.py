@@ -88,3 +88,18 @@ def test_nothing_done_has_no_rate(capsys, time_s):
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_large_numbers_are_written_out(monkeypatch, capsys):
+    """40,000 files were 4e+04."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    with progress.Progress("index", 40_000, "files") as shown:
+        now[0] = 10.0
+        shown.advance(12_345)
+        now[0] = 20.0
+        shown.advance(27_655)
+    assert capsys.readouterr().err.splitlines() == [
+        "index: 12,345/40,000 files, 1,234 files/s, 0:22 left",
+        "index: 40,000/40,000 files, 2,000 files/s, took 0:20",
+    ]
