@@ -144,8 +144,12 @@ def area_average(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
         # Two neighbours are the halves of one number: memory is read in its order, which is three times as fast.
         pairs = image.view(np.uint16)
         values, step = (pairs & np.uint16(0xFF)) + (pairs >> np.uint16(8)), factor // 2
-    rows = sum((values[:, i::factor] for i in range(1, factor)), start=values[:, ::factor].astype(np.uint16))
-    total = sum((rows[..., j::step] for j in range(step)), start=np.uint16(factor**2 // 2))
+    rows = values[:, ::factor].astype(np.uint16)
+    for i in range(1, factor):
+        rows += values[:, i::factor]
+    total = rows[..., ::step] + np.uint16(factor**2 // 2)
+    for j in range(1, step):
+        total += rows[..., j::step]
     return (total // factor**2).astype(np.uint8)
 
 
