@@ -236,6 +236,14 @@ def test_ids_say_where_there_are_any(make_raster, label):
     assert not known[9, 11]
 
 
+def test_a_window_of_nothing_is_nothing(make_raster, image, label):
+    with Raster(make_raster(image)) as raster, Raster(make_raster(label, "label.tif", nodata=0)) as labels:
+        for window in (Window(3, 4, 0, 5), Window(3, 4, 5, 0)):
+            pixels, valid = raster.read_image(window)
+            assert (pixels.shape, valid.shape) == ((3, *window[2:]), window[2:])
+            assert [x.shape for x in labels.read_ids(window)] == [window[2:]] * 2
+
+
 def test_the_cache_of_blocks_is_bounded_and_there():
     """It had room for 256 bytes: blocks were decoded once for the mask, again for the pixels, and for each window."""
     outside = get_gdal_config("GDAL_CACHEMAX")

@@ -110,7 +110,7 @@ class Raster:
             (3, H, W) uint8, black where not valid, and (H, W) bool.
         """
         part = window.clipped(self.height, self.width)
-        if part == window:
+        if part == window and part.height and part.width:
             return self._colours(part, bands)
         image = np.zeros((3, window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
@@ -136,7 +136,7 @@ class Raster:
     def read_ids(self, window: Window) -> tuple[NDArray[Any], Bool]:
         """Read band 1 as it is, 0 outside the raster, and where it has a value: (H, W) both."""
         part = window.clipped(self.height, self.width)
-        if part == window:
+        if part == window and part.height and part.width:
             return self._ids(part)
         values = np.zeros((window.height, window.width), self.dtype)
         known = np.zeros((window.height, window.width), bool)
