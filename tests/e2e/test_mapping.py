@@ -119,7 +119,12 @@ class TestInputs:
     def test_addresses(self, path, model_folder, tmp_path, expected, served, monkeypatch, address):
         """The address is read like a file; both ways through a server that answers ranges."""
         server, log = served
-        options = {"AWS_S3_ENDPOINT": server, "AWS_NO_SIGN_REQUEST": "YES", "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE"}
+        options = {
+            "AWS_S3_ENDPOINT": server,
+            "AWS_NO_SIGN_REQUEST": "YES",
+            "AWS_HTTPS": "NO",
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+        }
         for name, value in options.items():
             monkeypatch.setenv(name, value)
         predict(address.format(server), tmp_path / "map.tif", model_folder, BLOCKS)
@@ -385,10 +390,14 @@ class TestOutputs:
         assert about["mlm:total_parameters"] == sum(p.numel() for p in load_model(model_folder).network.parameters())
         assert [i["input"]["shape"] for i in about["mlm:input"]] == [[-1, 3, 32, 32]] * 2
         assert [c["value"] for c in about["mlm:output"][0]["classification:classes"]] == [1, 2, 7]
-        validator = JsonSchemaSTACValidator()  # schemas of extensions need a network; the package of one is a second opinion
+        validator = (
+            JsonSchemaSTACValidator()
+        )  # schemas of extensions need a network; the package of one is a second opinion
         assert validator.validate_core(item, pystac.STACObjectType.ITEM, "1.1.0")
         MLModelProperties.model_validate(about)
-        named = {band["name"] for band in about["bands"]}  # a rule of the extension's schema that the package leaves out
+        named = {
+            band["name"] for band in about["bands"]
+        }  # a rule of the extension's schema that the package leaves out
         assert all(named == set(i["bands"]) for i in about["mlm:input"])
         weights = (model_folder / "model.safetensors").read_bytes()
         assert item["assets"]["model"]["file:checksum"] == "1220" + hashlib.sha256(weights).hexdigest()
