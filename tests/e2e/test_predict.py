@@ -22,7 +22,7 @@ from caswit.errors import ConfigError, DataError, ModelError
 from caswit.mapping.run import predict
 from caswit.predict import Classifier, classifier
 from caswit.raster.io import CACHE_MB
-from caswit.raster.windows import Tile, Window, blocks
+from caswit.raster.windows import Tile, Window, block_at, block_windows
 from conftest import georeference
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -135,7 +135,8 @@ def test_a_network_that_copies_gives_back_the_image(make_raster, model_folder):
 
     model = Copy(loaded.network, context_factor=2, batch=3, device=torch.device("cpu"), bf16=False)
     with OpenScene(Scene(image=make_raster(red, **georeference()))) as scene:
-        for block in blocks(90, 130, 32, 12, 64):
+        for window in block_windows(90, 130, 32, 12, 64):
+            block = block_at(window, 90, 130, 32, 12, halo=False)
             rows, cols = block.window.inside(Window(0, 0, 90, 130))
             np.testing.assert_array_equal(model.block(scene, block), classes[rows, cols])
 

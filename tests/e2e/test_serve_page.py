@@ -17,7 +17,7 @@ from PIL import Image
 from caswit.config import PredictConfig
 from caswit.mapping.run import predict
 from caswit.raster.io import write_raster
-from caswit.raster.windows import Window, blocks
+from caswit.raster.windows import Window, block_windows
 from conftest import CLASSES, picture
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -60,7 +60,7 @@ def folder(tmp_path_factory, model_folder) -> Path:
 
 def add_part(folder: Path, index: int) -> int:
     """Write a finished block of the growing map; returns how many blocks there are."""
-    windows = [b.window for b in blocks(*SIZE, 32, 8, 128)]
+    windows = list(block_windows(*SIZE, 32, 8, 128))
     window: Window = windows[index]
     classes = np.full((window.height, window.width), 7, np.uint8)
     target = folder / "zweite_map.tif.parts" / f"{index:07}.tif"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from caswit.data.samples import OpenScene
 from caswit.data.scene import Scene
 from caswit.raster.resample import Axis, reading_ratio, resample_image
-from caswit.raster.windows import Window, blocks
+from caswit.raster.windows import Window, block_at, block_windows
 from conftest import CLASSES, georeference
 
 coarser = st.fractions(1, 5, max_denominator=6)
@@ -88,7 +88,9 @@ def test_reading_in_parts_equals_reading_at_once(open_at):
     whole = Window(0, 0, open_at.height, open_at.width)
     image, valid = np.zeros((3, *whole[2:]), np.uint8), np.zeros(whole[2:], bool)
     labels = np.zeros(whole[2:], np.uint8)
-    for block in blocks(open_at.height, open_at.width, 16, 5, 40):
+    size = open_at.height, open_at.width
+    for window in block_windows(*size, 16, 5, 40):
+        block = block_at(window, *size, 16, 5, halo=False)
         region = open_at.region(block.reach)
         for tile in block.tiles:
             there, here = tile.owned.inside(whole), tile.owned.inside(region.window)

@@ -19,7 +19,7 @@ from caswit.errors import ConfigError, DataError
 from caswit.mapping.run import predict
 from caswit.raster.io import write_raster
 from caswit.raster.pyramid import Pyramid
-from caswit.raster.windows import Window, blocks
+from caswit.raster.windows import Window, block_windows
 from caswit.serve.app import make_app, max_zoom, min_zoom
 from caswit.serve.collection import Collection
 from caswit.serve.layers import raster_layer
@@ -288,7 +288,7 @@ class TestGrowingMap:
         parts.mkdir()
         manifest = {"images": f"{folder / 'scene.tif'} (abc)", "tile_px": "32", "overlap_px": "8", "block_px": "60"}
         (parts / "manifest.json").write_text(json.dumps(manifest))
-        windows = [b.window for b in blocks(90, 130, 32, 8, 60)]
+        windows = list(block_windows(90, 130, 32, 8, 60))
         return parts, windows, classes
 
     @staticmethod

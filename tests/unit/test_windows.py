@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caswit.raster.windows import Window, blocks, starts, tile_grid
+from caswit.raster.windows import Window, block_at, block_windows, starts, tile_grid
 
 
 @st.composite
@@ -16,6 +16,12 @@ def grids(draw):
 
 
 windows = st.builds(Window, *[st.integers(-40, 40)] * 2, *[st.integers(0, 50)] * 2)
+
+
+def blocks(grid, block_px, halo=False):
+    height, width, tile_px, overlap_px = grid
+    windows = block_windows(*grid, block_px)
+    return [block_at(window, height, width, tile_px, overlap_px, halo=halo) for window in windows]
 
 
 def hits(height, width, parts):
@@ -75,7 +81,7 @@ def test_no_tile_could_be_left_out(grid):
 
 @given(grids(), st.integers(1, 200))
 def test_blocks_regroup_exactly_the_tiles_of_the_grid(grid, block_px):
-    some = list(blocks(*grid, block_px))
+    some = blocks(grid, block_px)
     tiles = [tile for block in some for tile in block.tiles]
     assert sorted(tiles) == sorted(tile_grid(*grid))
     assert (hits(*grid[:2], [block.window for block in some]) == 1).all()
@@ -84,7 +90,7 @@ def test_blocks_regroup_exactly_the_tiles_of_the_grid(grid, block_px):
 @given(grids(), st.integers(1, 200))
 def test_a_block_is_what_its_tiles_own_and_reaches_as_far_as_they_do(grid, block_px):
     _, _, tile_px, _ = grid
-    for block in blocks(*grid, block_px):
+    for block in blocks(grid, block_px):
         owned = [tile.owned for tile in block.tiles]
         assert sum(o.height * o.width for o in owned) == block.window.height * block.window.width
         for part in owned:
@@ -94,6 +100,13 @@ def test_a_block_is_what_its_tiles_own_and_reaches_as_far_as_they_do(grid, block
         assert reach[:2] == (min(t.window.row for t in block.tiles), min(t.window.col for t in block.tiles))
         assert (reach.row + reach.height, reach.col + reach.width) == (max(e[0] for e in ends), max(e[1] for e in ends))
         assert max(reach.height, reach.width) <= max(block_px, tile_px)
+
+
+@given(grids(), st.integers(1, 200))
+def test_with_a_halo_a_block_has_every_tile_that_reaches_into_it(grid, block_px):
+    for block in blocks(grid, block_px, halo=True):
+        reaching = [t for t in tile_grid(*grid) if all(t.window.common(block.window)[2:])]
+        assert list(block.tiles) == reaching
 
 
 def test_tiles_by_hand():

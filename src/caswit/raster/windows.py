@@ -117,21 +117,11 @@ def owner(height: int, width: int, tile_px: int, overlap_px: int, row: int, col:
     return _tile(_owning(rows, row), _owning(cols, col), tile_px)
 
 
-def blocks(height: int, width: int, tile_px: int, overlap_px: int, block_px: int) -> Iterator[Block]:
-    """The same tiles as ``tile_grid``, grouped into blocks of about ``block_px`` on a side, row by row.
+def block_windows(height: int, width: int, tile_px: int, overlap_px: int, block_px: int) -> Iterator[Window]:
+    """Windows of about ``block_px`` on a side, row by row, each the union of what some of the tiles of ``tile_grid`` own.
 
     Blocks are made of whole tiles, so their size changes what is in memory and never the result.
     """
-    count = _tiles_per_block(tile_px, overlap_px, block_px)
-    rows, cols = spans(height, tile_px, overlap_px), spans(width, tile_px, overlap_px)
-    for some_rows in _chunks(rows, count):
-        for some_cols in _chunks(cols, count):
-            tiles = tuple(_tile(r, c, tile_px) for r in some_rows for c in some_cols)
-            yield Block(_union(some_rows, some_cols), tiles)
-
-
-def block_windows(height: int, width: int, tile_px: int, overlap_px: int, block_px: int) -> Iterator[Window]:
-    """The windows of ``blocks``, without their tiles."""
     count = _tiles_per_block(tile_px, overlap_px, block_px)
     rows, cols = spans(height, tile_px, overlap_px), spans(width, tile_px, overlap_px)
     for some_rows in _chunks(rows, count):
