@@ -24,6 +24,7 @@ _USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, er
 EXTRAS = {
     **dict.fromkeys(("lightning", "tensorboard"), "train"),
     **dict.fromkeys(("shapely", "pyogrio", "pyproj", "pyarrow"), "vector"),
+    "ray": "ray",
     "segmentation_models_pytorch": "baselines",
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "rio_tiler", "xstatic-leaflet"), "serve"),
 }

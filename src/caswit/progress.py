@@ -63,11 +63,13 @@ class Progress:
     def _line(self, note: str) -> None:
         self.printed_s, self.printed = time.perf_counter(), self.done
         rate = (self.done - self.first) / max(self.printed_s - self.started_s, 1e-9)
-        left_s = (self.total - self.done) / rate if rate > 0 else float("inf")
+        left = self.total - self.done
+        left_s = left / rate if rate > 0 else float("inf")
+        more = left > 1e-9 * self.total  # amounts that come in another order add up to a little less
         parts = [
             f"{self.label}: {_number(self.done)}/{_number(self.total)} {self.unit}",
             f"{_number(rate, digits=3)} {self.unit}/s",
-            f"{clock(left_s)} left" if self.done < self.total else f"took {clock(self.printed_s - self.started_s)}",
+            f"{clock(left_s)} left" if more else f"took {clock(self.printed_s - self.started_s)}",
             note,
         ]
         self.say(", ".join(p for p in parts if p))

@@ -7,6 +7,7 @@ from caswit.config.checks import check
 from caswit.config.running import ComputeConfig
 
 OnError = Literal["stop", "skip"]
+Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +87,21 @@ class MapRunConfig:
     """Discard what an earlier run of this output finished."""
     on_error: OnError = "stop"
     """What a block that cannot be read does: stop; or skip: it becomes nodata, and the exit status 3."""
+    engine: Engine = "local"
+    """local: this process; ray: workers on a Ray cluster, or on all of this machine."""
+    address: str | None = None
+    """Of a running Ray cluster: HOST:PORT, or auto. Null: $RAY_ADDRESS, else a cluster on this machine for this run."""
+    workers: int | None = None
+    """Processes that hold the model, with --engine ray. Null: one per GPU; without GPUs one per worker_cpus cores."""
+    worker_cpus: int = 4
+    """Cores of each worker on machines without GPUs; fewer where none has so many."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible workers, and settings of a cluster without one."""
+        check(self.workers is None or self.workers >= 1, f"workers must be at least 1, got {self.workers}")
+        check(self.worker_cpus >= 1, f"worker_cpus must be at least 1, got {self.worker_cpus}")
+        for name in ("address", "workers"):
+            check(
+                self.engine == "ray" or getattr(self, name) is None,
+                f"{name} is a setting of the ray engine; add --engine ray",
+            )

@@ -84,6 +84,11 @@ class BlockMapper:
         bands = job.settings.bands or loaded.info.bands
         self.scene = OpenScene(Scene(image=Path(job.sources[0].path)), bands=bands, gsd_m=job.read_at_m, image=image)
 
+    @property
+    def precision(self) -> str:
+        """What is computed in: bf16 or fp32."""
+        return "bf16" if self.model.bf16 else "fp32"
+
     def __enter__(self) -> Self:
         return self
 

@@ -1,13 +1,14 @@
 """Who computes the blocks: every engine calls the same function for each and stores parts in the same journal."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol, Self
 
 from caswit.checkpoint import LoadedModel
 from caswit.errors import DataError
 from caswit.mapping.blocks import BlockMapper, Job
+from caswit.mapping.journal import Journal
 from caswit.predict import BlockPixels
 from caswit.raster.cog import encode_part
 from caswit.raster.io import UInt8
@@ -15,8 +16,6 @@ from caswit.raster.windows import Block, Window
 
 _READ_AHEAD = 2
 """Blocks in memory that are read or being read, beside the one that is computed."""
-
-Store = Callable[[int, bytes | None], None]
 
 
 class Planned(NamedTuple):
@@ -41,13 +40,15 @@ class Outcome(NamedTuple):
 class Engine(Protocol):
     """Maps blocks. Use as a context manager."""
 
-    precision: str
-    """What is computed in: bf16 or fp32."""
+    @property
+    def precision(self) -> str:
+        """What is computed in: bf16 or fp32."""
+        ...
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
-    def run(self, todo: Iterable[Planned], store: Store) -> Iterator[Outcome]:
-        """Map blocks and store them; one outcome each, in any order."""
+    def run(self, todo: Iterable[Planned], journal: Journal) -> Iterator[Outcome]:
+        """Map blocks and finish them in the journal; one outcome each, in any order."""
         ...
 
 
@@ -56,7 +57,7 @@ class LocalEngine:
 
     def __init__(self, job: Job, loaded: LoadedModel) -> None:
         self.mapper = BlockMapper(job, loaded)
-        self.precision = "bf16" if self.mapper.model.bf16 else "fp32"
+        self.precision = self.mapper.precision
 
     def __enter__(self) -> Self:
         return self
@@ -64,11 +65,11 @@ class LocalEngine:
     def __exit__(self, *_: object) -> None:
         self.mapper.scene.close()
 
-    def run(self, todo: Iterable[Planned], store: Store) -> Iterator[Outcome]:
+    def run(self, todo: Iterable[Planned], journal: Journal) -> Iterator[Outcome]:
         """Map blocks in order. Holds three blocks that are read and one that is written."""
 
         def write(block: Planned, values: UInt8 | None) -> Outcome:
-            store(block.number, None if values is None else encode_part(values))
+            journal.finish(block.number, None if values is None else encode_part(values))
             return Outcome(block)
 
         with ThreadPoolExecutor(1, "write") as writer, ThreadPoolExecutor(1, "read") as reader:

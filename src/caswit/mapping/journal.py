@@ -11,6 +11,7 @@ OUT.parts/
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,18 @@ class Journal:
         """Store a block; None is a block without data."""
         suffix = ".none" if part is None else ".tif"
         atomic_write_bytes(self.folder / f"{number:07}{suffix}", part or b"")
+        self._finished(number)
+
+    def adopt(self, number: int, written: str) -> None:
+        """Make what another process wrote with ``write_loose`` the part of a block.
+
+        Raises:
+            FileNotFoundError: It was written to another folder than this.
+        """
+        (self.folder / written).rename(self.folder / f"{number:07}.tif")
+        self._finished(number)
+
+    def _finished(self, number: int) -> None:
         self._skip_file(number).unlink(missing_ok=True)
         self.done.add(number)
 
@@ -57,6 +70,19 @@ class Journal:
     def remove(self) -> None:
         """Delete the folder: its map is complete."""
         shutil.rmtree(self.folder)
+
+
+def write_loose(folder: Path, number: int, part: bytes) -> str:
+    """Write a part under a name that means nothing until ``Journal.adopt`` gives it its own; returns it.
+
+    Whoever holds the journal decides what is done: a process that outlived its run cannot.
+    """
+    file = folder / f".{number:07}.tif.{secrets.token_hex(8)}.tmp"
+    with file.open("xb") as dst:
+        dst.write(part)
+        dst.flush()
+        os.fsync(dst.fileno())
+    return file.name
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Mapping images of any size: plan, blocks, journal, outputs."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -69,6 +69,7 @@ def predict(
     targets = Targets.of(out, outputs, names)
     loaded = load_model(model)
     overlap_of(settings, loaded.info.tile.tile_px)  # refuses early
+    start_engine = _starter(run)  # so does this
     sources, grid = survey(names, settings.bands or loaded.info.bands, settings.rescale)
     job = Job(
         sources=sources,
@@ -84,7 +85,7 @@ def predict(
         stack.enter_context(bounded_cache())
         stack.enter_context(quiet())  # here, once: filters of warnings are shared by the threads that read and write
         plan = _plan(job, loaded)
-        engine = stack.enter_context(LocalEngine(job, loaded))
+        engine = stack.enter_context(start_engine(job, loaded))
         manifest = _manifest(job, loaded, run, names, engine.precision)
         journal = stack.enter_context(open_journal(targets.map, manifest, restart=run.restart, beside=targets.beside()))
         _map_blocks(plan, engine, journal, run, f"predict {Path(names[0]).name} with {loaded.name}")
@@ -96,13 +97,21 @@ def predict(
     return MapResult(out, skipped)
 
 
+def _starter(run: MapRunConfig) -> Callable[[Job, LoadedModel], Engine]:
+    if run.engine == "local":
+        return LocalEngine
+    from caswit.mapping.ray_engine import RayEngine
+
+    return lambda job, loaded: RayEngine(job, loaded, run)
+
+
 def _map_blocks(plan: Sequence[Planned], engine: Engine, journal: Journal, run: MapRunConfig, label: str) -> None:
     todo = [block for block in plan if block.number not in journal.done]
     total, left = _mpx(plan), _mpx(todo)
     with Progress(label, total, "Mpx", done=total - left) as progress:
         if len(todo) < len(plan):
             progress.say(f"{label}: going on, {len(plan) - len(todo)} of {len(plan)} blocks are done")
-        for count, outcome in enumerate(engine.run(todo, journal.finish), len(plan) - len(todo) + 1):
+        for count, outcome in enumerate(engine.run(todo, journal), len(plan) - len(todo) + 1):
             if outcome.error is not None:
                 if run.on_error == "stop":
                     raise outcome.error

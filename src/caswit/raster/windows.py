@@ -118,7 +118,7 @@ def owner(height: int, width: int, tile_px: int, overlap_px: int, row: int, col:
 
 
 def block_windows(height: int, width: int, tile_px: int, overlap_px: int, block_px: int) -> Iterator[Window]:
-    """Windows of about ``block_px`` on a side, row by row, each the union of what some of the tiles of ``tile_grid`` own.
+    """Windows of about ``block_px`` on a side, row by row; each is what some tiles of ``tile_grid`` own together.
 
     Blocks are made of whole tiles, so their size changes what is in memory and never the result.
     """
