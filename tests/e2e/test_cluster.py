@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 
+import caswit
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
 from caswit.errors import ConfigError
 from caswit.mapping.engine import LocalEngine
@@ -154,7 +155,8 @@ def test_what_a_worker_cannot_read_is_skipped_and_listed(cluster, path, make_ras
     words += ["--precision", "fp32", "--batch", 1, "--device", "cpu"]
     words += ["--engine", "ray", "--address", cluster, "--workers", 1, "--worker-cpus", 1]
     command = [sys.executable, "-m", "caswit", *map(str, words)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    here = {**os.environ, "PYTHONPATH": str(Path(caswit.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "map.tif\n"), done.stderr
     expected = predict(cut, tmp_path / "local.tif", model_folder, SETTINGS, run=MapRunConfig(on_error="skip"))
     assert expected.skipped

@@ -8,7 +8,7 @@ import pytest
 
 from caswit.errors import ConfigError, DataError
 from caswit.mapping.inputs import fingerprint, list_images
-from caswit.mapping.journal import open_journal
+from caswit.mapping.journal import open_journal, write_loose
 
 RUN = {"images": "a.tif", "overlap_px": "8"}
 
@@ -30,6 +30,22 @@ def test_what_is_finished_is_there_next_time(tmp_path):
         journal.finish(5, b"now it could be read")
         journal.remove()
     assert not names(tmp_path)
+
+
+def test_what_others_write_counts_once_it_is_adopted(tmp_path):
+    out = tmp_path / "map.tif"
+    with open_journal(out, RUN, restart=False) as journal:
+        late, written = (write_loose(journal.folder, 3, part) for part in (b"of a run that was killed", b"part"))
+        journal.skip(3, "truncated")
+        assert journal.part(3) is None
+        journal.adopt(3, written)
+        assert journal.done == {3}
+        with pytest.raises(FileNotFoundError):
+            journal.adopt(4, "written-elsewhere.tmp")
+        assert late in names(journal.folder)
+    with open_journal(out, RUN, restart=False) as journal:
+        assert names(journal.folder) == {"manifest.json", "lock", "0000003.tif"}
+        assert journal.part(3).read_bytes() == b"part"
 
 
 def test_a_run_that_finished_nothing_leaves_nothing(tmp_path):
@@ -65,7 +81,7 @@ def test_two_runs_on_one_output(tmp_path):
 import sys
 from pathlib import Path
 from caswit.errors import ConfigError
-from caswit.mapping.journal import open_journal
+from caswit.mapping.journal import open_journal, write_loose
 try:
     with open_journal(Path(sys.argv[1]), {}, restart=True):
         print("came in")
