@@ -10,6 +10,7 @@ import argparse
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 import torch
+from rasterio.errors import NotGeoreferencedWarning
 
 from caswit.config import ModelConfig
 from caswit.devices import autocast
@@ -115,6 +117,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
     print("| what | of one core |\n|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
