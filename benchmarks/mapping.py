@@ -3,7 +3,6 @@
 python benchmarks/mapping.py path            # a network that costs nothing, against copying the raster
 python benchmarks/mapping.py network         # nano on the CPU, against the bare network on tiles in memory
 python benchmarks/mapping.py memory          # resident memory, from 10k x 10k to 200k x 200k sparse pixels
-python benchmarks/mapping.py workers         # two Ray workers of one thread, against one
 """
 
 import argparse
@@ -20,7 +19,7 @@ import rasterio
 import torch
 
 from caswit.checkpoint import ModelInfo, build, load_model, save_model
-from caswit.config import MapRunConfig, ModelConfig, PredictConfig, TileConfig
+from caswit.config import ModelConfig, PredictConfig, TileConfig
 from caswit.data.scene import ClassTable, LandClass
 from caswit.mapping import blocks as mapping_blocks
 from caswit.mapping.run import predict
@@ -155,37 +154,15 @@ def memory(folder: Path, side: int, _rounds: int) -> None:
         print(f"{length} x {length}: {done.stdout.strip()}", flush=True)
 
 
-def workers(folder: Path, side: int, rounds: int) -> None:
-    """Blocks per second of one and of two workers, start-up left out."""
-    from caswit.mapping.cluster import RayEngine
-
-    image, model = make_image(folder / "image.tif", side), make_model(folder)
-    original, took_s = RayEngine.run, []
-
-    def clocked(self: RayEngine, todo: object, store: object) -> object:
-        started_s = time.perf_counter()
-        yield from original(self, todo, store)  # type: ignore[arg-type]
-        took_s.append(time.perf_counter() - started_s)
-
-    RayEngine.run = clocked  # type: ignore[method-assign, assignment]
-    settings = PredictConfig(precision="fp32", overlap_px=0, block_px=512)
-    for _ in range(rounds):
-        for count in (1, 2):
-            run = MapRunConfig(engine="ray", workers=count, worker_cpus=1)
-            predict(image, folder / "map.tif", model, settings, run=run)
-    one_s, two_s = statistics.median(took_s[::2]), statistics.median(took_s[1::2])
-    print(f"one worker {one_s:.2f} s, two {two_s:.2f} s, {one_s / two_s:.2f} times as fast")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["path", "network", "memory", "workers"])
-    parser.add_argument("--side", type=int, help="pixels; default 8192, network and workers 2048, memory 10000")
+    parser.add_argument("what", choices=["path", "network", "memory"])
+    parser.add_argument("--side", type=int, help="pixels; default 8192, network 2048, memory 10000")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    side = given.side or {"path": 8192, "network": 2048, "memory": 10_000, "workers": 2048}[given.what]
+    side = given.side or {"path": 8192, "network": 2048, "memory": 10_000}[given.what]
     work = Path(tempfile.mkdtemp())
     try:
-        {"path": path, "network": network, "memory": memory, "workers": workers}[given.what](work, side, given.rounds)
+        {"path": path, "network": network, "memory": memory}[given.what](work, side, given.rounds)
     finally:
         shutil.rmtree(work)

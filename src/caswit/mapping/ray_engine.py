@@ -164,7 +164,7 @@ class RayEngine:
         """The first of some tasks to end."""
         ended, _ = ray.wait(tasks, timeout=None if self._ready else _PATIENCE_S)
         if not ended:
-            log.warning("waiting for a worker: all places in the cluster are taken, or its machines are on their way")
+            log.warning("still waiting for a worker: it starts slowly, or all places in the cluster are taken")
             ended, _ = ray.wait(tasks)
         return ended[0]
 
