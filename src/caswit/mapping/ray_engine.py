@@ -51,6 +51,7 @@ class RayEngine:
 
     def __init__(self, job: Job, loaded: LoadedModel, run: MapRunConfig) -> None:
         self._digest = loaded.digest
+        self.precision = ""  # what all workers compute in: that of the first to start
         self._starting: dict[Any, Any] = {}
         self._ready: dict[Any, Ready] = {}
         self._free: deque[Any] = deque()
@@ -74,11 +75,6 @@ class RayEngine:
 
     def __exit__(self, *_: object) -> None:
         self._leave()
-
-    @property
-    def precision(self) -> str:
-        """What all workers compute in."""
-        return next(iter(self._ready.values())).precision
 
     @property
     def processes(self) -> list[int]:
@@ -106,10 +102,7 @@ class RayEngine:
             except RayError as error:
                 deaths[planned.number] += 1
                 if deaths[planned.number] >= _DEATHS:
-                    raise ConfigError(
-                        f"{_DEATHS} workers died over the same block ({_last_line(error)}); if memory ran out, "
-                        "try a smaller --block_px or --batch, or fewer --workers; the same call goes on from here"
-                    ) from error
+                    raise _deadly(error) from error
                 self._replace(worker)
                 waiting.appendleft(planned)
                 continue
@@ -133,7 +126,7 @@ class RayEngine:
             self._start()
             return
         self._check(found)
-        self._failed_starts = 0
+        self._failed_starts, self.precision = 0, found.precision
         self._ready[worker] = found
         self._free.extend([worker] * _AT_ONCE)
 
@@ -146,7 +139,7 @@ class RayEngine:
             raise ConfigError(f"{found.host} has caswit {found.version}, this machine {__version__}; install the same")
         if found.digest != self._digest:
             raise ConfigError(f"{found.host} has other weights in the model folder than this machine; copy them there")
-        if self._ready and found.precision != self.precision:
+        if self.precision not in ("", found.precision):
             raise ConfigError(
                 f"{found.host} computes in {found.precision}, others in {self.precision}; add --precision fp32"
             )
@@ -197,6 +190,13 @@ def _finish(journal: Journal, planned: Planned, made: Made, by: Ready | None) ->
             host = by.host if by else "a worker's machine"
             raise not_shared(journal.folder, f"is another folder on {host}") from error
     return Outcome(planned)
+
+
+def _deadly(error: RayError) -> ConfigError:
+    return ConfigError(
+        f"{_DEATHS} workers died over the same block ({_last_line(error)}); if memory ran out, "
+        "try a smaller --block_px or --batch, or fewer --workers; the same call goes on from here"
+    )
 
 
 def _last_line(error: RayError) -> str:
