@@ -6,6 +6,7 @@ nothing: a worker that dies gives its blocks back, and another is started in its
 """
 
 import logging
+import signal
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -155,10 +156,13 @@ class RayEngine:
 
     def _wait(self, tasks: list[Any]) -> Any:
         """The first of some tasks to end."""
-        ended, _ = ray.wait(tasks, timeout=None if self._ready else _PATIENCE_S)
-        if not ended:
-            log.warning("still waiting for a worker: it starts slowly, or all places in the cluster are taken")
-            ended, _ = ray.wait(tasks)
+        try:
+            ended, _ = ray.wait(tasks, timeout=None if self._ready else _PATIENCE_S)
+            if not ended:
+                log.warning("still waiting for a worker: it starts slowly, or all places in the cluster are taken")
+                ended, _ = ray.wait(tasks)
+        except SystemExit as end:  # what the command does on SIGTERM; Ray turns its status into 1
+            raise SystemExit(128 + signal.SIGTERM) from end
         return ended[0]
 
     def _leave(self) -> None:
