@@ -230,7 +230,10 @@ class TestRefusals:
         recipe.write_text(f"data: {{dataset: {dataset_file}, train_split: train}}\n")
         with pytest.raises(SystemExit):
             main(["pretrain", str(recipe), "--out", str(tmp_path / "run")])
-        assert "data: unknown train_split; allowed: dataset, sampling, splits, workers" in capsys.readouterr().err
+        assert (
+            "data: unknown train_split; allowed: dataset, sampling, skip_broken, splits, workers"
+            in capsys.readouterr().err
+        )
 
 
 def test_learning_rates_grow_with_the_batch_as_in_simmim():
