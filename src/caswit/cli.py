@@ -53,9 +53,14 @@ commands:
 caswit COMMAND --help says more. caswit --version prints the version.
 """
 
-_IN_RECIPE, _OF_COMMAND = {"--skip_broken": "--data.skip_broken=true"}, {"--skip_broken": "--skip_broken=true"}
-SHORT = {"train": _IN_RECIPE, "pretrain": _IN_RECIPE, "evaluate": _OF_COMMAND, "table": _OF_COMMAND}
-"""What may be written for a setting, by command."""
+FLAGS = {
+    "train": {"--skip_broken": "--data.skip_broken"},
+    "pretrain": {"--skip_broken": "--data.skip_broken"},
+    "evaluate": {"--skip_broken": "--skip_broken", "--without_context": "--without_context"},
+    "table": {"--skip_broken": "--skip_broken"},
+    "predict": {name: name for name in ("--blend", "--match_gsd", "--restart")},
+}
+"""Settings, by command, that need no "true" after them, and their whole names."""
 
 COMMANDS = (
     "demo",
@@ -112,7 +117,7 @@ def _run(name: str, words: list[str]) -> None:
     command = importlib.import_module(f"caswit.commands.{name}")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields' docstrings are their help
     recipes = {"train": Recipe, "pretrain": PretrainRecipe}
-    words = [SHORT.get(name, {}).get(word, word) for word in words]
+    words = _flags_set(words, FLAGS.get(name, {}))
     if name in recipes:
         words = _with_recipe(words, recipes[name])
     parser = command.parser()
@@ -129,6 +134,16 @@ def _run(name: str, words: list[str]) -> None:
         raise CaswitError(
             f"{name} needs {missing}, which comes with: pip install 'caswit[{EXTRAS[missing]}]'"
         ) from error
+
+
+def _flags_set(words: list[str], flags: dict[str, str]) -> list[str]:
+    """Write out flags that stand alone."""
+    after = [*words[1:], ""]
+    alone = [
+        word in flags and following.lower() not in ("true", "false")
+        for word, following in zip(words, after, strict=True)
+    ]
+    return [f"{flags[w]}=true" if bare else flags.get(w, w) for w, bare in zip(words, alone, strict=True)]
 
 
 def _end(*_: object) -> None:

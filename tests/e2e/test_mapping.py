@@ -22,6 +22,7 @@ from rio_cogeo import cog_validate
 from stac_model.schema import MLModelProperties
 
 from caswit.checkpoint import load_model
+from caswit.cli import main
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
 from caswit.data.samples import OpenScene
 from caswit.data.scene import Scene
@@ -466,6 +467,14 @@ class TestBlending:
             with rasterio.open(tmp_path / "p.tif") as src:
                 found.append(src.read())
         np.testing.assert_array_equal(found[0], found[1])
+
+    def test_flags_need_no_value(self, path, model_folder, tmp_path):
+        settings = ["--model", str(model_folder), "--precision", "fp32"]
+        for name, words in {"bare": ["--blend"], "said": ["--blend", "true"], "not": ["--blend", "false"]}.items():
+            main(["predict", *words, str(path), str(tmp_path / f"{name}.tif"), *settings, "--restart"])
+        bare, said, no = (read(tmp_path / f"{name}.tif") for name in ("bare", "said", "not"))
+        assert np.array_equal(bare, said)
+        assert not np.array_equal(bare, no)
 
     def test_blending_needs_an_overlap(self):
         with pytest.raises(ConfigError, match="leave overlap_px out"):
