@@ -23,6 +23,7 @@ from caswit.config import ModelConfig, PredictConfig, TileConfig
 from caswit.data.scene import ClassTable, LandClass
 from caswit.mapping import blocks as mapping_blocks
 from caswit.mapping.run import predict
+from caswit.raster.io import bounded_cache
 
 CLASSES = ClassTable(tuple(LandClass(id=i, name=f"class {i}", color="#808080") for i in range(1, 6)))
 
@@ -58,7 +59,7 @@ def make_image(file: Path, side: int, *, sparse: bool = False) -> Path:
 def copy(image: Path, out: Path, side: int) -> float:
     """Seconds that rasterio needs to copy the raster block by block to the same compression."""
     started_s = time.perf_counter()
-    with rasterio.Env(GDAL_CACHEMAX=256), rasterio.open(image) as src:
+    with bounded_cache(), rasterio.open(image) as src:
         profile = {**src.profile, "num_threads": "all_cpus"}
         with rasterio.open(out, "w", **profile) as dst:
             for row in range(0, src.height, side):
@@ -98,7 +99,6 @@ def path(folder: Path, side: int, rounds: int) -> None:
         return found
 
     mapping_blocks.classifier = free  # type: ignore[assignment]
-    ratios = []
     for overlap_px in (128, 0):
         settings = PredictConfig(precision="fp32", overlap_px=overlap_px, block_px=2048)
         found = []
@@ -107,7 +107,6 @@ def path(folder: Path, side: int, rounds: int) -> None:
             mapped_s = timed(image, folder / "map.tif", model, settings)
             found.append((mapped_s / copied_s, copied_s, mapped_s))
         ratio, copied_s, mapped_s = map(statistics.median, zip(*found, strict=True))
-        ratios.append(ratio)
         print(f"overlap {overlap_px}: copy {copied_s:.2f} s, map {mapped_s:.2f} s, ratio {ratio:.2f}")
 
 
