@@ -13,7 +13,7 @@ from PIL import ImageDraw, ImageFont
 from caswit.data.scene import ClassTable
 from caswit.explain import AS_IT_IS, BLACK, Explanation, StageAttention
 from caswit.heat import mark, over_image, scale_to, times_even
-from caswit.surroundings import slice_middle
+from caswit.raster.windows import slice_middle
 from caswit.viz import INK, PAPER, WRONG_COLOUR, Image, colourise, draw_box, legend, stack, strip
 
 PANEL_PX = 420

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from caswit.baselines import Network
 from caswit.checkpoint import LoadedModel
+from caswit.raster.windows import slice_middle
 
 
 def exchanged(context: Tensor, factor: int, other: Tensor | None = None) -> Tensor:
@@ -19,13 +20,6 @@ def exchanged(context: Tensor, factor: int, other: Tensor | None = None) -> Tens
     changed = context.new_zeros(context.shape) if other is None else other.clone()
     changed[..., inner[0], inner[1]] = context[..., inner[0], inner[1]]
     return changed
-
-
-def slice_middle(length: int, factor: int) -> slice:
-    """Where the tile lies along one side of its averaged context."""
-    inner = length // factor
-    first = (length - inner) // 2
-    return slice(first, first + inner)
 
 
 class WithoutSurroundings(nn.Module):

@@ -52,13 +52,24 @@ class AugmentConfig:
     """Stretch around mid-grey by up to this share, either way."""
     gamma: float = 0.0
     """Raise to a power between 1 / (1 + gamma) and 1 + gamma."""
+    tint: float = 0.0
+    """Multiply each band by its own factor between 1 / (1 + tint) and 1 + tint: other cameras, haze, evening."""
+    saturation: float = 0.0
+    """Move colours towards grey, or away from it, by up to this share."""
+    blur: float = 0.0
+    """Blur every other sample with a Gaussian of up to so many pixels: softer cameras, enlarged images."""
+    noise: float = 0.0
+    """Add noise of a standard deviation up to this share of 255 to the tile."""
+    hide_context: float = 0.0
+    """Share of samples whose surroundings are black, as around a small image."""
 
     def __post_init__(self) -> None:
         """Refuse strengths that would wipe out the image."""
-        for name in ("brightness", "contrast"):
+        for name in ("brightness", "contrast", "saturation", "noise"):
             value = getattr(self, name)
-            check(0 <= value < 1, f"{name} must be in [0, 1), got {value}; try 0.2")
-        for name, most in (("scale", 3), ("gamma", 4)):
+            check(0 <= value < 1, f"{name} must be in [0, 1), got {value}; try {0.05 if name == 'noise' else 0.2}")
+        check(0 <= self.hide_context <= 1, f"hide_context must be in [0, 1], got {self.hide_context}; try 0.1")
+        for name, most in (("scale", 3), ("gamma", 4), ("tint", 4), ("blur", 16)):
             value = getattr(self, name)
             check(0 <= value <= most, f"{name} must be in [0, {most}], got {value}; try 0.25")
 

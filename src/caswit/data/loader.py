@@ -116,7 +116,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         if self.labelled is not None:
             inside = [_inner(w, factor) for i, w in self.labelled if i == index]
             sample = only_labels(sample, window, self.factor, inside)
-        sample = augment(sample, self.augmentation, rng)
+        sample = augment(sample, self.augmentation, rng, factor=self.factor or 1)
         return {name: torch.from_numpy(x) for name, x in zip(Sample._fields, sample, strict=True)}
 
     def _grid_window(self, number: int) -> tuple[int, Window]:

@@ -186,3 +186,10 @@ def _tile(row: Span, col: Span, tile_px: int) -> Tile:
 def _chunks(items: Sequence[Span], count: int) -> Iterator[Sequence[Span]]:
     for first in range(0, len(items), count):
         yield items[first : first + count]
+
+
+def slice_middle(length: int, factor: int) -> slice:
+    """Where the tile lies along one side of its averaged context."""
+    inner = length // factor
+    first = (length - inner) // 2
+    return slice(first, first + inner)
