@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from caswit import box
 from caswit.baselines import STRIDE_PX, Baseline, Network
 from caswit.config import ModelConfig, TileConfig
 from caswit.data.scene import ClassTable
@@ -102,16 +103,17 @@ def load_model(folder: Path | str) -> LoadedModel:
 
 
 def model_folder(path: Path | str) -> Path:
-    """The folder that a path or hf:owner/name means, which has weights and a config.
+    """The folder that a path, hf:owner/name or the name of a model of the package means.
 
     Raises:
-        ModelError: It has not.
+        ModelError: It has no weights or no config.
     """
-    folder = fetch(path) if is_on_hub(path) else Path(path)
+    folder = fetch(path) if is_on_hub(path) else box.find(path) or Path(path)
     for file in (folder / CONFIG, folder / WEIGHTS):
         if not file.is_file():
             hint = "; this is a run folder, its model is in model/" if (folder / "model" / CONFIG).is_file() else ""
-            raise ModelError(f"{folder}: no model folder, {file.name} is missing{hint}")
+            named = "" if folder.exists() else f"; models by name: {', '.join(m.name for m in box.boxed_models())}"
+            raise ModelError(f"{folder}: no model folder, {file.name} is missing{hint}{named}")
     return folder
 
 

@@ -45,6 +45,7 @@ commands:
   explain IMAGE --out F.png  what the network looked at when it labelled a pixel
   serve WHERE                look at images and maps in a browser
   figures MODEL DATASET      the paper's figures for your data
+  models [NAME]              the models that come with caswit
   info MODEL                 what a model is and expects
   inspect DATASET --out DIR  pictures and figures of a dataset, to see that it is right
   prepare urur ROOT          make URUR readable by window, once
@@ -73,6 +74,7 @@ COMMANDS = (
     "explain",
     "serve",
     "figures",
+    "models",
     "info",
     "inspect",
     "prepare",
@@ -138,7 +140,7 @@ def _run(name: str, words: list[str]) -> None:
 
 def _flags_set(words: list[str], flags: dict[str, str]) -> list[str]:
     """Write out flags that stand alone."""
-    after = [*words[1:], ""]
+    after = [*words[1:], ""][: len(words)]
     alone = [
         word in flags and following.lower() not in ("true", "false")
         for word, following in zip(words, after, strict=True)

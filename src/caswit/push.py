@@ -3,12 +3,16 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from caswit.checkpoint import CONFIG, PRETRAINED, WEIGHTS, config_errors, load_model, model_folder, read_config
 from caswit.errors import ConfigError, DataError
+from caswit.files import atomic_path, read_yaml
 from caswit.hub import PREFIX, upload
 from caswit.pretrained import load_pretrained
 from caswit.report import render
@@ -16,8 +20,58 @@ from caswit.report import render
 CARD = "README.md"
 
 
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What its maker says of a model: a YAML file for its card."""
+
+    summary: str
+    """What it maps, in a line."""
+    gsd_m: tuple[float, float]
+    """Ground sizes of a pixel, in metres, it is meant for: from, to."""
+    data: str
+    """What it learned from, and the licences; Markdown, like the next two."""
+    training: str
+    """Recipes, seed, commands, what they cost."""
+    limits: str
+    """What it is not good for."""
+    pictures: Mapping[str, str]
+    """File beside the YAML file -> caption."""
+
+
+def read_about(file: Path) -> About:
+    """Read what a maker says of a model.
+
+    Raises:
+        ConfigError: Something is missing or unknown, or a picture is not there.
+    """
+    content = read_yaml(file)
+    names = {f.name for f in fields(About)}
+    if not isinstance(content, dict) or set(content) != names:
+        raise ConfigError(f"{file}: must have exactly {', '.join(sorted(names))}")
+    for name in names - {"gsd_m", "pictures"}:
+        if not isinstance(content[name], str):
+            raise ConfigError(f"{file}: {name} must be text, got {content[name]!r}")
+    gsd_m, pictures = content["gsd_m"], content["pictures"]
+    numbers = isinstance(gsd_m, list) and len(gsd_m) == 2 and all(isinstance(x, int | float) for x in gsd_m)
+    if not numbers or not 0 < gsd_m[0] <= gsd_m[1]:
+        raise ConfigError(f"{file}: gsd_m must be two numbers of metres, the lower one first, got {gsd_m!r}")
+    if not isinstance(pictures, dict):
+        raise ConfigError(f"{file}: pictures must be files and their captions, got {pictures!r}")
+    for name in pictures:
+        if Path(name).name != name or not file.with_name(name).is_file():
+            raise ConfigError(f"{file}: picture {name} does not lie beside it")
+    return About(**content | {"gsd_m": tuple(gsd_m)})
+
+
 def push(
-    model: Path, where: str, *, report: Path | None = None, license_name: str | None = None, private: bool = False
+    model: Path,
+    where: str,
+    *,
+    report: Path | None = None,
+    about: Path | None = None,
+    half: bool = False,
+    license_name: str | None = None,
+    private: bool = False,
 ) -> str:
     """Put a model, its config and a card on the hub, or into a folder.
 
@@ -25,6 +79,8 @@ def push(
         model: Model folder, trained or pretrained.
         where: owner/name on the hub; or a folder, which begins with a dot, a slash or a tilde.
         report: report.json of caswit evaluate, or its folder.
+        about: YAML file with the fields of ``About``, for the card and for ``caswit models``.
+        half: Store floating-point weights in 16 bits: half the size. Readers widen them again.
         license_name: For the card, e.g. cc-by-4.0.
         private: Make a new repository private.
 
@@ -41,18 +97,26 @@ def push(
     local = name.startswith((".", "/", "~"))
     if not local and name.count("/") != 1:
         raise ConfigError(f"{where}: give owner/name on the hub, or a folder as ./name")
-    card = model_card(config, Path(name).name if local else name, _read_report(report), license_name)
+    said = None if about is None else read_about(about)
+    if said is not None:
+        config["about"] = {"summary": said.summary, "gsd_m": list(said.gsd_m)}
+    card = model_card(config, Path(name).name if local else name, _read_report(report), license_name, said)
+    pictures = [] if about is None or said is None else [about.with_name(name) for name in said.pictures]
     if local:
         target = Path(name).expanduser()
-        _fill(target, folder, config, card)
+        _fill(target, folder, config, card, pictures, half)
         return str(target)
     with tempfile.TemporaryDirectory() as scratch:
-        _fill(Path(scratch), folder, config, card)
+        _fill(Path(scratch), folder, config, card, pictures, half)
         return upload(Path(scratch), name, private=private, message=f"Upload {config['software']} model")
 
 
 def model_card(
-    config: Mapping[str, Any], name: str, report: Mapping[str, Any] | None, license_name: str | None = None
+    config: Mapping[str, Any],
+    name: str,
+    report: Mapping[str, Any] | None,
+    license_name: str | None = None,
+    about: About | None = None,
 ) -> str:
     """A page about a model, in Markdown, with the hub's tags.
 
@@ -61,6 +125,7 @@ def model_card(
         name: owner/name.
         report: What report.json says, if there is one.
         license_name: Tag of the licence.
+        about: What its maker says of it.
     """
     return render(
         "model_card.md.j2",
@@ -70,6 +135,7 @@ def model_card(
         pretrained=config.get("kind") == PRETRAINED,
         report=report,
         license=license_name,
+        about=about,
     )
 
 
@@ -99,9 +165,18 @@ def _read_report(path: Path | None) -> dict[str, Any] | None:
     return report
 
 
-def _fill(target: Path, folder: Path, config: Mapping[str, Any], card: str) -> None:
+def _fill(
+    target: Path, folder: Path, config: Mapping[str, Any], card: str, pictures: Sequence[Path], half: bool
+) -> None:
     """Write what a repository holds; the config, which makes it a model folder, comes last."""
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / WEIGHTS, target / WEIGHTS)
+    with atomic_path(target / WEIGHTS) as partial:
+        if half:
+            weights = load_file(folder / WEIGHTS)
+            save_file({name: x.half() if x.is_floating_point() else x for name, x in weights.items()}, partial)
+        else:
+            shutil.copyfile(folder / WEIGHTS, partial)
+    for picture in pictures:
+        shutil.copyfile(picture, target / picture.name)
     (target / CARD).write_text(card, encoding="utf-8")
     (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -121,3 +121,59 @@ def test_refusals_are_one_line(hub, model_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "create_repo", no_network)
     refused(ModelError, "a/b: cannot be uploaded .*no route to host.*hf auth login", lambda: push(model_folder, "a/b"))
+
+
+@pytest.fixture
+def about(tmp_path):
+    (tmp_path / "val.jpg").write_bytes(b"picture")
+    content = {
+        "summary": "Roofs.",
+        "gsd_m": [0.1, 0.5],
+        "data": "A town, CC0.",
+        "training": "Seed 0.",
+        "limits": "Snow.",
+        "pictures": {"val.jpg": "The town"},
+    }
+    file = tmp_path / "about.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def test_what_its_maker_says_is_on_the_card(model_folder, about, report, tmp_path, capsys):
+    out = tmp_path / "roofs"
+    main(["push", str(model_folder), str(out), "--about", str(about), "--report", str(report), "--half"])
+    card = (out / "README.md").read_text()
+    for words in ("Roofs. For pixels of 0.1 to 0.5 m.", "![The town](val.jpg)", "A town, CC0.", "Seed 0.", "Snow."):
+        assert words in card
+    assert "--model roofs" in card
+    assert (out / "val.jpg").read_bytes() == b"picture"
+    assert json.loads((out / "config.json").read_text())["about"] == {"summary": "Roofs.", "gsd_m": [0.1, 0.5]}
+
+
+def test_half_the_size_is_the_same_network_but_for_rounding(model_folder, tmp_path):
+    push(model_folder, str(tmp_path / "whole"))
+    push(model_folder, str(tmp_path / "half"), half=True)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.55 * sizes[0]
+    whole, half = (load_model(tmp_path / name).network.state_dict() for name in ("whole", "half"))
+    assert all(half[name].dtype == x.dtype for name, x in whole.items())
+    for name, x in whole.items():
+        assert (half[name] - x).abs().max() <= 2**-11 * x.abs().max() + 2**-24
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"extra": 1}, "must have exactly data, gsd_m, limits, pictures, summary, training"),
+        ({"limits": None}, "limits must be text, got None"),
+        ({"gsd_m": [1, 0.5]}, r"gsd_m must be two numbers of metres, the lower one first, got \[1, 0.5\]"),
+        ({"pictures": {"none.jpg": "x"}}, "picture none.jpg does not lie beside it"),
+        ({"pictures": {"../val.jpg": "x"}}, "does not lie beside it"),
+        ({"pictures": ["val.jpg"]}, "pictures must be files and their captions"),
+    ],
+)
+def test_what_cannot_stand_on_a_card_is_refused_in_one_line(model_folder, about, tmp_path, change, says):
+    about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | change))
+    with pytest.raises(ConfigError, match=says):
+        push(model_folder, str(tmp_path / "out"), about=about)
+    assert not (tmp_path / "out").exists()

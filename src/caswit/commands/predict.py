@@ -17,13 +17,14 @@ def parser() -> ArgumentParser:
     command = make_parser(
         "predict",
         "Map the land cover of images of any size. The same call goes on where an interrupted one stopped.",
-        usage="caswit predict IMAGE [IMAGE ...] OUT.tif --model FOLDER [options]",
+        usage="caswit predict IMAGE [IMAGE ...] OUT.tif [--model MODEL] [options]",
     )
     command.add_argument(
         "images", type=str, nargs="+", help="rasters of one grid: files, addresses, folders, patterns, lists in .txt"
     )
     command.add_argument("out", type=str, help="Cloud-Optimized GeoTIFF to write, on the grid of the images")
-    command.add_argument("--model", type=str, required=True, help="model folder, or hf:owner/name")
+    command.add_argument("--model", type=str,
+                         help="folder, hf:owner/name or name (caswit models); default: by ground size")  # fmt: skip
     command.add_argument("--bands", type=int, nargs=3, metavar=("R", "G", "B"),
                          help="bands that are red, green and blue, from 1; default: the model's")  # fmt: skip
     command.add_argument("--rescale", type=float, nargs=2, metavar=("LOW", "HIGH"),
@@ -43,7 +44,7 @@ def run(arguments: Namespace) -> None:
     result = predict(
         arguments.images,
         Path(arguments.out),
-        Path(arguments.model),
+        arguments.model,
         settings_of(PredictConfig, arguments),
         settings_of(OutputConfig, arguments),
         settings_of(MapRunConfig, arguments),

@@ -18,6 +18,8 @@ def parser() -> ArgumentParser:
     command.add_argument(
         "--license", type=str, default=None, help="licence of the weights for the card, e.g. cc-by-4.0"
     )
+    command.add_argument("--about", type=str, default=None, help="YAML file of what the card says: data, limits, ...")
+    command.add_argument("--half", action="store_true", help="store weights in 16 bits: half the size")
     command.add_argument("--private", action="store_true", help="make a new repository private")
     return command
 
@@ -31,6 +33,8 @@ def run(arguments: Namespace) -> None:
         Path(arguments.model),
         arguments.repo,
         report=report,
+        about=None if arguments.about is None else Path(arguments.about),
+        half=arguments.half,
         license_name=arguments.license,
         private=arguments.private,
     )

@@ -24,6 +24,8 @@ class PredictConfig(ComputeConfig):
     """Bands of the image that are red, green and blue, from 1. Null: those the model was trained on."""
     match_gsd: bool = False
     """Resample the image while it is read to the ground size of a pixel that the model was trained on."""
+    gsd_m: float | None = None
+    """Ground size in metres of the image's pixels, for images that do not say it. Null: what the image says."""
     rescale: tuple[float, float] | None = None
     """Values of the image that become 0 and 255, for pixels that are not 8 bit."""
 
@@ -43,6 +45,7 @@ class PredictConfig(ComputeConfig):
             self.bands is None or min(self.bands) >= 1,
             f"bands must be three numbers from 1, got {self.bands}; try 1 2 3",
         )
+        check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0, got {self.gsd_m}; try 0.25")
         check(
             self.rescale is None or self.rescale[0] < self.rescale[1],
             f"rescale must be two numbers, the lower one first, got {self.rescale}",

@@ -67,6 +67,7 @@ class OpenScene:
         gsd_m: Ground size in metres of the pixels to read; None reads native pixels. So does an image whose
             ground size nobody knows, after a warning.
         image: The scene's image where it is open already; closed with the scene.
+        native_m: Ground size of the image's pixels in metres; None takes what the image says.
 
     Raises:
         DataError: A file is missing or broken, or image and label do not fit each other.
@@ -79,6 +80,7 @@ class OpenScene:
         bands: tuple[int, int, int] = (1, 2, 3),
         gsd_m: float | None = None,
         image: Raster | Mosaic | None = None,
+        native_m: float | None = None,
     ) -> None:
         self.scene = scene
         self.classes = classes
@@ -93,13 +95,13 @@ class OpenScene:
             self.colors = ColorLabel(self.label) if colors[scene.label_values] else None
             if not scene.checked:
                 _check_label(self.image, self.label, colored=self.colors is not None)
-        self.ratio = self._ratio(gsd_m)
+        self.ratio = self._ratio(gsd_m, native_m)
         self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)
 
-    def _ratio(self, gsd_m: float | None) -> float:
+    def _ratio(self, gsd_m: float | None, native_m: float | None) -> float:
         if gsd_m is None:
             return 1.0
-        native_m = self.image.grid.gsd_m
+        native_m = native_m or self.image.grid.gsd_m
         if native_m is None:
             log.warning("%s: ground size of a pixel unknown; read as if it were %g m", self.image.path, gsd_m)
             return 1.0

@@ -82,7 +82,13 @@ class BlockMapper:
         self.classes = len(loaded.info.classes)
         image = open_image(job.sources, job.grid, job.settings.rescale)
         bands = job.settings.bands or loaded.info.bands
-        self.scene = OpenScene(Scene(image=Path(job.sources[0].path)), bands=bands, gsd_m=job.read_at_m, image=image)
+        self.scene = OpenScene(
+            Scene(image=Path(job.sources[0].path)),
+            bands=bands,
+            gsd_m=job.read_at_m,
+            image=image,
+            native_m=job.settings.gsd_m,
+        )
 
     @property
     def precision(self) -> str:

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from caswit.box import choose
 from caswit.checkpoint import LoadedModel, load_model
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
 from caswit.data.samples import OpenScene
@@ -42,7 +43,7 @@ class MapResult(NamedTuple):
 def predict(
     images: str | Path | Sequence[str | Path],
     out: Path,
-    model: Path,
+    model: Path | str | None = None,
     settings: PredictConfig | None = None,
     outputs: OutputConfig | None = None,
     run: MapRunConfig | None = None,
@@ -56,7 +57,7 @@ def predict(
     Args:
         images: A raster, an address, a folder, a pattern, a list in a text file, or several of them: one mosaic.
         out: GeoTIFF to write; its folder must exist.
-        model: Model folder.
+        model: Model folder, or a name; None chooses one of the package by the ground size of the image's pixels.
         settings: How to read, cut and compute.
         outputs: What to write beside the map.
         run: How to go about it.
@@ -67,6 +68,7 @@ def predict(
     settings, outputs, run = settings or PredictConfig(), outputs or OutputConfig(), run or MapRunConfig()
     names = list_images([str(i) for i in ([images] if isinstance(images, str | Path) else images)])
     targets = Targets.of(out, outputs, names)
+    model = _chosen(names, settings) if model is None else model
     loaded = load_model(model)
     overlap_of(settings, loaded.info.tile.tile_px)  # refuses early
     start_engine = _starter(run)  # so does this
@@ -125,7 +127,13 @@ def _plan(job: Job, loaded: LoadedModel) -> list[Planned]:
     tile_px = loaded.info.tile.tile_px
     bands = job.settings.bands or loaded.info.bands
     image = open_image(job.sources, job.grid, job.settings.rescale)
-    with OpenScene(Scene(image=Path(job.sources[0].path)), bands=bands, gsd_m=job.read_at_m, image=image) as scene:
+    with OpenScene(
+        Scene(image=Path(job.sources[0].path)),
+        bands=bands,
+        gsd_m=job.read_at_m,
+        image=image,
+        native_m=job.settings.gsd_m,
+    ) as scene:
         block_px = max(1, round(job.settings.block_px / scene.ratio))
         windows = block_windows(scene.height, scene.width, tile_px, overlap_of(job.settings, tile_px), block_px)
         blocks = (Planned(number, window, scene.native(window)) for number, window in enumerate(windows))
@@ -141,6 +149,7 @@ def _manifest(job: Job, loaded: LoadedModel, run: MapRunConfig, names: Sequence[
         "model": f"{loaded.name} ({loaded.digest})",
         "bands": str(settings.bands or loaded.info.bands),
         "rescale": str(settings.rescale),
+        "gsd_m": str(settings.gsd_m),
         "read_at_m": str(job.read_at_m),
         "tile_px": str(loaded.info.tile.tile_px),
         "overlap_px": str(overlap_of(settings, loaded.info.tile.tile_px)),
@@ -153,9 +162,17 @@ def _manifest(job: Job, loaded: LoadedModel, run: MapRunConfig, names: Sequence[
     }
 
 
+def _chosen(names: Sequence[str], settings: PredictConfig) -> str:
+    """Name of the model of the package that fits the images."""
+    gsd_m = settings.gsd_m or survey(names, settings.bands or (1, 2, 3), settings.rescale)[1].gsd_m
+    model, reason = choose(gsd_m, Path(names[0]).name)
+    log.info("model: %s (%s)", model.name, reason)
+    return model.name
+
+
 def _read_at(loaded: LoadedModel, settings: PredictConfig, grid: Grid) -> float | None:
     """Ground size in metres of the pixels to read; a warning where the image's own are far from the model's."""
-    trained_m, native_m = loaded.info.gsd_m, grid.gsd_m
+    trained_m, native_m = loaded.info.gsd_m, settings.gsd_m or grid.gsd_m
     if loaded.info.tile.gsd_m is not None:
         return loaded.info.tile.gsd_m
     if settings.match_gsd:

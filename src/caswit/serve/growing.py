@@ -78,7 +78,8 @@ def _windows(manifest: Mapping[str, Any], grid: Grid) -> list[Window]:
 
 def _axes(manifest: Mapping[str, Any], grid: Grid) -> tuple[Axis, Axis]:
     """How the image is read: the plan counts pixels that are read."""
-    read_at_m, native_m = manifest.get("read_at_m", "None"), grid.gsd_m
+    read_at_m, given_m = manifest.get("read_at_m", "None"), manifest.get("gsd_m", "None")
+    native_m = grid.gsd_m if given_m == "None" else float(given_m)
     ratio = 1.0 if read_at_m == "None" or native_m is None else reading_ratio(native_m, float(read_at_m))
     return Axis(grid.height, ratio), Axis(grid.width, ratio)
 
