@@ -22,6 +22,7 @@ from caswit.raster.windows import Tile
 from caswit.report import Evaluation, Example, write_report
 from caswit.scoring import count_scenes, scored_tiles
 from caswit.surroundings import without_surroundings
+from caswit.turns import averaged
 from caswit.version import __version__
 
 
@@ -68,7 +69,7 @@ def evaluate_scenes(
     began_s = time.perf_counter()
     tile_px = loaded.info.tile.tile_px
     band_px = band_width_px(tile_px, settings)
-    model = classifier(loaded, settings)
+    model = averaged(classifier(loaded, settings), settings.turns)
     classes = scored_classes(loaded.info.classes, data, settings.protocol)
     counts, edges, tiles = Counts.zeros(len(classes.classes)), EdgeCounts.zeros(), 0
     candidates: list[tuple[float, int, Scene, Tile]] = []
@@ -83,7 +84,9 @@ def evaluate_scenes(
             progress.advance(scored.truth.size / 1e6)
     if not tiles:
         raise DataError(f"{data.path}: split {split!r} has no labelled pixel to score")
-    blind = classifier(without_surroundings(loaded), settings) if loaded.network.reads_context else None
+    blind = None
+    if loaded.network.reads_context:
+        blind = averaged(classifier(without_surroundings(loaded), settings), settings.turns)
     counts_without = None
     if settings.without_context and blind is not None:
         counts_without = count_scenes(blind, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes)

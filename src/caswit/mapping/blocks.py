@@ -26,6 +26,7 @@ from caswit.raster.grid import Grid
 from caswit.raster.io import Bool, UInt8
 from caswit.raster.mosaic import Source, open_image
 from caswit.raster.windows import Block, Tile, Window, block_at
+from caswit.turns import averaged
 
 if TYPE_CHECKING:  # needs caswit[vector]
     from caswit.raster.area import Area
@@ -77,7 +78,7 @@ class BlockMapper:
         self.job = job
         loaded = loaded or load_model(job.model)
         self.tile_px, self.overlap_px = loaded.info.tile.tile_px, overlap_of(job.settings, loaded.info.tile.tile_px)
-        self.model = classifier(loaded, job.settings)
+        self.model = averaged(classifier(loaded, job.settings), job.settings.turns)
         self.ids = torch.from_numpy(loaded.info.classes.ids).to(self.model.device)
         self.classes = len(loaded.info.classes)
         image = open_image(job.sources, job.grid, job.settings.rescale)

@@ -46,6 +46,7 @@ def tags(job: Job, loaded: LoadedModel, precision: str) -> dict[str, str]:
         "CASWIT_CONTEXT_FACTOR": str(tile.context_factor),
         "CASWIT_OVERLAP_PX": str(overlap_of(settings, tile.tile_px)),
         "CASWIT_BLEND": str(settings.blend).lower(),
+        "CASWIT_TURNS": str(settings.turns),
         "CASWIT_PRECISION": precision,
     }
     if job.read_at_m is not None:

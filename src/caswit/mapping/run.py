@@ -155,6 +155,7 @@ def _manifest(job: Job, loaded: LoadedModel, run: MapRunConfig, names: Sequence[
         "overlap_px": str(overlap_of(settings, loaded.info.tile.tile_px)),
         "blend": str(settings.blend),
         "block_px": str(settings.block_px),
+        "turns": str(settings.turns),
         "precision": precision,
         "aoi": area,
         "confidence": str(job.bands.confidence),
