@@ -36,6 +36,7 @@ from caswit.predict import classifier
 from caswit.raster.io import Raster, UInt8
 from caswit.raster.windows import Window
 from caswit.report import Panel, render, report_values
+from caswit.showcase import showcase
 from caswit.train import train
 from caswit.version import __version__
 from caswit.viz import colourise, data_uri, shrink
@@ -85,6 +86,7 @@ def demo(out: Path, settings: DemoConfig | None = None) -> DemoResult:
         groups=_groups(reports),
         map_panels=_map_panels(out / "data", maps, dataset),
         rows=_tile_rows(dataset, models),
+        boxed=showcase(out / "box"),
         settings=settings,
         scenes=SPLITS,
         tile=TILE,

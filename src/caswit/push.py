@@ -36,6 +36,10 @@ class About:
     """What it is not good for."""
     pictures: Mapping[str, str]
     """File beside the YAML file -> caption."""
+    sample: str
+    """File beside it: an image of the kind the model is for."""
+    sample_gsd_m: float
+    """Ground size of its pixels, in metres."""
 
 
 def read_about(file: Path) -> About:
@@ -48,7 +52,7 @@ def read_about(file: Path) -> About:
     names = {f.name for f in fields(About)}
     if not isinstance(content, dict) or set(content) != names:
         raise ConfigError(f"{file}: must have exactly {', '.join(sorted(names))}")
-    for name in names - {"gsd_m", "pictures"}:
+    for name in names - {"gsd_m", "pictures", "sample_gsd_m"}:
         if not isinstance(content[name], str):
             raise ConfigError(f"{file}: {name} must be text, got {content[name]!r}")
     gsd_m, pictures = content["gsd_m"], content["pictures"]
@@ -57,9 +61,11 @@ def read_about(file: Path) -> About:
         raise ConfigError(f"{file}: gsd_m must be two numbers of metres, the lower one first, got {gsd_m!r}")
     if not isinstance(pictures, dict):
         raise ConfigError(f"{file}: pictures must be files and their captions, got {pictures!r}")
-    for name in pictures:
+    if not isinstance(content["sample_gsd_m"], int | float) or not gsd_m[0] <= content["sample_gsd_m"] <= gsd_m[1]:
+        raise ConfigError(f"{file}: sample_gsd_m must be metres within gsd_m, got {content['sample_gsd_m']!r}")
+    for name in (*pictures, content["sample"]):
         if Path(name).name != name or not file.with_name(name).is_file():
-            raise ConfigError(f"{file}: picture {name} does not lie beside it")
+            raise ConfigError(f"{file}: {name} does not lie beside it")
     return About(**content | {"gsd_m": tuple(gsd_m)})
 
 
@@ -99,9 +105,12 @@ def push(
         raise ConfigError(f"{where}: give owner/name on the hub, or a folder as ./name")
     said = None if about is None else read_about(about)
     if said is not None:
-        config["about"] = {"summary": said.summary, "gsd_m": list(said.gsd_m)}
+        kept = ("summary", "gsd_m", "sample", "sample_gsd_m")
+        config["about"] = {name: getattr(said, name) for name in kept}
     card = model_card(config, Path(name).name if local else name, _read_report(report), license_name, said)
-    pictures = [] if about is None or said is None else [about.with_name(name) for name in said.pictures]
+    pictures = (
+        [] if about is None or said is None else [about.with_name(name) for name in {*said.pictures, said.sample}]
+    )
     if local:
         target = Path(name).expanduser()
         _fill(target, folder, config, card, pictures, half)

@@ -12,23 +12,38 @@ from caswit.box import BoxedModel, choose
 from caswit.checkpoint import load_model
 from caswit.cli import main
 from caswit.errors import ConfigError, ModelError
+from caswit.showcase import showcase
 from conftest import georeference, picture
 
 
 def boxed(name: str, low: float, high: float) -> BoxedModel:
-    return BoxedModel(name=name, folder=box._FOLDER / name, summary="", gsd_m=(low, high), classes=("roof", "rest"))
+    return BoxedModel(
+        name=name,
+        folder=box._FOLDER / name,
+        summary="",
+        gsd_m=(low, high),
+        classes=("roof", "rest"),
+        sample=box._FOLDER / "x.jpg",
+        sample_gsd_m=low,
+    )
 
 
 FINE, COARSE, WIDE = boxed("fine", 0.1, 0.5), boxed("coarse", 0.6, 2), boxed("wide", 0.1, 2)
 
 
 @pytest.fixture
-def filled(tmp_path, monkeypatch, make_model):
+def filled(tmp_path, monkeypatch, make_model, make_raster):
     """A package with two models, fine and coarse."""
     for name, gsd_m in (("fine", [0.1, 0.5]), ("coarse", [0.6, 2])):
         shutil.copytree(make_model(()), tmp_path / "box" / name)
         file = tmp_path / "box" / name / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"about": {"summary": f"{name}!", "gsd_m": gsd_m}}))
+        file.write_text(
+            json.dumps(
+                json.loads(file.read_text())
+                | {"about": {"summary": f"{name}!", "gsd_m": gsd_m, "sample": "sample.jpg", "sample_gsd_m": gsd_m[0]}}
+            )
+        )
+        shutil.copy(make_raster(picture(80, 96), f"{name}.jpg"), file.with_name("sample.jpg"))
         file.with_name("README.md").write_text(f"card of {name}\n")
     monkeypatch.setattr(box, "_FOLDER", tmp_path / "box")
     box.boxed_models.cache_clear()
@@ -114,3 +129,13 @@ def test_the_ground_size_that_is_given_decides_how_finely_is_read(filled, make_r
             maps.append(found.read())
             assert found.tags()["CASWIT_READ_AT_M"] == "0.4"
     np.testing.assert_array_equal(*maps)
+
+
+def test_the_showcase_maps_every_sample(filled, tmp_path):
+    shown = showcase(tmp_path / "shown")
+    assert [s.model.name for s in shown] == ["coarse", "fine"]
+    for one in shown:
+        with rasterio.open(one.map) as found:
+            assert found.shape == (80, 96)
+        assert [name for name, _ in one.legend] == ["building", "land", "water"]
+        assert len(one.panels) == 3

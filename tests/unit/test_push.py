@@ -125,7 +125,8 @@ def test_refusals_are_one_line(hub, model_folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def about(tmp_path):
-    (tmp_path / "val.jpg").write_bytes(b"picture")
+    for name in ("val.jpg", "sample.jpg"):
+        (tmp_path / name).write_bytes(b"picture")
     content = {
         "summary": "Roofs.",
         "gsd_m": [0.1, 0.5],
@@ -133,6 +134,8 @@ def about(tmp_path):
         "training": "Seed 0.",
         "limits": "Snow.",
         "pictures": {"val.jpg": "The town"},
+        "sample": "sample.jpg",
+        "sample_gsd_m": 0.2,
     }
     file = tmp_path / "about.yaml"
     file.write_text(yaml.safe_dump(content))
@@ -147,7 +150,12 @@ def test_what_its_maker_says_is_on_the_card(model_folder, about, report, tmp_pat
         assert words in card
     assert "--model roofs" in card
     assert (out / "val.jpg").read_bytes() == b"picture"
-    assert json.loads((out / "config.json").read_text())["about"] == {"summary": "Roofs.", "gsd_m": [0.1, 0.5]}
+    assert json.loads((out / "config.json").read_text())["about"] == {
+        "summary": "Roofs.",
+        "gsd_m": [0.1, 0.5],
+        "sample": "sample.jpg",
+        "sample_gsd_m": 0.2,
+    }
 
 
 def test_half_the_size_is_the_same_network_but_for_rounding(model_folder, tmp_path):
@@ -164,11 +172,13 @@ def test_half_the_size_is_the_same_network_but_for_rounding(model_folder, tmp_pa
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"extra": 1}, "must have exactly data, gsd_m, limits, pictures, summary, training"),
+        ({"extra": 1}, "must have exactly data, gsd_m, limits, pictures, sample, sample_gsd_m, summary, training"),
         ({"limits": None}, "limits must be text, got None"),
         ({"gsd_m": [1, 0.5]}, r"gsd_m must be two numbers of metres, the lower one first, got \[1, 0.5\]"),
-        ({"pictures": {"none.jpg": "x"}}, "picture none.jpg does not lie beside it"),
+        ({"pictures": {"none.jpg": "x"}}, "none.jpg does not lie beside it"),
         ({"pictures": {"../val.jpg": "x"}}, "does not lie beside it"),
+        ({"sample": "none.jpg"}, "none.jpg does not lie beside it"),
+        ({"sample_gsd_m": 1}, "sample_gsd_m must be metres within gsd_m, got 1"),
         ({"pictures": ["val.jpg"]}, "pictures must be files and their captions"),
     ],
 )

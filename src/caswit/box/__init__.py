@@ -25,6 +25,10 @@ class BoxedModel:
     """Ground sizes of a pixel, in metres, it is meant for: from, to."""
     classes: tuple[str, ...]
     """What it tells apart."""
+    sample: Path
+    """An image of the kind it is for."""
+    sample_gsd_m: float
+    """Ground size of the sample's pixels, in metres."""
 
     def __str__(self) -> str:
         """Name and what it is for, in a line."""
@@ -46,6 +50,8 @@ def _boxed(file: Path) -> BoxedModel:
         summary=about["summary"],
         gsd_m=tuple(about["gsd_m"]),
         classes=tuple(c["name"] for c in config["classes"] if not c.get("ignore")),
+        sample=file.with_name(about["sample"]),
+        sample_gsd_m=about["sample_gsd_m"],
     )
 
 
