@@ -2,8 +2,8 @@
 
 python benchmarks/first_map.py [--side 1024] [--repeat 5] [--caswit .venv/bin/caswit]
 
-The whole map is an upper bound of the time to the first tile, which is not seen from outside. The first run on a machine also
-compiles Python's files and fills the disk's cache; it is printed apart.
+The whole map is an upper bound of the time to the first tile, which is not seen from outside. The first run on a
+machine also compiles Python's files and fills the disk's cache; it is printed apart.
 """
 
 import argparse
