@@ -13,6 +13,7 @@ from caswit.checkpoint import load_model
 from caswit.cli import main
 from caswit.errors import ConfigError, ModelError
 from caswit.showcase import showcase
+from caswit.weights.files import find_weights
 from conftest import georeference, picture
 
 
@@ -52,7 +53,7 @@ def filled(tmp_path, monkeypatch, make_model, make_raster):
 
 
 @pytest.mark.parametrize(
-    ("gsd_m", "name"), [(0.1, "fine"), (0.13, "fine"), (0.5, "fine"), (0.6, "coarse"), (2, "coarse")]
+    ("gsd_m", "name"), [(0.1, "fine"), (0.13, "fine"), (0.49, "fine"), (0.6, "coarse"), (1.9, "coarse")]
 )
 def test_the_ground_size_of_a_pixel_chooses(gsd_m, name):
     model, reason = choose(gsd_m, "a.tif", [FINE, COARSE])
@@ -129,6 +130,10 @@ def test_the_ground_size_that_is_given_decides_how_finely_is_read(filled, make_r
             maps.append(found.read())
             assert found.tags()["CASWIT_READ_AT_M"] == "0.4"
     np.testing.assert_array_equal(*maps)
+
+
+def test_a_training_starts_from_one_by_its_name(filled):
+    assert find_weights("fine") == filled / "fine" / "model.safetensors"
 
 
 def test_the_showcase_maps_every_sample(filled, tmp_path):

@@ -22,7 +22,7 @@ class BoxedModel:
     summary: str
     """What it maps, in a line."""
     gsd_m: tuple[float, float]
-    """Ground sizes of a pixel, in metres, it is meant for: from, to."""
+    """Ground sizes of a pixel, in metres, it is meant for: from, to below."""
     classes: tuple[str, ...]
     """What it tells apart."""
     sample: Path
@@ -80,7 +80,7 @@ def choose(gsd_m: float | None, image: str, models: Sequence[BoxedModel] | None 
             f"{image}: nobody knows the ground size of its pixels, so no model can be chosen; add --gsd-m METRES, or "
             f"--model NAME: {known}"
         )
-    fitting = [m for m in models if m.gsd_m[0] <= gsd_m <= m.gsd_m[1]]
+    fitting = [m for m in models if m.gsd_m[0] <= gsd_m < m.gsd_m[1]]
     if len(fitting) != 1:
         many = "several models are" if fitting else "no model is"
         raise ConfigError(f"{image}: {many} meant for pixels of {gsd_m:.3g} m; say which with --model: {known}")

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from caswit import box
 from caswit.checkpoint import torch_load
 from caswit.data.scene import expand_path
 from caswit.errors import ModelError
@@ -21,12 +22,12 @@ _NESTED = ("state_dict", "model", "model_state_dict", "module")
 
 
 def find_weights(path: str) -> Path:
-    """The file of weights that a path means: itself, or that of a run, model or other folder, or on the hub.
+    """The file of weights that a path means: itself, or that of a run, model or other folder, on the hub or in the package.
 
     Raises:
         ModelError: There is none, or it cannot be told which.
     """
-    place = fetch(path, weights_only=True) if is_on_hub(path) else expand_path(path)
+    place = fetch(path, weights_only=True) if is_on_hub(path) else box.find(path) or expand_path(path)
     if place.is_file():
         return place
     if not place.is_dir():
