@@ -77,11 +77,11 @@ def images(batch: int, side: int, context: int) -> tuple[Tensor, Tensor]:
     return hr, around
 
 
-def inference(name: str, size: str, batch: int) -> Run:
+def inference(name: str, size: str, batch: int, side: int = SIDE) -> Run:
     """A contestant, ready to label a batch."""
     from caswit.fast.network import FastCASWiT, fast_network
 
-    hr, context = images(batch, SIDE, SIDE)
+    hr, context = images(batch, side, side)
     bf16 = torch.cpu._is_avx512_bf16_supported()
     if name.startswith("(b)"):
         model = baseline(size)
@@ -179,7 +179,9 @@ def contestant(arguments: argparse.Namespace) -> None:
     before = _resident_mb()
     name, size, batch = arguments.worker, arguments.sizes[0], arguments.batches[0]
     began = time.perf_counter()
-    run = training(name, size, batch, arguments.side) if arguments.train else inference(name, size, batch)
+    run = (
+        training(name, size, batch, arguments.side) if arguments.train else inference(name, size, batch, arguments.side)
+    )
     run()
     first = time.perf_counter() - began
     print(json.dumps({"first": first, "before": before}), flush=True)

@@ -7,11 +7,12 @@ from functools import lru_cache
 from typing import cast
 
 import torch
-from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, SwinTransformerStage
+from timm.models.swin_transformer import PatchMerging, SwinTransformerStage
 from torch import Tensor, nn
 
 from caswit.fast.ops import Affine, Ops, Value
 from caswit.nn.fusion import FusionBlock
+from caswit.nn.swin import Block as SwinBlock
 from caswit.nn.windows import Sides, windows
 
 
@@ -35,11 +36,10 @@ def linear(ops: Ops, layer: nn.Linear) -> Affine:
 class Block:
     """A Swin block."""
 
-    def __init__(self, ops: Ops, block: SwinTransformerBlock) -> None:
+    def __init__(self, ops: Ops, block: SwinBlock) -> None:
         attention = block.attn
         self.heads = attention.num_heads
-        self.side: Sides = block.window_size
-        self.shift: Sides = block.shift_size
+        self.side, self.shift = block.window_size, block.shift_size
         self.norms = Norm(ops, block.norm1), Norm(ops, block.norm2)
         self.qkv, self.scale = linear(ops, attention.qkv), ops.ready(torch.tensor([attention.scale]))
         # timm pads after the norm: a token that is not there is 0, and has these queries, keys and values.
