@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import speed
+import contestants
 from caswit.fast import decoder, encoder
 from caswit.fast.network import FastCASWiT
 
@@ -25,8 +25,8 @@ Seconds = dict[str, list[float]]
 def main(size: str = "base", rounds: str = "3") -> None:
     """Print a table."""
     torch.set_num_threads(1)
-    found = {"(a)": of_modules(speed.filled(speed.assembled(size)), int(rounds))}
-    plain = speed.filled(speed.network(size))
+    found = {"(a)": of_modules(contestants.filled(contestants.assembled(size)), int(rounds))}
+    plain = contestants.filled(contestants.network(size))
     found["plain, autocast"] = of_modules(plain, int(rounds))
     found["fast, torch"] = of_fast(FastCASWiT(plain, bf16=True, openvino=False), int(rounds))  # type: ignore[arg-type]
     print(f"| {size}, one tile | {' | '.join(found)} |\n|---{'|---:' * len(found)}|")
@@ -62,8 +62,8 @@ def of_modules(model: nn.Module, rounds: int) -> Seconds:
             module.register_forward_hook(
                 lambda *_, b=began, p=part: spent.__setitem__(p, spent[p] + time.process_time() - b.pop())
             )
-    images = speed.images(1, speed.SIDE, speed.SIDE)
-    return measured(lambda: speed.under(model, True, *images), spent, rounds)
+    images = contestants.images(1, contestants.SIDE, contestants.SIDE)
+    return measured(lambda: contestants.under(model, True, *images), spent, rounds)
 
 
 def of_fast(fast: nn.Module, rounds: int) -> Seconds:
@@ -89,7 +89,7 @@ def of_fast(fast: nn.Module, rounds: int) -> Seconds:
     timed(encoder.Stage, next_stage)
     timed(encoder.Fusion, lambda: f"fusion {(len(order) - 1) % 8 // 2 + 1}")
     timed(decoder.UPerNet, lambda: "decoder")
-    images = speed.images(1, speed.SIDE, speed.SIDE)
+    images = contestants.images(1, contestants.SIDE, contestants.SIDE)
     return measured(lambda: fast(*images), spent, rounds)
 
 

@@ -10,6 +10,8 @@ from caswit.checkpoint import load_model
 from caswit.config import ComputeConfig
 from caswit.errors import ModelError
 from caswit.fast.network import FastCASWiT, fast_network
+from caswit.fast.ops import TorchOps
+from caswit.fast.winograd import WIDE, Conv3x3
 from caswit.metrics import Counts, count, score
 from caswit.model import CASWiT
 from caswit.predict import classifier
@@ -69,6 +71,24 @@ def test_fp32_is_the_plain_network(settings, openvino):
     assert fast.reads_context == network.reads_context
 
 
+@pytest.mark.parametrize("sides", [(32, 32), (48, 34), (33, 40)], ids=str)
+@torch.no_grad()
+def test_wide_convolutions_are_convolutions(sides):
+    """Even sides go Winograd's way, odd ones do not."""
+    ops = TorchOps(CPU, torch.double)
+    weight, bias = torch.randn(WIDE, WIDE + 3, 3, 3, dtype=torch.double), torch.randn(WIDE, dtype=torch.double)
+    image = torch.randn(1, WIDE + 3, *sides, dtype=torch.double)
+    tokens = image[0].flatten(1).T.contiguous()
+    ours = Conv3x3(ops, weight, bias)(tokens, sides)
+    torch.testing.assert_close(ours.T.unflatten(1, sides)[None], nn.functional.conv2d(image, weight, bias, padding=1))
+
+
+@torch.no_grad()
+def test_a_wide_decoder(openvino):
+    network, images = random_network(decoder_channels=WIDE), noise((128, 128), (128, 128), batch=1)
+    assert apart(FastCASWiT(network, bf16=False, openvino=openvino)(*images), network(*images)) < 1e-4
+
+
 @torch.no_grad()
 def test_sizes_follow_each_other(openvino):
     """The size is not remembered from the first call, nor anything of its images."""
@@ -98,7 +118,7 @@ def test_scores_out_of_range_are_left_to_the_plain_network(openvino):
 def trained():
     """A small network that has learned which of three bands is brightest."""
     torch.manual_seed(0)
-    network = CASWiT(num_classes=3, size="pico", fusion_stages=(1, 2, 3, 4), drop_path=0, context_head=False)
+    network = CASWiT(num_classes=3, size="pico", decoder_channels=WIDE, drop_path=0, context_head=False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     network.train()
     for step in range(60):
@@ -125,7 +145,7 @@ def test_bf16_labels_as_fp32_does_once_trained(trained, openvino):
     fast = FastCASWiT(trained, bf16=True, openvino=openvino)
     counts, alike = [Counts.zeros(3), Counts.zeros(3)], []
     for seed in range(1000, 1004):
-        hr, context, truth = coloured(4, seed)
+        hr, context, truth = coloured(4, seed, side=128)
         plain, ours = trained(hr, context).argmax(1), fast(hr, context).argmax(1)
         alike.append((plain == ours).float().mean())
         for image in range(len(hr)):

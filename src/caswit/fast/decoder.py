@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from caswit.fast.encoder import linear
 from caswit.fast.ops import Affine, Ops, Value
+from caswit.fast.winograd import Conv3x3
 from caswit.nn.conv import ConvNormReLU
 from caswit.nn.decoders import POOL_SCALES, SegformerHead, UPerNetHead
 from caswit.nn.upsampled import shifted
@@ -58,13 +59,19 @@ class Conv:
         self.norm = AfterConv(norm, convolution.out_channels)
         weight = convolution.weight.detach() * self.norm.scale.to(convolution.weight)[:, None, None, None]
         self.pointwise = convolution.kernel_size == (1, 1)
-        self.affine = Affine(ops.ready(weight.flatten(1) if self.pointwise else weight), ops.ready(self.norm.shift))
         self.stride, self.padding = convolution.stride[0], int(convolution.padding[0])
+        self.same = None
+        if self.stride == 1 and not self.pointwise:
+            self.same = Conv3x3(ops, weight, self.norm.shift)
+        else:
+            self.affine = Affine(ops.ready(weight.flatten(1) if self.pointwise else weight), ops.ready(self.norm.shift))
 
     def __call__(self, ops: Ops, tokens: Value, sides: Sides) -> Value:
         """(N, C) -> (N, O); sides stay, or are divided by the stride."""
         if self.pointwise:
             return self.norm.relu(ops, ops.linear(tokens, self.affine))
+        if self.same is not None:
+            return self.norm.relu(ops, self.same(tokens, sides))
         return self.norm.relu(ops, self.of_map(ops, as_map(ops, tokens, sides), sides))
 
     def of_map(self, ops: Ops, x: Value, sides: Sides) -> Value:
@@ -82,7 +89,7 @@ class ConvOfEnlarged:
         self.norm = AfterConv(norm, convolution.out_channels)
         weight = convolution.weight.detach() * self.norm.scale.to(convolution.weight)[:, None, None, None]
         first, *others = weight.split(list(channels), dim=1)
-        self.first = Affine(ops.ready(first), ops.ready(self.norm.shift))
+        self.first = Conv3x3(ops, first, self.norm.shift)
         # For each vertical tap (3 * O, C): horizontal tap, output channel.
         self.others = [
             [Affine(ops.ready(part[:, :, tap].permute(2, 0, 1).flatten(0, 1))) for tap in range(3)] for part in others
@@ -91,7 +98,7 @@ class ConvOfEnlarged:
     def __call__(self, ops: Ops, maps: Sequence[Map]) -> Value:
         """Maps -> (N, O) at the sides of the first."""
         (tokens, sides), *others = maps
-        out = as_tokens(ops, ops.conv(as_map(ops, tokens, sides), self.first, 1, 1), sides)
+        out = self.first(tokens, sides)
         for (small, its), taps in zip(others, self.others, strict=True):
             out = ops.add(out, _enlarged(ops, small, its, taps, sides))
         return self.norm.relu(ops, out)

@@ -72,6 +72,10 @@ class OpenVinoOps:
         """Sum, or with a table that broadcasts."""
         return nodes.add(x, y)
 
+    def subtract(self, x: Value, y: Value) -> Value:
+        """Difference."""
+        return nodes.subtract(x, y)
+
     def multiply(self, x: Value, y: Value) -> Value:
         """Product, or with a table that broadcasts."""
         return nodes.multiply(x, y)
@@ -83,6 +87,10 @@ class OpenVinoOps:
     def take(self, x: Value, index: Any) -> Value:
         """Rows (the first axis) at an index."""
         return nodes.gather(x, index, _ints(0))
+
+    def part(self, x: Value, axis: int, first: int, last: int) -> Value:
+        """What lies from ``first`` to before ``last`` along an axis."""
+        return nodes.slice(x, _ints([first]), _ints([last]), _ints([1]), _ints([axis]))
 
     def cat(self, values: Sequence[Value]) -> Value:
         """Along the first axis."""

@@ -49,6 +49,9 @@ class Ops(Protocol):
     def add(self, x: Value, y: Value) -> Value:
         """Sum, or with a table that broadcasts."""
 
+    def subtract(self, x: Value, y: Value) -> Value:
+        """Difference."""
+
     def multiply(self, x: Value, y: Value) -> Value:
         """Product, or with a table that broadcasts."""
 
@@ -57,6 +60,9 @@ class Ops(Protocol):
 
     def take(self, x: Value, index: Any) -> Value:
         """Rows (the first axis) at an index."""
+
+    def part(self, x: Value, axis: int, first: int, last: int) -> Value:
+        """What lies from ``first`` to before ``last`` along an axis."""
 
     def cat(self, values: Sequence[Value]) -> Value:
         """Along the first axis."""
@@ -131,6 +137,10 @@ class TorchOps:
         """Sum, or with a table that broadcasts."""
         return x + y
 
+    def subtract(self, x: Tensor, y: Tensor) -> Tensor:
+        """Difference."""
+        return x - y
+
     def multiply(self, x: Tensor, y: Tensor) -> Tensor:
         """Product, or with a table that broadcasts."""
         return x * y
@@ -142,6 +152,10 @@ class TorchOps:
     def take(self, x: Tensor, index: Tensor) -> Tensor:
         """Rows (the first axis) at an index."""
         return x.index_select(0, index)
+
+    def part(self, x: Tensor, axis: int, first: int, last: int) -> Tensor:
+        """What lies from ``first`` to before ``last`` along an axis."""
+        return x.narrow(axis, first, last - first)
 
     def cat(self, values: Sequence[Tensor]) -> Tensor:
         """Along the first axis."""
