@@ -89,7 +89,8 @@ class _Cut(torch.autograd.Function):
         (grad,), (tokens, places) = grads, ctx.saved_tensors
         of_nowhere = None
         if len(tokens) > len(places):
-            of_nowhere = grad[:, tokens == len(places)].sum((0, 1), dtype=torch.promote_types(grad.dtype, torch.float32))
+            dtype = torch.promote_types(grad.dtype, torch.float32)
+            of_nowhere = grad[:, tokens == len(places)].sum((0, 1), dtype=dtype)
         return grad.index_select(1, places), of_nowhere, None, None
 
 
