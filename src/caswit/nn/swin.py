@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 
 from caswit.config import Norm, Stem
 from caswit.nn.conv import ConvNormReLU
@@ -69,7 +70,8 @@ class Block(nn.Module):
         qkv = cut(attention.qkv(tokens), attention.qkv.bias, how)
         heads = qkv.unflatten(2, (3, attention.num_heads, -1)).unflatten(1, (-1, attention.window_area))
         q, k, v = heads.permute(3, 0, 1, 4, 2, 5)  # (B, n, h, A, D)
-        with torch.autocast(tokens.device.type, enabled=False):
+        device = tokens.device.type
+        with torch.autocast(device if is_autocast_available(device) else "cpu", enabled=False):
             bias = attention._get_rel_pos_bias().to(q.dtype)  # (1, h, A, A)
             if how.mask is not None:
                 bias = bias + how.mask.to(q.dtype)
