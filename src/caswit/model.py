@@ -185,11 +185,11 @@ class CASWiT(nn.Module):
             ModelError: Wrong shape, number of bands, batch or type, or a missing context.
         """
         assert self.num_classes, "built for pretraining: there is no decoder"
-        check_image("hr", hr)
+        check_images(hr, context, self.reads_context)
         x = self.hr_encoder.embed(self.normalise(hr))
         c = None
         if self.context_encoder is not None:
-            context = _check_context(context, hr)
+            assert context is not None  # checked
             c = self.context_encoder.embed(self.normalise(context))
         hr_maps, context_maps = self.stages(x, c)
         logits = _upsample(self.decoder(_normed(self.hr_norms, hr_maps)), hr)
@@ -264,7 +264,11 @@ def check_image(name: str, image: Tensor) -> None:
         )
 
 
-def _check_context(context: Tensor | None, hr: Tensor) -> Tensor:
+def check_images(hr: Tensor, context: Tensor | None, reads_context: bool) -> None:
+    """Raise ModelError unless a network can be called with these."""
+    check_image("hr", hr)
+    if not reads_context:
+        return
     if context is None:
         raise ModelError(
             "this model reads its surroundings: call model(hr, context) with a context image "
@@ -273,4 +277,3 @@ def _check_context(context: Tensor | None, hr: Tensor) -> Tensor:
     check_image("context", context)
     if len(context) != len(hr):
         raise ModelError(f"hr and context must be one batch, got {len(hr)} and {len(context)} images")
-    return context

@@ -17,6 +17,7 @@ from caswit.checkpoint import LoadedModel
 from caswit.config import IGNORE_INDEX, ComputeConfig
 from caswit.data.samples import OpenScene, Region, context_window
 from caswit.devices import autocast, pick_device, uses_bf16
+from caswit.fast.network import fast_network
 from caswit.raster.io import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window
 
@@ -42,11 +43,22 @@ class Classifier:
         context_factor: What it was trained with.
         batch: Tiles per forward pass.
         device: Where to compute.
-        bf16: Autocast to bfloat16.
+        bf16: Compute in bfloat16.
+        fast: Arrange the network for inference where that is possible. Its weights must not change any more.
     """
 
-    def __init__(self, network: Network, *, context_factor: int, batch: int, device: torch.device, bf16: bool) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        context_factor: int,
+        batch: int,
+        device: torch.device,
+        bf16: bool,
+        fast: bool = False,
+    ) -> None:
         self.network = network.to(device)
+        self.fast = fast_network(self.network, device=device, bf16=bf16) if fast else None
         self.context_factor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
 
@@ -61,6 +73,8 @@ class Classifier:
 
     def network_logits(self, hr: Tensor, context: Tensor | None) -> Tensor:
         """(B, K, T, T) fp32 logits of images that are on the device."""
+        if self.fast is not None:
+            return self.fast(hr, context)
         with autocast(self.device, self.bf16):
             logits: Tensor = self.network(hr, context)
         return logits.float()
@@ -134,6 +148,7 @@ def classifier(model: LoadedModel, settings: ComputeConfig) -> Classifier:
         batch=settings.batch,
         device=device,
         bf16=uses_bf16(settings.precision, device),
+        fast=settings.precision != "fp32",
     )
 
 

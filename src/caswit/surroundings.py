@@ -8,7 +8,6 @@ Shapes: B batch, H/W rows and columns, f context_factor.
 
 from torch import Tensor, nn
 
-from caswit.baselines import Network
 from caswit.checkpoint import LoadedModel
 from caswit.raster.windows import slice_middle
 
@@ -30,10 +29,10 @@ class WithoutSurroundings(nn.Module):
         context_factor: What it was trained with.
     """
 
-    def __init__(self, network: Network, context_factor: int) -> None:
+    def __init__(self, network: nn.Module, context_factor: int) -> None:
         super().__init__()
         self.network, self.context_factor = network, context_factor
-        self.reads_context = network.reads_context
+        self.reads_context: bool = network.reads_context  # type: ignore[assignment]
 
     def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor:
         """As ``CASWiT.forward`` in evaluation mode."""

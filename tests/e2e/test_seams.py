@@ -107,7 +107,7 @@ def test_the_measure_sees_seams_where_there_are_some(folder, monkeypatch):
 
     def frames(*args: object) -> Classifier:
         found = classifier(*args)
-        found.network = Frames()
+        found.network, found.fast = Frames(), None
         return found
 
     monkeypatch.setattr(blocks, "classifier", frames)

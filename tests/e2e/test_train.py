@@ -173,14 +173,14 @@ def test_two_processes_have_the_loss_of_one_with_twice_the_batch(landscapes, tmp
 def test_losses_are_the_golden_ones(landscapes, tmp_path):
     """Regenerate with ``CASWIT_GOLDEN=write pytest -k golden`` and say in the commit why they changed.
 
-    1e-3 and a low rate, because processors sum in different orders and AdamW's first steps amplify that: at 1e-4
-    another order of the same sums moved the eleventh loss by 4 %.
+    Group norms, because a batch norm of two tiles whose deepest maps are one pixel divides by the difference of two
+    values: then another order of the same sums moves these losses by 0.5 %, and here by less than 1e-5.
     """
-    train(make_recipe(landscapes, max_steps=12, lr=1e-5), tmp_path / "run")
+    train(make_recipe(landscapes, max_steps=12, lr=1e-5, model={"decoder_norm": "group"}), tmp_path / "run")
     losses = read_log(tmp_path / "run")
     if os.environ.get("CASWIT_GOLDEN") == "write":
         GOLDEN.write_text("".join(f"{loss:.6g}\n" for loss in losses))
-    assert losses == pytest.approx([float(line) for line in GOLDEN.read_text().split()], rel=1e-3)
+    assert losses == pytest.approx([float(line) for line in GOLDEN.read_text().split()], rel=1e-4)
 
 
 def test_the_run_folder_holds_everything(landscapes, tmp_path):

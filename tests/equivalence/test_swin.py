@@ -7,10 +7,11 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import nn
 from transformers import SwinConfig, SwinModel
 
+from caswit.nn import swin
 from caswit.nn.swin import SwinEncoder
 
 NUMBERS = {
@@ -131,6 +132,21 @@ def test_fewer_depths_are_the_first_stages_of_the_whole():
     maps = first(image)
     assert len(maps) == len(first.channels) == 2
     assert all(torch.equal(a, b) for a, b in zip(maps, whole(image), strict=False))
+
+
+@pytest.mark.parametrize("size", [(128, 64), (93, 141), (30, 7)], ids=str)
+def test_gradients_are_those_of_timms_blocks(size, monkeypatch):
+    """In fp64, where another order of the same sums shows in the last digits only; with and without padding."""
+    numbers = {**SMALL, "depths": (2, 2, 2, 2), "drop_path": 0.3}
+    ours = randomise(SwinEncoder(**numbers)).double().train()
+    monkeypatch.setattr(swin, "Block", lambda block: block)
+    theirs = SwinEncoder(**numbers).double().train()
+    assert isinstance(theirs.layers[0].blocks[0], SwinTransformerBlock)
+    theirs.load_state_dict(ours.state_dict())
+    image = torch.randn(2, 3, *size, dtype=torch.double)
+    (out, gradients, _), (their_out, their_gradients, _) = (trained_step(x, image) for x in (ours, theirs))
+    torch.testing.assert_close(out, their_out, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradients, their_gradients, rtol=1e-10, atol=1e-10)
 
 
 def trained_step(encoder, image):

@@ -1,6 +1,7 @@
+import math
+
 import pytest
 import torch
-from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
 from caswit.checkpoint import LoadedModel, ModelInfo, build, save_model
@@ -9,6 +10,7 @@ from caswit.data.scene import ClassTable, LandClass
 from caswit.info import costs, describe
 from caswit.nn.decoders import UPerNetHead
 from caswit.nn.fusion import CrossAttention
+from caswit.nn.swin import Block
 
 CLASSES = ClassTable(tuple(LandClass(id=i, name=f"class {i}", color="#102030") for i in range(5)))
 TILE_PX, CHANNELS, WINDOW = 64, 32, 8  # of nano's stage 1: 16 x 16 tokens, 2 x 2 windows
@@ -52,8 +54,9 @@ def count_by_hand(network, *images):
                 total += 2 * output.numel() * module.in_features
             case nn.Conv2d():
                 total += 2 * output.numel() * module.weight[0].numel()
-            case WindowAttention():  # (windows, tokens, C): tokens x tokens scores, twice
-                total += 4 * output.numel() * output.shape[1]
+            case Block():  # padded to whole windows: tokens x tokens scores, twice
+                tall, wide = (math.ceil(n / s) for n, s in zip(output.shape[1:3], module.window_size, strict=True))
+                total += 4 * tall * wide * math.prod(module.window_size) ** 2 * output.shape[-1]
             case UPerNetHead():
                 total += fuse_by_hand(module, [tuple(x.shape[2:]) for x in inputs[0]])
             case CrossAttention():  # every hr token with all context tokens, twice

@@ -17,7 +17,7 @@ class ComputeConfig:
     batch: int = 4
     """Tiles per forward pass."""
     precision: Precision = "auto"
-    """bf16 autocast, fp32, or auto: bf16 where the device has it."""
+    """fp32 is the plain network. bf16 and auto, which is bf16 where the device has it, take the fast path on a CPU."""
     device: str = "auto"
     """torch device: auto, cpu, cuda, cuda:1, mps."""
 

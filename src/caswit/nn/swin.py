@@ -1,16 +1,20 @@
 """A Swin encoder that can be advanced one stage at a time.
 
-The stages are timm's. Advancing them one by one is what lets fusion change the feature map between two stages
-(paper section 3.2). Shapes: B batch, H/W rows and columns of tokens, C channels; maps are channels-last.
+The stages are timm's, with its blocks rearranged for speed. Advancing them one by one is what lets fusion change the
+feature map between two stages (paper section 3.2). Shapes: B batch, H/W rows and columns of tokens, C channels; maps
+are channels-last.
 """
 
 from collections.abc import Sequence
 
-from timm.models.swin_transformer import SwinTransformer
+import torch
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 
 from caswit.config import Norm, Stem
 from caswit.nn.conv import ConvNormReLU
+from caswit.nn.windows import Sides, cut, joined, windows
 
 PATCH_PX = 4
 
@@ -35,6 +39,45 @@ class ConvStem(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, H / 4, W / 4, C); sides are multiples of 4."""
         return self.norm(self.layers(image).permute(0, 2, 3, 1))
+
+
+class Block(nn.Module):
+    """The parts of timm's block, and its numbers, in another order of moving things about.
+
+    timm rolls, pads and cuts what the norm returns, which under autocast is fp32, and undoes that afterwards. Here
+    queries, keys and values are cut, once and by a table, and scores stay in the type of the queries.
+    """
+
+    def __init__(self, block: SwinTransformerBlock) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.drop_path1 = block.norm1, block.attn, block.drop_path1
+        self.norm2, self.mlp, self.drop_path2 = block.norm2, block.mlp, block.drop_path2
+        self.window_size: Sides = block.window_size
+        self.shift_size: Sides = block.shift_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        sides = x.shape[1], x.shape[2]
+        tokens = x.flatten(1, 2)
+        tokens = tokens + self.drop_path1(self._attend(self.norm1(tokens), sides))
+        tokens = tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
+        return tokens.view(x.shape)
+
+    def _attend(self, tokens: Tensor, sides: Sides) -> Tensor:
+        attention = self.attn
+        how = windows(sides, self.window_size, self.shift_size, tokens.device)
+        # timm pads after the norm: a token that is not there is 0, and has the bias for queries, keys and values.
+        qkv = cut(attention.qkv(tokens), attention.qkv.bias, how)
+        heads = qkv.unflatten(2, (3, attention.num_heads, -1)).unflatten(1, (-1, attention.window_area))
+        q, k, v = heads.permute(3, 0, 1, 4, 2, 5)  # (B, n, h, A, D)
+        device = tokens.device.type
+        with torch.autocast(device if is_autocast_available(device) else "cpu", enabled=False):
+            bias = attention._get_rel_pos_bias().to(q.dtype)  # (1, h, A, A)
+            if how.mask is not None:
+                bias = bias + how.mask.to(q.dtype)
+            scores = (q * attention.scale) @ k.transpose(-1, -2)
+            read = (scores + bias).softmax(-1) @ v
+        return attention.proj(joined(read.transpose(2, 3).reshape(len(qkv), len(how.tokens), -1), how))
 
 
 class SwinEncoder(nn.Module):
@@ -77,6 +120,8 @@ class SwinEncoder(nn.Module):
         )
         self.patch_embed = swin.patch_embed if stem == "patch" else ConvStem(embed_dim, norm)
         self.layers = nn.ModuleList(swin.layers)
+        for stage in self.layers:
+            stage.blocks = nn.Sequential(*map(Block, stage.blocks))  # type: ignore[arg-type]
         self.channels = [embed_dim * 2**i for i in range(len(depths))]
 
     def embed(self, image: Tensor) -> Tensor:

@@ -35,19 +35,22 @@ def conv3x3_of_enlarged(maps: list[Tensor], weight: Tensor) -> Tensor:
 def _enlarged(x: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
     batch, _, height, width = x.shape
     channels = weight.shape[0]
-    # (9 * O, C, 1, 1): vertical tap, output channel, horizontal tap.
-    mixed = F.conv2d(x, weight.permute(2, 0, 3, 1).reshape(9 * channels, -1, 1, 1))
-    mixed = mixed.view(batch, 3, channels, 3, height, width)
-    rows, cols = (_shifted(n, m).to(mixed) for n, m in zip((height, width), size, strict=True))
-    wide = mixed.permute(0, 1, 2, 4, 3, 5).reshape(batch, 3, channels, height, 3 * width) @ cols.T
-    tall = wide.permute(0, 2, 1, 3, 4).reshape(batch, channels, 3 * height, size[1])
-    return rows @ tall
+    rows, cols = (shifted(n, m).to(x) for n, m in zip((height, width), size, strict=True))
+    # Channels stay last, so that the taps of a place lie side by side and nothing is moved between the products.
+    cols = cols.unflatten(1, (3, width)).transpose(1, 2).flatten(1)  # (W, w * 3)
+    places = x.permute(0, 2, 3, 1)
+    wide = []
+    for tap in range(3):
+        mixed = F.linear(places, weight[:, :, tap].permute(2, 0, 1).flatten(0, 1))  # (B, h, w, 3 * O)
+        wide.append((cols @ mixed.reshape(batch, height, 3 * width, channels)).flatten(2))  # (B, h, W * O)
+    tall = rows @ torch.cat(wide, dim=1)
+    return tall.view(batch, *size, channels).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # a tensor made in inference mode could not be used in training later
 @torch.no_grad()
-def _shifted(small: int, large: int) -> Tensor:
+def shifted(small: int, large: int) -> Tensor:
     """(large, 3 * small): bilinear enlargement read one to the left, in place, and one to the right, 0 outside."""
     each = torch.eye(small, dtype=torch.float64)[None]
     enlarge = F.interpolate(each, size=large, mode="linear", align_corners=False)[0].T

@@ -1,0 +1,47 @@
+"""How much of a real split is labelled alike by the plain fp32 network and by the fast path, and what both score.
+
+python benchmarks/agreement.py MODEL DATASET [SPLIT TILES]
+"""
+
+import sys
+from itertools import islice
+from pathlib import Path
+
+from caswit.checkpoint import load_model
+from caswit.config import EvaluateConfig
+from caswit.data.scene import load_dataset
+from caswit.fast.network import FastCASWiT
+from caswit.metrics import Counts, score
+from caswit.predict import classifier
+from caswit.scoring import scored_tiles
+
+
+def main(model: Path, dataset: Path, split: str = "test", tiles: int = 10**9) -> None:
+    """Print the share of pixels labelled alike and both mIoU, for every way that is installed."""
+    loaded, data = load_model(model), load_dataset(dataset)
+    data = data.read_at(loaded.info.tile.gsd_m)
+    plain = classifier(loaded, EvaluateConfig(device="cpu", precision="fp32"))
+    ways = {"autocast": classifier(loaded, EvaluateConfig(device="cpu", precision="fp32"))}
+    ways["autocast"].bf16 = True
+    for name in ("torch", "OpenVINO"):
+        ways[name] = classifier(loaded, EvaluateConfig(device="cpu", precision="bf16"))
+        ways[name].fast = FastCASWiT(loaded.network, bf16=True, openvino=name == "OpenVINO")  # type: ignore[arg-type]
+    runs = {
+        name: islice(
+            scored_tiles(way, data, data.split(split), tile_px=loaded.info.tile.tile_px, band_px=3), int(tiles)
+        )
+        for name, way in {"plain": plain, **ways}.items()
+    }
+    counts = {name: Counts.zeros(len(loaded.info.classes)) for name in runs}
+    alike, pixels = dict.fromkeys(runs, 0), 0
+    for found in zip(*runs.values(), strict=True):
+        pixels += found[0].prediction.size
+        for name, tile in zip(runs, found, strict=True):
+            counts[name] += tile.counts
+            alike[name] += int((tile.prediction == found[0].prediction).sum())
+    for name in runs:
+        print(f"{name}: {alike[name] / pixels:.4%} of {pixels} px as plain, mIoU {100 * score(counts[name]).miou:.3f}")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:3]), *sys.argv[3:])  # type: ignore[arg-type]

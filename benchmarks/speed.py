@@ -1,0 +1,197 @@
+"""Seconds per tile and peak memory of the network, beside what one would run instead.
+
+python benchmarks/speed.py [--sizes nano tiny base] [--batches 1 4] [--repeats 5] [--only NAME ...] [--train]
+
+ours: what ``caswit predict`` runs; ours, torch and ours, OpenVINO: its two ways. plain: ``--precision fp32``.
+(a): assembled from transformers and torch's MultiheadAttention, eager, in fp32 and under bf16 autocast.
+(b): Swin + UPerNet of segmentation_models_pytorch, which sees no context, likewise.
+(c): OpenVINO running (a), with the bf16 hint.
+(d): what this machine multiplies at most, measured, against the arithmetic of the network as the paper writes it.
+
+Every contestant lives in a process of its own, which says its peak memory; they run in turn. Seconds are of the wall
+clock; those of the processor stand beside them, for machines that are shared.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from caswit.memory import _resident_mb
+from contestants import INFERENCE, SIDE, TRAINING, Run, assembled, inference, training
+
+
+def contestant(arguments: argparse.Namespace) -> None:
+    """What a process of its own does: one line in, one measurement out."""
+    before = _resident_mb()
+    name, size, batch = arguments.worker, arguments.sizes[0], arguments.batches[0]
+    began = time.perf_counter()
+    run = (
+        training(name, size, batch, arguments.side) if arguments.train else inference(name, size, batch, arguments.side)
+    )
+    run()
+    first = time.perf_counter() - began
+    print(json.dumps({"first": first, "before": before}), flush=True)
+    for _ in sys.stdin:
+        began, cpu = time.perf_counter(), time.process_time()
+        run()
+        row = {"wall": time.perf_counter() - began, "cpu": time.process_time() - cpu, "peak": _resident_mb()}
+        print(json.dumps(row), flush=True)
+
+
+class Process:
+    """A contestant in a process of its own."""
+
+    def __init__(self, name: str, size: str, batch: int, arguments: argparse.Namespace) -> None:
+        words = [sys.executable, __file__, "--worker", name, "--sizes", size, "--batches", str(batch)]
+        words += ["--side", str(arguments.side), *(["--train"] if arguments.train else [])]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ready = self._line()
+        self.rows: list[dict[str, float]] = []
+
+    def run(self) -> None:
+        """Measure once more."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        self.rows.append(self._line())
+
+    def _line(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.process.args}: ended early")
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    def median(self, what: str) -> float:
+        """Over the runs."""
+        return statistics.median(row[what] for row in self.rows)
+
+    def end(self) -> None:
+        """Close its input, upon which it ends."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def arithmetic(size: str, *, train: bool, side: int = SIDE) -> float:
+    """GFLOP of one tile as the paper writes the network, i.e. of (a); multiply and add are two."""
+    model = assembled(size, train=train, attention="eager").train(train)
+    inputs = [torch.zeros(2, 3, side, side, device="meta") for _ in range(2)]  # norms over a batch want two
+    counter = FlopCounterMode(display=False)
+    with counter, torch.set_grad_enabled(train):
+        out = model(*inputs)
+        if train:
+            (out[0].sum() + out[1].sum()).backward()
+    return float(counter.get_total_flops()) / 2 / 1e9
+
+
+def limit() -> dict[str, float]:
+    """The best GFLOP/s of a large convolution and a large matrix product, in both types."""
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        image = torch.randn(1, 512, 64, 64).to(dtype).contiguous(memory_format=torch.channels_last)
+        kernel = torch.randn(512, 512, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
+        rows, weight = torch.randn(4096, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+        kinds: list[tuple[Run, float]] = [
+            (lambda i=image, k=kernel: F.conv2d(i, k, padding=1), 2 * 4096 * 512 * 512 * 9),  # type: ignore[misc]
+            (lambda r=rows, w=weight: F.linear(r, w), 2 * 4096 * 2048 * 2048),  # type: ignore[misc]
+        ]
+        seconds: list[tuple[float, float]] = []
+        with torch.inference_mode():
+            for run, flop in kinds:
+                for _ in range(5):
+                    began, cpu = time.perf_counter(), time.process_time()
+                    run()
+                    spent = (time.process_time() - cpu) / torch.get_num_threads()
+                    seconds.append((flop / (time.perf_counter() - began) / 1e9, flop / spent / 1e9))
+        name = "bf16" if dtype == torch.bfloat16 else "fp32"
+        best[name], best[f"{name}, processor"] = (max(rates) for rates in zip(*seconds, strict=True))
+    return best
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Print a table for every size and batch."""
+    names = arguments.only or (TRAINING if arguments.train else INFERENCE)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    rates = limit()
+    print("(d) GFLOP/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
+    for size in arguments.sizes:
+        gflop = arithmetic(size, train=arguments.train, side=arguments.side)
+        print(f"\n{size}: {gflop:.0f} GFLOP a tile as the paper writes it\n")
+        for batch in arguments.batches:
+            table(size, batch, [n for n in names if fits(n, size)], gflop, rates, arguments)
+
+
+def fits(name: str, size: str) -> bool:
+    """Whether there is such a contestant."""
+    return not (name.startswith("(b)") and size not in ("tiny", "base"))
+
+
+def table(size: str, batch: int, names: list[str], gflop: float, rates: dict[str, float], arguments: Any) -> None:
+    """Measure each contestant in turn with ours, two processes at a time, then print."""
+    clock = "cpu" if arguments.shared else "wall"
+    ours = Process(names[0], size, batch, arguments)
+    rows = [[names[0], 1.0, ours]]
+    for name in names[1:]:
+        other, before = Process(name, size, batch, arguments), len(ours.rows)
+        for _ in range(arguments.repeats):
+            ours.run()
+            other.run()
+        ratio = other.median(clock) / statistics.median(row[clock] for row in ours.rows[before:])
+        rows.append([name, ratio, other])
+        other.end()
+    if len(names) == 1:
+        for _ in range(arguments.repeats):
+            ours.run()
+    ours.end()
+    heads = (
+        "s per tile",
+        "of the processor",
+        "Mpx/s",
+        "peak MB",
+        "before MB",
+        "first s",
+        f"over {names[0]}",
+        "share of (d)",
+    )
+    print(f"| {size}, batch {batch} | {' | '.join(heads)} |\n|---{'|---:' * len(heads)}|")
+    for name, ratio, one in rows:
+        seconds = one.median(clock) / batch
+        rate = rates[("fp32" if "fp32" in name or name == "plain" else "bf16") + ", processor" * arguments.shared]
+        cells = [
+            f"{one.median('wall') / batch:.2f}",
+            f"{one.median('cpu') / batch:.2f}",
+            f"{arguments.side**2 / seconds / 1e6:.3f}",
+            f"{one.rows[-1]['peak']:.0f}",
+            f"{one.ready['before']:.0f}",
+            f"{one.ready['first']:.1f}",
+            f"{ratio:.2f}",
+            "" if name.startswith("(b)") else f"{gflop / seconds / rate:.0%}",
+        ]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["nano", "tiny", "base"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--side", type=int, default=SIDE)
+    parser.add_argument("--only", nargs="+", choices=sorted({*INFERENCE, *TRAINING}))
+    parser.add_argument("--train", action="store_true", help="a training step instead of inference")
+    parser.add_argument("--shared", action="store_true", help="ratios of processor time, on a machine with other work")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parsed = parser.parse_args()
+    if parsed.worker:
+        contestant(parsed)
+    else:
+        main(parsed)
