@@ -1,31 +1,49 @@
-"""Draws an image beside its map, with a legend: python docs/images/draw.py IMAGE MAP MODEL OUT.jpg [ROW COL SIDE]."""
+"""Draws an image beside its map, and its truth, with a legend.
 
-import sys
+python docs/images/draw.py IMAGE MAP MODEL OUT.jpg [--truth LABEL] [--place ROW COL SIDE] [--side_px 640]
+"""
+
+import argparse
 from pathlib import Path
 
 import numpy as np
 
 from caswit.checkpoint import load_model
+from caswit.data.classes import ClassTable
 from caswit.files import atomic_write_bytes
-from caswit.raster.io import Raster
+from caswit.raster.io import Raster, UInt8
 from caswit.raster.windows import Window
 from caswit.viz import colourise, jpeg_bytes, legend, shrink, stack, strip
 
-SIDE_PX = 640
+
+def painted(file: Path, classes: ClassTable, window: Window, side_px: int) -> UInt8:
+    """Class ids of a window of a raster, as a picture."""
+    with Raster(file) as raster:
+        ids = raster.read_band(window, fill=255)
+    return colourise(shrink(classes.indices(ids, str(file), ids == 255), side_px), classes.colors)
 
 
-def main(image: Path, found: Path, model: Path, out: Path, place: list[int]) -> None:
-    """Write OUT.jpg; ROW COL SIDE cut out a square."""
-    classes = load_model(model).info.classes
-    with Raster(image) as photo, Raster(found) as ids:
-        row, col, side = place or (0, 0, max(photo.height, photo.width))
+def main() -> None:
+    """Write OUT.jpg."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("image", "map", "model", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--truth", type=Path)
+    parser.add_argument("--place", type=int, nargs=3)
+    parser.add_argument("--side_px", type=int, default=640)
+    given = parser.parse_args()
+    classes = load_model(given.model).info.classes
+    with Raster(given.image) as photo:
+        row, col, side = given.place or (0, 0, max(photo.height, photo.width))
         window = Window(row, col, side, side).clipped(photo.height, photo.width)
         pixels = np.moveaxis(photo.read_image(window)[0], 0, -1)
-        indices = classes.indices(ids.read_band(window, fill=255), str(found), ids.read_band(window, fill=255) == 255)
-    panels = [("image", shrink(pixels, SIDE_PX)), ("map", colourise(shrink(indices, SIDE_PX), classes.colors))]
+    panels = [("image", shrink(pixels, given.side_px)), ("map", painted(given.map, classes, window, given.side_px))]
+    if given.truth:
+        panels.append(("labels", painted(given.truth, classes, window, given.side_px)))
     picture = strip(panels)
-    atomic_write_bytes(out, jpeg_bytes(stack([picture, legend(classes.names, classes.colors, width=picture.shape[1])])))
+    found = stack([picture, legend(classes.names, classes.colors, width=picture.shape[1])])
+    atomic_write_bytes(given.out, jpeg_bytes(found))
 
 
 if __name__ == "__main__":
-    main(*(Path(word) for word in sys.argv[1:5]), [int(word) for word in sys.argv[5:8]])
+    main()

@@ -27,7 +27,9 @@ class About:
     summary: str
     """What it maps, in a line."""
     gsd_m: tuple[float, float]
-    """Ground sizes of a pixel, in metres, it is meant for: from, to."""
+    """Ground sizes of a pixel, in metres, it is meant for: from, to below."""
+    read_at_m: float
+    """Ground size of the pixels it sees. Images that say theirs are resampled to it."""
     data: str
     """What it learned from, and the licences; Markdown, like the next two."""
     training: str
@@ -52,7 +54,7 @@ def read_about(file: Path) -> About:
     names = {f.name for f in fields(About)}
     if not isinstance(content, dict) or set(content) != names:
         raise ConfigError(f"{file}: must have exactly {', '.join(sorted(names))}")
-    for name in names - {"gsd_m", "pictures", "sample_gsd_m"}:
+    for name in names - {"gsd_m", "read_at_m", "pictures", "sample_gsd_m"}:
         if not isinstance(content[name], str):
             raise ConfigError(f"{file}: {name} must be text, got {content[name]!r}")
     gsd_m, pictures = content["gsd_m"], content["pictures"]
@@ -61,8 +63,9 @@ def read_about(file: Path) -> About:
         raise ConfigError(f"{file}: gsd_m must be two numbers of metres, the lower one first, got {gsd_m!r}")
     if not isinstance(pictures, dict):
         raise ConfigError(f"{file}: pictures must be files and their captions, got {pictures!r}")
-    if not isinstance(content["sample_gsd_m"], int | float) or not gsd_m[0] <= content["sample_gsd_m"] <= gsd_m[1]:
-        raise ConfigError(f"{file}: sample_gsd_m must be metres within gsd_m, got {content['sample_gsd_m']!r}")
+    for name in ("read_at_m", "sample_gsd_m"):
+        if not isinstance(content[name], int | float) or not gsd_m[0] <= content[name] < gsd_m[1]:
+            raise ConfigError(f"{file}: {name} must be metres within gsd_m, got {content[name]!r}")
     for name in (*pictures, content["sample"]):
         if Path(name).name != name or not file.with_name(name).is_file():
             raise ConfigError(f"{file}: {name} does not lie beside it")
@@ -107,6 +110,7 @@ def push(
     if said is not None:
         kept = ("summary", "gsd_m", "sample", "sample_gsd_m")
         config["about"] = {name: getattr(said, name) for name in kept}
+        config["gsd_m"] = config["tile"]["gsd_m"] = said.read_at_m
     card = model_card(config, Path(name).name if local else name, _read_report(report), license_name, said)
     pictures = (
         [] if about is None or said is None else [about.with_name(name) for name in {*said.pictures, said.sample}]

@@ -136,6 +136,7 @@ def about(tmp_path):
         "pictures": {"val.jpg": "The town"},
         "sample": "sample.jpg",
         "sample_gsd_m": 0.2,
+        "read_at_m": 0.3,
     }
     file = tmp_path / "about.yaml"
     file.write_text(yaml.safe_dump(content))
@@ -150,6 +151,7 @@ def test_what_its_maker_says_is_on_the_card(model_folder, about, report, tmp_pat
         assert words in card
     assert "--model roofs" in card
     assert (out / "val.jpg").read_bytes() == b"picture"
+    assert load_model(out).info.tile.gsd_m == load_model(out).info.gsd_m == 0.3
     assert json.loads((out / "config.json").read_text())["about"] == {
         "summary": "Roofs.",
         "gsd_m": [0.1, 0.5],
@@ -172,12 +174,16 @@ def test_half_the_size_is_the_same_network_but_for_rounding(model_folder, tmp_pa
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"extra": 1}, "must have exactly data, gsd_m, limits, pictures, sample, sample_gsd_m, summary, training"),
+        (
+            {"extra": 1},
+            "must have exactly data, gsd_m, limits, pictures, read_at_m, sample, sample_gsd_m, summary, training",
+        ),
         ({"limits": None}, "limits must be text, got None"),
         ({"gsd_m": [1, 0.5]}, r"gsd_m must be two numbers of metres, the lower one first, got \[1, 0.5\]"),
         ({"pictures": {"none.jpg": "x"}}, "none.jpg does not lie beside it"),
         ({"pictures": {"../val.jpg": "x"}}, "does not lie beside it"),
         ({"sample": "none.jpg"}, "none.jpg does not lie beside it"),
+        ({"read_at_m": None}, "read_at_m must be metres within gsd_m, got None"),
         ({"sample_gsd_m": 1}, "sample_gsd_m must be metres within gsd_m, got 1"),
         ({"pictures": ["val.jpg"]}, "pictures must be files and their captions"),
     ],

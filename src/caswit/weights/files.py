@@ -22,7 +22,7 @@ _NESTED = ("state_dict", "model", "model_state_dict", "module")
 
 
 def find_weights(path: str) -> Path:
-    """The file of weights that a path means: itself, or that of a run, model or other folder, on the hub or in the package.
+    """The file of weights that a path means: itself, or that of a folder (run, model, other), the hub or the package.
 
     Raises:
         ModelError: There is none, or it cannot be told which.
