@@ -271,6 +271,6 @@ def _check_context(context: Tensor | None, hr: Tensor) -> Tensor:
             "(B, 3, H', W'); a model built with fusion_stages=() takes the tile alone"
         )
     check_image("context", context)
-    if len(context) != len(hr):
+    if context.shape[0] != hr.shape[0]:  # len() would make the batch a constant where the network is exported
         raise ModelError(f"hr and context must be one batch, got {len(hr)} and {len(context)} images")
     return context
