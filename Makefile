@@ -34,7 +34,7 @@ docs: setup
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade pip
-	.venv-lock/bin/python -m pip install --quiet --editable ".[train,serve,vector,ray]" --group dev
+	.venv-lock/bin/python -m pip install --quiet --editable ".[train,serve,vector,ray,fast,export]" --group dev
 	.venv-lock/bin/python -m pip freeze --exclude-editable \
 	  | grep -Ev '^(nvidia|cuda|triton|pip|setuptools)' > requirements.lock
 	rm -rf .venv-lock

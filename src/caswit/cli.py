@@ -26,6 +26,7 @@ EXTRAS = {
     **dict.fromkeys(("shapely", "pyogrio", "pyproj", "pyarrow"), "vector"),
     "ray": "ray",
     "segmentation_models_pytorch": "baselines",
+    **dict.fromkeys(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), "export"),
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "rio_tiler", "xstatic-leaflet"), "serve"),
 }
 """Modules that come with caswit[EXTRA]."""
@@ -49,6 +50,7 @@ commands:
   info MODEL                 what a model is and expects
   inspect DATASET --out DIR  pictures and figures of a dataset, to see that it is right
   prepare urur ROOT          make URUR readable by window, once
+  export MODEL OUT.onnx      a model as an ONNX file, for other programs and QGIS
   push MODEL REPO            put a model on the Hugging Face hub; hf:owner/name is then a model
 
 caswit COMMAND --help says more. caswit --version prints the version.
@@ -78,6 +80,7 @@ COMMANDS = (
     "info",
     "inspect",
     "prepare",
+    "export",
     "push",
 )
 """Each is a module of caswit.commands."""
@@ -97,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what GDAL says is part of our errors
     logging.getLogger("numexpr").setLevel(logging.WARNING)  # says how many threads it has
     logging.getLogger("pyogrio").setLevel(logging.WARNING)
+    for part in ("onnx_ir", "onnxscript"):  # say every number they put elsewhere
+        logging.getLogger(part).setLevel(logging.ERROR)
     for part in ("fabric", "pytorch"):  # says its precision twice at every start; the parents set their own levels
         logging.getLogger(f"lightning.{part}.utilities.rank_zero").setLevel(logging.WARNING)
     if threading.current_thread() is threading.main_thread():

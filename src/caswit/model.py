@@ -275,5 +275,5 @@ def check_images(hr: Tensor, context: Tensor | None, reads_context: bool) -> Non
             "(B, 3, H', W'); a model built with fusion_stages=() takes the tile alone"
         )
     check_image("context", context)
-    if len(context) != len(hr):
+    if context.shape[0] != hr.shape[0]:  # len() would make the batch a constant where the network is exported
         raise ModelError(f"hr and context must be one batch, got {len(hr)} and {len(context)} images")

@@ -100,7 +100,7 @@ def push(
         CaswitError: The model or the report cannot be read, or the hub refuses.
     """
     folder = model_folder(model)
-    config = _public_config(folder)
+    config = public_config(folder)
     (load_pretrained if config.get("kind") == PRETRAINED else load_model)(folder)  # what cannot be used is not sent
     name = where.removeprefix(PREFIX)
     local = name.startswith((".", "/", "~"))
@@ -152,7 +152,7 @@ def model_card(
     )
 
 
-def _public_config(folder: Path) -> dict[str, Any]:
+def public_config(folder: Path) -> dict[str, Any]:
     """The config without the folders of whoever trained the model."""
     with config_errors(folder / CONFIG):
         config = read_config(folder / CONFIG)

@@ -1,0 +1,113 @@
+"""An exported model under ONNX Runtime beside PyTorch in fp32 and beside what ``caswit predict`` computes with.
+
+    python benchmarks/export.py [MODEL] [--threads 1] [--batch 1] [--rounds 7] [--clock wall]
+
+MODEL is a model folder or the name of a model of the package; without one a nano with random weights is taken. Runs
+alternate, so that what else the machine does hits all; the median of each counts. ``--clock core`` counts seconds of cores
+instead, for a busy machine. What PyTorch and ONNX Runtime do at the first call is left out. Prints a table.
+"""
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from caswit.checkpoint import WEIGHTS, ModelInfo, build, load_model, model_folder, save_model
+from caswit.config import ComputeConfig, ModelConfig, TileConfig
+from caswit.data.scene import ClassTable, LandClass
+from caswit.export.graphs import Form
+from caswit.export.write import export
+from caswit.predict import classifier
+
+CLOCKS = {"wall": time.perf_counter, "core": time.process_time}
+FORMS: dict[Form, str] = {"tile and context": "two.onnx", "single input": "one.onnx"}
+
+
+def random_model(folder: Path) -> Path:
+    """A nano with random weights."""
+    classes = ClassTable(tuple(LandClass(id=i, name=f"class {i}", color="#808080") for i in range(1, 6)))
+    info = ModelInfo(model=ModelConfig(size="nano"), tile=TileConfig(tile_px=256), classes=classes)
+    torch.manual_seed(0)
+    save_model(build(info), info, folder / "model")
+    return folder / "model"
+
+
+def runs(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """What is timed, by name."""
+    loaded = load_model(model)
+    side, whole = loaded.info.tile.tile_px, loaded.info.tile.context_px
+    rng = np.random.default_rng(0)
+    window = rng.integers(0, 256, (options.batch, 3, whole, whole), np.uint8)
+    tile, context = (rng.integers(0, 256, (options.batch, 3, side, side), np.uint8) for _ in range(2))
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    two, one = (
+        onnxruntime.InferenceSession(folder / name, settings, providers=["CPUExecutionProvider"])
+        for name in FORMS.values()
+    )
+    own = classifier(load_model(model), ComputeConfig(device="cpu", batch=options.batch))
+    tensors = torch.from_numpy(tile), torch.from_numpy(context)
+
+    def in_torch(call: Callable[[torch.Tensor, torch.Tensor], object]) -> Callable[[], object]:
+        return torch.inference_mode()(lambda: call(*tensors))
+
+    given = {"tile": tile} | ({"context": context} if loaded.network.reads_context else {})
+    return {
+        "PyTorch, fp32": in_torch(loaded.network),
+        "caswit predict": in_torch(own.network_logits),
+        "ONNX Runtime": lambda: two.run(None, given),
+        "ONNX Runtime, single input": lambda: one.run(None, {"window": window}),
+    }
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    options = parser.parse_args()
+    for part in ("onnx_ir", "onnxscript"):
+        logging.getLogger(part).setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
+    clock = CLOCKS[options.clock]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = random_model(folder) if options.model is None else model_folder(options.model)
+        exported = {form: export(model, folder / file, form) for form, file in FORMS.items()}
+        calls = runs(model, folder, options)
+        weights_mb = (model / WEIGHTS).stat().st_size / 1e6
+    for call in calls.values():
+        call()
+    taken_s: dict[str, list[float]] = {label: [] for label in calls}
+    for _ in range(options.rounds):
+        for label, call in calls.items():
+            began_s = clock()
+            call()
+            taken_s[label].append(clock() - began_s)
+    medians = {label: statistics.median(s) for label, s in taken_s.items()}
+    size_mb, difference = exported["tile and context"].size_bytes / 1e6, exported["tile and context"].difference
+    print(
+        f"\n{options.model or 'nano'}, batch {options.batch}, {options.threads} threads, {options.clock} seconds; ",
+        end="",
+    )
+    print(f"file {size_mb:.1f} MB, weights {weights_mb:.1f} MB; difference {difference:.1e}\n")
+    print("| what | a batch | times PyTorch | fastest-slowest |\n|---|---:|---:|---|")
+    for label, median_s in medians.items():
+        ratio = medians["PyTorch, fp32"] / median_s
+        print(
+            f"| {label} | {median_s:.3f} s | **{ratio:.2f}** | {min(taken_s[label]):.3f}-{max(taken_s[label]):.3f} s |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Models as ONNX files, for programs that run neither Python nor PyTorch."""
