@@ -3,8 +3,8 @@
     python benchmarks/export.py [MODEL] [--threads 1] [--batch 1] [--rounds 7] [--clock wall]
 
 MODEL is a model folder or the name of a model of the package; without one a nano with random weights is taken. Runs
-alternate, so that what else the machine does hits all; the median of each counts. ``--clock core`` counts seconds of cores
-instead, for a busy machine. What PyTorch and ONNX Runtime do at the first call is left out. Prints a table.
+alternate, so that what else the machine does hits all; the median of each counts. ``--clock core`` counts seconds
+of cores instead, for a busy machine. What PyTorch and ONNX Runtime do at the first call is left out. Prints a table.
 """
 
 import argparse

@@ -114,7 +114,7 @@ def make_graph(loaded: LoadedModel, form: Form) -> Graph:
     network = copy.deepcopy(loaded.network).float().eval().requires_grad_(False)
     if isinstance(network, CASWiT):
         for fusion in network.fusion.values():
-            fusion.attention = InSlices(fusion.attention)  # type: ignore[assignment]
+            fusion.add_module("attention", InSlices(fusion.get_submodule("attention")))
     factor = loaded.info.tile.context_factor if network.reads_context else 1
     tile_px = loaded.info.tile.tile_px
     tile = torch.zeros(2, 3, tile_px, tile_px, dtype=torch.uint8)
