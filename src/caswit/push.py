@@ -190,6 +190,7 @@ def _fill(
         else:
             shutil.copyfile(folder / WEIGHTS, partial)
     for picture in pictures:
-        shutil.copyfile(picture, target / picture.name)
+        if picture.resolve() != (target / picture.name).resolve():  # the YAML file may lie in the folder that is made
+            shutil.copyfile(picture, target / picture.name)
     (target / CARD).write_text(card, encoding="utf-8")
     (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

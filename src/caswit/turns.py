@@ -6,7 +6,6 @@ Shapes: B batch, K classes, H/W rows and columns.
 import torch
 from torch import Tensor, nn
 
-from caswit.baselines import Network
 from caswit.predict import Classifier
 
 _LEAST = 1e-12
@@ -21,10 +20,10 @@ class Turned(nn.Module):
         turns: How many: 2 adds the mirror image, 4 are the quarter turns, 8 both.
     """
 
-    def __init__(self, network: Network, turns: int) -> None:
+    def __init__(self, network: nn.Module, turns: int) -> None:
         super().__init__()
         self.network = network
-        self.reads_context = network.reads_context
+        self.reads_context = bool(network.reads_context)
         quarters = range(4) if turns >= 4 else range(1)
         self.symmetries = [
             (quarter, mirror) for mirror in ((False, True) if turns != 4 else (False,)) for quarter in quarters
@@ -46,6 +45,8 @@ def averaged(model: Classifier, turns: int) -> Classifier:
     """The classifier, whose predictions from now on are means over so many symmetries; 1 leaves it as it is."""
     if turns > 1:
         model.network = Turned(model.network, turns)  # type: ignore[assignment]
+        if model.fast is not None:
+            model.fast = Turned(model.fast, turns)
     return model
 
 

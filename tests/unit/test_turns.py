@@ -72,15 +72,16 @@ def test_what_it_says_turns_with_the_image():
         )
 
 
-def test_a_map_of_a_turned_image_is_the_turned_map(model_folder, make_raster, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "auto"])  # the network itself, and arranged for inference
+def test_a_map_of_a_turned_image_is_the_turned_map(model_folder, make_raster, tmp_path, precision):
     pixels, maps = picture(32, 32), []
     for name, image in (("straight", pixels), ("turned", turned(pixels, 5))):
         file = make_raster(image, f"{name}.tif", **georeference())
         out = tmp_path / f"{name}-map.tif"
-        main(["predict", str(file), str(out), "--model", str(model_folder), "--turns", "8", "--precision", "fp32"])
+        main(["predict", str(file), str(out), "--model", str(model_folder), "--turns", "8", "--precision", precision])
         with Raster(out) as found:
             maps.append(found.read_band(Window(0, 0, 32, 32), fill=255))
-    assert (turned(maps[0], 5) == maps[1]).mean() > 0.995  # ties may fall either way
+    assert (turned(maps[0], 5) == maps[1]).mean() > 0.99  # ties may fall either way
     assert len(np.unique(maps[0])) > 1
 
 
