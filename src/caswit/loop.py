@@ -56,6 +56,9 @@ class Objective(Protocol):
     def loss(self, model: nn.Module, batch: Batch, masses: Tensor) -> Tensor:
         """The share that a pass has in the loss of the whole batch, whose masses are given."""
 
+    def stepped(self, step: int) -> None:
+        """Called on every device after every optimiser step, with its number from 1."""
+
     def look(self, step: int, progress: Progress) -> dict[str, float]:
         """Validate, draw pictures; what is to be logged. Called on every device."""
 
@@ -119,6 +122,7 @@ class Loop:
             began_s = time.perf_counter()
             row = self._step(next(passes_of_steps))
             self.step += 1
+            self.objective.stepped(self.step)
             row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
             done = self.step == self.max_steps or self._out_of_time()
             if self.step % self.look_every == 0 or done:

@@ -144,6 +144,9 @@ class _Reconstruction:
     def _pixels(batch: Batch) -> Tensor:
         return pixel_mask(batch["mask"], *batch["tile"].shape[-2:])
 
+    def stepped(self, step: int) -> None:
+        """Nothing depends on it."""
+
     def look_every(self, steps_per_epoch: int) -> int:
         """Draw once an epoch unless told otherwise."""
         return self.settings.picture_every_steps or steps_per_epoch

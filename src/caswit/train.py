@@ -1,6 +1,7 @@
 """Supervised training (paper sections 3.4 and 4.3): the objective that the loop of ``caswit.loop`` learns."""
 
 import dataclasses
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from caswit import averaging
 from caswit.checkpoint import ModelInfo, build, save_model, torch_load
 from caswit.config import Recipe, TrainConfig
 from caswit.data.loader import TrainingSamples
@@ -71,6 +73,8 @@ class _Labels:
         weights = settings.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=fabric.device)
         self.memory: dict[str, Any] = {"best_miou": -1.0}
+        if settings.average is not None:
+            self.memory["average"] = {}
 
     def begin(self) -> None:
         """Start from the weights that the recipe names, if any."""
@@ -80,6 +84,8 @@ class _Labels:
         if recipe.start is not None:
             assert isinstance(self.network, CASWiT), recipe.model.arch  # the recipe refuses others
             start_from(self.network, recipe.start, recipe.model.size, recipe.tile.tile_px)
+        if self.settings.average is not None:
+            self.memory["average"] = averaging.copied(self.network)
 
     def masses(self, batch: Batch) -> Tensor:
         """Labelled pixels in tile and context labels."""
@@ -92,6 +98,15 @@ class _Labels:
         labels = batch["label"], batch["context_label"]
         return supervised_loss(logits, labels, (hr, context), alpha=self.settings.alpha, weights=self.class_weights)
 
+    def stepped(self, step: int) -> None:
+        """Move the mean of the weights."""
+        if self.settings.average is not None:
+            averaging.advance(self.memory["average"], self.network, keep=self.settings.average, step=step)
+
+    def judged(self) -> AbstractContextManager[None]:
+        """While this lasts the network has the weights that would become the model."""
+        return averaging.loaded(self.memory["average"], self.network) if self.settings.average else nullcontext()
+
     def look_every(self, steps_per_epoch: int) -> int:
         """Validate once an epoch unless told otherwise."""
         return self.settings.val_every_steps or steps_per_epoch
@@ -100,6 +115,10 @@ class _Labels:
         """Score the validation split, draw some of its tiles, keep the best weights."""
         if not self.validator.scenes:
             return {}
+        with self.judged():
+            return self._look(step, progress)
+
+    def _look(self, step: int, progress: Progress) -> dict[str, float]:
         scores = self.validator.scores(self.network)
         if self.fabric.is_global_zero:
             progress.say(f"step {step}: val mIoU {scores.miou:.4f}, mF1 {scores.mf1:.4f}")
@@ -118,6 +137,10 @@ class _Labels:
 
     def finish(self, step: int) -> None:
         """Write the model folder."""
+        with self.judged():
+            self._finish(step)
+
+    def _finish(self, step: int) -> None:
         if self.settings.keep == "best" and self.folder.best.exists():
             best = torch_load(self.folder.best)
             self.network.load_state_dict(best["model"])

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from caswit.checkpoint import load_model
+from caswit.checkpoint import load_model, torch_load
 from caswit.config import AugmentConfig, DataConfig, ModelConfig, Recipe, TileConfig, TrainConfig
 from caswit.data.synthetic import CLASSES, landscape
 from caswit.errors import ConfigError, DataError
@@ -101,10 +101,10 @@ def test_same_seed_same_losses_and_another_seed_others(landscapes, tmp_path):
     assert read_log(one) != read_log(three)
 
 
-@pytest.mark.parametrize("deaths", [(1,), (3, 2), (7,)])
-def test_a_run_that_died_resumes_to_the_same_weights(landscapes, tmp_path, monkeypatch, deaths):
+@pytest.mark.parametrize(("deaths", "average"), [((1,), None), ((3, 2), None), ((7,), None), ((3, 2), 0.9)])
+def test_a_run_that_died_resumes_to_the_same_weights(landscapes, tmp_path, monkeypatch, deaths, average):
     """Epochs are six steps long: the deaths are in the middle of one, and just after one."""
-    recipe = make_recipe(landscapes, save_every_s=0.0, data={"sampling": "random"})
+    recipe = make_recipe(landscapes, save_every_s=0.0, data={"sampling": "random"}, average=average)
     train(recipe, tmp_path / "whole")
     for number, steps in enumerate(deaths):
         with monkeypatch.context() as patch:
@@ -215,6 +215,19 @@ def test_best_keeps_the_best_weights_and_last_the_last(landscapes, tmp_path):
     assert best["step"] == 1 + int(np.argmax(history))
     assert best["best_val_miou"] == pytest.approx(max(history), rel=1e-5)
     assert load_model(tmp_path / "last" / "model").info.provenance["step"] == 12
+
+
+def test_an_average_changes_the_model_and_not_the_training(landscapes, tmp_path):
+    runs = {name: tmp_path / name for name in ("plain", "averaged")}
+    train(make_recipe(landscapes, keep="last"), runs["plain"])
+    train(make_recipe(landscapes, keep="last", average=0.9), runs["averaged"])
+    assert read_log(runs["plain"]) == read_log(runs["averaged"])
+    plain, averaged = (weights(run) for run in runs.values())
+    assert any(not torch.equal(x, averaged[name]) for name, x in plain.items())
+    last = torch_load(runs["averaged"] / "checkpoints" / "last.pt")
+    for name, x in averaged.items():
+        assert torch.equal(x, last["average"][name])
+        assert torch.equal(plain[name], last["model"][name])
 
 
 def test_max_minutes_stops_early_and_still_writes_the_model(landscapes, tmp_path):

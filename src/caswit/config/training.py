@@ -82,6 +82,9 @@ class TrainConfig(LearningConfig):
     """Weight of the context head's loss; 0 trains without a context head."""
     class_weights: tuple[float, ...] | None = None
     """Weights of the classes in the loss, in the order of the class table without ignored ones."""
+    average: float | None = None
+    """Share of the past in a running mean of the weights (EMA), e.g. 0.99: the mean is validated and becomes the model,
+    while the weights go on as they would. Null: no mean."""
     val_every_steps: int | None = None
     """Validate this often; null: once an epoch."""
     keep: Literal["best", "last"] = "best"
@@ -92,6 +95,10 @@ class TrainConfig(LearningConfig):
         super().__post_init__()
         every = self.val_every_steps
         check(every is None or every > 0, f"val_every_steps must be above 0 or null, got {every}")
+        check(
+            self.average is None or 0 < self.average < 1,
+            f"average must be between 0 and 1 or null, got {self.average}; try 0.99",
+        )
         check(self.alpha >= 0, f"alpha must be 0 or more, got {self.alpha}; try 0.5")
 
 
