@@ -42,7 +42,8 @@ def random_model(folder: Path) -> Path:
 def runs(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
     loaded = load_model(model)
-    side, whole = loaded.info.tile.tile_px, loaded.info.tile.context_px
+    side = loaded.info.tile.tile_px
+    whole = loaded.info.tile.context_px if loaded.network.reads_context else side
     rng = np.random.default_rng(0)
     window = rng.integers(0, 256, (options.batch, 3, whole, whole), np.uint8)
     tile, context = (rng.integers(0, 256, (options.batch, 3, side, side), np.uint8) for _ in range(2))

@@ -77,7 +77,8 @@ class Block(nn.Module):
                 bias = bias + how.mask.to(q.dtype)
             scores = (q * attention.scale) @ k.transpose(-1, -2)
             read = (scores + bias).softmax(-1) @ v
-        return attention.proj(joined(read.transpose(2, 3).reshape(len(qkv), len(how.tokens), -1), how))
+        # Not len(qkv), here and in cut: it would make the batch a constant where the network is exported.
+        return attention.proj(joined(read.transpose(2, 3).reshape(qkv.shape[0], len(how.tokens), -1), how))
 
 
 class SwinEncoder(nn.Module):

@@ -81,7 +81,7 @@ class _Cut(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, nowhere: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(tokens, places)
         if len(tokens) > len(places):
-            x = torch.cat([x, nowhere.to(x).expand(len(x), 1, -1)], dim=1)
+            x = torch.cat([x, nowhere.to(x).expand(x.shape[0], 1, -1)], dim=1)
         return x.index_select(1, tokens)
 
     @staticmethod
