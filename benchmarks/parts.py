@@ -1,6 +1,6 @@
 """Where one tile goes, part by part: arithmetic and seconds, as one would assemble the network, before and after.
 
-python benchmarks/parts.py [--size base] [--rounds 3] [--side 512]
+python benchmarks/parts.py [--size base] [--rounds 3] [--side 512]    (--rounds 0: arithmetic alone)
 
 (a): transformers and torch's MultiheadAttention under autocast. before: this network under autocast, with timm's Swin
 blocks. after: arranged, as ``caswit predict`` runs it without and with OpenVINO; in OpenVINO parts are compiled one by
@@ -47,19 +47,27 @@ def main(size: str, rounds: int, side: int) -> None:
         "GFLOP after": counted(lambda clock, once: of_arranged(meta, side, clock, once)),
     }
 
+    if rounds:
+        found |= timed_parts(size, rounds, side)
+    print(f"| {size}, one tile of {side} px and its context | {' | '.join(found)} |\n|---{'|---:' * len(found)}|")
+    for part in (*STAGES, *FUSIONS, "decoder", "all"):
+        print(f"| {part} | {' | '.join(cell(name, spent[part]) for name, spent in found.items())} |")
+
+
+def timed_parts(size: str, rounds: int, side: int) -> dict[str, Spent]:
+    """Seconds of every way."""
+
     def seconds(way: Callable[..., Spent], model: Any) -> Spent:
         return way(model, side, time.process_time, rounds + 1)
 
-    found["(a), s"] = seconds(of_modules, contestants.filled(contestants.assembled(size)))
+    found = {"(a), s": seconds(of_modules, contestants.filled(contestants.assembled(size)))}
     with patch.object(swin, "Block", lambda block: block):
         before = contestants.network(size)
     found["before, s"] = seconds(of_modules, contestants.filled(before))
     plain = contestants.filled(contestants.network(size))
     found["after, torch, s"] = seconds(of_arranged, plain)
     found["after, OpenVINO, s"] = seconds(of_compiled, plain)
-    print(f"| {size}, one tile of {side} px and its context | {' | '.join(found)} |\n|---{'|---:' * len(found)}|")
-    for part in (*STAGES, *FUSIONS, "decoder", "all"):
-        print(f"| {part} | {' | '.join(cell(name, spent[part]) for name, spent in found.items())} |")
+    return found
 
 
 def cell(name: str, spent: Sequence[float]) -> str:
