@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,13 +10,16 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caswit.config import TrainConfig
-from caswit.fast.network import FastCASWiT, fast_network
+from caswit.checkpoint import LoadedModel, ModelInfo, load_model, save_model
+from caswit.config import ComputeConfig, ModelConfig, TileConfig, TrainConfig
+from caswit.data.scene import ClassTable, LandClass
+from caswit.fast.network import FastCASWiT
 from caswit.model import CASWiT
 from caswit.optim import adamw
+from caswit.predict import classifier
 
 SIDE, CLASSES = 512, 15
-INFERENCE = ["ours", "ours, torch", "ours, OpenVINO", "plain", "(a) fp32", "(a) bf16", "(b) fp32", "(b) bf16", "(c)"]
+INFERENCE = ["ours", "ours, torch", "plain", "(a) fp32", "(a) bf16", "(b) fp32", "(b) bf16", "(c)"]
 TRAINING = ["ours", "ours, checkpointing", "(a) fp32", "(a) bf16", "(a) bf16, checkpointing"]
 Run = Callable[[], Any]
 
@@ -58,10 +62,24 @@ def images(batch: int, side: int, context: int) -> tuple[Tensor, Tensor]:
     return hr, around
 
 
-def inference(name: str, size: str, batch: int, side: int = SIDE) -> Run:
-    """A contestant, ready to label a batch."""
+def prepare(name: str, size: str, side: int, folder: Path) -> None:
+    """Write what a contestant reads, unless it is there; in a process of its own, whose memory is not measured."""
+    if name == "(c)":
+        if not converted(size, side, folder).is_file():
+            convert(filled(assembled(size)), side, converted(size, side, folder))
+    elif not name.startswith("(") and not (folder / size).is_dir():
+        classes = ClassTable(tuple(LandClass(id=i, name=f"class {i}", color="#102030") for i in range(CLASSES)))
+        model = ModelConfig(size=size, drop_path=0.0)  # type: ignore[arg-type]
+        save_model(
+            filled(network(size)),  # type: ignore[arg-type]
+            ModelInfo(model=model, tile=TileConfig(), classes=classes),
+            folder / size,
+        )
+
+
+def inference(name: str, size: str, batch: int, side: int, folder: Path) -> Run:
+    """A contestant, ready to label a batch; ours and (c) from files that ``prepare`` wrote."""
     hr, context = images(batch, side, side)
-    bf16 = torch.cpu._is_avx512_bf16_supported()
     if name.startswith("(b)"):
         model = baseline(size)
         return lambda: under(model, "bf16" in name, hr)
@@ -69,17 +87,21 @@ def inference(name: str, size: str, batch: int, side: int = SIDE) -> Run:
         theirs = filled(assembled(size))
         return lambda: under(theirs, "bf16" in name, hr, context)
     if name == "(c)":
-        return openvino(filled(assembled(size)), hr, context)
-    plain = filled(network(size))
-    if name == "plain":
-        return lambda: under(plain, False, hr, context)
-    fast = {
-        "ours": lambda: fast_network(plain, device=hr.device, bf16=bf16),
-        "ours, torch": lambda: FastCASWiT(plain, bf16=bf16, openvino=False),  # type: ignore[arg-type]
-        "ours, OpenVINO": lambda: FastCASWiT(plain, bf16=bf16, openvino=True),  # type: ignore[arg-type]
-    }[name]()
-    assert fast is not None
-    return lambda: fast(hr, context)
+        return openvino(converted(size, side, folder), hr, context)
+    loaded = load_model(folder / size)
+    if name == "ours, torch":
+        fast = in_torch(loaded)
+        return lambda: fast(hr, context)
+    settings = ComputeConfig(device="cpu", batch=batch, precision="fp32" if name == "plain" else "auto")
+    ready = classifier(loaded, settings)
+    return lambda: ready.network_logits(hr, context)
+
+
+def in_torch(loaded: LoadedModel) -> nn.Module:
+    """What ``caswit predict`` runs where OpenVINO is not installed."""
+    bf16 = torch.cpu._is_avx512_bf16_supported()
+    assert isinstance(loaded.network, CASWiT)
+    return FastCASWiT(loaded.network, bf16=bf16, openvino=False, weights=loaded.weights)
 
 
 def under(model: nn.Module, bf16: bool, *inputs: Tensor) -> Tensor:
@@ -89,22 +111,38 @@ def under(model: nn.Module, bf16: bool, *inputs: Tensor) -> Tensor:
     return logits.float()
 
 
-def openvino(model: nn.Module, hr: Tensor, context: Tensor) -> Run:
-    """(a), converted as OpenVINO's documentation says."""
+def converted(size: str, side: int, folder: Path) -> Path:
+    """Where (c) lies, one image at a time."""
+    return folder / f"openvino-{size}-{side}.xml"
+
+
+def convert(model: nn.Module, side: int, file: Path) -> None:
+    """(a) as OpenVINO's documentation says it is converted."""
     import openvino as ov
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        example = tuple(x.float() for x in (hr, context))
-        converted = ov.convert_model(model, example_input=example, input=[list(x.shape) for x in example])
+        example = tuple(x.float() for x in images(1, side, side))
+        found = ov.convert_model(model, example_input=example, input=[list(x.shape) for x in example])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    ov.save_model(found, file.with_stem(f"{file.stem}.partial"), compress_to_fp16=False)
+    # The graph names its weights by its own name, so weights move first and the graph last.
+    file.with_stem(f"{file.stem}.partial").with_suffix(".bin").rename(file.with_suffix(".bin"))
+    file.with_stem(f"{file.stem}.partial").rename(file)
+
+
+def openvino(file: Path, hr: Tensor, context: Tensor) -> Run:
+    """(c), image by image, which is its best on a processor."""
+    import openvino as ov
+
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    request = ov.Core().compile_model(converted, "CPU", settings).create_infer_request()
-    inputs = [x.numpy() for x in example]
-    return lambda: request.infer(inputs, share_inputs=True)
+    request = ov.Core().compile_model(file, "CPU", settings).create_infer_request()
+    inputs = [[x[i : i + 1].float().numpy() for x in (hr, context)] for i in range(len(hr))]
+    return lambda: [request.infer(each, share_inputs=True) for each in inputs]
 
 
 def baseline(size: str) -> nn.Module:
@@ -146,6 +184,6 @@ def training(name: str, size: str, batch: int, side: int = SIDE) -> Run:
         loss = F.cross_entropy(ours.float(), truth) + 0.5 * F.cross_entropy(around.float(), truth)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step

@@ -1,13 +1,15 @@
 """Seconds per tile and peak memory of the network, beside what one would run instead.
 
 python benchmarks/speed.py [--sizes nano tiny base] [--batches 1 4] [--repeats 5] [--only NAME ...] [--train]
+    [--models DIR]
 
-ours: what ``caswit predict`` runs; ours, torch and ours, OpenVINO: its two ways. plain: ``--precision fp32``.
+ours: what ``caswit predict`` runs; ours, torch: where OpenVINO is not installed. plain: ``--precision fp32``.
 (a): assembled from transformers and torch's MultiheadAttention, eager, in fp32 and under bf16 autocast.
 (b): Swin + UPerNet of segmentation_models_pytorch, which sees no context, likewise.
 (c): OpenVINO running (a), with the bf16 hint.
 (d): what this machine multiplies at most, measured, against the arithmetic of the network as the paper writes it.
 
+Ours and (c) are read from files, which are written first and kept in --models; converting (c) takes minutes and memory.
 Every contestant lives in a process of its own, which says its peak memory; they run in turn. Seconds are of the wall
 clock; those of the processor stand beside them, for machines that are shared.
 """
@@ -15,10 +17,14 @@ clock; those of the processor stand beside them, for machines that are shared.
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,17 +32,18 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from caswit.memory import _resident_mb
-from contestants import INFERENCE, SIDE, TRAINING, Run, assembled, inference, training
+from contestants import INFERENCE, SIDE, TRAINING, Run, assembled, inference, prepare, training
 
 
 def contestant(arguments: argparse.Namespace) -> None:
     """What a process of its own does: one line in, one measurement out."""
     before = _resident_mb()
-    name, size, batch = arguments.worker, arguments.sizes[0], arguments.batches[0]
+    name, size, batch, side = arguments.worker, arguments.sizes[0], arguments.batches[0], arguments.side
+    if arguments.prepare:
+        prepare(name, size, side, arguments.models)
+        return
     began = time.perf_counter()
-    run = (
-        training(name, size, batch, arguments.side) if arguments.train else inference(name, size, batch, arguments.side)
-    )
+    run = training(name, size, batch, side) if arguments.train else inference(name, size, batch, side, arguments.models)
     run()
     first = time.perf_counter() - began
     print(json.dumps({"first": first, "before": before}), flush=True)
@@ -52,7 +59,11 @@ class Process:
 
     def __init__(self, name: str, size: str, batch: int, arguments: argparse.Namespace) -> None:
         words = [sys.executable, __file__, "--worker", name, "--sizes", size, "--batches", str(batch)]
-        words += ["--side", str(arguments.side), *(["--train"] if arguments.train else [])]
+        words += ["--side", str(arguments.side), "--models", str(arguments.models)]
+        if arguments.train:
+            words.append("--train")
+        else:
+            subprocess.run([*words, "--prepare"], check=True, stderr=subprocess.DEVNULL)
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ready = self._line()
         self.rows: list[dict[str, float]] = []
@@ -121,7 +132,7 @@ def limit() -> dict[str, float]:
 def main(arguments: argparse.Namespace) -> None:
     """Print a table for every size and batch."""
     names = arguments.only or (TRAINING if arguments.train else INFERENCE)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    print(f"{processor()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; {versions()}")
     rates = limit()
     print("(d) GFLOP/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
     for size in arguments.sizes:
@@ -129,6 +140,20 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"\n{size}: {gflop:.0f} GFLOP a tile as the paper writes it\n")
         for batch in arguments.batches:
             table(size, batch, [n for n in names if fits(n, size)], gflop, rates, arguments)
+
+
+def processor() -> str:
+    """What the machine calls its processor."""
+    found = Path("/proc/cpuinfo")
+    if not found.is_file():
+        return platform.processor()
+    return next(x.split(":")[1].strip() for x in found.read_text().splitlines() if x.startswith("model name"))
+
+
+def versions() -> str:
+    """Of what is compared."""
+    names = ("torch", "openvino", "transformers", "timm", "segmentation-models-pytorch")
+    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 def fits(name: str, size: str) -> bool:
@@ -189,9 +214,10 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", choices=sorted({*INFERENCE, *TRAINING}))
     parser.add_argument("--train", action="store_true", help="a training step instead of inference")
     parser.add_argument("--shared", action="store_true", help="ratios of processor time, on a machine with other work")
+    parser.add_argument("--models", type=Path, help="where models and (c) are kept; left out: nowhere")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     parsed = parser.parse_args()
-    if parsed.worker:
-        contestant(parsed)
-    else:
-        main(parsed)
+    with tempfile.TemporaryDirectory() as folder:
+        parsed.models = parsed.models or Path(folder)
+        contestant(parsed) if parsed.worker else main(parsed)

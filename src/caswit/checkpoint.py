@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ from caswit.config import ModelConfig, TileConfig
 from caswit.data.scene import ClassTable
 from caswit.errors import CaswitError, ConfigError, ModelError
 from caswit.hub import fetch, is_on_hub
+from caswit.mapped import MappedWeights, with_weights
 from caswit.model import CASWiT
 from caswit.version import __version__
 
@@ -56,6 +57,8 @@ class LoadedModel(NamedTuple):
     name: str
     digest: str
     """SHA-256 in hexadecimal digits of its weights file."""
+    weights: MappedWeights | None = None
+    """What the network has its weights from, if they are still in their file."""
 
 
 def save_model(network: Network, info: ModelInfo, folder: Path) -> None:
@@ -89,17 +92,23 @@ def load_model(folder: Path | str) -> LoadedModel:
     folder = model_folder(folder)
     weights = folder / WEIGHTS
     info = _read_info(folder / CONFIG)
-    network = build(info)
+    network: Network
+    mapped = None
     try:
-        network.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as error:
+        if info.model.arch == "caswit":
+            mapped = MappedWeights(weights)
+            network = cast("CASWiT", with_weights(lambda: build(info), mapped))
+        else:
+            network = build(info)
+            network.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{weights}: does not hold the weights that {CONFIG} describes ({reason})") from error
     digest = file_digest(folder)
     whole = folder.resolve()
     name = whole.parent.name if whole.name == "model" else whole.name  # runs/town/model is called town
     name = given if is_on_hub(given) else name
-    return LoadedModel(network.eval(), info, name, digest)
+    return LoadedModel(network.eval(), info, name, digest, mapped)
 
 
 def model_folder(path: Path | str) -> Path:
@@ -119,7 +128,8 @@ def model_folder(path: Path | str) -> Path:
 
 def file_digest(folder: Path) -> str:
     """SHA-256 in hexadecimal digits of a model folder's weights."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build(info: ModelInfo, *, context_head: bool = False, pretrained: bool = False) -> Network:

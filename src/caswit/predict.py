@@ -18,6 +18,7 @@ from caswit.config import IGNORE_INDEX, ComputeConfig
 from caswit.data.samples import OpenScene, Region, context_window
 from caswit.devices import autocast, pick_device, uses_bf16
 from caswit.fast.network import fast_network
+from caswit.mapped import MappedWeights
 from caswit.raster.io import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window
 
@@ -45,6 +46,7 @@ class Classifier:
         device: Where to compute.
         bf16: Compute in bfloat16.
         fast: Arrange the network for inference where that is possible. Its weights must not change any more.
+        weights: What the network's lie in, if that is a file: arranged, they need not stay in memory.
     """
 
     def __init__(
@@ -56,9 +58,10 @@ class Classifier:
         device: torch.device,
         bf16: bool,
         fast: bool = False,
+        weights: MappedWeights | None = None,
     ) -> None:
         self.network = network.to(device)
-        self.fast = fast_network(self.network, device=device, bf16=bf16) if fast else None
+        self.fast = fast_network(self.network, device=device, bf16=bf16, weights=weights) if fast else None
         self.context_factor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
 
@@ -149,6 +152,7 @@ def classifier(model: LoadedModel, settings: ComputeConfig) -> Classifier:
         device=device,
         bf16=uses_bf16(settings.precision, device),
         fast=settings.precision != "fp32",
+        weights=model.weights,
     )
 
 

@@ -79,7 +79,7 @@ def test_wide_convolutions_are_convolutions(sides):
     weight, bias = torch.randn(WIDE, WIDE + 3, 3, 3, dtype=torch.double), torch.randn(WIDE, dtype=torch.double)
     image = torch.randn(1, WIDE + 3, *sides, dtype=torch.double)
     tokens = image[0].flatten(1).T.contiguous()
-    ours = Conv3x3(ops, weight, bias)(tokens, sides)
+    ours = Conv3x3(ops, lambda: weight, bias, (WIDE, WIDE + 3))(tokens, sides)
     torch.testing.assert_close(ours.T.unflatten(1, sides)[None], nn.functional.conv2d(image, weight, bias, padding=1))
 
 

@@ -5,7 +5,8 @@ Norms over batches are folded into the convolutions before them, 1x1 convolution
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,12 @@ class AfterConv:
             self.scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
             self.shift = norm.bias.detach() - norm.running_mean * self.scale
 
+    @torch.no_grad()
+    def folded(self, convolution: nn.Conv2d, channels: slice = slice(None)) -> Tensor:
+        """(O, C, k, k): weights of some input channels."""
+        weight = convolution.weight[:, channels]
+        return weight * self.scale.to(weight)[:, None, None, None]
+
     def relu(self, ops: Ops, tokens: Value) -> Value:
         """What is left of the norm, then the rectifier: (N, C) -> (N, C)."""
         return ops.relu(tokens if self.group is None else ops.group_norm(tokens, self.group))
@@ -57,13 +64,14 @@ class Conv:
         convolution, norm, _ = layer
         assert isinstance(convolution, nn.Conv2d)
         self.norm = AfterConv(norm, convolution.out_channels)
-        weight = convolution.weight.detach() * self.norm.scale.to(convolution.weight)[:, None, None, None]
         self.pointwise = convolution.kernel_size == (1, 1)
         self.stride, self.padding = convolution.stride[0], int(convolution.padding[0])
         self.same = None
         if self.stride == 1 and not self.pointwise:
-            self.same = Conv3x3(ops, weight, self.norm.shift)
+            channels = convolution.out_channels, convolution.in_channels
+            self.same = Conv3x3(ops, partial(self.norm.folded, convolution), self.norm.shift, channels)
         else:
+            weight = self.norm.folded(convolution)
             self.affine = Affine(ops.ready(weight.flatten(1) if self.pointwise else weight), ops.ready(self.norm.shift))
 
     def __call__(self, ops: Ops, tokens: Value, sides: Sides) -> Value:
@@ -87,12 +95,13 @@ class ConvOfEnlarged:
         convolution, norm, _ = layer
         assert isinstance(convolution, nn.Conv2d)
         self.norm = AfterConv(norm, convolution.out_channels)
-        weight = convolution.weight.detach() * self.norm.scale.to(convolution.weight)[:, None, None, None]
-        first, *others = weight.split(list(channels), dim=1)
-        self.first = Conv3x3(ops, first, self.norm.shift)
+        first, *others = (slice(end - c, end) for c, end in zip(channels, accumulate(channels), strict=True))
+        width = convolution.out_channels, channels[0]
+        self.first = Conv3x3(ops, partial(self.norm.folded, convolution, first), self.norm.shift, width)
         # For each vertical tap (3 * O, C): horizontal tap, output channel.
         self.others = [
-            [Affine(ops.ready(part[:, :, tap].permute(2, 0, 1).flatten(0, 1))) for tap in range(3)] for part in others
+            [Affine(ops.ready(part[:, :, tap].permute(2, 0, 1).flatten(0, 1))) for tap in range(3)]
+            for part in (self.norm.folded(convolution, some) for some in others)
         ]
 
     def __call__(self, ops: Ops, maps: Sequence[Map]) -> Value:

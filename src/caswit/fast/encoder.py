@@ -59,7 +59,10 @@ class Block:
         q, k, v = ops.unbind(ops.permute(heads, (2, 0, 3, 1, 4)))  # (n, h, A, D)
         scores = ops.add(ops.matmul(ops.multiply(q, self.scale), ops.permute(k, (0, 1, 3, 2))), self.bias)
         if cut.mask is not None:
-            scores = ops.add(scores, ops.table(cut.mask))
+            # Through another shape: OpenVINO would add up bias and mask, a table of every head in every window.
+            flat = ops.reshape(scores, (len(cut.mask), self.heads, -1))
+            flat = ops.add(flat, ops.reshape(ops.table(cut.mask), (len(cut.mask), 1, -1)))
+            scores = ops.reshape(flat, (len(cut.mask), self.heads, area, area))
         read = ops.permute(ops.matmul(ops.softmax(scores), v), (0, 2, 1, 3))
         read = ops.take(ops.reshape(read, (len(cut.tokens), -1)), ops.table(cut.places))
         x = ops.add(x, ops.linear(read, self.proj))

@@ -4,6 +4,7 @@ Shapes: B batch, H/W rows and columns, K classes.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from typing import cast
@@ -16,6 +17,7 @@ from caswit.config import NUM_STAGES
 from caswit.fast.decoder import Conv, Segformer, UPerNet, as_map, as_tokens, pointwise
 from caswit.fast.encoder import Fusion, Norm, Stage
 from caswit.fast.ops import Affine, Ops, TorchOps, Value
+from caswit.mapped import MappedWeights
 from caswit.model import CASWiT, check_images
 from caswit.nn.decoders import SegformerHead, UPerNetHead
 from caswit.nn.swin import PATCH_PX, ConvStem, SwinEncoder
@@ -106,20 +108,23 @@ class FastCASWiT(nn.Module):
         network: In evaluation mode, with a decoder.
         bf16: Compute in bfloat16; otherwise in fp32.
         openvino: Compile with OpenVINO, which is to be installed; otherwise run in torch.
+        weights: What the network's lie in, if that is a file.
     """
 
-    def __init__(self, network: CASWiT, *, bf16: bool, openvino: bool) -> None:
+    def __init__(self, network: CASWiT, *, bf16: bool, openvino: bool, weights: MappedWeights | None = None) -> None:
         super().__init__()
         self.reads_context = network.reads_context
         self.normalise: Callable[[Tensor], Tensor] = network.normalise
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self._plain = cast("Callable[..., Tensor]", network.forward)  # no part of ours: its weights are not
         self._runs: dict[tuple[Sides, ...], Callable[..., Tensor]] = {}
-        self._arrange = (
-            partial(_in_openvino, network, bf16)
-            if openvino
-            else partial(_in_torch, Arrangement(TorchOps(network.mean.device, self.dtype), network))
-        )
+        self._read = nullcontext if weights is None else weights.passing
+        if openvino:
+            self._arrange = partial(_in_openvino, network, bf16)
+        else:
+            with self._read():
+                arranged = Arrangement(TorchOps(network.mean.device, self.dtype), network)
+            self._arrange = partial(_in_torch, arranged)
 
     @torch.inference_mode()
     def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor:
@@ -132,9 +137,12 @@ class FastCASWiT(nn.Module):
         height, width = images[0].shape[-2:]
         ready = [_padded(self.normalise(x)) for x in images]
         sizes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in ready)
-        if sizes not in self._runs:
-            self._runs[sizes] = self._arrange(sizes)
-        logits = self._runs[sizes](*ready).float()
+        if sizes in self._runs:
+            logits = self._runs[sizes](*ready).float()
+        else:
+            with self._read():
+                self._runs[sizes] = self._arrange(sizes)
+                logits = self._runs[sizes](*ready).float()  # some weights are read when they are first used
         if not bool(logits.isfinite().all()):
             # Scores beyond the range of exponentials, which trained networks do not have: the plain way.
             return self._plain(*images)
@@ -162,16 +170,18 @@ def _padded(image: Tensor) -> Tensor:
     return F.pad(image, (0, -width % PATCH_PX, 0, -height % PATCH_PX))
 
 
-def fast_network(network: nn.Module, *, device: torch.device, bf16: bool) -> nn.Module | None:
+def fast_network(
+    network: nn.Module, *, device: torch.device, bf16: bool, weights: MappedWeights | None = None
+) -> nn.Module | None:
     """The same network arranged for inference on a processor; None where there is no such arrangement.
 
-    It runs in OpenVINO where that is installed.
+    It runs in OpenVINO where that is installed. The arguments are those of ``FastCASWiT``.
     """
     if device.type != "cpu":
         return None  # on a GPU the plain network under autocast: an arrangement for it was never measured
     if isinstance(network, WithoutSurroundings):
-        inner = fast_network(network.network, device=device, bf16=bf16)
+        inner = fast_network(network.network, device=device, bf16=bf16, weights=weights)
         return None if inner is None else WithoutSurroundings(inner, network.context_factor).eval()
     if not isinstance(network, CASWiT):
         return None
-    return FastCASWiT(network, bf16=bf16, openvino=find_spec("openvino") is not None).eval()
+    return FastCASWiT(network, bf16=bf16, openvino=find_spec("openvino") is not None, weights=weights).eval()

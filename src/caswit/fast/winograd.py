@@ -6,6 +6,7 @@ for each of 16 combinations, sums and differences of those. It pays where channe
 Shapes: H/W sides of the map, even; C channels in, O channels out.
 """
 
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 
 import torch
@@ -24,28 +25,30 @@ class Conv3x3:
 
     Args:
         ops: Operations.
-        weight: (O, C, 3, 3).
+        weight: Gives (O, C, 3, 3), when it is known which of two arrangements is wanted.
         bias: (O,).
+        channels: O and C.
     """
 
-    def __init__(self, ops: Ops, weight: Tensor, bias: Tensor) -> None:
-        self.ops, self.weight, self.bias = ops, weight, bias
+    def __init__(self, ops: Ops, weight: Callable[[], Tensor], bias: Tensor, channels: tuple[int, int]) -> None:
+        self.ops, self.weight, self.bias, self.channels = ops, weight, bias, channels
 
     def __call__(self, tokens: Value, sides: Sides) -> Value:
         """(H * W, C) -> (H * W, O)."""
         odd = sides[0] % 2 or sides[1] % 2
-        if odd or min(self.weight.shape[:2]) < WIDE or sides[0] * sides[1] < LARGE:
+        if odd or min(self.channels) < WIDE or sides[0] * sides[1] < LARGE:
             return self._direct(tokens, sides)
         return self._quick(tokens, sides)
 
     @cached_property
     def _plain(self) -> Affine:
-        return Affine(self.ops.ready(self.weight), self.ops.ready(self.bias))
+        return Affine(self.ops.ready(self.weight()), self.ops.ready(self.bias))
 
     @cached_property
     def _combined(self) -> list[list[Affine]]:
         """4 x 4 matrices (O, C). The second of the second has the bias: it is in every output once."""
-        each = torch.einsum("ia,ocab,jb->ijoc", _WEIGHTS.to(self.weight), self.weight, _WEIGHTS.to(self.weight))
+        weight = self.weight()
+        each = torch.einsum("ia,ocab,jb->ijoc", _WEIGHTS.to(weight), weight, _WEIGHTS.to(weight))
         bias = self.ops.ready(self.bias)
         return [
             [Affine(self.ops.ready(each[i, j].contiguous()), bias if i == j == 1 else None) for j in range(4)]
@@ -60,7 +63,7 @@ class Conv3x3:
 
     def _quick(self, tokens: Value, sides: Sides) -> Value:
         ops, (height, width) = self.ops, sides
-        around = ops.table(_zero(self.weight.shape[1]))
+        around = ops.table(_zero(self.channels[1]))
         padded = ops.take(ops.cat([tokens, around]), ops.table(_padded(sides)))
         lines = _combinations(ops, ops.reshape(padded, (height // 2 + 1, 2, width + 2, -1)), 0)
         products = []
