@@ -1,0 +1,65 @@
+"""The models of the package: what their cards say is true of the files that are shipped."""
+
+import re
+
+import pytest
+
+from caswit.box import boxed_models, choose
+from caswit.checkpoint import load_model, read_config
+from caswit.cli import main
+from caswit.config import EvaluateConfig
+from caswit.evaluate import evaluate
+from caswit.metrics import score
+from conftest import georeference, picture
+
+NAMES = [model.name for model in boxed_models()]
+CELLS = re.compile(r"^\| \**([^|*]+?)\** \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)
+
+
+def test_the_package_has_models_for_buildings_and_for_land_cover():
+    assert NAMES == ["caswit-nano-buildings", "caswit-nano-dubai"]
+    assert choose(0.13, "x")[0].name == "caswit-nano-buildings"
+    assert choose(1.0, "x")[0].name == "caswit-nano-dubai"
+
+
+@pytest.mark.parametrize("model", boxed_models(), ids=NAMES)
+def test_a_model_is_small_and_never_saw_the_scenes_that_score_it(model):
+    assert (model.folder / "model.safetensors").stat().st_size <= 15_000_000
+    config = read_config(model.folder / "config.json")
+    assert config["provenance"]["recipe"]["data"]["train_split"] == "train"
+    card = (model.folder / "README.md").read_text()
+    for section in (
+        "## Classes",
+        "## What it learned from",
+        "## How it was made",
+        "## Scores",
+        "## What it is not good for",
+    ):
+        assert section in card
+    for picture_file in re.findall(r"!\[.*?\]\((.*?)\)", card):
+        assert (model.folder / picture_file).is_file()
+
+
+@pytest.mark.parametrize("model", boxed_models(), ids=NAMES)
+def test_the_shipped_file_has_the_scores_of_its_card(model, real_data, tmp_path):
+    loaded = load_model(model.name)
+    card = (model.folder / "README.md").read_text().split("## Scores")[1]
+    said = {name: [float(x) for x in numbers] for name, *numbers in CELLS.findall(card)}
+    data = real_data / loaded.info.provenance["dataset"] / "dataset.yaml"
+    found = evaluate(model.folder, data, tmp_path, split="val", settings=EvaluateConfig(pictures=0))
+    scores = score(found.counts)
+    expected = {"mean": [scores.miou, scores.mf1, scores.mbiou]}
+    columns = (scores.iou, scores.f1, scores.biou)
+    expected |= {name: [float(c[i]) for c in columns] for i, name in enumerate(loaded.info.classes.names)}
+    assert said.keys() == expected.keys()
+    for name, numbers in expected.items():
+        assert said[name] == pytest.approx([100 * x for x in numbers], abs=0.5), name
+
+
+@pytest.mark.parametrize("gsd_m", [0.15, 1.0])
+def test_the_first_command_gives_a_map(gsd_m, make_raster, tmp_path, caplog):
+    image = make_raster(picture(300, 300), "ortho.tif", **georeference(gsd_m))
+    caplog.set_level("INFO")
+    main(["predict", str(image), str(tmp_path / "map.tif")])
+    assert f"model: {choose(gsd_m, 'x')[0].name}" in caplog.text
+    assert (tmp_path / "map.tif").is_file()
