@@ -35,7 +35,9 @@ def main(words: list[str]) -> None:
             yield batch
 
     with tempfile.TemporaryDirectory() as folder, patch.object(loop, "training_loader", timed):
-        recipe = settings_of(Recipe, parser().parse_args(["--recipe", *words, "--out", str(Path(folder) / "run")]))
+        reads = parser()
+        parsed = reads.parse_args(["--recipe", *words, "--out", str(Path(folder) / "run")])
+        recipe = settings_of(Recipe, reads.instantiate(parsed))
         train(recipe, Path(folder) / "run")
     (_, first), *others = waits
     waited = sum(end - begin for begin, end in others)
