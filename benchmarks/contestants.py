@@ -94,7 +94,7 @@ def inference(name: str, size: str, batch: int, side: int, folder: Path) -> Run:
         return lambda: fast(hr, context)
     settings = ComputeConfig(device="cpu", batch=batch, precision="fp32" if name == "plain" else "auto")
     ready = classifier(loaded, settings)
-    return lambda: ready.network_logits(hr, context)
+    return torch.inference_mode()(lambda: ready.network_logits(hr, context))
 
 
 def in_torch(loaded: LoadedModel) -> nn.Module:
