@@ -43,6 +43,10 @@ def measured(what: str, side: int, batch: int, options: argparse.Namespace, *, t
     return Point(side, one.median("wall"), one.rows[-1]["peak"] - one.ready["before"])
 
 
+def _tick(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
 def main(options: argparse.Namespace) -> None:
     """Measure, print, draw."""
     print(f"{options.size}, {processor()}, {torch.get_num_threads()} threads; {versions()}\n")
@@ -93,7 +97,7 @@ def panel(curves: Curves, by: str, value: str, left: int, top: int) -> str:
 
     (x0, y0), (x1, y1) = place(0, 0), place(widest, highest)
     parts = [f'<path d="M{x0} {y1}V{y0}H{x1}" fill="none" stroke="#888"/>']
-    parts += [f'<text x="{x0 - 6}" y="{y1 + 10}" text-anchor="end">{highest:.3g}</text>']
+    parts += [f'<text x="{x0 - 6}" y="{y1 + 10}" text-anchor="end">{_tick(highest)}</text>']
     parts += [f'<text x="{x0 - 6}" y="{y0}" text-anchor="end">0</text>']
     parts += [
         f'<text x="{place(x, 0)[0]}" y="{y0 + 16}" text-anchor="middle">{x}</text>' for x in {p.x for p in points}
