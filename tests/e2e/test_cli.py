@@ -108,7 +108,7 @@ class TestMistakes:
         assert "ends in .tif" in refused(capsys, "predict", "a.jpg", tmp_path / "b.png", "--model", model_folder)
 
     def test_missing_option(self, capsys):
-        assert "model" in refused(capsys, "predict", "a.tif", "b.tif")
+        assert "model" in refused(capsys, "explain", "a.tif", "--row", "1", "--col", "1", "--out", "b.png")
 
     @pytest.mark.parametrize(
         ("option", "value", "words"),

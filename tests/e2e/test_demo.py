@@ -24,7 +24,7 @@ def test_the_demonstration_writes_a_page_a_map_and_models(tmp_path, small):
     page = result.report.read_text()
     for name in (*CONTEXT_CLASSES, "Tile alone", "With context", "Mean IoU by group of classes"):
         assert name in page
-    assert len(re.findall("<img ", page)) == 4 + 4 * 5
+    assert len(re.findall("<img ", page)) == 4 + 4 * 5 + 2 * 3  # landscape, tiles, the models of the package
     assert not re.findall(r'(?:src|href)="http', page)
     assert set(result.miou) == {"tile-only", "with-context"}
     with rasterio.open(out / "map.tif") as found, rasterio.open(out / "data" / "map.tif") as image:
