@@ -106,6 +106,11 @@ def push(
     local = name.startswith((".", "/", "~"))
     if not local and name.count("/") != 1:
         raise ConfigError(f"{where}: give owner/name on the hub, or a folder as ./name")
+    if report is None and about is None and license_name is None and (folder / CARD).is_file():
+        # It has a card already: licence, scores and limits go with the weights.
+        card = (folder / CARD).read_text(encoding="utf-8")
+        files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name not in (CARD, CONFIG, WEIGHTS)]
+        return _put(folder, name, config, card, files, half=half, private=private, local=local)
     said = None if about is None else read_about(about)
     if said is not None:
         kept = ("summary", "gsd_m", "sample", "sample_gsd_m")
@@ -115,12 +120,27 @@ def push(
     pictures = (
         [] if about is None or said is None else [about.with_name(name) for name in {*said.pictures, said.sample}]
     )
+    return _put(folder, name, config, card, pictures, half=half, private=private, local=local)
+
+
+def _put(
+    folder: Path,
+    name: str,
+    config: Mapping[str, Any],
+    card: str,
+    files: Sequence[Path],
+    *,
+    half: bool,
+    private: bool,
+    local: bool,
+) -> str:
+    """Fill a folder, or a page of the hub."""
     if local:
         target = Path(name).expanduser()
-        _fill(target, folder, config, card, pictures, half)
+        _fill(target, folder, config, card, files, half)
         return str(target)
     with tempfile.TemporaryDirectory() as scratch:
-        _fill(Path(scratch), folder, config, card, pictures, half)
+        _fill(Path(scratch), folder, config, card, files, half)
         return upload(Path(scratch), name, private=private, message=f"Upload {config['software']} model")
 
 
@@ -189,6 +209,7 @@ def _fill(
             save_file({name: x.half() if x.is_floating_point() else x for name, x in weights.items()}, partial)
         else:
             shutil.copyfile(folder / WEIGHTS, partial)
+        partial.chmod(0o644)  # safetensors lets nobody else read it
     for picture in pictures:
         if picture.resolve() != (target / picture.name).resolve():  # the YAML file may lie in the folder that is made
             shutil.copyfile(picture, target / picture.name)

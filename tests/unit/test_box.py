@@ -144,3 +144,22 @@ def test_the_showcase_maps_every_sample(filled, tmp_path):
             assert found.shape == (80, 96)
         assert [name for name, _ in one.legend] == ["building", "land", "water"]
         assert len(one.panels) == 3
+
+
+def test_a_ground_size_against_the_images_own_is_taken_and_said(filled, make_raster, tmp_path, caplog):
+    image = make_raster(picture(64, 64), "ortho.tif", **georeference(0.2))
+    main(["predict", str(image), str(tmp_path / "map.tif"), "--gsd-m", "1"])
+    assert "the image says its pixels are 0.2 m; --gsd-m 1 is taken" in caplog.text
+    with rasterio.open(tmp_path / "map.tif") as found:
+        assert found.tags()["CASWIT_GSD_M"] == "1"
+        assert found.tags()["CASWIT_MODEL"] == "coarse"
+
+
+def test_pixels_far_coarser_than_the_model_sees_are_said(filled, make_raster, tmp_path, caplog):
+    file = filled / "fine" / "config.json"
+    config = json.loads(file.read_text())
+    config["tile"]["gsd_m"] = 0.3
+    file.write_text(json.dumps(config))
+    image = make_raster(picture(32, 32), "ortho.tif", **georeference(1.0))
+    main(["predict", str(image), str(tmp_path / "map.tif"), "--model", "fine"])
+    assert "the image has pixels of 1 m, the model sees 0.3 m: expect a poor map" in caplog.text

@@ -193,3 +193,13 @@ def test_what_cannot_stand_on_a_card_is_refused_in_one_line(model_folder, about,
     with pytest.raises(ConfigError, match=says):
         push(model_folder, str(tmp_path / "out"), about=about)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_card_goes_with_its_model(model_folder, about, report, tmp_path):
+    """Pushed on without a word, a model keeps licence, scores, limits and pictures."""
+    push(model_folder, str(tmp_path / "first"), about=about, report=report, license_name="odbl")
+    push(tmp_path / "first", str(tmp_path / "second"), half=True)
+    first, second = ({f.name for f in (tmp_path / n).iterdir()} for n in ("first", "second"))
+    assert second == first >= {"README.md", "sample.jpg", "val.jpg"}
+    assert (tmp_path / "second" / "README.md").read_text() == (tmp_path / "first" / "README.md").read_text()
+    assert (tmp_path / "second" / "model.safetensors").stat().st_mode & 0o777 == 0o644

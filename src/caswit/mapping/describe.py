@@ -49,6 +49,8 @@ def tags(job: Job, loaded: LoadedModel, precision: str) -> dict[str, str]:
         "CASWIT_TURNS": str(settings.turns),
         "CASWIT_PRECISION": precision,
     }
+    if settings.gsd_m is not None:
+        found["CASWIT_GSD_M"] = f"{settings.gsd_m:g}"
     if job.read_at_m is not None:
         found["CASWIT_READ_AT_M"] = f"{job.read_at_m:g}"
     return found
@@ -138,7 +140,7 @@ def _model(loaded: LoadedModel) -> dict[str, Any]:
     if loaded.network.reads_context:
         seen["context"] = f"its surroundings, {info.tile.context_factor} times its side, averaged to its size"
     return {
-        "mlm:name": "caswit-" + re.sub(r"[^a-zA-Z0-9]+", "-", loaded.name).strip("-"),
+        "mlm:name": "caswit-" + re.sub(r"[^a-zA-Z0-9]+", "-", loaded.name.removeprefix("caswit-")).strip("-"),
         "mlm:architecture": f"CASWiT ({info.model.size}, {info.model.decoder})",
         "mlm:tasks": ["semantic-segmentation"],
         "mlm:framework": "PyTorch",

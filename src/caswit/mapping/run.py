@@ -174,7 +174,15 @@ def _chosen(names: Sequence[str], settings: PredictConfig) -> str:
 def _read_at(loaded: LoadedModel, settings: PredictConfig, grid: Grid) -> float | None:
     """Ground size in metres of the pixels to read; a warning where the image's own are far from the model's."""
     trained_m, native_m = loaded.info.gsd_m, settings.gsd_m or grid.gsd_m
+    if settings.gsd_m and grid.gsd_m and not 1 / _GSD_OFF <= settings.gsd_m / grid.gsd_m <= _GSD_OFF:
+        log.warning("the image says its pixels are %.3g m; --gsd-m %g is taken", grid.gsd_m, settings.gsd_m)
     if loaded.info.tile.gsd_m is not None:
+        if native_m and native_m > 2 * _GSD_OFF * loaded.info.tile.gsd_m:
+            log.warning(
+                "the image has pixels of %.3g m, the model sees %g m: expect a poor map",
+                native_m,
+                loaded.info.tile.gsd_m,
+            )
         return loaded.info.tile.gsd_m
     if settings.match_gsd:
         if trained_m is None or native_m is None:
