@@ -22,9 +22,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The browser has a process of its own: twice the one that had run everything before it died there, without a trace.
+# In parts: a process that ran everything died near its end, in whichever test came then, and nobody knows yet why.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/e2e/test_serve_page.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/unit tests/equivalence
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/e2e --ignore tests/e2e/test_serve_page.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e/test_serve_page.py
 
 # The site in site/; a broken link is an error.
