@@ -21,8 +21,6 @@ settings.register_profile("caswit", deadline=None, derandomize=True)
 settings.load_profile("caswit")
 
 SIZE = 90, 130
-WITH_OPENVINO = ("test_fast", "test_box", "test_turns")
-"""Modules of tests that let OpenVINO compile networks in the process of the tests."""
 TILE = TileConfig(tile_px=32, context_factor=2)
 DRIVERS = {".tif": "GTiff", ".png": "PNG", ".jpg": "JPEG"}
 CLASSES = ClassTable(
@@ -46,13 +44,6 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     patches = rng.integers(40, 216, (3, height // 7 + 1, width // 7 + 1))
     colours = patches.repeat(7, axis=1).repeat(7, axis=2)[:, :height, :width]
     return (colours + rng.integers(-39, 40, colours.shape)).astype(np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def _arranged_in_torch(request, monkeypatch):
-    """Keep OpenVINO to the tests that are about it: a process that compiles hundreds of networks dies in the end."""
-    if not request.module.__name__.split(".")[-1].startswith(WITH_OPENVINO):
-        monkeypatch.setattr("caswit.fast.network.find_spec", lambda _: None)
 
 
 @pytest.fixture

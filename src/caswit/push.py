@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -109,39 +110,22 @@ def push(
     if report is None and about is None and license_name is None and (folder / CARD).is_file():
         # It has a card already: licence, scores and limits go with the weights.
         card = (folder / CARD).read_text(encoding="utf-8")
-        files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name not in (CARD, CONFIG, WEIGHTS)]
-        return _put(folder, name, config, card, files, half=half, private=private, local=local)
-    said = None if about is None else read_about(about)
-    if said is not None:
-        kept = ("summary", "gsd_m", "sample", "sample_gsd_m")
-        config["about"] = {name: getattr(said, name) for name in kept}
-        config["gsd_m"] = config["tile"]["gsd_m"] = said.read_at_m
-    card = model_card(config, Path(name).name if local else name, _read_report(report), license_name, said)
-    pictures = (
-        [] if about is None or said is None else [about.with_name(name) for name in {*said.pictures, said.sample}]
-    )
-    return _put(folder, name, config, card, pictures, half=half, private=private, local=local)
-
-
-def _put(
-    folder: Path,
-    name: str,
-    config: Mapping[str, Any],
-    card: str,
-    files: Sequence[Path],
-    *,
-    half: bool,
-    private: bool,
-    local: bool,
-) -> str:
-    """Fill a folder, or a page of the hub."""
-    if local:
-        target = Path(name).expanduser()
-        _fill(target, folder, config, card, files, half)
-        return str(target)
-    with tempfile.TemporaryDirectory() as scratch:
-        _fill(Path(scratch), folder, config, card, files, half)
-        return upload(Path(scratch), name, private=private, message=f"Upload {config['software']} model")
+        beside = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name not in (CARD, CONFIG, WEIGHTS)]
+    else:
+        said, beside = None, []
+        if about is not None:
+            said = read_about(about)
+            beside = [about.with_name(picture) for picture in {*said.pictures, said.sample}]
+            kept = ("summary", "gsd_m", "sample", "sample_gsd_m")
+            config["about"] = {key: getattr(said, key) for key in kept}
+            config["gsd_m"] = config["tile"]["gsd_m"] = said.read_at_m
+        card = model_card(config, Path(name).name if local else name, _read_report(report), license_name, said)
+    with nullcontext(name) if local else tempfile.TemporaryDirectory() as written:
+        target = Path(written).expanduser()
+        _fill(target, folder, config, card, beside, half)
+        if local:
+            return str(target)
+        return upload(target, name, private=private, message=f"Upload {config['software']} model")
 
 
 def model_card(
@@ -198,9 +182,7 @@ def _read_report(path: Path | None) -> dict[str, Any] | None:
     return report
 
 
-def _fill(
-    target: Path, folder: Path, config: Mapping[str, Any], card: str, pictures: Sequence[Path], half: bool
-) -> None:
+def _fill(target: Path, folder: Path, config: Mapping[str, Any], card: str, beside: Sequence[Path], half: bool) -> None:
     """Write what a repository holds; the config, which makes it a model folder, comes last."""
     target.mkdir(parents=True, exist_ok=True)
     with atomic_path(target / WEIGHTS) as partial:
@@ -210,8 +192,8 @@ def _fill(
         else:
             shutil.copyfile(folder / WEIGHTS, partial)
         partial.chmod(0o644)  # safetensors lets nobody else read it
-    for picture in pictures:
-        if picture.resolve() != (target / picture.name).resolve():  # the YAML file may lie in the folder that is made
-            shutil.copyfile(picture, target / picture.name)
+    for file in beside:
+        if file.resolve() != (target / file.name).resolve():  # the YAML file may lie in the folder that is made
+            shutil.copyfile(file, target / file.name)
     (target / CARD).write_text(card, encoding="utf-8")
     (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,5 +1,7 @@
 """The network arranged for inference against the plain one, in torch and in OpenVINO."""
 
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -16,6 +18,7 @@ from caswit.metrics import Counts, count, score
 from caswit.model import CASWiT
 from caswit.predict import classifier
 from caswit.surroundings import WithoutSurroundings, without_surroundings
+from networks import random_network
 
 CPU = torch.device("cpu")
 WAYS = [
@@ -36,20 +39,6 @@ NETWORKS = {
 @pytest.fixture(params=WAYS)
 def openvino(request):
     return request.param == "openvino"
-
-
-def random_network(size="pico", **settings):
-    """No bias is 0, no norm the identity and no gate closed, so that nothing can be forgotten."""
-    torch.manual_seed(0)
-    network = CASWiT(num_classes=5, size=size, context_head=False, **settings)
-    for name, value in network.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2)
-        elif "relative_position_bias_table" in name or name.endswith("gate"):
-            nn.init.normal_(value)
-        elif value.is_floating_point() and value.ndim == 1:
-            value += 0.2 * torch.randn_like(value)
-    return network.eval()
 
 
 def noise(*sides, batch=2):
@@ -180,3 +169,28 @@ def test_a_missing_context_is_said_as_ever(openvino):
     fast = FastCASWiT(random_network(), bf16=False, openvino=openvino)
     with pytest.raises(ModelError, match="reads its surroundings"):
         fast(*noise((64, 64)))
+
+
+DROPPED_ELSEWHERE = """
+import faulthandler, signal, subprocess, threading
+from caswit.fast.network import FastCASWiT
+from caswit.model import CASWiT
+import torch
+
+faulthandler.enable()  # its handlers, and Python's, run on a stack of their own
+signal.signal(signal.SIGCHLD, lambda *_: None)
+image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+network = CASWiT(num_classes=2, size="pico", context_head=False).eval()
+held = [FastCASWiT(network, bf16=False, openvino=True)]
+with torch.no_grad():
+    held[0](image, image)
+thread = threading.Thread(target=held.clear)
+thread.start()
+thread.join()
+subprocess.run(["true"], check=True)
+"""
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+def test_signals_are_survived_after_a_network_was_dropped_in_another_thread():
+    assert subprocess.run([sys.executable, "-c", DROPPED_ELSEWHERE], check=False).returncode == 0

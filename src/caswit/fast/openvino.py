@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,13 @@ class OpenVinoOps:
         )
 
 
+@cache
+def core() -> ov.Core:
+    """The one of this process. It is never dropped: OpenVINO's plugin for CPUs gives the thread that opens it another
+    stack for signals and frees that when it is closed, from whichever thread; the next signal ends the process."""
+    return ov.Core()
+
+
 class Compiled:
     """A graph compiled for the processor.
 
@@ -174,7 +182,7 @@ class Compiled:
             "ENABLE_CPU_PINNING": False,  # processes side by side would be pinned to the same cores
         }
         self._free = threading.Lock()
-        self._request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+        self._request = core().compile_model(model, "CPU", settings).create_infer_request()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run it on contiguous fp32 tensors; the result is a copy, and NaN if it is worth nothing."""
