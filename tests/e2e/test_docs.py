@@ -49,8 +49,10 @@ def user(tmp_path_factory):
     (home / "my").mkdir()
     rows, cols = np.indices((96, 128))
     label = np.array([0, 1, 2, 7], np.uint8)[(3 * rows + 2 * cols) // 17 % 4][None]
-    for seed, name in enumerate(("north", "south")):
+    for seed, name in enumerate(("north", "south", "east")):
         write_raster(home / "my" / f"{name}.tif", picture(96, 128, seed), crs="EPSG:2154", gsd_m=0.5)
+        if name == "east":
+            continue  # has no label
         write_raster(home / "my" / f"{name}_label.tif", label, crs="EPSG:2154", gsd_m=0.5)
     text = (DOCS / "own-data.md").read_text(encoding="utf-8")
     for name, content in re.findall(r'```yaml title="(.*?)"\n(.*?)```', text, re.DOTALL):

@@ -1,5 +1,6 @@
 """Maps of many blocks: inputs, resuming, outputs."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -86,6 +87,21 @@ class TestInputs:
         settings = PredictConfig(**EXACT, block_px=64, rescale=(100, 100 + 16 * 255), bands=(2, 3, 1))
         predict(tmp_path / "wide.tif", tmp_path / "map.tif", model_folder, settings)
         np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected)
+
+    @pytest.mark.parametrize("mosaic", [False, True])
+    def test_a_white_hole_that_the_image_does_not_declare(self, make_raster, image, model_folder, tmp_path, mosaic):
+        image[:, 20:60, 30:80] = 255
+        declared = make_raster(image, "declared.tif", **georeference(), nodata=255)
+        predict(declared, tmp_path / "expected.tif", model_folder, BLOCKS)
+        if mosaic:
+            halves = (image[:, :, :70], "left.tif", 0), (image[:, :, 70:], "right.tif", 70 * 0.5)
+            given = [make_raster(part, name, **georeference(x=700_000 + east)) for part, name, east in halves]
+        else:
+            given = make_raster(image, "silent.tif", **georeference())
+        predict(given, tmp_path / "map.tif", model_folder, dataclasses.replace(BLOCKS, nodata=255))
+        found = read(tmp_path / "map.tif")
+        np.testing.assert_array_equal(found, read(tmp_path / "expected.tif"))
+        assert (found == 255).sum() == 40 * 50
 
     @pytest.mark.parametrize("kind", ["vrt", "jp2"])
     def test_other_formats(self, path, model_folder, tmp_path, expected, kind):
@@ -363,6 +379,25 @@ class TestOutputs:
         assert len(np.unique(percent)) >= 3  # random weights are never sure
         for file in files.values():
             assert cog_validate(file, quiet=True)[0]
+
+    @pytest.mark.parametrize("blend", [False, True])
+    def test_what_is_not_probable_enough_becomes_nodata(self, path, model_folder, tmp_path, blend):
+        kinds = ("confidence", "probabilities")
+        files = OutputConfig(**{kind: str(tmp_path / f"{kind}.tif") for kind in kinds})
+        settings = dataclasses.replace(BLOCKS, blend=blend)
+        predict(path, tmp_path / "map.tif", model_folder, settings, files)
+        whole, before = read(tmp_path / "map.tif"), [read(tmp_path / f"{kind}.tif") for kind in kinds]
+        least = int(np.median(before[0]))
+        assert (before[0] < least).any()
+        sure = dataclasses.replace(settings, min_confidence=least)
+        predict(path, tmp_path / "map.tif", model_folder, sure, files)
+        np.testing.assert_array_equal(read(tmp_path / "map.tif"), np.where(before[0] < least, 255, whole))
+        for kind, pixels in zip(kinds, before, strict=True):  # what it is not sure of is still told
+            np.testing.assert_array_equal(read(tmp_path / f"{kind}.tif"), pixels)
+        with rasterio.open(tmp_path / "map.tif") as src:
+            assert src.tags()["CASWIT_MIN_CONFIDENCE"] == str(least)
+        predict(path, tmp_path / "map.tif", model_folder, sure)  # without those bands beside it
+        np.testing.assert_array_equal(read(tmp_path / "map.tif"), np.where(before[0] < least, 255, whole))
 
     def test_polygons_are_those_of_the_map(self, path, model_folder, tmp_path, expected):
         outputs = OutputConfig(vector=str(tmp_path / "v.gpkg"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rasterio.env import get_gdal_config
 
 from caswit.errors import DataError
-from caswit.raster.io import CACHE_MB, Raster, bounded_cache, write_raster
+from caswit.raster.io import CACHE_MB, Meaning, Raster, bounded_cache, write_raster
 from caswit.raster.windows import Window
 from conftest import georeference
 
@@ -183,17 +183,34 @@ def test_a_full_disk_is_noticed(tmp_path, capfd):
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
 def test_values_of_other_types_are_rescaled(make_raster, image, dtype):
     wide = image.astype(dtype) * 10 + 100
-    with Raster(make_raster(wide), (100, 2650)) as raster:
+    with Raster(make_raster(wide), Meaning(rescale=(100, 2650))) as raster:
         raster.check_image(BANDS)
         np.testing.assert_array_equal(raster.read_image(WHOLE)[0], image)
 
 
 def test_values_beyond_the_range_are_clipped_and_nan_is_no_data(make_raster):
     values = np.array([-5, 0, 50, 100, 1e9, np.nan], np.float32)
-    with Raster(make_raster(np.tile(values, (3, 2, 1))), (0, 100)) as raster:
+    with Raster(make_raster(np.tile(values, (3, 2, 1))), Meaning(rescale=(0, 100))) as raster:
         pixels, valid = raster.read_image(Window(0, 0, 2, 6))
     assert pixels[0, 0].tolist() == [0, 0, 128, 255, 255, 0]
     assert valid[1].tolist() == [True] * 5 + [False]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_nodata_that_the_file_does_not_declare(make_raster, image, dtype):
+    """A value in one band only is a colour; the value is the file's own, before it is rescaled."""
+    holed = image.astype(dtype) * (1 if dtype == np.uint8 else 10)
+    holed[:, 20:30, 40:60] = 255
+    holed[0, 5, 7] = 255
+    rescale = None if dtype == np.uint8 else (0, 2550)
+    with Raster(make_raster(holed), Meaning(rescale=rescale, nodata=255)) as raster:
+        pixels, valid = raster.read_image(WHOLE)
+    np.testing.assert_array_equal(valid, (holed != 255).any(0))
+    assert valid[5, 7]
+    assert not valid[20:30, 40:60].any()
+    expected = np.where(valid, image, 0)
+    expected[0, 5, 7] = 255 if dtype == np.uint8 else 26
+    np.testing.assert_array_equal(pixels, expected)
 
 
 def test_a_palette_image_is_its_colours(make_raster):
@@ -206,6 +223,8 @@ def test_a_palette_image_is_its_colours(make_raster):
     assert pixels[:, 0, 1].tolist() == [40, 50, 60]
     assert swapped[:, 1, 0].tolist() == [90, 80, 70]
     assert valid.tolist() == [[True, True], [True, False]]
+    with Raster(make_raster(index, "image.png", palette=palette), Meaning(nodata=1)) as raster:
+        assert raster.read_image(Window(0, 0, 2, 2))[1].tolist() == [[True, False], [True, False]]
     assert not pixels[:, 1, 1].any()
 
 

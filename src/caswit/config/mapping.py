@@ -28,6 +28,10 @@ class PredictConfig(AveragedConfig):
     """Ground size in metres of the image's pixels, for images that do not say it. Null: what the image says."""
     rescale: tuple[float, float] | None = None
     """Values of the image that become 0 and 255, for pixels that are not 8 bit."""
+    nodata: float | None = None
+    """Value of pixels without data, in all bands read, where the image does not say so: 255 for white holes."""
+    min_confidence: int = 0
+    """Pixels whose class is less probable than so many percent become nodata."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot predict."""
@@ -46,6 +50,10 @@ class PredictConfig(AveragedConfig):
             f"bands must be three numbers from 1, got {self.bands}; try 1 2 3",
         )
         check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0, got {self.gsd_m}; try 0.25")
+        check(
+            0 <= self.min_confidence <= 100,
+            f"min_confidence must be a percentage, 0 to 100, got {self.min_confidence}; try 70",
+        )
         check(
             self.rescale is None or self.rescale[0] < self.rescale[1],
             f"rescale must be two numbers, the lower one first, got {self.rescale}",

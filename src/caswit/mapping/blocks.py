@@ -1,7 +1,8 @@
 """One block of a map: a pure function of the images, the model and the settings, whoever calls it.
 
 Shapes: K classes, H x W native pixels of the block. A finished block is (bands, H, W) uint8, NODATA where nothing
-is mapped: band 1 class ids, then the probability of that class, then those of all classes, in percent, as asked for.
+is mapped: band 1 class ids, where the class is probable enough, then the probability of that class, then those of all
+classes, in percent, as asked for.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from caswit.errors import ConfigError
 from caswit.predict import BlockPixels, classifier
 from caswit.raster.cog import NODATA
 from caswit.raster.grid import Grid
-from caswit.raster.io import Bool, UInt8
+from caswit.raster.io import Bool, Meaning, UInt8
 from caswit.raster.mosaic import Source, open_image
 from caswit.raster.windows import Block, Tile, Window, block_at
 from caswit.turns import averaged
@@ -63,6 +64,21 @@ class Job:
     area: "Area | None" = None
     bands: Bands
 
+    def open(self, loaded: LoadedModel) -> OpenScene:
+        """Open the images, as one, to be read as the model sees them."""
+        return OpenScene(
+            Scene(image=Path(self.sources[0].path)),
+            bands=self.settings.bands or loaded.info.bands,
+            gsd_m=self.read_at_m,
+            image=open_image(self.sources, self.grid, meaning(self.settings)),
+            native_m=self.settings.gsd_m,
+        )
+
+
+def meaning(settings: PredictConfig) -> Meaning:
+    """What the settings say of the values of the images."""
+    return Meaning(settings.rescale, settings.nodata)
+
 
 class BlockMapper:
     """Maps blocks of one job: holds the open images and the model. Use as a context manager.
@@ -81,15 +97,7 @@ class BlockMapper:
         self.model = averaged(classifier(loaded, job.settings), job.settings.turns)
         self.ids = torch.from_numpy(loaded.info.classes.ids).to(self.model.device)
         self.classes = len(loaded.info.classes)
-        image = open_image(job.sources, job.grid, job.settings.rescale)
-        bands = job.settings.bands or loaded.info.bands
-        self.scene = OpenScene(
-            Scene(image=Path(job.sources[0].path)),
-            bands=bands,
-            gsd_m=job.read_at_m,
-            image=image,
-            native_m=job.settings.gsd_m,
-        )
+        self.scene = job.open(loaded)
 
     @property
     def precision(self) -> str:
@@ -175,10 +183,13 @@ class BlockMapper:
     def _values(self, scores: Tensor, probabilities: Tensor | None) -> UInt8:
         """(bands, H, W) from scores (K, H, W), whose softmax are the probabilities where these are not given."""
         values = [self.ids[scores.argmax(0)][None]]
-        if any(self.job.bands):
+        least = self.job.settings.min_confidence
+        if least or any(self.job.bands):
             percent = (scores.softmax(0) if probabilities is None else probabilities) * 100
             percent = percent.round().byte()
-            values += [percent.amax(0, keepdim=True)] * self.job.bands.confidence
+            confidence = percent.amax(0, keepdim=True)
+            values[0][confidence < least] = NODATA
+            values += [confidence] * self.job.bands.confidence
             values += [percent] * self.job.bands.probabilities
         return torch.cat(values).cpu().numpy()
 

@@ -49,6 +49,10 @@ def tags(job: Job, loaded: LoadedModel, precision: str) -> dict[str, str]:
         "CASWIT_TURNS": str(settings.turns),
         "CASWIT_PRECISION": precision,
     }
+    if settings.nodata is not None:
+        found["CASWIT_NODATA"] = f"{settings.nodata:g}"
+    if settings.min_confidence:
+        found["CASWIT_MIN_CONFIDENCE"] = str(settings.min_confidence)
     if settings.gsd_m is not None:
         found["CASWIT_GSD_M"] = f"{settings.gsd_m:g}"
     if job.read_at_m is not None:

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from caswit.box import choose
 from caswit.checkpoint import LoadedModel, load_model
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
-from caswit.data.samples import OpenScene
-from caswit.data.scene import Scene
 from caswit.errors import ConfigError
-from caswit.mapping.blocks import Bands, Job, overlap_of
+from caswit.mapping.blocks import Bands, Job, meaning, overlap_of
 from caswit.mapping.engine import Engine, LocalEngine, Planned
 from caswit.mapping.inputs import fingerprint, list_images
 from caswit.mapping.journal import Journal, open_journal
@@ -20,7 +18,7 @@ from caswit.mapping.outputs import Targets, write_outputs
 from caswit.progress import Progress
 from caswit.raster.grid import Grid
 from caswit.raster.io import bounded_cache, quiet
-from caswit.raster.mosaic import open_image, survey
+from caswit.raster.mosaic import survey
 from caswit.raster.windows import block_windows
 
 if TYPE_CHECKING:  # needs caswit[vector]
@@ -68,11 +66,14 @@ def predict(
     settings, outputs, run = settings or PredictConfig(), outputs or OutputConfig(), run or MapRunConfig()
     names = list_images([str(i) for i in ([images] if isinstance(images, str | Path) else images)])
     targets = Targets.of(out, outputs, names)
-    model = _chosen(names, settings) if model is None else model
+    surveyed = None
+    if model is None:
+        surveyed = survey(names, settings.bands or (1, 2, 3), meaning(settings))
+        model = _chosen(settings.gsd_m or surveyed[1].gsd_m, names)
     loaded = load_model(model)
     overlap_of(settings, loaded.info.tile.tile_px)  # refuses early
     start_engine = _starter(run)  # so does this
-    sources, grid = survey(names, settings.bands or loaded.info.bands, settings.rescale)
+    sources, grid = surveyed or survey(names, settings.bands or loaded.info.bands, meaning(settings))
     job = Job(
         sources=sources,
         grid=grid,
@@ -125,15 +126,7 @@ def _map_blocks(plan: Sequence[Planned], engine: Engine, journal: Journal, run: 
 def _plan(job: Job, loaded: LoadedModel) -> list[Planned]:
     """Every block that the area touches, row by row. Numbers count all blocks, so they do not depend on the area."""
     tile_px = loaded.info.tile.tile_px
-    bands = job.settings.bands or loaded.info.bands
-    image = open_image(job.sources, job.grid, job.settings.rescale)
-    with OpenScene(
-        Scene(image=Path(job.sources[0].path)),
-        bands=bands,
-        gsd_m=job.read_at_m,
-        image=image,
-        native_m=job.settings.gsd_m,
-    ) as scene:
+    with job.open(loaded) as scene:
         block_px = max(1, round(job.settings.block_px / scene.ratio))
         windows = block_windows(scene.height, scene.width, tile_px, overlap_of(job.settings, tile_px), block_px)
         blocks = (Planned(number, window, scene.native(window)) for number, window in enumerate(windows))
@@ -149,6 +142,7 @@ def _manifest(job: Job, loaded: LoadedModel, run: MapRunConfig, names: Sequence[
         "model": f"{loaded.name} ({loaded.digest})",
         "bands": str(settings.bands or loaded.info.bands),
         "rescale": str(settings.rescale),
+        "nodata": str(settings.nodata),
         "gsd_m": str(settings.gsd_m),
         "read_at_m": str(job.read_at_m),
         "tile_px": str(loaded.info.tile.tile_px),
@@ -156,6 +150,7 @@ def _manifest(job: Job, loaded: LoadedModel, run: MapRunConfig, names: Sequence[
         "blend": str(settings.blend),
         "block_px": str(settings.block_px),
         "turns": str(settings.turns),
+        "min_confidence": str(settings.min_confidence),
         "precision": precision,
         "aoi": area,
         "confidence": str(job.bands.confidence),
@@ -163,9 +158,8 @@ def _manifest(job: Job, loaded: LoadedModel, run: MapRunConfig, names: Sequence[
     }
 
 
-def _chosen(names: Sequence[str], settings: PredictConfig) -> str:
+def _chosen(gsd_m: float | None, names: Sequence[str]) -> str:
     """Name of the model of the package that fits the images."""
-    gsd_m = settings.gsd_m or survey(names, settings.bands or (1, 2, 3), settings.rescale)[1].gsd_m
     model, reason = choose(gsd_m, Path(names[0]).name)
     log.info("model: %s (%s)", model.name, reason)
     return model.name

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import rasterio
@@ -40,20 +40,32 @@ _STRICT = {
 }
 
 
+class Meaning(NamedTuple):
+    """What the values of a raster mean, where it does not say so itself."""
+
+    rescale: tuple[float, float] | None = None
+    """(low, high): what becomes 0 and 255, for pixels that are not uint8."""
+    nodata: float | None = None
+    """A pixel with this value in all bands that are read has no data."""
+
+
+AS_IT_SAYS = Meaning()
+
+
 class Raster:
     """An open raster. Use as a context manager; one thread at a time may read it.
 
     Args:
         path: Anything GDAL opens: a file, an address (https://, s3://), a /vsi path.
-        rescale: (low, high): what becomes 0 and 255, for pixels that are not uint8.
+        meaning: Of its values.
 
     Raises:
         DataError: The file is missing or GDAL cannot open it.
     """
 
-    def __init__(self, path: Path | str, rescale: tuple[float, float] | None = None) -> None:
+    def __init__(self, path: Path | str, meaning: Meaning = AS_IT_SAYS) -> None:
         self.path = str(path)
-        self.rescale = rescale
+        self.meaning = meaning
         if not is_remote(self.path) and not Path(path).exists():
             raise DataError(f"{path}: no such file")
         try:
@@ -91,7 +103,7 @@ class Raster:
                 f"{self.path}: has {count} band{'s' * (count > 1)}, bands {list(bands)} are needed; "
                 "give an RGB image, or name three existing bands"
             )
-        if self.dtype != "uint8" and self.rescale is None:
+        if self.dtype != "uint8" and self.meaning.rescale is None:
             low, high = self._usual_range(bands)
             raise DataError(
                 f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale LOW HIGH "
@@ -164,13 +176,17 @@ class Raster:
         valid = self._valid(part)
         if self._palette is not None:
             index = self._read(part, 1)
+            if self.meaning.nodata is not None:
+                valid = valid & (index != self.meaning.nodata)
             image = self._palette[:3][[b - 1 for b in bands]][:, index]
             valid = valid & (self._palette[3][index] > 0)
         else:
             pixels = self._read(part, list(bands))
             if pixels.dtype.kind == "f":
                 valid &= np.isfinite(pixels).all(axis=0)
-            image = pixels if self.rescale is None else rescaled(pixels, *self.rescale)
+            if self.meaning.nodata is not None:
+                valid = valid & (pixels != self.meaning.nodata).any(0)
+            image = pixels if self.meaning.rescale is None else rescaled(pixels, *self.meaning.rescale)
         if not valid.all():
             image *= valid
         return image, valid

@@ -12,10 +12,9 @@ import numpy as np
 
 from caswit.errors import DataError
 from caswit.raster.grid import Grid
-from caswit.raster.io import Bool, Raster, UInt8, quiet
+from caswit.raster.io import AS_IT_SAYS, Bool, Meaning, Raster, UInt8, quiet
 from caswit.raster.windows import Window
 
-Rescale = tuple[float, float] | None
 _OPEN_FILES = 64
 _HEADERS_AT_ONCE = 8
 _TOLERANCE_PX = 0.1
@@ -37,11 +36,11 @@ class Mosaic:
     Args:
         sources: What ``survey`` found.
         grid: The grid of them all.
-        rescale: As for ``Raster``.
+        meaning: As for ``Raster``.
     """
 
-    def __init__(self, sources: Sequence[Source], grid: Grid, rescale: Rescale = None) -> None:
-        self.sources, self.grid, self.rescale = sources, grid, rescale
+    def __init__(self, sources: Sequence[Source], grid: Grid, meaning: Meaning = AS_IT_SAYS) -> None:
+        self.sources, self.grid, self.meaning = sources, grid, meaning
         self.height, self.width = grid.height, grid.width
         self.path = f"{sources[0].path} and {len(sources) - 1} more"
         windows = np.array([s.window for s in sources])
@@ -97,18 +96,18 @@ class Mosaic:
         if number not in self._open:
             if len(self._open) >= _OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
-            self._open[number] = Raster(self.sources[number].path, self.rescale)
+            self._open[number] = Raster(self.sources[number].path, self.meaning)
         self._open.move_to_end(number)
         return self._open[number]
 
 
-def open_image(sources: Sequence[Source], grid: Grid, rescale: Rescale = None) -> Raster | Mosaic:
+def open_image(sources: Sequence[Source], grid: Grid, meaning: Meaning = AS_IT_SAYS) -> Raster | Mosaic:
     """Open what ``survey`` found."""
-    return Raster(sources[0].path, rescale) if len(sources) == 1 else Mosaic(sources, grid, rescale)
+    return Raster(sources[0].path, meaning) if len(sources) == 1 else Mosaic(sources, grid, meaning)
 
 
 def survey(
-    paths: Sequence[str], bands: tuple[int, int, int] = (1, 2, 3), rescale: Rescale = None
+    paths: Sequence[str], bands: tuple[int, int, int] = (1, 2, 3), meaning: Meaning = AS_IT_SAYS
 ) -> tuple[tuple[Source, ...], Grid]:
     """Look at the headers of some files: where each lies, and the grid of them all.
 
@@ -117,7 +116,7 @@ def survey(
     """
 
     def header(path: str) -> Grid:
-        with Raster(path, rescale) as raster:
+        with Raster(path, meaning) as raster:
             raster.check_image(bands)
             return raster.grid
 
