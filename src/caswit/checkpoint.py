@@ -121,8 +121,10 @@ def model_folder(path: Path | str) -> Path:
     for file in (folder / CONFIG, folder / WEIGHTS):
         if not file.is_file():
             hint = "; this is a run folder, its model is in model/" if (folder / "model" / CONFIG).is_file() else ""
-            named = "" if folder.exists() else f"; models by name: {', '.join(m.name for m in box.boxed_models())}"
-            raise ModelError(f"{folder}: no model folder, {file.name} is missing{hint}{named}")
+            if not folder.exists():
+                names = ", ".join(m.name for m in box.boxed_models())
+                raise ModelError(f"{folder}: no such model folder, and no model of the package ({names})")
+            raise ModelError(f"{folder}: no model folder, {file.name} is missing{hint}")
     return folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, set_parsing_settings
 
-from caswit.commands.parsing import plain_message
+from caswit.commands.parsing import closest, command_message
 from caswit.commands.recipe import recipe_text
 from caswit.config import PretrainRecipe, Recipe
 from caswit.errors import CaswitError
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(name: str, words: list[str]) -> None:
     if name not in COMMANDS:
-        raise CaswitError(f"no command {name!r}; commands are: {', '.join(COMMANDS)}")
+        raise CaswitError(f"no command {name!r}; commands are: {', '.join(COMMANDS)}{closest(name, COMMANDS)}")
     command = importlib.import_module(f"caswit.commands.{name}")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields' docstrings are their help
     recipes = {"train": Recipe, "pretrain": PretrainRecipe}
@@ -131,7 +131,7 @@ def _run(name: str, words: list[str]) -> None:
     try:
         arguments = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
-        raise CaswitError(plain_message(str(error))) from error
+        raise CaswitError(command_message(str(error), parser)) from error
     try:
         command.run(arguments)
     except ModuleNotFoundError as error:

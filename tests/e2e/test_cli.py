@@ -140,7 +140,7 @@ class TestMistakes:
             (b"data: {dataset: x}\nmodel:", "r.yaml: model: must be a mapping with some of "),
             (b"data: {dataset: x}\nmodels: {size: nano}", "r.yaml: unknown models; allowed: "),
             (b"data: {dataset: x}\nmodel: {size: huge}", "--model.size: expected one of ['pico', "),
-            (b"model: {size: nano}", "required: data.dataset"),
+            (b"model: {size: nano}", "missing: --data.dataset"),
         ],
     )
     def test_recipe_that_is_none(self, capsys, tmp_path, content, words):
@@ -173,9 +173,21 @@ class TestMistakes:
         message = refused(capsys, "predict", tmp_path / "a.tif", tmp_path / "b.tif", "--model", model_folder)
         assert "a.tif: no such file" in message
 
+    def test_options_and_commands_that_are_not_there(self, capsys):
+        assert refused(capsys, "predict", "a", "b", "--gsdm=3") == (
+            "caswit: caswit predict takes no --gsdm=3; did you mean --gsd_m?\n"
+        )
+        assert refused(capsys, "evaluate", "a", "b", "c", "--out", "d") == "caswit: caswit evaluate takes no c\n"
+        assert refused(capsys, "predct").endswith("push; did you mean predict?\n")
+
+    def test_what_is_missing_is_called_as_it_is_typed(self, capsys):
+        said = refused(capsys, "explain", "a.tif", "--row", "3")
+        assert said == "caswit: missing: --model, --out; caswit explain --help says what they are\n"
+        assert refused(capsys, "predict").startswith("caswit: missing: IMAGES, OUT; ")
+
     def test_model_that_is_not_there(self, capsys, tmp_path, dataset_file):
         words = refused(capsys, "predict", dataset_file.with_name("scene.tif"), tmp_path / "b.tif", "--model", "none")
-        assert "none: no model folder, config.json is missing" in words
+        assert "none: no such model folder" in words
 
     def test_overlap_of_a_whole_tile(self, capsys, tmp_path, dataset_file, model_folder):
         image = dataset_file.with_name("scene.tif")

@@ -223,5 +223,5 @@ def test_memory_of_a_model(make_model):
     peak = peak_memory(make_model((1, 2, 3, 4)), device="cpu", precision="fp32")
     assert (peak.device, peak.precision, peak.allocated_mb) == ("cpu", "fp32", None)
     assert 50 < peak.before_mb < peak.resident_mb < peak.before_mb + 2000
-    with pytest.raises(CaswitError, match="none: no model folder"):
+    with pytest.raises(CaswitError, match="none: no such model folder"):
         peak_memory(make_model((1, 2, 3, 4)).parent / "none", device="cpu")

@@ -179,7 +179,7 @@ def test_missing_file_is_named(folder, file):
 
 
 def test_missing_folder_is_named(tmp_path):
-    assert "no model folder" in refusal(tmp_path / "nowhere")
+    assert "no such model folder, and no model of the package (caswit-nano-" in refusal(tmp_path / "nowhere")
 
 
 def test_run_folder_points_to_its_model(folder):

@@ -126,6 +126,13 @@ def test_areas_are_metres_on_the_ground(where, area_m2):
     assert ground.areas_m2(ground.place(SQUARE))[0] == pytest.approx(area_m2, rel=0.01)
 
 
+@pytest.mark.parametrize("where", [grid(None), grid(None, 0.5, 30, 40)], ids=["pixels", "coordinates of nowhere"])
+def test_areas_without_a_crs_need_to_be_told_the_size_of_a_pixel(where):
+    assert np.isnan(Ground(where).areas_m2(Ground(where).place(SQUARE))[0])
+    told = Ground(where, 0.25)
+    assert told.areas_m2(told.place(SQUARE))[0] == pytest.approx(200 / 16)
+
+
 def test_an_area_in_degrees_is_that_of_the_ellipsoid():
     ground = Ground(grid("EPSG:4326", 1e-3, 7, 46))
     (placed,) = ground.place(SQUARE)
@@ -139,7 +146,7 @@ def test_every_format_holds_the_same(tmp_path, suffix, count, monkeypatch):
     monkeypatch.setattr("caswit.raster.vectors._AT_ONCE", 3)  # several writes
     file = tmp_path / f"v{suffix}"
     where = grid("EPSG:2154", 0.5, 700_000, 6_600_000)
-    with PolygonWriter(file, suffix, where, {3: "water"}, 4) as writer:
+    with PolygonWriter(file, suffix, Ground(where), {3: "water"}, 4) as writer:
         for i in range(count):
             writer.add(ClassPolygon(3, shapely.box(4 * i, 0, 4 * i + 4, 5)))
             writer.add(ClassPolygon(3, shapely.box(0, 30, 1, 31)))  # too small
@@ -171,9 +178,10 @@ def test_every_format_holds_the_same(tmp_path, suffix, count, monkeypatch):
 class TestRefusals:
     def test_another_format(self, tmp_path):
         with pytest.raises(ConfigError, match=r"written as \.gpkg, \.parquet, \.geojson"):
-            check_vector(tmp_path / "a.shp", grid("EPSG:2154"), 0, 0)
+            check_vector(tmp_path / "a.shp", grid("EPSG:2154"), None, 0, 0)
 
     def test_metres_without_a_crs(self, tmp_path):
         for sizes in ((5, 0), (0, 5)):
             with pytest.raises(ConfigError, match="nobody knows how many metres"):
-                check_vector(tmp_path / "a.gpkg", grid(None), *sizes)
+                check_vector(tmp_path / "a.gpkg", grid(None), None, *sizes)
+            check_vector(tmp_path / "a.gpkg", grid(None), 0.25, *sizes)

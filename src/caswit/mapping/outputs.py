@@ -64,13 +64,13 @@ class Targets(NamedTuple):
         """What was asked for beside the map, by kind."""
         return {name: file for name, file in self._asdict().items() if name != "map" and file is not None}
 
-    def check(self, grid: Grid, outputs: OutputConfig) -> None:
+    def check(self, grid: Grid, gsd_m: float | None, outputs: OutputConfig) -> None:
         """Raise ConfigError, or ModuleNotFoundError, if polygons cannot be written: before hours of work, not after."""
         if self.vector is None:
             return
         from caswit.raster.vectors import check_vector
 
-        check_vector(self.vector, grid, outputs.min_area, outputs.simplify)
+        check_vector(self.vector, grid, gsd_m, outputs.min_area, outputs.simplify)
 
 
 def _check_place(file: Path, images: Sequence[str]) -> None:
@@ -99,7 +99,7 @@ def write_outputs(
     parts = [PlacedPart(block.native, file) for block in plan if (file := journal.part(block.number)) is not None]
     place = journal.folder, job.grid
     if targets.vector is not None:
-        _write_polygons(targets.vector, outputs, plan, journal, job.grid, {c.id: c.name for c in table.predicted})
+        _write_polygons(targets.vector, outputs, plan, journal, job, {c.id: c.name for c in table.predicted})
     if targets.confidence is not None:
         _write_raster(targets.confidence, *place, parts, [Band(source=2, name="confidence, percent")], about)
     if targets.probabilities is not None:
@@ -119,12 +119,13 @@ def _write_raster(
 
 
 def _write_polygons(
-    file: Path, outputs: OutputConfig, plan: Sequence[Planned], journal: Journal, grid: Grid, names: dict[int, str]
+    file: Path, outputs: OutputConfig, plan: Sequence[Planned], journal: Journal, job: Job, names: dict[int, str]
 ) -> None:
     from caswit.raster.polygons import ClassPolygon, Merger, fragments
-    from caswit.raster.vectors import PolygonWriter
+    from caswit.raster.vectors import Ground, PolygonWriter
 
-    simplify_px = outputs.simplify / (grid.gsd_m or 1.0)
+    grid, told_m = job.grid, job.settings.gsd_m
+    simplify_px = outputs.simplify / (grid.gsd_m or told_m or 1.0)
 
     def polygons() -> Iterator[ClassPolygon]:
         with TemporaryFile(dir=journal.folder) as waiting:
@@ -136,7 +137,7 @@ def _write_polygons(
 
     with (
         atomic_path(file) as partial,
-        PolygonWriter(partial, file.suffix.lower(), grid, names, outputs.min_area) as writer,
+        PolygonWriter(partial, file.suffix.lower(), Ground(grid, told_m), names, outputs.min_area) as writer,
     ):
         for polygon in polygons():
             writer.add(polygon)

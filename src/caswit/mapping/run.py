@@ -83,7 +83,7 @@ def predict(
         area=_area(run, grid),
         bands=Bands(outputs.confidence is not None, outputs.probabilities is not None),
     )
-    targets.check(grid, outputs)
+    targets.check(grid, settings.gsd_m, outputs)
     with ExitStack() as stack:
         stack.enter_context(bounded_cache())
         stack.enter_context(quiet())  # here, once: filters of warnings are shared by the threads that read and write

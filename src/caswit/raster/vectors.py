@@ -29,10 +29,11 @@ class Ground:
 
     Args:
         grid: Of the map.
+        gsd_m: Ground size of its pixels in metres, for a grid that does not say it.
     """
 
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
+    def __init__(self, grid: Grid, gsd_m: float | None = None) -> None:
+        self.grid, self.gsd_m = grid, gsd_m
         self.crs = CRS.from_wkt(grid.crs.to_wkt()) if grid.crs else None
         self._degrees: Transformer | None = None
         if self.crs is not None and (self.crs.is_geographic or self.crs.to_epsg() == 3857):
@@ -41,7 +42,11 @@ class Ground:
 
     @property
     def measures(self) -> bool:
-        """Whether areas are known: not without a CRS, nor in coordinates of nowhere."""
+        """Whether areas are known: of a grid without a CRS, or in coordinates of nowhere, only where told."""
+        return self._on_earth or self.gsd_m is not None
+
+    @property
+    def _on_earth(self) -> bool:
         return self.crs is not None and (self.crs.is_projected or self.crs.is_geographic)
 
     def place(self, shapes: Any) -> Any:
@@ -51,8 +56,9 @@ class Ground:
 
     def areas_m2(self, placed: Any) -> NDArray[np.float64]:
         """Areas on the ground; NaN where unknown."""
-        if not self.measures or self.crs is None:
-            return np.full(len(placed), np.nan)
+        if not self._on_earth or self.crs is None:
+            pixel = abs(np.linalg.det(self.grid.matrix[:2, :2]))
+            return np.asarray(shapely.area(placed)) / pixel * (np.nan if self.gsd_m is None else self.gsd_m) ** 2
         if self._degrees is None:
             metres: float = self.crs.axis_info[0].unit_conversion_factor
             areas: NDArray[np.float64] = shapely.area(placed) * metres**2
@@ -82,13 +88,13 @@ class PolygonWriter:
     Args:
         file: Where to write; the caller gives it its final name.
         suffix: One of ``FORMATS``.
-        grid: Of the map.
+        ground: Of the map.
         names: Class id -> name.
         min_area_m2: Smaller polygons are left out.
     """
 
-    def __init__(self, file: Path, suffix: str, grid: Grid, names: Mapping[int, str], min_area_m2: float) -> None:
-        self.ground, self.names, self.min_area_m2 = Ground(grid), names, min_area_m2
+    def __init__(self, file: Path, suffix: str, ground: Ground, names: Mapping[int, str], min_area_m2: float) -> None:
+        self.ground, self.names, self.min_area_m2 = ground, names, min_area_m2
         if min_area_m2 > 0 and not self.ground.measures:
             raise ConfigError("the image has no CRS, so areas in m2 are unknown; leave out --min_area")
         kinds: dict[str, Callable[[Path, Ground], _Format]] = {
@@ -202,11 +208,12 @@ class _GeoParquet:
         self._writer.close()
 
 
-def check_vector(file: Path, grid: Grid, min_area_m2: float, simplify_m: float) -> None:
-    """Raise ConfigError unless polygons of this grid can be written so."""
+def check_vector(file: Path, grid: Grid, gsd_m: float | None, min_area_m2: float, simplify_m: float) -> None:
+    """Raise ConfigError unless polygons of this grid, or with this ground size, can be written so."""
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(f"{file}: polygons are written as {', '.join(FORMATS)}; give a name that ends so")
-    if simplify_m > 0 and grid.gsd_m is None:
-        raise ConfigError("nobody knows how many metres a pixel of the image has; leave out --simplify")
-    if min_area_m2 > 0 and not Ground(grid).measures:
-        raise ConfigError("nobody knows how many metres a pixel of the image has; leave out --min_area")
+    unknown = "nobody knows how many metres a pixel of the image has; add --gsd_m, or leave out"
+    if simplify_m > 0 and (grid.gsd_m or gsd_m) is None:
+        raise ConfigError(f"{unknown} --simplify")
+    if min_area_m2 > 0 and not Ground(grid, gsd_m).measures:
+        raise ConfigError(f"{unknown} --min_area")
