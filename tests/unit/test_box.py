@@ -80,7 +80,7 @@ def test_a_model_has_a_name_unless_a_folder_has_it(filled, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     shutil.copytree(make_model((2,)), tmp_path / "fine")
     assert load_model("fine").network.reads_context
-    with pytest.raises(ModelError, match="models by name: coarse, fine"):
+    with pytest.raises(ModelError, match=r"no model of the package \(coarse, fine\)"):
         load_model("fin")
 
 
@@ -91,6 +91,20 @@ def test_models_lists_them_and_prints_a_card(filled, capsys):
     assert "pixels of 0.1 to 0.5 m; classes: building, land, water" in text
     main(["models", "fine"])
     assert capsys.readouterr().out == "card of fine\n"
+
+
+def test_a_card_is_printed_without_what_is_for_the_hub(model_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["models", str(model_folder)])
+    assert "README.md: no such file, the model has no card; caswit push writes one" in capsys.readouterr().err
+    main(["push", str(model_folder), str(tmp_path / "pushed"), "--license", "cc0-1.0"])
+    capsys.readouterr()
+    main(["models", str(tmp_path / "pushed")])
+    text = capsys.readouterr().out
+    assert text.startswith("# pushed\n")
+    assert (tmp_path / "pushed" / "README.md").read_text() == (
+        "---\n" + (tmp_path / "pushed" / "README.md").read_text().split("---\n")[1] + "---\n" + text
+    )
 
 
 def test_predict_chooses_says_so_and_maps_the_same_as_with_the_name(filled, make_raster, tmp_path, caplog):

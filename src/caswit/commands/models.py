@@ -15,11 +15,8 @@ def parser() -> ArgumentParser:
 
 def run(arguments: Namespace) -> None:
     """Print the list, or a card."""
-    from caswit.checkpoint import model_folder
-    from caswit.push import CARD
-
     if arguments.name is not None:
-        print((model_folder(arguments.name) / CARD).read_text(encoding="utf-8"), end="")
+        print(_card(arguments.name), end="")
         return
     for model in boxed_models():
         size = sum(file.stat().st_size for file in model.folder.iterdir())
@@ -27,3 +24,16 @@ def run(arguments: Namespace) -> None:
         print(f"  {model.summary}")
         print(f"  pixels of {model.gsd_m[0]:g} to {model.gsd_m[1]:g} m; classes: {', '.join(model.classes)}")
         print(f"  card: caswit models {model.name}; files: {model.folder}")
+
+
+def _card(name: str) -> str:
+    """The card of a model, without the lines for the hub that come first."""
+    from caswit.checkpoint import model_folder  # imports torch, which the list need not wait for
+    from caswit.errors import ModelError
+    from caswit.push import CARD
+
+    file = model_folder(name) / CARD
+    if not file.is_file():
+        raise ModelError(f"{file}: no such file, the model has no card; caswit push writes one, caswit info says more")
+    text = file.read_text(encoding="utf-8")
+    return text.split("---\n", 2)[2] if text.startswith("---\n") else text
