@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rasterio.env import get_gdal_config
 
 from caswit.errors import DataError
-from caswit.raster.io import CACHE_MB, Meaning, Raster, bounded_cache, write_raster
+from caswit.raster.io import CACHE_MB, Raster, bounded_cache, write_raster
+from caswit.raster.values import Meaning
 from caswit.raster.windows import Window
 from conftest import georeference
 

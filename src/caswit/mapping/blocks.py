@@ -24,8 +24,9 @@ from caswit.errors import ConfigError
 from caswit.predict import BlockPixels, classifier
 from caswit.raster.cog import NODATA
 from caswit.raster.grid import Grid
-from caswit.raster.io import Bool, Meaning, UInt8
+from caswit.raster.io import Bool, UInt8
 from caswit.raster.mosaic import Source, open_image
+from caswit.raster.values import Meaning
 from caswit.raster.windows import Block, Tile, Window, block_at
 from caswit.turns import averaged
 

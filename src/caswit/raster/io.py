@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import rasterio
@@ -21,6 +21,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from caswit.errors import DataError
 from caswit.raster.grid import Grid
+from caswit.raster.values import AS_IT_SAYS, Meaning, rescaled
 from caswit.raster.windows import Window
 
 UInt8 = NDArray[np.uint8]
@@ -38,18 +39,6 @@ _STRICT = {
     "GDAL_HTTP_RETRY_DELAY": "1",
     "CPL_VSIL_CURL_USE_HEAD": "NO",
 }
-
-
-class Meaning(NamedTuple):
-    """What the values of a raster mean, where it does not say so itself."""
-
-    rescale: tuple[float, float] | None = None
-    """(low, high): what becomes 0 and 255, for pixels that are not uint8."""
-    nodata: float | None = None
-    """A pixel with this value in all bands that are read has no data."""
-
-
-AS_IT_SAYS = Meaning()
 
 
 class Raster:
@@ -233,12 +222,6 @@ class Raster:
                 f"{self.path}: cannot read rows {part.row}-{part.row + part.height}, columns "
                 f"{part.col}-{part.col + part.width}; the file may be truncated ({one_line(error)})"
             ) from error
-
-
-def rescaled(pixels: NDArray[Any], low: float, high: float) -> UInt8:
-    """Values of any type as uint8: low and below 0, high and above 255, rounded between; NaN is 0."""
-    scaled = (pixels.astype(np.float32) - low) * np.float32(255 / (high - low))
-    return np.nan_to_num(np.clip(scaled + 0.5, 0, 255), nan=0).astype(np.uint8)
 
 
 def is_remote(path: str) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 
 from caswit.errors import DataError
 from caswit.raster.grid import Grid
-from caswit.raster.io import AS_IT_SAYS, Bool, Meaning, Raster, UInt8, quiet
+from caswit.raster.io import Bool, Raster, UInt8, quiet
+from caswit.raster.values import AS_IT_SAYS, Meaning
 from caswit.raster.windows import Window
 
 _OPEN_FILES = 64
