@@ -9,6 +9,7 @@ model folder or a name. Prints a row for each change: mean IoU, and the IoU of c
 import argparse
 import dataclasses
 import io
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -61,8 +62,7 @@ COARSER = 2, 3
 
 def rewritten(file: Path, out: Path, change: Callable[[Pixels], Pixels], *, every: int = 1) -> Path:
     """A raster with other pixels, on its place; ``every`` pixel of a row and column becomes one."""
-    with warnings.catch_warnings(), rasterio.open(file) as src:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with rasterio.open(file) as src:
         pixels = np.clip(np.round(change(src.read().astype(np.float64))), 0, 255).astype(np.uint8)
         count, height, width = pixels.shape
         shape = {"count": count, "height": height, "width": width, "dtype": "uint8"}
@@ -122,6 +122,8 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="whose IoU is printed beside the mean")
     parser.add_argument("--turns", type=int, default=1)
     given = parser.parse_args()
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    logging.getLogger("caswit").setLevel(logging.ERROR)  # what it says of a scene it would say of each of its copies
     loaded = load_model(given.model)
     data = load_dataset(given.dataset).read_at(loaded.info.tile.gsd_m)
     names = loaded.info.classes.names

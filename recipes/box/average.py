@@ -1,13 +1,14 @@
-"""A model with the mean of the best weights of some runs, often better than each of them.
+"""A model with the mean of the weights of some, often better than each of them.
 
-python recipes/box/average.py OUT RUN RUN [RUN ...]
+python recipes/box/average.py OUT RUN/model RUN/checkpoints/best.pt ...
 
-After Wortsman et al. 2022, "Model soups". The runs trained one network, each from the weights of the one before. A run
-given twice counts twice. OUT says of itself what the model of the last run says.
+After Wortsman et al. 2022, "Model soups". The runs trained one network, each from the weights of the one before. What
+is given twice counts twice. OUT says of itself what the model of the last run says.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
@@ -15,16 +16,31 @@ from caswit.checkpoint import CONFIG, WEIGHTS, read_config, torch_load, write_fo
 from caswit.runfolder import RunFolder
 
 
-def main(out: Path, *runs: Path) -> None:
+def weights(file: Path) -> tuple[dict[str, Any], int]:
+    """Weights of a model folder or a checkpoint, and the step they are of."""
+    if file.suffix == ".pt":
+        found = torch_load(file)
+        return found["model"], found["step"]
+    return load_file(file / WEIGHTS), read_config(file / CONFIG)["provenance"]["step"]
+
+
+def run_of(file: Path) -> Path:
+    """The folder of the run that wrote a file."""
+    return file.parent.parent if file.suffix == ".pt" else file.parent
+
+
+def main(out: Path, *files: Path) -> None:
     """Write OUT, a model folder."""
-    best = [torch_load(RunFolder(run).best) for run in runs]
-    model = RunFolder(runs[-1]).model
+    states, steps = zip(*map(weights, files), strict=True)
+    model = RunFolder(run_of(files[-1])).model
     mean = {
-        name: sum(found["model"][name] for found in best) / len(best) if x.is_floating_point() else x
+        name: sum(state[name] for state in states) / len(states) if x.is_floating_point() else x
         for name, x in load_file(model / WEIGHTS).items()
     }
     config = read_config(model / CONFIG)
-    config["provenance"]["mean_of"] = [{"run": run.name, "step": b["step"]} for run, b in zip(runs, best, strict=True)]
+    config["provenance"]["mean_of"] = [
+        {"run": run_of(file).name, "step": step} for file, step in zip(files, steps, strict=True)
+    ]
     write_folder(out, mean, config)
 
 
