@@ -21,12 +21,8 @@ from caswit.surroundings import WithoutSurroundings, without_surroundings
 from networks import random_network
 
 CPU = torch.device("cpu")
-WAYS = [
-    "torch",
-    pytest.param(
-        "openvino", marks=pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
-    ),
-]
+NEEDS_OPENVINO = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+WAYS = ["torch", pytest.param("openvino", marks=NEEDS_OPENVINO)]
 NETWORKS = {
     "upernet": {},
     "segformer, conv stem, gates": {"decoder": "segformer", "stem": "conv", "gated": True},
@@ -191,6 +187,6 @@ subprocess.run(["true"], check=True)
 """
 
 
-@pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+@NEEDS_OPENVINO
 def test_signals_are_survived_after_a_network_was_dropped_in_another_thread():
     assert subprocess.run([sys.executable, "-c", DROPPED_ELSEWHERE], check=False).returncode == 0
