@@ -7,19 +7,19 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from caswit.checkpoint import load_model
 from caswit.config import EvaluateConfig
-from caswit.data.scene import load_dataset
-from caswit.fast.network import FastCASWiT
-from caswit.metrics import Counts, score
-from caswit.predict import classifier
-from caswit.scoring import scored_tiles
+from caswit.data.dataset import load_dataset
+from caswit.evaluation.evaluate import scored_tiles
+from caswit.evaluation.metrics import Counts, score
+from caswit.inference.cpu.network import FastCASWiT
+from caswit.inference.predictor import classifier
+from caswit.weights.model_folder import load_model
 
 
 def main(model: Path, dataset: Path, split: str = "test", tiles: int = 10**9) -> None:
     """Print the share of pixels labelled alike and both mIoU, for every way that is installed."""
     loaded, data = load_model(model), load_dataset(dataset)
-    data = data.read_at(loaded.info.tile.gsd_m)
+    data = data.read_at(loaded.info.tile.read_gsd_m)
     plain = classifier(loaded, EvaluateConfig(device="cpu", precision="fp32"))
     ways = {"autocast": classifier(loaded, EvaluateConfig(device="cpu", precision="fp32"))}
     ways["autocast"].bf16 = True

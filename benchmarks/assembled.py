@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import SwinConfig, SwinModel, UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
-from caswit.model import CASWiT
+from caswit.nn.caswit import CASWiT
 from caswit.nn.decoders import POOL_SCALES
 
 

@@ -1,4 +1,4 @@
-"""Boundary IoU of one tile: `caswit.metrics.count` against the reference erosion with OpenCV.
+"""Boundary IoU of one tile: `caswit.evaluation.metrics.count` against the reference erosion with OpenCV.
 
     python benchmarks/boundary_iou.py [LABEL.tif]
 
@@ -16,8 +16,8 @@ import time
 import cv2
 import numpy as np
 
-from caswit.metrics import boundary_band_px, class_band, count
-from caswit.raster.io import Raster
+from caswit.evaluation.metrics import boundary_band_px, class_band, count
+from caswit.raster.reader import Raster
 from caswit.raster.windows import Window
 
 CASES = ((512, 15, (1, 3, 14)), (5120, 8, (145,)))

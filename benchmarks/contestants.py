@@ -10,13 +10,13 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caswit.checkpoint import LoadedModel, ModelInfo, load_model, save_model
 from caswit.config import ComputeConfig, ModelConfig, TileConfig, TrainConfig
-from caswit.data.scene import ClassTable, LandClass
-from caswit.fast.network import FastCASWiT
-from caswit.model import CASWiT
-from caswit.optim import adamw
-from caswit.predict import classifier
+from caswit.data.classes import ClassTable, LandClass
+from caswit.inference.cpu.network import FastCASWiT
+from caswit.inference.predictor import classifier
+from caswit.nn.caswit import CASWiT
+from caswit.training.optim import adamw
+from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model, save_model
 
 SIDE, CLASSES = 512, 15
 INFERENCE = ["ours", "ours, torch", "plain", "(a) fp32", "(a) bf16", "(b) fp32", "(b) bf16", "(c)"]

@@ -19,12 +19,12 @@ import numpy as np
 import onnxruntime
 import torch
 
-from caswit.checkpoint import WEIGHTS, ModelInfo, build, load_model, model_folder, save_model
 from caswit.config import ComputeConfig, ModelConfig, TileConfig
-from caswit.data.scene import ClassTable, LandClass
-from caswit.export.graphs import Form
-from caswit.export.write import export
-from caswit.predict import classifier
+from caswit.data.classes import ClassTable, LandClass
+from caswit.inference.onnx.graphs import Form
+from caswit.inference.onnx.write import export
+from caswit.inference.predictor import classifier
+from caswit.weights.model_folder import WEIGHTS, ModelInfo, build, load_model, model_folder, save_model
 
 CLOCKS = {"wall": time.perf_counter, "core": time.process_time}
 FORMS: dict[Form, str] = {"tile and context": "two.onnx", "single input": "one.onnx"}

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import trees
-from caswit.data.scene import load_dataset
+from caswit.data.dataset import load_dataset
 
 PATCHES, FULL = 20_000, 241_100
 PER_SIDE, PATCH_PX = 10, 16

@@ -18,12 +18,12 @@ import numpy as np
 import rasterio
 import torch
 
-from caswit.checkpoint import ModelInfo, build, load_model, save_model
 from caswit.config import ModelConfig, PredictConfig, TileConfig
-from caswit.data.scene import ClassTable, LandClass
+from caswit.data.classes import ClassTable, LandClass
 from caswit.mapping import blocks as mapping_blocks
 from caswit.mapping.run import predict
-from caswit.raster.io import bounded_cache
+from caswit.raster.reader import bounded_cache
+from caswit.weights.model_folder import ModelInfo, build, load_model, save_model
 
 CLASSES = ClassTable(tuple(LandClass(id=i, name=f"class {i}", color="#808080") for i in range(1, 6)))
 

@@ -23,12 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import contestants
 from caswit.config import NUM_STAGES
-from caswit.fast import decoder, encoder
-from caswit.fast.network import Arrangement, FastCASWiT
-from caswit.fast.openvino import Compiled
-from caswit.fast.ops import TorchOps
-from caswit.model import CASWiT
+from caswit.inference.cpu import decoder, encoder
+from caswit.inference.cpu.network import Arrangement, FastCASWiT
+from caswit.inference.cpu.openvino import Compiled
+from caswit.inference.cpu.ops import TorchOps
 from caswit.nn import swin
+from caswit.nn.caswit import CASWiT
 
 Clock = Callable[[], float]
 Spent = dict[str, list[float]]

@@ -19,12 +19,11 @@ import numpy as np
 import torch
 
 from caswit.config import PretrainConfig, TrainConfig
-from caswit.devices import autocast, uses_bf16
-from caswit.losses import label_mass, supervised_loss
-from caswit.masks import random_cells
-from caswit.model import CASWiT
-from caswit.optim import adamw
-from caswit.simmim import SimMIM, masked_l1_sum, pixel_mask
+from caswit.inference.devices import autocast, uses_bf16
+from caswit.nn.caswit import CASWiT
+from caswit.nn.losses import label_mass, supervised_loss
+from caswit.nn.simmim import SimMIM, masked_l1_sum, pixel_mask, random_cells
+from caswit.training.optim import adamw
 
 CLASSES = 15
 

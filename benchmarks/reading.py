@@ -26,8 +26,9 @@ from rasterio.windows import Window as RasterioWindow
 
 import trees
 from caswit.config import IGNORE_INDEX
-from caswit.data.opened import OpenScenes
-from caswit.data.scene import Dataset, Scene, load_dataset
+from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.sampler import SceneReaders
+from caswit.data.scene import Scene
 from caswit.raster.resample import area_average, nearest
 from caswit.raster.windows import Window
 
@@ -75,7 +76,7 @@ def roi(number: int) -> str:
 def compare(what: str, dataset: Dataset, scenes: Sequence[Scene], nine: Reader, decode: Reader) -> None:
     """One line of the table."""
     table = dataset.classes.ids
-    opened = OpenScenes(dataset, scenes)
+    opened = SceneReaders(dataset, scenes)
 
     def ours(region: int, row: int, col: int) -> tuple[np.ndarray, ...]:
         return opened[region].read(Window(row * PX, col * PX, PX, PX), 2)

@@ -1,6 +1,6 @@
 """Scores of a model on the images of a split as they are, and as other cameras and other weather might show them.
 
-python benchmarks/robustness.py MODEL DATASET [--split val] [--classes NAME ...] [--turns 1]
+python benchmarks/robustness.py MODEL DATASET [--split val] [--classes NAME ...] [--tta 1]
 
 The labels stay, the images are changed: darker, hazier, yellower and so on, and coarser, with their labels. MODEL is a
 model folder or a name. Prints a row for each change: mean IoU, and the IoU of classes.
@@ -22,11 +22,12 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from scipy import ndimage
 
-from caswit.checkpoint import load_model
 from caswit.config import EvaluateConfig
-from caswit.data.scene import Scene, load_dataset
-from caswit.evaluate import evaluate_scenes
-from caswit.metrics import score
+from caswit.data.dataset import load_dataset
+from caswit.data.scene import Scene
+from caswit.evaluation.evaluate import evaluate_scenes
+from caswit.evaluation.metrics import score
+from caswit.weights.model_folder import load_model
 
 Pixels = NDArray[np.float64]
 
@@ -120,18 +121,18 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--split", default="val")
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="whose IoU is printed beside the mean")
-    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--tta", type=int, default=1)
     given = parser.parse_args()
     warnings.simplefilter("ignore", NotGeoreferencedWarning)
     logging.getLogger("caswit").setLevel(logging.ERROR)  # what it says of a scene it would say of each of its copies
     loaded = load_model(given.model)
-    data = load_dataset(given.dataset).read_at(loaded.info.tile.gsd_m)
+    data = load_dataset(given.dataset).read_at(loaded.info.tile.read_gsd_m)
     names = loaded.info.classes.names
     print(f"| {loaded.name} on {data.name} {given.split} | mIoU | {' | '.join(given.classes)} |")
     print(f"|---|---:|{'---:|' * len(given.classes)}")
     with tempfile.TemporaryDirectory() as folder:
         for name, scenes in variants(data.split(given.split), Path(folder)).items():
-            settings = EvaluateConfig(pictures=0, turns=given.turns)
+            settings = EvaluateConfig(pictures=0, tta=given.tta)
             found = evaluate_scenes(loaded, data, scenes, split=given.split, settings=settings)
             scores = score(found.counts)
             each = [f"{scores.iou[names.index(c)]:.3f}" for c in given.classes]

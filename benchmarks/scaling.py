@@ -21,11 +21,11 @@ import torch
 from rasterio.errors import NotGeoreferencedWarning
 
 from caswit.config import ModelConfig
-from caswit.devices import autocast
-from caswit.model import CASWiT
+from caswit.inference.devices import autocast
+from caswit.nn.caswit import CASWiT
 from caswit.raster.cog import Band, PlacedPart, assemble, encode_part
-from caswit.raster.grid import Grid
-from caswit.raster.io import Raster, UInt8, bounded_cache
+from caswit.raster.georef import Grid
+from caswit.raster.reader import Raster, UInt8, bounded_cache
 from caswit.raster.windows import Window
 
 BLOCK_PX = 4096

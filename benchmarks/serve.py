@@ -20,11 +20,11 @@ import numpy as np
 import rasterio
 from rasterio.enums import Resampling
 
-from caswit.checkpoint import ModelInfo, build, save_model
 from caswit.config import ModelConfig, TileConfig
-from caswit.data.scene import ClassTable, LandClass
+from caswit.data.classes import ClassTable, LandClass
 from caswit.data.synthetic import CLASSES, landscape
-from caswit.raster.io import write_raster
+from caswit.raster.reader import write_raster
+from caswit.weights.model_folder import ModelInfo, build, save_model
 
 CONCURRENT = 50
 

@@ -31,7 +31,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from caswit.memory import _resident_mb
+from caswit.experiments.memory import _resident_mb
 from contestants import INFERENCE, SIDE, TRAINING, Run, assembled, inference, prepare, training
 
 

@@ -15,10 +15,10 @@ from typing import Any
 from unittest.mock import patch
 
 from caswit import loop
-from caswit.commands.parsing import settings_of
-from caswit.commands.train import parser
+from caswit.cli.commands.parsing import settings_of
+from caswit.cli.commands.train import parser
 from caswit.config import Recipe
-from caswit.train import train
+from caswit.training.supervised import train
 
 
 def main(words: list[str]) -> None:

@@ -20,14 +20,14 @@ import numpy as np
 import rasterio
 import torch
 
-from caswit.checkpoint import ModelInfo, build, save_model
 from caswit.config import MapRunConfig, ModelConfig, PredictConfig, TileConfig
-from caswit.data.scene import ClassTable, LandClass
-from caswit.mapping.cluster import connect
-from caswit.mapping.engine import LocalEngine, Outcome, Planned
+from caswit.data.classes import ClassTable, LandClass
 from caswit.mapping.journal import Journal
-from caswit.mapping.ray_engine import RayEngine
+from caswit.mapping.local import LocalEngine, Outcome, Planned
+from caswit.mapping.ray.cluster import connect
+from caswit.mapping.ray.engine import RayEngine
 from caswit.mapping.run import predict
+from caswit.weights.model_folder import ModelInfo, build, save_model
 
 SETTINGS = PredictConfig(precision="fp32", device="cpu", block_px=512, overlap_px=0)
 ONE, TWO = (MapRunConfig(engine="ray", workers=count, worker_cpus=1, restart=True) for count in (1, 2))

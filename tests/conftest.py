@@ -13,9 +13,9 @@ import yaml
 from hypothesis import settings
 from rasterio.errors import NotGeoreferencedWarning
 
-from caswit.checkpoint import ModelInfo, build, save_model
 from caswit.config import ModelConfig, TileConfig
-from caswit.data.scene import ClassTable, LandClass
+from caswit.data.classes import ClassTable, LandClass
+from caswit.weights.model_folder import ModelInfo, build, save_model
 
 settings.register_profile("caswit", deadline=None, derandomize=True)
 settings.load_profile("caswit")
@@ -108,7 +108,7 @@ def make_model(tmp_path_factory) -> Callable[[tuple[int, ...]], Path]:
     def make(fusion_stages: tuple[int, ...]) -> Path:
         if fusion_stages not in folders:
             config = ModelConfig(size="nano", decoder_channels=16, fusion_stages=fusion_stages)
-            info = ModelInfo(model=config, tile=TILE, classes=CLASSES, gsd_m=0.5)
+            info = ModelInfo(model=config, tile=TILE, classes=CLASSES, trained_gsd_m=0.5)
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 network = build(info).eval()
@@ -136,3 +136,10 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no imagery in {folder}: set CASWIT_DATA to its folder")
     return folder
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Tests to which hypothesis hands their inputs are the ``property`` tests."""
+    for item in items:
+        if hasattr(getattr(item, "obj", None), "hypothesis"):
+            item.add_marker("property")

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from caswit.model import CASWiT
+from caswit.nn.caswit import CASWiT
 
 
 def random_network(size: str = "pico", **settings) -> CASWiT:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from caswit.checkpoint import load_model
 from caswit.data.classes import ClassTable
 from caswit.files import atomic_write_bytes
-from caswit.raster.io import Raster, UInt8
+from caswit.raster.reader import Raster, UInt8
 from caswit.raster.windows import Window
-from caswit.viz import colourise, jpeg_bytes, legend, shrink, stack, strip
+from caswit.viz.pictures import colourise, jpeg_bytes, legend, shrink, stack, strip
+from caswit.weights.model_folder import load_model
 
 
 def painted(file: Path, classes: ClassTable, window: Window, side_px: int) -> UInt8:

@@ -4,24 +4,25 @@
 ``import caswit`` stays instant.
 """
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from caswit.version import __version__
-
 if TYPE_CHECKING:
-    from caswit.checkpoint import load_model
-    from caswit.model import CASWiT
+    from caswit.nn.caswit import CASWiT
+    from caswit.weights.model_folder import load_model
+
+__version__ = version("caswit")
 
 __all__ = ["CASWiT", "__version__", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "CASWiT":
-        from caswit.model import CASWiT
+        from caswit.nn.caswit import CASWiT
 
         return CASWiT
     if name == "load_model":
-        from caswit.checkpoint import load_model
+        from caswit.weights.model_folder import load_model
 
         return load_model
     raise AttributeError(f"module 'caswit' has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """``python -m caswit`` is ``caswit``."""
 
-from caswit.cli import main
+from caswit.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,8 @@
-"""Files that are either complete or absent, whenever the process dies, and YAML."""
+"""Files that are either complete or absent whenever the process dies; YAML; paths that users write."""
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,3 +51,28 @@ def read_yaml(file: Path) -> Any:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+
+
+def only_keys(row: Any, needed: set[str], optional: set[str], where: str) -> None:
+    """Raise DataError unless a row is a mapping with all needed keys and no strange ones."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: must be a mapping with {', '.join(sorted(needed))}, got {type(row).__name__}")
+    missing, strange = needed - row.keys(), row.keys() - needed - optional
+    if missing:
+        raise DataError(f"{where}: missing {', '.join(sorted(missing))}")
+    if strange:
+        allowed = ", ".join(sorted(needed | optional))
+        raise DataError(f"{where}: unknown {', '.join(sorted(map(str, strange)))}; allowed: {allowed}")
+
+
+def expand_path(text: str) -> Path:
+    """Replace $NAME from the environment and ~.
+
+    Raises:
+        DataError: A variable is not set.
+    """
+    expanded = os.path.expandvars(text)
+    if "$" in expanded:
+        name = expanded.split("$", 1)[1].strip("{").split("/")[0].split("}")[0]
+        raise DataError(f"{text}: the environment variable {name} is not set; try: export {name}=/path/to/it")
+    return Path(expanded).expanduser()

@@ -4,32 +4,34 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 """
 
 from caswit.config.checks import IGNORE_INDEX, check
-from caswit.config.learning import LearningConfig
-from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
-from caswit.config.network import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
-from caswit.config.pretraining import TOKEN_PX, ImageryConfig, MaskConfig, PretrainConfig, PretrainRecipe
-from caswit.config.running import (
-    ComputeConfig,
-    DemoConfig,
-    EvaluateConfig,
-    FiguresConfig,
-    InspectConfig,
-    Precision,
-    ProtocolName,
-)
-from caswit.config.serving import ServeConfig
-from caswit.config.sources import (
+from caswit.config.data import (
     SOURCES,
+    AugmentConfig,
+    DataConfig,
     FlairHubSource,
     FolderSource,
+    ImageryConfig,
     LabelValues,
     SourceConfig,
     SwissimageSource,
     UrurSource,
 )
-from caswit.config.starting import InitConfig, WeightSource, parse_init
-from caswit.config.table import PaperFigures, RowConfig, TableConfig
-from caswit.config.training import AugmentConfig, DataConfig, Recipe, TrainConfig
+from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName
+from caswit.config.experiments import DemoConfig, FiguresConfig, PaperFigures, RowConfig, TableConfig
+from caswit.config.inference import ComputeConfig, Precision
+from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
+from caswit.config.nn import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
+from caswit.config.serve import ServeConfig
+from caswit.config.training import (
+    TOKEN_PX,
+    LearningConfig,
+    MaskConfig,
+    PretrainConfig,
+    PretrainRecipe,
+    Recipe,
+    TrainConfig,
+)
+from caswit.config.weights import InitConfig, WeightSource, parse_init
 
 __all__ = [
     "IGNORE_INDEX",

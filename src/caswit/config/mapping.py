@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from caswit.config.checks import check
-from caswit.config.running import AveragedConfig
+from caswit.config.inference import TTAConfig
 
 OnError = Literal["stop", "skip"]
 Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(AveragedConfig):
+class PredictConfig(TTAConfig):
     """How images are read, cut and predicted. What stands here changes the map, but for batch, device and block_px."""
 
     overlap_px: int | None = None

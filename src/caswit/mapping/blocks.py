@@ -16,22 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caswit.checkpoint import LoadedModel, load_model
 from caswit.config import PredictConfig
-from caswit.data.samples import OpenScene
+from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError
-from caswit.predict import BlockPixels, classifier
+from caswit.inference.predictor import BlockPixels, classifier
+from caswit.inference.tta import averaged
 from caswit.raster.cog import NODATA
-from caswit.raster.grid import Grid
-from caswit.raster.io import Bool, UInt8
+from caswit.raster.georef import Grid
 from caswit.raster.mosaic import Source, open_image
-from caswit.raster.values import Meaning
+from caswit.raster.reader import Bool, PixelEncoding, UInt8
 from caswit.raster.windows import Block, Tile, Window, block_at
-from caswit.turns import averaged
+from caswit.weights.model_folder import LoadedModel, load_model
 
 if TYPE_CHECKING:  # needs caswit[vector]
-    from caswit.raster.area import Area
+    from caswit.raster.aoi import Area
 
 _LEAST_WEIGHT = 1e-6
 
@@ -65,20 +64,20 @@ class Job:
     area: "Area | None" = None
     bands: Bands
 
-    def open(self, loaded: LoadedModel) -> OpenScene:
+    def open(self, loaded: LoadedModel) -> SceneReader:
         """Open the images, as one, to be read as the model sees them."""
-        return OpenScene(
+        return SceneReader(
             Scene(image=Path(self.sources[0].path)),
             bands=self.settings.bands or loaded.info.bands,
-            gsd_m=self.read_at_m,
+            read_gsd_m=self.read_at_m,
             image=open_image(self.sources, self.grid, meaning(self.settings)),
-            native_m=self.settings.gsd_m,
+            source_gsd_m=self.settings.gsd_m,
         )
 
 
-def meaning(settings: PredictConfig) -> Meaning:
+def meaning(settings: PredictConfig) -> PixelEncoding:
     """What the settings say of the values of the images."""
-    return Meaning(settings.rescale, settings.nodata)
+    return PixelEncoding(settings.rescale, settings.nodata)
 
 
 class BlockMapper:
@@ -95,7 +94,7 @@ class BlockMapper:
         self.job = job
         loaded = loaded or load_model(job.model)
         self.tile_px, self.overlap_px = loaded.info.tile.tile_px, overlap_of(job.settings, loaded.info.tile.tile_px)
-        self.model = averaged(classifier(loaded, job.settings), job.settings.turns)
+        self.model = averaged(classifier(loaded, job.settings), job.settings.tta)
         self.ids = torch.from_numpy(loaded.info.classes.ids).to(self.model.device)
         self.classes = len(loaded.info.classes)
         self.scene = job.open(loaded)

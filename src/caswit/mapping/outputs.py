@@ -5,17 +5,17 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
-from caswit.checkpoint import LoadedModel
 from caswit.config import OutputConfig
 from caswit.errors import ConfigError
 from caswit.files import atomic_path, atomic_write_bytes
 from caswit.mapping.blocks import Job
-from caswit.mapping.describe import class_band, qgis_style, stac_item, tags
-from caswit.mapping.engine import Planned
 from caswit.mapping.journal import Journal
+from caswit.mapping.local import Planned
+from caswit.mapping.sidecars import class_band, qgis_style, stac_item, tags
 from caswit.raster.cog import Band, PlacedPart, assemble, read_part
-from caswit.raster.grid import Grid
-from caswit.raster.io import is_remote
+from caswit.raster.georef import Grid
+from caswit.raster.reader import is_remote
+from caswit.weights.model_folder import LoadedModel
 
 
 class Targets(NamedTuple):
@@ -68,7 +68,7 @@ class Targets(NamedTuple):
         """Raise ConfigError, or ModuleNotFoundError, if polygons cannot be written: before hours of work, not after."""
         if self.vector is None:
             return
-        from caswit.raster.vectors import check_vector
+        from caswit.raster.vector_files import check_vector
 
         check_vector(self.vector, grid, gsd_m, outputs.min_area, outputs.simplify)
 
@@ -122,10 +122,10 @@ def _write_polygons(
     file: Path, outputs: OutputConfig, plan: Sequence[Planned], journal: Journal, job: Job, names: dict[int, str]
 ) -> None:
     from caswit.raster.polygons import ClassPolygon, Merger, fragments
-    from caswit.raster.vectors import Ground, PolygonWriter
+    from caswit.raster.vector_files import Ground, PolygonWriter
 
     grid, told_m = job.grid, job.settings.gsd_m
-    simplify_px = outputs.simplify / (grid.gsd_m or told_m or 1.0)
+    simplify_px = outputs.simplify / (grid.source_gsd_m or told_m or 1.0)
 
     def polygons() -> Iterator[ClassPolygon]:
         with TemporaryFile(dir=journal.folder) as waiting:

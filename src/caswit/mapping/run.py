@@ -6,23 +6,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from caswit.box import choose
-from caswit.checkpoint import LoadedModel, load_model
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
 from caswit.errors import ConfigError
 from caswit.mapping.blocks import Bands, Job, meaning, overlap_of
-from caswit.mapping.engine import Engine, LocalEngine, Planned
-from caswit.mapping.inputs import fingerprint, list_images
 from caswit.mapping.journal import Journal, open_journal
+from caswit.mapping.local import Engine, LocalEngine, Planned
 from caswit.mapping.outputs import Targets, write_outputs
+from caswit.mapping.plan import fingerprint, list_images
 from caswit.progress import Progress
-from caswit.raster.grid import Grid
-from caswit.raster.io import bounded_cache, quiet
+from caswit.raster.georef import Grid
 from caswit.raster.mosaic import survey
+from caswit.raster.reader import bounded_cache, quiet
 from caswit.raster.windows import block_windows
+from caswit.weights.model_folder import LoadedModel, load_model
+from caswit.weights.zoo import choose
 
 if TYPE_CHECKING:  # needs caswit[vector]
-    from caswit.raster.area import Area
+    from caswit.raster.aoi import Area
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def predict(
     surveyed = None
     if model is None:
         surveyed = survey(names, settings.bands or (1, 2, 3), meaning(settings))
-        model = _chosen(settings.gsd_m or surveyed[1].gsd_m, names)
+        model = _chosen(settings.gsd_m or surveyed[1].source_gsd_m, names)
     loaded = load_model(model)
     overlap_of(settings, loaded.info.tile.tile_px)  # refuses early
     start_engine = _starter(run)  # so does this
@@ -103,7 +103,7 @@ def predict(
 def _starter(run: MapRunConfig) -> Callable[[Job, LoadedModel], Engine]:
     if run.engine == "local":
         return LocalEngine
-    from caswit.mapping.ray_engine import RayEngine
+    from caswit.mapping.ray.engine import RayEngine
 
     return lambda job, loaded: RayEngine(job, loaded, run)
 
@@ -149,7 +149,7 @@ def _manifest(job: Job, loaded: LoadedModel, run: MapRunConfig, names: Sequence[
         "overlap_px": str(overlap_of(settings, loaded.info.tile.tile_px)),
         "blend": str(settings.blend),
         "block_px": str(settings.block_px),
-        "turns": str(settings.turns),
+        "turns": str(settings.tta),
         "min_confidence": str(settings.min_confidence),
         "precision": precision,
         "aoi": area,
@@ -167,17 +167,17 @@ def _chosen(gsd_m: float | None, names: Sequence[str]) -> str:
 
 def _read_at(loaded: LoadedModel, settings: PredictConfig, grid: Grid) -> float | None:
     """Ground size in metres of the pixels to read; a warning where the image's own are far from the model's."""
-    trained_m, native_m = loaded.info.gsd_m, settings.gsd_m or grid.gsd_m
-    if settings.gsd_m and grid.gsd_m and not 1 / _GSD_OFF <= settings.gsd_m / grid.gsd_m <= _GSD_OFF:
-        log.warning("the image says its pixels are %.3g m; --gsd-m %g is taken", grid.gsd_m, settings.gsd_m)
-    if loaded.info.tile.gsd_m is not None:
-        if native_m and native_m > 2 * _GSD_OFF * loaded.info.tile.gsd_m:
+    trained_m, native_m = loaded.info.trained_gsd_m, settings.gsd_m or grid.source_gsd_m
+    if settings.gsd_m and grid.source_gsd_m and not 1 / _GSD_OFF <= settings.gsd_m / grid.source_gsd_m <= _GSD_OFF:
+        log.warning("the image says its pixels are %.3g m; --gsd-m %g is taken", grid.source_gsd_m, settings.gsd_m)
+    if loaded.info.tile.read_gsd_m is not None:
+        if native_m and native_m > 2 * _GSD_OFF * loaded.info.tile.read_gsd_m:
             log.warning(
                 "the image has pixels of %.3g m, the model sees %g m: expect a poor map",
                 native_m,
-                loaded.info.tile.gsd_m,
+                loaded.info.tile.read_gsd_m,
             )
-        return loaded.info.tile.gsd_m
+        return loaded.info.tile.read_gsd_m
     if settings.match_gsd:
         if trained_m is None or native_m is None:
             which = "the model was trained on" if trained_m is None else "the image has"
@@ -194,7 +194,7 @@ def _read_at(loaded: LoadedModel, settings: PredictConfig, grid: Grid) -> float 
 def _area(run: MapRunConfig, grid: Grid) -> "Area | None":
     if run.aoi is None:
         return None
-    from caswit.raster.area import read_area
+    from caswit.raster.aoi import read_area
 
     return read_area(Path(run.aoi), grid)
 

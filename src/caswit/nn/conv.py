@@ -1,8 +1,11 @@
 """The convolution that decoders and convolutional stems are made of."""
 
 import math
+from functools import lru_cache
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from caswit.config import Norm
 
@@ -24,3 +27,47 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels)
     # About 16 channels a group. Statistics of one image only: for batches of one, and for exact data parallelism.
     return nn.GroupNorm(math.gcd(max(1, channels // 16), channels), channels)
+
+
+def conv3x3_of_enlarged(maps: list[Tensor], weight: Tensor) -> Tensor:
+    """3x3 convolution, padded by zeros, of maps that are enlarged to the first one's sides and concatenated.
+
+    Args:
+        maps: (B, C_i, h_i, w_i).
+        weight: (O, sum of C_i, 3, 3).
+
+    Returns:
+        (B, O, H, W).
+    """
+    first, *others = maps
+    parts = weight.split([x.shape[1] for x in maps], dim=1)
+    out = F.conv2d(first, parts[0], padding=1)
+    for x, part in zip(others, parts[1:], strict=True):
+        out = out + _enlarged(x, part, first.shape[-2:])
+    return out
+
+
+def _enlarged(x: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
+    batch, _, height, width = x.shape
+    channels = weight.shape[0]
+    rows, cols = (shifted(n, m).to(x) for n, m in zip((height, width), size, strict=True))
+    # Channels stay last, so that the taps of a place lie side by side and nothing is moved between the products.
+    cols = cols.unflatten(1, (3, width)).transpose(1, 2).flatten(1)  # (W, w * 3)
+    places = x.permute(0, 2, 3, 1)
+    wide = []
+    for tap in range(3):
+        mixed = F.linear(places, weight[:, :, tap].permute(2, 0, 1).flatten(0, 1))  # (B, h, w, 3 * O)
+        wide.append((cols @ mixed.reshape(batch, height, 3 * width, channels)).flatten(2))  # (B, h, W * O)
+    tall = rows @ torch.cat(wide, dim=1)
+    return tall.view(batch, *size, channels).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a tensor made in inference mode could not be used in training later
+@torch.no_grad()
+def shifted(small: int, large: int) -> Tensor:
+    """(large, 3 * small): bilinear enlargement read one to the left, in place, and one to the right, 0 outside."""
+    each = torch.eye(small, dtype=torch.float64)[None]
+    enlarge = F.interpolate(each, size=large, mode="linear", align_corners=False)[0].T
+    before, after = F.pad(enlarge, (0, 0, 1, 0))[:-1], F.pad(enlarge, (0, 0, 0, 1))[1:]
+    return torch.cat([before, enlarge, after], dim=1)

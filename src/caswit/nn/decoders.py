@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caswit.config import Norm
-from caswit.nn.conv import ConvNormReLU, norm_layer
-from caswit.nn.upsampled import conv3x3_of_enlarged
+from caswit.nn.conv import ConvNormReLU, conv3x3_of_enlarged, norm_layer
 
 POOL_SCALES = (1, 2, 3, 6)
 

@@ -14,7 +14,7 @@ from torch.amp.autocast_mode import is_autocast_available
 
 from caswit.config import Norm, Stem
 from caswit.nn.conv import ConvNormReLU
-from caswit.nn.windows import Sides, cut, joined, windows
+from caswit.nn.window_partition import Sides, cut, joined, windows
 
 PATCH_PX = 4
 

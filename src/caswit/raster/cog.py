@@ -16,8 +16,8 @@ from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
 from caswit.errors import DataError
-from caswit.raster.grid import Grid
-from caswit.raster.io import GDAL_ERRORS, UInt8, check_complete, one_line, quiet
+from caswit.raster.georef import Grid
+from caswit.raster.reader import GDAL_ERRORS, UInt8, check_complete, one_line, quiet
 from caswit.raster.windows import Window
 
 NODATA = 255

@@ -13,7 +13,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
 from caswit.errors import DataError
-from caswit.raster.io import Bool, Raster
+from caswit.raster.reader import Bool, Raster
 from caswit.raster.windows import Window
 
 _NOTHING = 65_536

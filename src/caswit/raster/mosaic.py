@@ -11,9 +11,8 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from caswit.errors import DataError
-from caswit.raster.grid import Grid
-from caswit.raster.io import Bool, Raster, UInt8, quiet
-from caswit.raster.values import AS_IT_SAYS, Meaning
+from caswit.raster.georef import Grid
+from caswit.raster.reader import AS_STATED, Bool, PixelEncoding, Raster, UInt8, quiet
 from caswit.raster.windows import Window
 
 _OPEN_FILES = 64
@@ -40,7 +39,7 @@ class Mosaic:
         meaning: As for ``Raster``.
     """
 
-    def __init__(self, sources: Sequence[Source], grid: Grid, meaning: Meaning = AS_IT_SAYS) -> None:
+    def __init__(self, sources: Sequence[Source], grid: Grid, meaning: PixelEncoding = AS_STATED) -> None:
         self.sources, self.grid, self.meaning = sources, grid, meaning
         self.height, self.width = grid.height, grid.width
         self.path = f"{sources[0].path} and {len(sources) - 1} more"
@@ -102,13 +101,13 @@ class Mosaic:
         return self._open[number]
 
 
-def open_image(sources: Sequence[Source], grid: Grid, meaning: Meaning = AS_IT_SAYS) -> Raster | Mosaic:
+def open_image(sources: Sequence[Source], grid: Grid, meaning: PixelEncoding = AS_STATED) -> Raster | Mosaic:
     """Open what ``survey`` found."""
     return Raster(sources[0].path, meaning) if len(sources) == 1 else Mosaic(sources, grid, meaning)
 
 
 def survey(
-    paths: Sequence[str], bands: tuple[int, int, int] = (1, 2, 3), meaning: Meaning = AS_IT_SAYS
+    paths: Sequence[str], bands: tuple[int, int, int] = (1, 2, 3), meaning: PixelEncoding = AS_STATED
 ) -> tuple[tuple[Source, ...], Grid]:
     """Look at the headers of some files: where each lies, and the grid of them all.
 

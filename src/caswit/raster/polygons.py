@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rasterio.features import shapes
 
 from caswit.raster.cog import NODATA
-from caswit.raster.io import UInt8
+from caswit.raster.reader import UInt8
 from caswit.raster.windows import Window
 
 Ints = NDArray[np.int64]

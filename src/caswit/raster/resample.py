@@ -22,9 +22,9 @@ MOST_AVERAGED = 16
 Floats = NDArray[np.floating[Any]]
 
 
-def reading_ratio(native_gsd_m: float, gsd_m: float) -> float:
+def reading_ratio(source_gsd_m: float, read_gsd_m: float) -> float:
     """How many native pixels make one that is read, snapped to a whole number or one over it where close."""
-    ratio = gsd_m / native_gsd_m
+    ratio = read_gsd_m / source_gsd_m
     whole = float(round(max(ratio, 1 / ratio)))
     snapped = whole if ratio >= 1 else 1 / whole
     return snapped if abs(ratio / snapped - 1) <= _WHOLE else ratio

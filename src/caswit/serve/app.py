@@ -18,14 +18,14 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image as Pillow
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from caswit import __version__
 from caswit.errors import CaswitError
-from caswit.raster.io import UInt8
-from caswit.raster.places import ground_of, lonlat_of
+from caswit.raster.georef import ground_of, lonlat_of
+from caswit.raster.reader import UInt8
 from caswit.raster.windows import Window
 from caswit.serve.collection import Collection, View
 from caswit.serve.layers import NO_CLASS, Layer, class_name
 from caswit.serve.live import LiveModel
-from caswit.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def _described(view: View) -> dict[str, Any]:
         "title": view.image.title,
         "height": view.grid.height,
         "width": view.grid.width,
-        "gsd_m": view.grid.gsd_m,
+        "gsd_m": view.grid.source_gsd_m,
         "corners": None if None in bounds else bounds,
         "max_zoom": max_zoom(view.image),
         "min_zoom": min_zoom(view.image),

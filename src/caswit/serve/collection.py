@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from caswit.data.palette import default_color
-from caswit.data.scene import ClassTable, Dataset, LandClass, load_dataset
+from caswit.data.classes import ClassTable, LandClass, default_color
+from caswit.data.dataset import Dataset, load_dataset
 from caswit.errors import CaswitError, DataError
-from caswit.raster.grid import Grid
-from caswit.raster.pyramid import About, Pyramid
-from caswit.serve.growing import SUFFIX, PartsSource, read_journal
+from caswit.mapping.partial_map import SUFFIX, PartsSource, read_journal
+from caswit.raster.georef import Grid
+from caswit.raster.overviews import About, Pyramid
 from caswit.serve.layers import Kind, Layer, error_layer, raster_layer
 
 log = logging.getLogger(__name__)

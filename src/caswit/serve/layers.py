@@ -14,13 +14,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from caswit.data.scene import LandClass
-from caswit.heat import colour_ramp
-from caswit.raster.grid import Grid
-from caswit.raster.io import Bool, UInt8
-from caswit.raster.pyramid import Pyramid
+from caswit.data.classes import LandClass
+from caswit.explain.figure import colour_ramp
+from caswit.raster.georef import Grid
+from caswit.raster.overviews import Pyramid
+from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Window
-from caswit.viz import WRONG_COLOUR
+from caswit.viz.pictures import WRONG_COLOUR
 
 Kind = Literal["image", "map", "truth", "confidence", "errors"]
 NO_CLASS = 255
@@ -120,7 +120,7 @@ class Layer:
         pixels = values * (self.height * self.width / (height * width))
         shown = [c for c in self.classes if not c.ignore and c.id < NO_CLASS]
         total = sum(pixels[c.id] for c in shown)
-        gsd_m = grid.gsd_m
+        gsd_m = grid.source_gsd_m
         return [
             {
                 "id": c.id,

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caswit.checkpoint import LoadedModel, load_model
 from caswit.config import ComputeConfig
-from caswit.data.samples import OpenScene, context_window
+from caswit.data.reader import SceneReader, context_window
 from caswit.data.scene import Scene
-from caswit.explain import Explanation, explain_pixel, read_pixel
-from caswit.heat import as_overlay, times_even
-from caswit.predict import classifier
+from caswit.explain.attention import Explanation, explain_pixel, read_pixel
+from caswit.explain.figure import as_overlay, times_even
+from caswit.inference.predictor import classifier
 from caswit.raster.windows import Tile, Window, owner
-from caswit.viz import data_uri
+from caswit.viz.pictures import data_uri
+from caswit.weights.model_folder import LoadedModel, load_model
 
 _KEPT_TILES = 16
 
@@ -80,7 +80,7 @@ class LiveModel:
         best = self.loaded.info.classes.predicted[int(values.argmax())]
         return {"name": best.name, "color": best.color, "confidence": float(values.max())}
 
-    def _tile(self, image: Path, scene: OpenScene, tile: Tile) -> NDArray[np.float32]:
+    def _tile(self, image: Path, scene: SceneReader, tile: Tile) -> NDArray[np.float32]:
         """(K, T, T) probabilities; the last few tiles are kept, since a pointer moves little."""
         place = image, tile.window
         if place not in self._seen:
@@ -90,9 +90,9 @@ class LiveModel:
                 self._seen.popitem(last=False)
         return self._seen[place]
 
-    def _scene(self, image: Path) -> OpenScene:
+    def _scene(self, image: Path) -> SceneReader:
         info = self.loaded.info
-        return OpenScene(Scene(image=image), bands=info.bands, gsd_m=info.tile.gsd_m)
+        return SceneReader(Scene(image=image), bands=info.bands, read_gsd_m=info.tile.read_gsd_m)
 
     def _probabilities(self, found: Explanation) -> list[dict[str, Any]]:
         classes = self.loaded.info.classes.predicted

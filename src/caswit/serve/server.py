@@ -8,7 +8,7 @@ import uvicorn
 
 from caswit.config import ServeConfig
 from caswit.errors import ConfigError
-from caswit.raster.io import bounded_cache
+from caswit.raster.reader import bounded_cache
 from caswit.serve.app import make_app
 from caswit.serve.collection import Collection
 from caswit.serve.live import LiveModel

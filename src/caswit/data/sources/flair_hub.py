@@ -15,8 +15,8 @@ from caswit.data.sources.found import Found, Mosaics, source_cache
 from caswit.data.sources.index import Found as HeaderFound
 from caswit.data.sources.index import list_files, read_headers
 from caswit.errors import DataError
-from caswit.raster.io import Raster
-from caswit.raster.tiff import Header
+from caswit.raster.reader import Raster
+from caswit.raster.tiff_header import Header
 from caswit.raster.vrt import Affine, Part, place, shifted
 from caswit.raster.windows import Window
 

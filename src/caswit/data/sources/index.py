@@ -12,7 +12,7 @@ import numpy as np
 from caswit.errors import DataError
 from caswit.files import atomic_path
 from caswit.progress import Progress
-from caswit.raster.tiff import Header, read_header
+from caswit.raster.tiff_header import Header, read_header
 
 _VERSION = 1
 _AT_ONCE = 16

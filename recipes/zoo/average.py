@@ -1,0 +1,48 @@
+"""A model with the mean of the weights of some, often better than each of them.
+
+python recipes/zoo/average.py OUT RUN/model RUN/checkpoints/best.pt ...
+
+After Wortsman et al. 2022, "Model soups". The runs trained one network, each from the weights of the one before. What
+is given twice counts twice. OUT says of itself what the model of the last run says.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from caswit.training.run_folder import RunFolder
+from caswit.weights.model_folder import CONFIG, WEIGHTS, read_config, torch_load, write_folder
+
+
+def weights(file: Path) -> tuple[dict[str, Any], int]:
+    """Weights of a model folder or a checkpoint, and the step they are of."""
+    if file.suffix == ".pt":
+        found = torch_load(file)
+        return found["model"], found["step"]
+    return load_file(file / WEIGHTS), read_config(file / CONFIG)["provenance"]["step"]
+
+
+def run_of(file: Path) -> Path:
+    """The folder of the run that wrote a file."""
+    return file.parent.parent if file.suffix == ".pt" else file.parent
+
+
+def main(out: Path, *files: Path) -> None:
+    """Write OUT, a model folder."""
+    states, steps = zip(*map(weights, files), strict=True)
+    model = RunFolder(run_of(files[-1])).model
+    mean = {
+        name: sum(state[name] for state in states) / len(states) if x.is_floating_point() else x
+        for name, x in load_file(model / WEIGHTS).items()
+    }
+    config = read_config(model / CONFIG)
+    config["provenance"]["mean_of"] = [
+        {"run": run_of(file).name, "step": step} for file, step in zip(files, steps, strict=True)
+    ]
+    write_folder(out, mean, config)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""Settings of scoring a model, and of looking at a dataset."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from caswit.config.checks import check
+from caswit.config.inference import TTAConfig
+from caswit.config.nn import TileConfig
+
+ProtocolName = Literal["flair15", "urur8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(TTAConfig):
+    """How labelled scenes are scored."""
+
+    protocol: ProtocolName | None = None
+    """Classes that count: flair15 (FLAIR-HUB without ids 15-18, predicted or true), urur8 (URUR with "others"); null:
+    those of the dataset."""
+    boundary_ratio: float = 0.02
+    """Width of the band of Boundary IoU, as a share of the tile's diagonal (0.02: the reference)."""
+    boundary_px: int | None = None
+    """The same in pixels, instead of the share."""
+    pictures: int = 6
+    """Tiles shown in the report: half of them the worst, half the best."""
+    masked_context: bool = False
+    """Score once more with the surroundings of every tile black: what context is worth. Doubles the time."""
+    skip_broken: bool = False
+    """Leave out files that are missing or broken, and list them."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot score."""
+        super().__post_init__()
+        check(self.pictures >= 0, f"pictures must be 0 or more, got {self.pictures}")
+        allowed = get_args(ProtocolName)
+        check(
+            self.protocol is None or self.protocol in allowed,
+            f"protocol must be one of {', '.join(allowed)} or null, got {self.protocol!r}",
+        )
+        check(
+            self.boundary_px is None or self.boundary_px >= 1,
+            f"boundary_px must be at least 1, got {self.boundary_px}; try 3",
+        )
+        check(
+            0 < self.boundary_ratio < 1,
+            f"boundary_ratio must be between 0 and 1, got {self.boundary_ratio}; try 0.02",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """How a dataset is looked at."""
+
+    tile_px: int = 512
+    """Side of the tiles that are shown."""
+    context_factor: int = 2
+    """The context covers this many times the tile's side."""
+    read_gsd_m: float | None = None
+    """Ground size in metres that images are resampled to while they are read; null: pixels as they are."""
+
+    def __post_init__(self) -> None:
+        """Refuse tiles that no model could have."""
+        TileConfig(tile_px=self.tile_px, context_factor=self.context_factor, read_gsd_m=self.read_gsd_m)

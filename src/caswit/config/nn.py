@@ -1,0 +1,140 @@
+"""Settings of the network and of what it sees."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from caswit.config.checks import check
+
+Size = Literal["pico", "nano", "tiny", "small", "base", "large"]
+Decoder = Literal["upernet", "segformer"]
+Arch = Literal[
+    "caswit", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan", "deeplabv3", "deeplabv3plus",
+    "upernet", "segformer",
+]  # fmt: skip
+Norm = Literal["batch", "group"]
+Stem = Literal["patch", "conv"]
+NUM_STAGES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileConfig:
+    """Geometry of what the model sees, in pixels that it sees."""
+
+    tile_px: int = 512
+    """Side of the high-resolution tile the model labels, in pixels."""
+    context_factor: int = 2
+    """The context covers this many times the tile's side and is area-averaged to the tile's size."""
+    read_gsd_m: float | None = None
+    """Ground size in metres that images are resampled to while they are read; null: pixels as they are."""
+
+    def __post_init__(self) -> None:
+        """Refuse tiles whose pixels would not line up with the averaged pixels of the context."""
+        check(self.tile_px >= 32, f"tile_px must be at least 32, got {self.tile_px}; try 256")
+        check(
+            1 <= self.context_factor <= 16,
+            f"context_factor must be in 1..16, got {self.context_factor}; try 2",
+        )
+        step = 2 * self.context_factor
+        check(
+            self.tile_px % step == 0,
+            f"tile_px must be a multiple of 2 x context_factor = {step}, got tile_px={self.tile_px}; "
+            f"try {round(self.tile_px / step) * step}",
+        )
+        check(
+            self.read_gsd_m is None or self.read_gsd_m > 0,
+            f"read_gsd_m must be above 0 or null, got {self.read_gsd_m}; try 0.25",
+        )
+
+    @property
+    def context_px(self) -> int:
+        """Side of the context window, in pixels of the tile."""
+        return self.tile_px * self.context_factor
+
+    @property
+    def margin_px(self) -> int:
+        """How far the context reaches beyond each side of the tile, in pixels of the tile."""
+        return (self.context_px - self.tile_px) // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network. Defaults are the paper's CASWiT-Base."""
+
+    arch: Arch = "caswit"
+    """caswit, or a baseline of segmentation_models_pytorch, which sees the tile alone; of the other settings only
+    encoder, encoder_weights, mean and std are for those."""
+    encoder: str | None = None
+    """Encoder of a baseline, by its name in segmentation_models_pytorch, e.g. resnet18; null for caswit."""
+    encoder_weights: str | None = None
+    """Weights that segmentation_models_pytorch downloads for the encoder before training, e.g. imagenet; null: none."""
+    size: Size = "base"
+    """Swin size of both branches: pico, nano (two CPU cores), tiny, small, base (the paper), large."""
+    stem: Stem = "patch"
+    """patch: Swin's linear layer on 4 px patches (the paper); conv: 3x3 convolutions, for few labels from scratch."""
+    decoder: Decoder = "upernet"
+    """Decoder head: upernet (the paper's first version) or segformer (its second)."""
+    fusion_stages: tuple[int, ...] = (1, 2, 3, 4)
+    """Stages after which hr reads the context; [] is the plain Swin + UPerNet, without a context branch."""
+    gated: bool = False
+    """Scale what is read from the context by a learned gate tanh(g), which starts at 0."""
+    feed_forward: bool = True
+    """Fused maps feed the next hr stage; false: only the decoder sees them."""
+    decoder_channels: int | None = None
+    """Width of the decoder; null takes the size's own (512, nano 96)."""
+    decoder_norm: Norm = "batch"
+    """Normalisation in the decoder and in a conv stem; group norm for batches of one tile per device."""
+    drop_path: float = 0.1
+    """Highest stochastic-depth rate of the Swin blocks, in training only."""
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Mean of the three bands on the 0-255 scale (default: ImageNet's)."""
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """Standard deviation of the three bands on the 0-255 scale (default: ImageNet's)."""
+
+    def __post_init__(self) -> None:
+        """Refuse names and stages that do not exist and rates that make no sense."""
+        names = {"arch": Arch, "size": Size, "stem": Stem, "decoder": Decoder, "decoder_norm": Norm}
+        for name, choices in names.items():
+            value = getattr(self, name)
+            allowed = get_args(choices)
+            check(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        self._check_baseline()
+        stages = self.fusion_stages
+        check(
+            list(stages) == sorted(set(stages) & set(range(1, NUM_STAGES + 1))),
+            f"fusion_stages must be increasing numbers from 1 to {NUM_STAGES}, got {list(stages)}; "
+            "try [1, 2, 3, 4], or [] for no context",
+        )
+        check(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}; try 0.1")
+        for name in ("mean", "std"):
+            check(len(getattr(self, name)) == 3, f"{name} must have three numbers, got {list(getattr(self, name))}")
+        check(min(self.std) > 0, f"std must be above 0, got {list(self.std)}")
+        check(
+            self.decoder_channels is None or self.decoder_channels > 0,
+            f"decoder_channels must be above 0, got {self.decoder_channels}; try 96 or 512",
+        )
+
+    def _check_baseline(self) -> None:
+        """Refuse settings that mean nothing for the architecture."""
+        if self.arch == "caswit":
+            for name in ("encoder", "encoder_weights"):
+                value = getattr(self, name)
+                check(value is None, f"{name} is for baselines, got {value!r} with arch caswit; leave it out")
+            return
+        check(self.encoder is not None, f"arch {self.arch} needs an encoder; try encoder: resnet18")
+        shared = {"arch", "encoder", "encoder_weights", "mean", "std"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            check(
+                field.name in shared or value == field.default,
+                f"{field.name} is for caswit, got {value!r} with arch {self.arch}; leave it out",
+            )
+
+    @property
+    def of_caswit(self) -> dict[str, Any]:
+        """The settings that ``caswit.nn.caswit.CASWiT`` takes."""
+        return {name: value for name, value in vars(self).items() if name not in ("arch", "encoder", "encoder_weights")}
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether the network has a context branch."""
+        return self.arch == "caswit" and bool(self.fusion_stages)

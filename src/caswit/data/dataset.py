@@ -1,0 +1,158 @@
+"""A dataset: its scenes and the class table of their labels, as a dataset.yaml says."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from caswit.config import SOURCES, SourceConfig
+from caswit.data.classes import OFFICIAL_CLASSES, ClassTable
+from caswit.data.scene import Scene
+from caswit.data.sources import read_source
+from caswit.errors import ConfigError, DataError
+from caswit.files import expand_path, only_keys, read_yaml
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Scenes and the class table of their labels."""
+
+    name: str
+    path: Path
+    classes: ClassTable
+    """Empty where no scene has a label."""
+    scenes: tuple[Scene, ...]
+    bands: tuple[int, int, int] = (1, 2, 3)
+    """Bands of the images that are red, green and blue, from 1."""
+    read_gsd_m: float | None = None
+    """Ground size in metres of the pixels that are read; None: as they are in the files."""
+    skip_broken: bool = False
+    """Go on where a file turns out to be broken when it is read."""
+    broken: tuple[str, ...] = ()
+    """What was left out, a line each."""
+
+    def read_at(self, read_gsd_m: float | None) -> "Dataset":
+        """The same scenes, read at another ground size of a pixel."""
+        return replace(self, read_gsd_m=read_gsd_m)
+
+    def list_broken(self) -> None:
+        """Say what was left out."""
+        for line in self.broken:
+            log.warning("left out: %s", line)
+
+    def split(self, name: str, *, labelled: bool = True) -> tuple[Scene, ...]:
+        """The scenes of a split.
+
+        Raises:
+            DataError: There are none, or one has no label although ``labelled``.
+        """
+        scenes = tuple(s for s in self.scenes if s.split == name)
+        if not scenes:
+            there = ", ".join(sorted({s.split for s in self.scenes}))
+            raise DataError(f"{self.path}: no scene has split {name!r}; splits are: {there}")
+        for scene in scenes if labelled else ():
+            if scene.label is None:
+                raise DataError(
+                    f"{self.path}: {scene.image.name} in split {name!r} has no label; "
+                    "add label: FILE, or give it another split, e.g. unlabelled"
+                )
+        return scenes
+
+
+def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
+    """Read a dataset.yaml. Paths in it are relative to it.
+
+    Args:
+        path: The file.
+        skip_broken: Leave out what is missing or broken, and list it in ``broken``.
+
+    Raises:
+        DataError: It is missing, is not YAML, or says something that cannot be; files are missing or broken.
+    """
+    file = expand_path(str(path))
+    if not file.is_file():
+        raise DataError(f"{file}: no such dataset file; write one as docs/datasets.md shows")
+    content = read_yaml(file)
+    only_keys(content, {"name"}, {"classes", "scenes", "source", "note", "bands"}, str(file))
+    if ("scenes" in content) == ("source" in content):
+        raise DataError(f"{file}: needs either scenes or source, got {'both' if 'scenes' in content else 'neither'}")
+    bands = content.get("bands", [1, 2, 3])
+    if not (isinstance(bands, list) and len(bands) == 3 and all(isinstance(b, int) and b > 0 for b in bands)):
+        raise DataError(f"{file}: bands must be three numbers from 1, e.g. [1, 2, 3], got {bands!r}")
+    classes, scenes, broken = _read_scenes(content, file)
+    if broken and not skip_broken:
+        more = f" (and {len(broken) - 1} more like it; --skip-broken leaves them out)" if len(broken) > 1 else ""
+        raise DataError(broken[0] + (more or "; --skip-broken leaves it out"))
+    if not scenes:
+        raise DataError(f"{file}: nothing is left of it; {broken[0]}")
+    return Dataset(
+        name=str(content["name"]),
+        path=file,
+        classes=classes,
+        scenes=scenes,
+        bands=(bands[0], bands[1], bands[2]),
+        skip_broken=skip_broken,
+        broken=broken,
+    )
+
+
+def _read_scenes(content: Mapping[str, Any], file: Path) -> tuple[ClassTable, tuple[Scene, ...], tuple[str, ...]]:
+    """Class table, scenes, and a line for everything missing or broken."""
+    if "source" in content:
+        config = _source(content["source"], f"{file}: source", file.parent)
+        classes = _classes(content, file, official=OFFICIAL_CLASSES.get(content["source"]["kind"]))
+        found = read_source(config)
+        return classes, found.scenes, found.broken
+    for key in ("classes", "scenes"):
+        if not isinstance(content.get(key), list) or not content[key]:
+            raise DataError(f"{file}: {key} must be a list with at least one entry")
+    scenes, broken = [], []
+    for number, row in enumerate(content["scenes"], 1):
+        scene, missing = _scene(row, f"{file}: scene {number}", file.parent)
+        broken += missing
+        scenes += [] if missing else [scene]
+    return _classes(content, file, official=None), tuple(scenes), tuple(broken)
+
+
+def _classes(content: Mapping[str, Any], file: Path, *, official: ClassTable | None) -> ClassTable:
+    if "classes" not in content and official is not None:
+        return official
+    if not isinstance(content.get("classes"), list) or not content["classes"]:
+        raise DataError(f"{file}: classes must be a list with at least one entry")
+    return ClassTable.from_dicts(content["classes"], str(file))
+
+
+def _source(row: Any, where: str, folder: Path) -> SourceConfig:
+    if not isinstance(row, Mapping) or row.get("kind") not in SOURCES:
+        kind = row.get("kind") if isinstance(row, Mapping) else row
+        raise DataError(f"{where}: kind must be one of {', '.join(SOURCES)}, got {kind!r}")
+    made = SOURCES[row["kind"]]
+    only_keys(row, {"kind", "root"}, {field.name for field in fields(made)}, where)
+    root = folder / expand_path(str(row["root"]))
+    if not root.is_dir():
+        raise DataError(f"{where}: no such folder {root}; root is relative to {folder.resolve()}")
+    settings = {key: value for key, value in row.items() if key != "kind"} | {"root": str(root)}
+    match settings.get("splits"):
+        case str(path):
+            settings["splits"] = str(folder / expand_path(path))
+        case {**paths}:
+            settings["splits"] = {str(name): str(folder / expand_path(str(path))) for name, path in paths.items()}
+    try:
+        return made(**settings)
+    except ConfigError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, list[str]]:
+    only_keys(row, {"image", "split"}, {"label"}, where)
+    image = folder / expand_path(str(row["image"]))
+    label = folder / expand_path(str(row["label"])) if row.get("label") is not None else None
+    missing = [
+        f"{where}: no such file {file}; paths are relative to {folder.resolve()}"
+        for file in (image, label)
+        if file is not None and not file.exists()
+    ]
+    return Scene(image=image, label=label, split=str(row["split"])), missing

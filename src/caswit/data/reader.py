@@ -1,0 +1,293 @@
+"""Scene plus window -> arrays: the one way in which training, evaluation and prediction read.
+
+Shapes: T tile_px, f context_factor. Images are uint8, black outside the raster; labels are class indices,
+IGNORE_INDEX outside. Windows count pixels that are read, which may be coarser or finer than the raster's own:
+"native" is what the files hold.
+"""
+
+import copy
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from caswit.config import IGNORE_INDEX
+from caswit.data.classes import ClassTable, UnknownLabelError
+from caswit.data.dataset import Dataset
+from caswit.data.scene import Scene
+from caswit.errors import DataError
+from caswit.raster.labels import ColorLabel, file_at
+from caswit.raster.mosaic import Mosaic
+from caswit.raster.reader import Bool, Raster, UInt8
+from caswit.raster.resample import MOST_AVERAGED, Axis, area_average, nearest, reading_ratio, resample_image
+from caswit.raster.windows import Window
+
+log = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """What the model sees of one window, and what is true there."""
+
+    tile: UInt8
+    """(3, T, T)."""
+    context: UInt8
+    """(3, T, T): f times the tile's side, area-averaged by f. Empty (3, 0, 0) where none was asked for."""
+    label: UInt8
+    """(T, T) class indices. Empty (0, 0) without a label raster."""
+    context_label: UInt8
+    """(T, T), nearest. Empty (0, 0) without a label raster or a context."""
+
+
+class Region(NamedTuple):
+    """Pixels of a scene around some tiles, in memory."""
+
+    window: Window
+    image: UInt8
+    """(3, H, W), black where not valid."""
+    valid: Bool
+    """(H, W): inside the raster and not nodata."""
+
+    def tile(self, window: Window) -> UInt8:
+        """(3, H, W): the pixels of a window inside this region."""
+        rows, cols = window.inside(self.window)
+        return self.image[:, rows, cols]
+
+    def context(self, tile: Window, factor: int) -> UInt8:
+        """(3, H, W): the surroundings of a tile, averaged to its size."""
+        return area_average(self.tile(context_window(tile, factor)), factor)
+
+
+class SceneReader:
+    """A scene whose files are open. Use as a context manager.
+
+    Args:
+        scene: What to open.
+        classes: Table that turns label ids into indices; None reads no labels.
+        bands: Bands of the image that are red, green and blue, from 1.
+        read_gsd_m: Ground size in metres of the pixels to read; None reads native pixels. So does an image whose
+            ground size nobody knows, after a warning.
+        image: The scene's image where it is open already; closed with the scene.
+        source_gsd_m: Ground size of the image's pixels in metres; None takes what the image says.
+
+    Raises:
+        DataError: A file is missing or broken, or image and label do not fit each other.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        classes: ClassTable | None = None,
+        bands: tuple[int, int, int] = (1, 2, 3),
+        read_gsd_m: float | None = None,
+        image: Raster | Mosaic | None = None,
+        source_gsd_m: float | None = None,
+    ) -> None:
+        self.scene = scene
+        self.classes = classes
+        self.bands = bands
+        self.image: Raster | Mosaic = Raster(scene.image) if image is None else image
+        self.image.check_image(bands)
+        self.label: Raster | None = None
+        self.colors: ColorLabel | None = None
+        if classes is not None and scene.label is not None:
+            self.label = Raster(scene.label)
+            colors = {"auto": self.label.count in (3, 4), "colors": True, "ids": False}
+            self.colors = ColorLabel(self.label) if colors[scene.label_values] else None
+            if not scene.checked:
+                _check_label(self.image, self.label, colored=self.colors is not None)
+        self.ratio = self._ratio(read_gsd_m, source_gsd_m)
+        self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)
+
+    def _ratio(self, read_gsd_m: float | None, source_gsd_m: float | None) -> float:
+        if read_gsd_m is None:
+            return 1.0
+        source_gsd_m = source_gsd_m or self.image.grid.source_gsd_m
+        if source_gsd_m is None:
+            log.warning("%s: ground size of a pixel unknown; read as if it were %g m", self.image.path, read_gsd_m)
+            return 1.0
+        return reading_ratio(source_gsd_m, read_gsd_m)
+
+    def scaled(self, factor: float) -> "SceneReader":
+        """The same open files, read at a ground size ``factor`` times as large."""
+        other = copy.copy(self)
+        other.ratio = self.ratio * factor
+        other.rows, other.cols = (Axis(axis.native, other.ratio) for axis in (self.rows, self.cols))
+        return other
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        self.image.close()
+        if self.label is not None:
+            self.label.close()
+
+    @property
+    def height(self) -> int:
+        """Rows that are read."""
+        return self.rows.length
+
+    @property
+    def width(self) -> int:
+        """Columns that are read."""
+        return self.cols.length
+
+    @property
+    def areas(self) -> tuple[Window, ...]:
+        """The rectangles that are cut into tiles one by one, in pixels that are read."""
+        whole = Window(0, 0, self.height, self.width)
+        return tuple(_scaled(a, self.ratio, whole) for a in self.scene.areas or ()) or (whole,)
+
+    def native(self, window: Window) -> Window:
+        """The native pixels whose centres lie in a window, inside the raster.
+
+        Windows that share no pixel have native windows that share none, and those of a grid over the scene
+        cover the raster.
+        """
+        top, bottom = self.rows.owned(window.row, window.row + window.height)
+        left, right = self.cols.owned(window.col, window.col + window.width)
+        return Window(top, left, bottom - top, right - left)
+
+    def region(self, window: Window) -> Region:
+        """Read a window of the image, which may reach outside."""
+        if self.ratio == 1:
+            return Region(window, *self.native_image(window))
+        image, valid = self.native_image(self._source(window))
+        if self.ratio <= MOST_AVERAGED and self.ratio.is_integer() and valid.all():
+            averaged = area_average(image, int(self.ratio))
+            return Region(window, averaged, np.ones(averaged.shape[1:], bool))
+        edges = window.row, window.row + window.height, window.col, window.col + window.width
+        return Region(window, *resample_image(image, valid, self.rows, self.cols, edges))
+
+    def native_image(self, window: Window) -> tuple[UInt8, Bool]:
+        """Native pixels (3, H, W) of a native window, and where they are valid (H, W)."""
+        return self.image.read_image(window, self.bands)
+
+    def labels(self, window: Window, valid: Bool) -> UInt8:
+        """Class indices of a window: (H, W), nearest; IGNORE_INDEX outside, at nodata, and where not ``valid``."""
+        if self.ratio == 1:
+            return self.native_labels(window, valid)
+        source = self._source(window)
+        found = self.native_labels(source, np.ones((source.height, source.width), bool))
+        rows = self.rows.nearest(window.row, window.row + window.height)
+        cols = self.cols.nearest(window.col, window.col + window.width)
+        return np.where(valid, found[rows[:, None], cols], IGNORE_INDEX).astype(np.uint8)
+
+    def native_labels(self, window: Window, valid: Bool) -> UInt8:
+        """Class indices of a native window: (H, W); IGNORE_INDEX as in ``labels``."""
+        assert self.label is not None, self.scene
+        assert self.classes is not None, self.scene
+        try:
+            if self.colors is not None:
+                colors, has_data = self.colors.read(window)
+                return self.classes.color_indices(colors, self.label.path, ignore=~(has_data & valid))
+            ids, known = self.label.read_ids(window)
+            return self.classes.indices(ids, self.label.path, ignore=~(known & valid))
+        except UnknownLabelError as error:
+            row, col = error.at
+            raise error.named(file_at(self.label.path, window.row + row, window.col + col)) from error
+
+    def _source(self, window: Window) -> Window:
+        top, bottom = self.rows.source(window.row, window.row + window.height)
+        left, right = self.cols.source(window.col, window.col + window.width)
+        return Window(top, left, bottom - top, right - left)
+
+    def read(self, tile: Window, context_factor: int | None) -> Sample:
+        """Read everything about a tile with one access to each file.
+
+        Args:
+            tile: May reach outside the raster.
+            context_factor: f, or None to read no context.
+        """
+        window = tile if context_factor is None else context_window(tile, context_factor)
+        region = self.region(window)
+        none = np.zeros((0, 0), np.uint8)
+        label = context_label = none
+        if self.label is not None:
+            labels = self.labels(window, region.valid)
+            label = labels[tile.inside(window)]
+            context_label = none if context_factor is None else nearest(labels, context_factor)
+        if context_factor is None:
+            return Sample(region.image, np.zeros((3, 0, 0), np.uint8), label, none)
+        return Sample(region.tile(tile), region.context(tile, context_factor), label, context_label)
+
+
+def open_dataset_scene(dataset: Dataset, scene: Scene) -> SceneReader:
+    """Open a scene of a dataset with its labels."""
+    return SceneReader(scene, dataset.classes, dataset.bands, dataset.read_gsd_m)
+
+
+def check_scenes(dataset: Dataset, scenes: Iterable[Scene]) -> None:
+    """Raise DataError unless every scene can be read as the dataset asks: what would fail only after a while."""
+    for scene in scenes:
+        if scene.checked and dataset.read_gsd_m is None:
+            continue
+        with open_dataset_scene(dataset, scene) as opened:
+            if dataset.read_gsd_m is not None and opened.image.grid.source_gsd_m is None:
+                raise DataError(
+                    f"{scene.image}: ground size of a pixel unknown, so it cannot be read at "
+                    f"tile.read_gsd_m={dataset.read_gsd_m}; give an image with a CRS, or set tile.read_gsd_m to null"
+                )
+
+
+def ground_size_m(dataset: Dataset, scene: Scene) -> float | None:
+    """Ground size of the pixels that are read: the dataset's, or else the scene's own if it is known."""
+    if dataset.read_gsd_m is not None:
+        return dataset.read_gsd_m
+    with open_dataset_scene(dataset, scene) as opened:
+        return opened.image.grid.source_gsd_m
+
+
+def scene_areas(dataset: Dataset, scene: Scene) -> tuple[Window, ...]:
+    """``SceneReader.areas``; the files are opened, and so checked, unless all is known already."""
+    if scene.areas is not None and scene.checked and dataset.read_gsd_m is None:
+        return scene.areas
+    with open_dataset_scene(dataset, scene) as opened:
+        return opened.areas
+
+
+def _scaled(area: Window, ratio: float, whole: Window) -> Window:
+    """A native rectangle in pixels that are read, each of ``ratio`` native ones; neighbours stay neighbours."""
+    top, left = round(area.row / ratio), round(area.col / ratio)
+    bottom, right = round((area.row + area.height) / ratio), round((area.col + area.width) / ratio)
+    part = Window(top, left, max(1, bottom - top), max(1, right - left)).clipped(whole.height, whole.width)
+    assert part.height, (area, whole)
+    assert part.width, (area, whole)
+    return part
+
+
+def context_window(tile: Window, factor: int) -> Window:
+    """The window ``factor`` times the tile's sides with the same centre. The tile covers its centre."""
+    margin = tile.height * (factor - 1) // 2
+    assert tile.height == tile.width, tile
+    assert margin * 2 == tile.height * (factor - 1), (tile, factor)
+    assert margin % factor == 0, (tile, factor)
+    return tile.grown(margin)
+
+
+def _check_label(image: Raster | Mosaic, label: Raster, *, colored: bool) -> None:
+    if (label.height, label.width) != (image.height, image.width):
+        raise DataError(
+            f"{label.path}: the label is {label.height} x {label.width}, its image {image.path} is "
+            f"{image.height} x {image.width}; give a label on the image's grid (gdalwarp -te -ts)"
+        )
+    if image.grid.crs and label.grid.crs and not image.grid.same_place(label.grid):
+        raise DataError(
+            f"{label.path}: lies elsewhere than its image {image.path} (CRS or transform differ); "
+            "warp it onto the image's grid (gdalwarp -t_srs -te -ts)"
+        )
+    if colored:
+        return
+    if not np.issubdtype(np.dtype(label.dtype), np.integer):
+        raise DataError(
+            f"{label.path}: label ids are {label.dtype}, whole numbers are needed; try gdal_translate -ot Byte"
+        )
+    if label.count != 1:
+        raise DataError(
+            f"{label.path}: a label has one band of class ids, got {label.count} bands; turn colours into ids first"
+        )

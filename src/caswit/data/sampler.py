@@ -1,0 +1,258 @@
+"""Training samples as a function of (seed, number), so that resuming a run needs no loader state."""
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from caswit.config import AugmentConfig, DataConfig, TileConfig
+from caswit.data.dataset import Dataset
+from caswit.data.reader import Sample, SceneReader, scene_areas
+from caswit.data.scene import Scene
+from caswit.data.transforms import augment, only_labels
+from caswit.errors import DataError
+from caswit.raster.windows import Window, area_tiles, bounds
+
+log = logging.getLogger(__name__)
+_MAX_BROKEN = 20
+"""Samples in a row that may be broken before that is an error after all."""
+
+
+class Samples(Protocol):
+    """Sample ``n`` of a run, for any n from 0."""
+
+    @property
+    def tiles_per_epoch(self) -> int:
+        """Tiles of the fixed grid."""
+        ...
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """Tensors by name, all of the same shapes whatever the number."""
+        ...
+
+    def forget_files(self) -> None:
+        """Drop open files, which must not be shared between processes."""
+        ...
+
+
+class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
+    """Sample ``n`` of a run, for any n from 0, augmented.
+
+    Args:
+        dataset: Its training split is used.
+        data: Sampling settings.
+        tile: Tile geometry.
+        augmentation: Strengths.
+        seed: Fixes every sample.
+        context: Read the context too.
+        unlabelled: Scenes to take instead of the training split; their labels are not read.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        data: DataConfig,
+        tile: TileConfig,
+        augmentation: AugmentConfig,
+        *,
+        seed: int,
+        context: bool,
+        unlabelled: Sequence[Scene] | None = None,
+    ) -> None:
+        self.dataset, self.tile, self.augmentation, self.seed = dataset, tile, augmentation, seed
+        self.scenes = dataset.split(data.train_split) if unlabelled is None else tuple(unlabelled)
+        self.random = data.sampling == "random"
+        self.factor = tile.context_factor if context else None
+        areas = [scene_areas(dataset, scene) for scene in self.scenes]
+        self.areas = [(i, area) for i, some in enumerate(areas) for area in some]
+        sizes = np.array([area.height * area.width for _, area in self.areas], np.int64)
+        self._shares = sizes / sizes.sum()
+        self._bounds = [bounds(some) for some in areas]
+        self.grid = [(i, t.window) for i, some in enumerate(areas) for t in area_tiles(some, tile.tile_px)]
+        self.labelled: list[tuple[int, Window]] | None = None
+        if data.label_fraction < 1:
+            # 1 << 33 keeps these draws apart from those of samples and of epochs.
+            picks = np.random.default_rng((seed, 1 << 33)).permutation(len(self.grid))
+            count = math.ceil(round(data.label_fraction * len(self.grid), 9))
+            self.labelled = self.grid = [self.grid[i] for i in sorted(picks[:count])]
+        self._opened = SceneReaders(dataset, self.scenes, labels=unlabelled is None)
+        self._epoch = -1
+        self._order = np.zeros(0, np.int64)
+
+    @property
+    def tiles_per_epoch(self) -> int:
+        """Tiles of the fixed grid."""
+        return len(self.grid)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """uint8 arrays of a ``Sample`` by field name.
+
+        Where a file is broken and the dataset says to go on, the next one that can be read.
+
+        Raises:
+            DataError: A file is broken, or too many in a row.
+        """
+        for other in range(number, number + (_MAX_BROKEN if self.dataset.skip_broken else 0)):
+            try:
+                return self._sample(other)
+            except DataError as error:
+                log.warning("skipped: %s", error)
+        return self._sample(number)
+
+    def _sample(self, number: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng((self.seed, number))
+        index, window = self._random_window(rng) if self.random else self._grid_window(number)
+        scene, factor = self._opened[index], 1.0
+        if self.augmentation.scale:
+            whole = scene
+            scene, window = _scaled(whole, window, self.augmentation.scale, rng)
+            factor = scene.ratio / whole.ratio
+        sample = scene.read(window, self.factor)
+        if self.labelled is not None:
+            inside = [_inner(w, factor) for i, w in self.labelled if i == index]
+            sample = only_labels(sample, window, self.factor, inside)
+        sample = augment(sample, self.augmentation, rng, factor=self.factor or 1)
+        return {name: torch.from_numpy(x) for name, x in zip(Sample._fields, sample, strict=True)}
+
+    def _grid_window(self, number: int) -> tuple[int, Window]:
+        epoch, position = divmod(number, len(self.grid))
+        if epoch != self._epoch:
+            # 1 << 32 keeps these draws apart from those of sample number ``epoch``.
+            rng = np.random.default_rng((self.seed, 1 << 32, epoch))
+            self._epoch, self._order = epoch, rng.permutation(len(self.grid))
+        return self.grid[self._order[position]]
+
+    def _random_window(self, rng: np.random.Generator) -> tuple[int, Window]:
+        """Any window inside an area of a scene; areas are drawn by size. With few labels, windows that have some."""
+        if self.labelled is not None:
+            scene, tile = self.labelled[rng.integers(len(self.labelled))]
+            whole = self._bounds[scene]
+            row, col = (
+                int(np.clip(start + rng.integers(-(side // 2), side // 2 + 1), first, first + max(0, length - side)))
+                for start, side, first, length in zip(tile[:2], tile[2:], whole[:2], whole[2:], strict=True)
+            )
+            return scene, Window(row, col, tile.height, tile.width)
+        scene, area = self.areas[int(rng.choice(len(self.areas), p=self._shares))]
+        side = self.tile.tile_px
+        row, col = (int(rng.integers(max(1, length - side + 1))) for length in (area.height, area.width))
+        return scene, Window(area.row + row, area.col + col, side, side)
+
+    def forget_files(self) -> None:
+        """Drop open files, which must not be shared between processes."""
+        self._opened.forget()
+
+
+def _scaled(scene: SceneReader, window: Window, scale: float, rng: np.random.Generator) -> tuple[SceneReader, Window]:
+    """Another ground size, and a window of as many pixels there: about the same centre, inside if it fits."""
+    factor = (1 + scale) ** rng.uniform(-1, 1)
+    scene = scene.scaled(factor)
+    side = window.height
+    row, col = (
+        max(min(round((start + side / 2) / factor - side / 2), int(axis.native / axis.ratio) - side), 0)
+        for start, axis in ((window.row, scene.rows), (window.col, scene.cols))
+    )
+    return scene, Window(row, col, side, side)
+
+
+def _inner(window: Window, factor: float) -> Window:
+    """The pixels ``factor`` times as large that lie inside of a window."""
+    top, left = math.ceil(window.row / factor), math.ceil(window.col / factor)
+    bottom, right = math.floor((window.row + window.height) / factor), math.floor((window.col + window.width) / factor)
+    return Window(top, left, bottom - top, right - left)
+
+
+class _Batches(Sampler[list[int]]):
+    """Numbers of the samples of each pass of one device, from a step on."""
+
+    def __init__(self, *, first_step: int, last_step: int, batch: int, passes: int, device: int, devices: int) -> None:
+        self.steps = range(first_step, last_step)
+        self.batch, self.passes, self.device, self.devices = batch, passes, device, devices
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.passes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Pass p of device d takes its own consecutive part of the step's batch."""
+        part = self.batch // (self.passes * self.devices)
+        for step in self.steps:
+            for each in range(self.passes):
+                first = step * self.batch + (each * self.devices + self.device) * part
+                yield list(range(first, first + part))
+
+
+def training_loader(
+    samples: Samples,
+    *,
+    steps: tuple[int, int],
+    batch: int,
+    passes: int = 1,
+    device: tuple[int, int] = (0, 1),
+    workers: int = 0,
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """Batches of steps[0] .. steps[1] - 1, ``passes`` of them per step.
+
+    Args:
+        samples: Where they come from.
+        steps: First step and the one after the last.
+        batch: Samples per step over all devices and passes.
+        passes: Parts of a step on each device.
+        device: (this device's number, number of devices).
+        workers: Reading processes.
+    """
+    batches = _Batches(
+        first_step=steps[0], last_step=steps[1], batch=batch, passes=passes, device=device[0], devices=device[1]
+    )
+    samples.forget_files()
+    return DataLoader(
+        cast(TorchDataset[dict[str, torch.Tensor]], samples),
+        batch_sampler=batches,
+        num_workers=workers,
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+MAX_OPEN = 64
+"""Scenes that a worker keeps open. Of a mosaic's files GDAL holds a bounded number itself."""
+
+
+class SceneReaders:
+    """Scenes by number, those read last kept open. For one process: a forked one must begin with ``forget``.
+
+    Args:
+        dataset: How they are read.
+        scenes: Which ones.
+        labels: Read their labels too.
+    """
+
+    def __init__(self, dataset: Dataset, scenes: Sequence[Scene], *, labels: bool = True) -> None:
+        self.dataset, self.scenes = dataset, scenes
+        self.classes = dataset.classes if labels else None
+        self._open: OrderedDict[int, SceneReader] = OrderedDict()
+
+    def __getitem__(self, number: int) -> SceneReader:
+        """The scene, open until ``MAX_OPEN`` others were read.
+
+        Raises:
+            DataError: As ``SceneReader``.
+        """
+        if number not in self._open:
+            if len(self._open) >= MAX_OPEN:
+                self._open.popitem(last=False)[1].close()
+            opened = SceneReader(self.scenes[number], self.classes, self.dataset.bands, self.dataset.read_gsd_m)
+            self._open[number] = opened
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def forget(self) -> None:
+        """Let go of open files without closing them: they may belong to the process that this one was forked from."""
+        self._open = OrderedDict()

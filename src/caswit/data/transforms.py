@@ -1,0 +1,140 @@
+"""Changes to training samples, most of them random. The tile and its context always change alike."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.transforms.functional import gaussian_blur
+
+from caswit.config import IGNORE_INDEX, AugmentConfig
+from caswit.data.reader import Sample, context_window
+from caswit.raster.reader import UInt8
+from caswit.raster.resample import nearest
+from caswit.raster.windows import Window, slice_middle
+
+FloatArray = NDArray[np.floating]
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""Brightness of red, green and blue (ITU-R BT.601)."""
+
+
+def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *, factor: int = 1) -> Sample:
+    """Return a changed copy. Turning a tile and its context alike turns the scene they come from.
+
+    Args:
+        sample: As it was read.
+        settings: Strengths.
+        rng: What is drawn from it depends neither on the sample nor, but for noise, on the strengths.
+        factor: Of its context.
+    """
+    # Always the same draws, so that one setting's strength does not change what the others do.
+    turn, (bright, stretch, power) = int(rng.integers(8)), rng.uniform(-1, 1, 3)
+    if settings.spatial:
+        sample = Sample(*(turned(x, turn) for x in sample))
+    if settings.brightness or settings.contrast or settings.gamma:
+        table = tone_curve(
+            brightness=bright * settings.brightness,
+            contrast=1 + stretch * settings.contrast,
+            gamma=(1 + settings.gamma) ** power,
+        )
+        sample = sample._replace(tile=table[sample.tile], context=table[sample.context])
+    # Drawn after the others, so that recipes which do not use them keep their samples.
+    tints, (grey, softness, hidden) = rng.uniform(-1, 1, 3), rng.uniform(-1, 1, 3)
+    tile, context = sample.tile, sample.context
+    if settings.tint or settings.saturation:
+        gains, saturation = (1 + settings.tint) ** tints, 1 + grey * settings.saturation
+        tile, context = (coloured(x, gains=gains, saturation=saturation) for x in (tile, context))
+    if settings.blur and softness > 0:
+        tile = blurred(tile, softness * settings.blur)
+        context = blurred(context, softness * settings.blur / factor)
+    if settings.context_dropout and (hidden + 1) / 2 < settings.context_dropout:
+        context = without_surroundings(context, factor)
+    if settings.noise:
+        tile = noisy(tile, rng.uniform() * settings.noise, rng)
+    return sample._replace(tile=tile, context=context)
+
+
+def coloured(image: UInt8, *, gains: FloatArray, saturation: float) -> UInt8:
+    """(3, H, W) with each band times its gain, then moved away from grey (saturation above 1) or towards it."""
+    x = image.astype(np.float32) * gains.astype(np.float32)[:, None, None]
+    grey = np.tensordot(_LUMA, x, axes=1)
+    return _to_uint8(grey + saturation * (x - grey))
+
+
+def blurred(image: UInt8, sigma: float) -> UInt8:
+    """(3, H, W) blurred by a Gaussian of a standard deviation in pixels. What is black stays black."""
+    if sigma < 0.1 or not image.size:
+        return image
+    side = 2 * math.ceil(2 * sigma) + 1
+    side = min(side, 2 * min(image.shape[-2:]) - 1)  # gaussian_blur mirrors at the edges, once
+    soft: UInt8 = gaussian_blur(torch.from_numpy(np.ascontiguousarray(image)), side, sigma).numpy()
+    return np.where(image.any(0), soft, 0).astype(np.uint8)
+
+
+def noisy(image: UInt8, share: float, rng: np.random.Generator) -> UInt8:
+    """(3, H, W) with Gaussian noise of a standard deviation of ``share`` x 255. What is black stays black."""
+    noise = rng.standard_normal(image.shape, np.float32) * (share * 255)
+    return np.where(image.any(0), _to_uint8(image + noise), 0).astype(np.uint8)
+
+
+def without_surroundings(context: UInt8, factor: int) -> UInt8:
+    """(3, H, W) of which only the middle is left, which the tile covers; the rest is black."""
+    inner = np.s_[..., slice_middle(context.shape[-2], factor), slice_middle(context.shape[-1], factor)]
+    changed = np.zeros_like(context)
+    changed[inner] = context[inner]
+    return changed
+
+
+def _to_uint8(values: FloatArray) -> UInt8:
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+def turned(array: UInt8, turn: int) -> UInt8:
+    """One of the eight symmetries of the square, over the last two axes: 4 quarter turns, each mirrored or not."""
+    if turn >= 4:
+        array = array[..., ::-1]
+    return np.ascontiguousarray(np.rot90(array, turn % 4, axes=(-2, -1)))
+
+
+def tone_curve(*, brightness: float, contrast: float, gamma: float) -> UInt8:
+    """(256,) new value of every pixel value.
+
+    Args:
+        brightness: Added, as a share of 255.
+        contrast: Factor around mid-grey.
+        gamma: Power on the 0-1 scale.
+    """
+    x = (np.arange(256) / 255) ** gamma
+    y = (x - 0.5) * contrast + 0.5 + brightness
+    table = np.clip(np.round(y * 255), 0, 255).astype(np.uint8)
+    table[0] = 0  # black marks what lies outside the raster, also in prediction, and must stay black
+    return table
+
+
+def only_labels(sample: Sample, tile: Window, factor: int | None, labelled: Sequence[Window]) -> Sample:
+    """Ignore the labels outside of some windows.
+
+    Args:
+        sample: As it was read.
+        tile: Its window.
+        factor: Of its context, None without one.
+        labelled: Windows of the scene whose labels count.
+    """
+    label = np.where(_covered(tile, labelled), sample.label, IGNORE_INDEX).astype(np.uint8)
+    context_label = sample.context_label
+    if factor is not None and context_label.size:
+        covered = _covered(context_window(tile, factor), labelled).astype(np.uint8)
+        context_label = np.where(nearest(covered, factor), context_label, IGNORE_INDEX).astype(np.uint8)
+    return sample._replace(label=label, context_label=context_label)
+
+
+def _covered(window: Window, parts: Sequence[Window]) -> UInt8:
+    """(H, W): 1 for the pixels of a window that lie in any of the parts."""
+    covered = np.zeros((window.height, window.width), np.uint8)
+    for part in parts:
+        top, left = max(0, part.row - window.row), max(0, part.col - window.col)
+        bottom, right = part.row + part.height - window.row, part.col + part.width - window.col
+        covered[top : max(0, bottom), left : max(0, right)] = 1
+    return covered

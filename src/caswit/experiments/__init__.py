@@ -1,0 +1,1 @@
+"""The demonstration, the paper's tables and figures, and what they share."""

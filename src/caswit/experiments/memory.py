@@ -1,0 +1,109 @@
+"""Peak memory of a model at inference, batch 1, as in the paper's table 2; in a process of its own.
+
+On a GPU what torch allocated and what it reserved; on the CPU the resident memory of the process, and what of it was
+there before the model was read (Python and the libraries).
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from caswit.config import ComputeConfig, Precision
+from caswit.errors import ModelError
+from caswit.inference.predictor import classifier
+from caswit.weights.model_folder import load_model, model_folder
+
+MB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakMemory:
+    """Highest use over a few tiles, in MB of 2^20 bytes."""
+
+    device: str
+    """Name of the GPU, or cpu."""
+    precision: str
+    """bf16 or fp32."""
+    allocated_mb: float | None = None
+    """Of tensors on the GPU."""
+    reserved_mb: float | None = None
+    """Held by torch on the GPU."""
+    resident_mb: float | None = None
+    """Of the process, on the CPU."""
+    before_mb: float | None = None
+    """Of the process before the model was read, on the CPU."""
+
+    def __str__(self) -> str:
+        if self.allocated_mb is not None:
+            return f"{self.allocated_mb:.0f} / {self.reserved_mb:.0f}"
+        return f"{self.resident_mb:.0f} ({self.before_mb:.0f})"
+
+    @property
+    def meaning(self) -> str:
+        """What the figures of ``str`` are."""
+        what = (
+            "allocated / reserved by torch"
+            if self.allocated_mb is not None
+            else "resident memory of the process (in brackets: before the model was read)"
+        )
+        return f"{what}, {self.device}, {self.precision}"
+
+
+def peak_memory(model: Path, *, device: str = "auto", precision: Precision = "auto") -> PeakMemory:
+    """Measure a model folder in a fresh process.
+
+    Raises:
+        ModelError: It is no model folder, or the process did not end well.
+    """
+    model_folder(model)
+    here = str(Path(__file__).parents[1])
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    words = [sys.executable, "-m", "caswit.experiments.memory", str(model), device, precision]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelError(f"{model}: its memory cannot be measured ({last})")
+    return PeakMemory(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(model: Path, device: str, precision: Precision) -> PeakMemory:
+    """Measure in this process; its peak must not have been higher before."""
+    before_mb = _resident_mb()
+    loaded = load_model(model)
+    ready = classifier(loaded, ComputeConfig(batch=1, device=device, precision=precision))
+    side = loaded.info.tile.tile_px
+    tile = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = tile.to(ready.device), tile.to(ready.device) if loaded.network.reads_context else None
+    with torch.inference_mode():
+        for _ in range(2):  # the first run also chooses kernels
+            ready.network_logits(*images).argmax(1).byte().cpu()
+    name = "bf16" if ready.bf16 else "fp32"
+    if ready.device.type == "cuda":
+        return PeakMemory(
+            device=torch.cuda.get_device_name(ready.device),
+            precision=name,
+            allocated_mb=torch.cuda.max_memory_allocated(ready.device) / MB,
+            reserved_mb=torch.cuda.max_memory_reserved(ready.device) / MB,
+        )
+    return PeakMemory(device=ready.device.type, precision=name, resident_mb=_resident_mb(), before_mb=before_mb)
+
+
+def _resident_mb() -> float:
+    """The peak of this process. What getrusage says on Linux includes the process that started it."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB  # bytes on macOS
+
+
+if __name__ == "__main__":
+    _, _model, _device, _precision = sys.argv
+    sys.stdout.write(json.dumps(asdict(measure(Path(_model), _device, _precision))) + "\n")  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""What the network looked at: attention of a pixel, and its figure."""

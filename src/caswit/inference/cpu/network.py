@@ -1,0 +1,187 @@
+"""The fast network behind the call of the plain one.
+
+Shapes: B batch, H/W rows and columns, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from importlib.util import find_spec
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from caswit.config import NUM_STAGES
+from caswit.inference.cpu.decoder import Conv, Segformer, UPerNet, as_map, as_tokens, pointwise
+from caswit.inference.cpu.encoder import Fusion, Norm, Stage
+from caswit.inference.cpu.ops import Affine, Ops, TorchOps, Value
+from caswit.inference.masked_context import WithoutSurroundings
+from caswit.nn.caswit import CASWiT, check_images
+from caswit.nn.decoders import SegformerHead, UPerNetHead
+from caswit.nn.swin import PATCH_PX, ConvStem, SwinEncoder
+from caswit.nn.window_partition import Sides
+from caswit.weights.lazy import LazyWeights
+
+
+class Embedding:
+    """Tokens of 4 px."""
+
+    def __init__(self, ops: Ops, encoder: SwinEncoder) -> None:
+        stem = encoder.patch_embed
+        self.norm = Norm(ops, stem.norm)
+        self.convs: list[Conv] = []
+        if isinstance(stem, ConvStem):
+            *layers, last = stem.layers
+            self.convs = [Conv(ops, layer) for layer in layers]  # type: ignore[arg-type]
+            assert isinstance(last, nn.Conv2d)
+            self.last = pointwise(ops, last)
+        else:
+            projection = stem.proj
+            assert isinstance(projection, nn.Conv2d)
+            assert projection.bias is not None
+            self.patches = Affine(ops.ready(projection.weight), ops.ready(projection.bias))
+
+    def __call__(self, ops: Ops, image: Value, sides: Sides) -> tuple[Value, Sides]:
+        """(1, 3, H, W) -> tokens, and the sides of their map."""
+        after = sides[0] // PATCH_PX, sides[1] // PATCH_PX
+        if self.convs:
+            first, *others = self.convs
+            sides = -(-sides[0] // first.stride), -(-sides[1] // first.stride)
+            x = first.norm.relu(ops, first.of_map(ops, image, (sides[0] * first.stride, sides[1] * first.stride)))
+            for conv in others:
+                x = conv(ops, x, sides)
+                sides = -(-sides[0] // conv.stride), -(-sides[1] // conv.stride)
+            x = ops.linear(x, self.last)
+        else:
+            x = as_tokens(ops, ops.conv(image, self.patches, PATCH_PX, 0), after)
+        return self.norm(ops, x), after
+
+
+class Arrangement:
+    """Every part of a network, ready for some operations."""
+
+    @torch.no_grad()
+    def __init__(self, ops: Ops, network: CASWiT) -> None:
+        self.ops, self.feed_forward = ops, network.feed_forward
+        self.hr_embedding = Embedding(ops, network.hr_encoder)
+        self.hr_stages = [Stage(ops, stage) for stage in network.hr_encoder.layers]
+        self.context_stages: list[Stage] = []
+        if network.context_encoder is not None:
+            # Nothing looks at the context beyond the last fusion.
+            read = list(network.context_encoder.layers)[: max(network.fusion_stages)]
+            self.context_embedding = Embedding(ops, network.context_encoder)
+            self.context_stages = [Stage(ops, stage) for stage in read]
+        self.fusion = {int(stage): Fusion(ops, block) for stage, block in network.fusion.items()}  # type: ignore[arg-type]
+        self.norms = [Norm(ops, norm) for norm in network.hr_norms]  # type: ignore[arg-type]
+        head = network.decoder
+        assert isinstance(head, UPerNetHead | SegformerHead)
+        self.head = UPerNet(ops, head) if isinstance(head, UPerNetHead) else Segformer(ops, head)
+
+    def __call__(self, images: Sequence[Value], sizes: Sequence[Sides]) -> Value:
+        """Normalised tile and context (1, 3, H, W), whose sides are multiples of 4 -> logits (1, K, H / 4, W / 4)."""
+        ops = self.ops
+        x, sides = self.hr_embedding(ops, images[0], sizes[0])
+        if self.context_stages:
+            c, c_sides = self.context_embedding(ops, images[1], sizes[1])
+        maps = []
+        for stage in range(1, NUM_STAGES + 1):
+            x, sides = self.hr_stages[stage - 1](ops, x, sides)
+            fused = x
+            if stage <= len(self.context_stages):
+                c, c_sides = self.context_stages[stage - 1](ops, c, c_sides)
+                if stage in self.fusion:
+                    fused = self.fusion[stage](ops, x, c, (sides, c_sides))
+            maps.append((self.norms[stage - 1](ops, fused), sides))
+            x = fused if self.feed_forward else x
+        return as_map(ops, self.head(ops, maps), maps[0][1])
+
+
+class FastCASWiT(nn.Module):
+    """A network in evaluation mode, called as ever: ``fast(hr, context)`` gives logits (B, K, H, W) in fp32.
+
+    Weights are copied: what becomes of the network later does not show. Images are run one by one, which costs a CPU
+    nothing and needs the memory of one.
+
+    Args:
+        network: In evaluation mode, with a decoder.
+        bf16: Compute in bfloat16; otherwise in fp32.
+        openvino: Compile with OpenVINO, which is to be installed; otherwise run in torch.
+        weights: What the network's lie in, if that is a file.
+    """
+
+    def __init__(self, network: CASWiT, *, bf16: bool, openvino: bool, weights: LazyWeights | None = None) -> None:
+        super().__init__()
+        self.reads_context = network.reads_context
+        self.normalise: Callable[[Tensor], Tensor] = network.normalise
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self._plain = cast("Callable[..., Tensor]", network.forward)  # no part of ours: its weights are not
+        self._runs: dict[tuple[Sides, ...], Callable[..., Tensor]] = {}
+        self._read = nullcontext if weights is None else weights.passing
+        if openvino:
+            self._arrange = partial(_in_openvino, network, bf16)
+        else:
+            with self._read():
+                arranged = Arrangement(TorchOps(network.mean.device, self.dtype), network)
+            self._arrange = partial(_in_torch, arranged)
+
+    @torch.inference_mode()
+    def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor:
+        """As ``CASWiT.forward`` in evaluation mode."""
+        check_images(hr, context, self.reads_context)
+        images = [hr, context] if context is not None and self.reads_context else [hr]
+        return torch.cat([self._one([x[i : i + 1] for x in images]) for i in range(len(hr))])
+
+    def _one(self, images: Sequence[Tensor]) -> Tensor:
+        height, width = images[0].shape[-2:]
+        ready = [_padded(self.normalise(x)) for x in images]
+        sizes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in ready)
+        if sizes in self._runs:
+            logits = self._runs[sizes](*ready).float()
+        else:
+            with self._read():
+                self._runs[sizes] = self._arrange(sizes)
+                logits = self._runs[sizes](*ready).float()  # some weights are read when they are first used
+        if not bool(logits.isfinite().all()):
+            # Scores beyond the range of exponentials, which trained networks do not have: the plain way.
+            return self._plain(*images)
+        return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def _in_torch(arranged: Arrangement, sizes: Sequence[Sides]) -> Callable[..., Tensor]:
+    def run(*images: Tensor) -> Tensor:
+        logits: Tensor = arranged([arranged.ops.ready(x) for x in images], sizes)
+        return logits
+
+    return run
+
+
+def _in_openvino(network: CASWiT, bf16: bool, sizes: Sequence[Sides]) -> Callable[..., Tensor]:
+    from caswit.inference.cpu.openvino import Compiled
+
+    shapes = [(1, 3, *size) for size in sizes]
+    return Compiled(lambda ops, inputs: Arrangement(ops, network)(inputs, sizes), shapes, bf16=bf16)
+
+
+def _padded(image: Tensor) -> Tensor:
+    """With sides that are multiples of 4: what SwinEncoder.embed does."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % PATCH_PX, 0, -height % PATCH_PX))
+
+
+def fast_network(
+    network: nn.Module, *, device: torch.device, bf16: bool, weights: LazyWeights | None = None
+) -> nn.Module | None:
+    """The same network arranged for inference on a processor; None where there is no such arrangement.
+
+    It runs in OpenVINO where that is installed. The arguments are those of ``FastCASWiT``.
+    """
+    if device.type != "cpu":
+        return None  # on a GPU the plain network under autocast: an arrangement for it was never measured
+    if isinstance(network, WithoutSurroundings):
+        inner = fast_network(network.network, device=device, bf16=bf16, weights=weights)
+        return None if inner is None else WithoutSurroundings(inner, network.context_factor).eval()
+    if not isinstance(network, CASWiT):
+        return None
+    return FastCASWiT(network, bf16=bf16, openvino=find_spec("openvino") is not None, weights=weights).eval()

@@ -1,0 +1,200 @@
+"""The operations of the fast network as nodes of an OpenVINO graph, and the graph compiled for this processor."""
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from numpy.typing import NDArray
+from openvino import opset13 as nodes
+from torch import Tensor, nn
+
+from caswit.inference.cpu.ops import Affine, Value
+
+Graph = Callable[["OpenVinoOps", Sequence[Value]], Value]
+"""From input nodes to the output node."""
+
+
+_KEYS = 2048
+"""Of a group, in attention to many."""
+
+
+class OpenVinoOps:
+    """Builds nodes; shapes are fixed. See ``caswit.inference.cpu.ops.Ops``."""
+
+    def __init__(self) -> None:
+        self.least: list[Value] = []
+        """Numbers that are 0 where scores were beyond the range of exponentials, and results are worth nothing."""
+        self._tables: dict[int, tuple[Tensor, Any]] = {}
+        self._kept: list[Any] = []  # constants are read where they lie, for as long as the graph lives
+
+    def ready(self, x: Tensor) -> Any:
+        """A constant."""
+        x = x.detach().cpu().contiguous()
+        values = x.float().numpy() if x.is_floating_point() else x.int().numpy()
+        self._kept.append(values)
+        return nodes.constant(values, shared_memory=True)
+
+    def table(self, x: Tensor) -> Any:
+        """A constant, once."""
+        if id(x) not in self._tables:
+            self._tables[id(x)] = x, self.ready(x)
+        return self._tables[id(x)][1]
+
+    def linear(self, x: Value, affine: Affine) -> Value:
+        """(..., C) -> (..., O)."""
+        product = nodes.matmul(x, affine.weight, False, True)
+        return product if affine.bias is None else nodes.add(product, affine.bias)
+
+    def layer_norm(self, x: Value, affine: Affine, eps: float) -> Value:
+        """Over the last axis."""
+        normed = nodes.mvn(x, _ints([-1]), True, eps, "inside_sqrt")
+        return nodes.add(nodes.multiply(normed, affine.weight), affine.bias)
+
+    def group_norm(self, x: Value, norm: nn.GroupNorm) -> Value:
+        """(N, C) -> (N, C)."""
+        weight, bias = self.ready(norm.weight), self.ready(norm.bias)
+        planes = nodes.unsqueeze(nodes.transpose(x, _ints([1, 0])), _ints([0]))
+        normed = nodes.group_normalization(planes, weight, bias, norm.num_groups, norm.eps)
+        return nodes.transpose(nodes.squeeze(normed, _ints([0])), _ints([1, 0]))
+
+    def relu(self, x: Value) -> Value:
+        """Rectify."""
+        return nodes.relu(x)
+
+    def gelu(self, x: Value) -> Value:
+        """The exact one."""
+        return nodes.gelu(x, "erf")
+
+    def add(self, x: Value, y: Value) -> Value:
+        """Sum, or with a table that broadcasts."""
+        return nodes.add(x, y)
+
+    def subtract(self, x: Value, y: Value) -> Value:
+        """Difference."""
+        return nodes.subtract(x, y)
+
+    def multiply(self, x: Value, y: Value) -> Value:
+        """Product, or with a table that broadcasts."""
+        return nodes.multiply(x, y)
+
+    def matmul(self, x: Value, y: Value) -> Value:
+        """Product of matrices, batched over leading axes."""
+        return nodes.matmul(x, y, False, False)
+
+    def take(self, x: Value, index: Any) -> Value:
+        """Rows (the first axis) at an index."""
+        return nodes.gather(x, index, _ints(0))
+
+    def part(self, x: Value, axis: int, first: int, last: int) -> Value:
+        """What lies from ``first`` to before ``last`` along an axis."""
+        return nodes.slice(x, _ints([first]), _ints([last]), _ints([1]), _ints([axis]))
+
+    def cat(self, values: Sequence[Value]) -> Value:
+        """Along the first axis."""
+        return nodes.concat(list(values), 0)
+
+    def reshape(self, x: Value, shape: Sequence[int]) -> Value:
+        """As torch."""
+        return nodes.reshape(x, _ints(shape), False)
+
+    def permute(self, x: Value, order: Sequence[int]) -> Value:
+        """As torch."""
+        return nodes.transpose(x, _ints(order))
+
+    def unbind(self, x: Value) -> list[Value]:
+        """Along the first axis."""
+        parts = nodes.split(x, _ints(0), x.output(0).shape[0])
+        return [nodes.squeeze(part, _ints([0])) for part in parts.outputs()]
+
+    def softmax(self, x: Value) -> Value:
+        """Over the last axis."""
+        return nodes.softmax(x, -1)
+
+    def attention(self, q: Value, k: Value, v: Value) -> Value:
+        """softmax(q k' / sqrt(D)) v without storing the scores: (1, h, N, D), twice (1, h, M, D) -> (1, h, N, D)."""
+        _, heads, keys, channels = k.output(0).shape
+        groups = max(1, keys // _KEYS)
+        if groups == 1 or keys % groups:
+            return nodes.scaled_dot_product_attention(q, k, v)
+        # Scores of a few queries with all keys leave the cache, so keys are read in groups (J, h, M / J, D). What a
+        # softmax was divided by comes out too: each group has a key of its own, whose score is 0, and two columns of
+        # values, one that counts the others and one that counts it.
+        own_key, own_value = np.zeros((groups, heads, 1, channels)), np.zeros((groups, heads, 1, channels + 2))
+        own_value[..., -1] = 1
+        others = np.zeros((groups, heads, keys // groups, 2))
+        others[..., 0] = 1
+        grouped = [self._groups(x, groups) for x in (k, v)]
+        k = nodes.concat([grouped[0], _floats(own_key)], 2)
+        v = nodes.concat([nodes.concat([grouped[1], _floats(others)], 3), _floats(own_value)], 2)
+        q = nodes.concat([q] * groups, 0)
+        read = nodes.scaled_dot_product_attention(q, k, v)
+        rest, own = nodes.variadic_split(read, _ints(3), _ints([channels + 1, 1])).outputs()
+        self.least.append(nodes.reduce_min(own, _ints([0, 1, 2, 3]), False))
+        total = nodes.reduce_sum(nodes.divide(rest, own), _ints([0]), True)
+        values, count = nodes.variadic_split(total, _ints(3), _ints([channels, 1])).outputs()
+        return nodes.divide(values, count)
+
+    def _groups(self, x: Value, groups: int) -> Value:
+        """(1, h, M, D) -> (J, h, M / J, D)."""
+        _, heads, _, channels = x.output(0).shape
+        return self.permute(self.reshape(x, (heads, groups, -1, channels)), (1, 0, 2, 3))
+
+    def conv(self, x: Value, affine: Affine, stride: int, padding: int) -> Value:
+        """(1, C, H, W) -> (1, O, H', W')."""
+        out = nodes.convolution(x, affine.weight, [stride] * 2, [padding] * 2, [padding] * 2, [1, 1])
+        return out if affine.bias is None else nodes.add(out, nodes.reshape(affine.bias, _ints([1, -1, 1, 1]), False))
+
+    def resize(self, x: Value, size: tuple[int, int]) -> Value:
+        """(1, C, H, W) -> (1, C, *size), bilinear."""
+        return nodes.interpolate(
+            x, _ints(size), "linear_onnx", "sizes", axes=_ints([2, 3]), coordinate_transformation_mode="half_pixel"
+        )
+
+
+@cache
+def core() -> ov.Core:
+    """The one of this process. It is never dropped: OpenVINO's plugin for CPUs gives the thread that opens it another
+    stack for signals and frees that when it is closed, from whichever thread; the next signal ends the process."""
+    return ov.Core()
+
+
+class Compiled:
+    """A graph compiled for the processor.
+
+    Args:
+        graph: Builds it.
+        shapes: Of the fp32 inputs.
+        bf16: Compute in bfloat16.
+    """
+
+    def __init__(self, graph: Graph, shapes: Sequence[Sequence[int]], *, bf16: bool) -> None:
+        inputs = [nodes.parameter(list(shape), np.float32) for shape in shapes]
+        self._ops = ops = OpenVinoOps()
+        model = ov.Model([graph(ops, inputs), *ops.least], inputs)
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "ENABLE_CPU_PINNING": False,  # processes side by side would be pinned to the same cores
+        }
+        self._free = threading.Lock()
+        self._request = core().compile_model(model, "CPU", settings).create_infer_request()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run it on contiguous fp32 tensors; the result is a copy, and NaN if it is worth nothing."""
+        with self._free:
+            found, *least = self._request.infer([x.numpy() for x in inputs], share_inputs=True).to_tuple()
+            sound = all(number > 0 for number in least)
+            return torch.from_numpy(found.copy() if sound else np.full_like(found, np.nan))
+
+
+def _floats(values: NDArray[np.float64]) -> Any:
+    return nodes.constant(values.astype(np.float32))
+
+
+def _ints(values: int | Sequence[int]) -> Any:
+    return nodes.constant(np.array(values, np.int64))

@@ -1,0 +1,167 @@
+"""Write an ONNX file and see that it computes what the network computes."""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from caswit import __version__
+from caswit.config import check
+from caswit.errors import ModelError
+from caswit.files import atomic_path
+from caswit.inference.onnx.graphs import Form, Graph, make_graph
+from caswit.inference.onnx.metadata import describe_model
+from caswit.weights.model_folder import LoadedModel, load_model, model_folder
+from caswit.weights.publish import public_config
+
+OPSET = 18
+"""The oldest that torch's exporter writes, and so what most programs can read."""
+IR_VERSION = 8
+"""Of the file format: that of ONNX 1.13, where this opset began. Newer ones are refused by ONNX Runtime up to 1.17."""
+TOLERANCE = 1e-3
+"""Largest difference from PyTorch: of logits, as a share of the largest where that is above 1; of probabilities."""
+MOST_BYTES = 2**31 - 2**24
+"""An ONNX file holds 2 GiB; some are for what is not weights."""
+
+log = logging.getLogger(__name__)
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    size_bytes: int
+    inputs: dict[str, str]
+    """Type and shape by name."""
+    outputs: dict[str, str]
+    """Likewise."""
+    difference: float
+    """Largest difference between ONNX Runtime and PyTorch."""
+    largest: float
+    """Largest absolute value of what was compared."""
+
+
+def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exported:
+    """Write a model as an ONNX file that ONNX Runtime was seen to run with the same result.
+
+    Args:
+        model: Model folder, or hf:owner/name.
+        out: File to write, ``.onnx``.
+        form: What the graph takes and gives.
+
+    Raises:
+        ConfigError: ``out`` cannot be such a file.
+        ModelError: The model cannot be read, is too large, or computes something else as ONNX.
+    """
+    _check_target(out)
+    import onnx  # noqa: F401  what is missing is said at once, not after a minute
+    import onnxruntime  # noqa: F401
+    import onnxscript  # noqa: F401
+
+    folder = model_folder(model)
+    loaded = load_model(model)
+    size_bytes = 4 * sum(p.numel() for p in loaded.network.parameters())
+    if size_bytes > MOST_BYTES:
+        raise ModelError(
+            f"{model}: its weights take {size_bytes / 2**30:.2f} GiB, an ONNX file holds 2; export a smaller model"
+        )
+    graph = make_graph(loaded, form)
+    log.info("tracing %s: half a minute for a small network", loaded.name)
+    content = onnx_bytes(graph, describe_model(loaded, form, public_config(folder)["provenance"]))
+    with atomic_path(out) as partial:
+        partial.write_bytes(content)
+        log.info("comparing ONNX Runtime with PyTorch")
+        exported = _compare(partial, graph, loaded)
+        if not exported.difference <= TOLERANCE * max(1.0, exported.largest):
+            raise ModelError(
+                f"{out}: not written, ONNX Runtime gives something else than PyTorch: a difference of "
+                f"{exported.difference:.2g} where values reach {exported.largest:.2g}; please report this"
+            )
+    return exported
+
+
+def onnx_bytes(graph: Graph, metadata: dict[str, str]) -> bytes:
+    """A graph as the content of an ONNX file, whose batch may have any size."""
+    import onnx
+    from onnx_ir import passes
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    batch = torch.export.Dim("batch", min=1)
+    examples = tuple(graph.inputs.values())
+    shapes = tuple({0: batch} for _ in examples)  # the other sides are what the network was traced for
+    with torch.no_grad():
+        graph.module(*examples)  # what is computed once for each size is kept from here on, and becomes a constant
+    traced = torch.export.export(graph.module, examples, dynamic_shapes=shapes, strict=False)
+    program = torch.onnx.export(
+        traced,
+        input_names=list(graph.inputs),
+        output_names=[graph.output],
+        opset_version=OPSET,
+        dynamo=True,
+        optimize=False,  # its search for patterns takes longer than all the rest; ONNX Runtime has its own
+        verbose=False,
+    )
+    assert program is not None
+    optimizer.fold_constants(program.model)
+    tidy = [
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.ClearMetadataAndDocStringPass(),  # among it the folders of whoever exports
+    ]
+    passes.Sequential(*tidy)(program.model)
+    program.model.ir_version = IR_VERSION
+    proto = program.model_proto
+    proto.producer_name, proto.producer_version = "caswit", __version__
+    del proto.graph.value_info[:]  # shapes in between, which follow from the others
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto, full_check=True)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _check_target(out: Path) -> None:
+    check(out.suffix.lower() == ".onnx", f"out must end in .onnx, got {out}")
+    check(not out.is_dir(), f"{out}: is a folder; give the name of a file in it, as {out / 'model.onnx'}")
+    check(out.resolve().parent.is_dir(), f"{out}: there is no folder {out.parent}; make it first")
+
+
+def _compare(file: Path, graph: Graph, loaded: LoadedModel) -> Exported:
+    """Run a file and the network on the same drawn images, alone and in a batch of three."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    difference = largest = 0.0
+    for batch in (1, 3):
+        images = {name: _drawn(batch, x.shape[-1], rng) for name, x in graph.inputs.items()}
+        given = {
+            name: image if x.dtype == torch.uint8 else image.astype(np.float32) / graph.to_uint8
+            for (name, x), image in zip(graph.inputs.items(), images.values(), strict=True)
+        }
+        (found,) = session.run(None, given)
+        with torch.inference_mode():
+            expected = graph.module(*(torch.from_numpy(x) for x in given.values())).numpy()
+        difference = max(difference, float(np.abs(found - expected).max()))
+        largest = max(largest, float(np.abs(expected).max()))
+    return Exported(file.stat().st_size, _said(session.get_inputs()), _said(session.get_outputs()), difference, largest)
+
+
+def _drawn(batch: int, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(B, 3, side, side): patches of colour with noise, in a black frame as at the border of an image."""
+    patches = rng.integers(0, 256, (batch, 3, side // 8 + 1, side // 8 + 1)).repeat(8, 2).repeat(8, 3)
+    noisy = patches[:, :, :side, :side] + rng.integers(-30, 31, (batch, 3, side, side))
+    noisy[:, :, :, : side // 8] = 0
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
+def _said(values: list[Any]) -> dict[str, str]:
+    kinds = [v.type.removeprefix("tensor(").removesuffix(")") for v in values]
+    return {v.name: f"{kind} ({', '.join(map(str, v.shape))})" for v, kind in zip(values, kinds, strict=True)}

@@ -1,0 +1,1 @@
+"""Blocks of a map on a Ray cluster."""

@@ -1,0 +1,208 @@
+"""Blocks on a Ray cluster: workers hold the open images and the model, the driver keeps the journal.
+
+A worker writes a finished part into the folder of parts, which all machines share, under a name that means nothing; the
+driver, which holds the lock of that folder, renames it. So a worker that outlives its run can do no harm. Ray restarts
+nothing: a worker that dies gives its blocks back, and another is started in its place, wherever there is room.
+"""
+
+import logging
+import signal
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from caswit import __version__
+from caswit.config import MapRunConfig
+from caswit.errors import ConfigError
+from caswit.mapping.blocks import Job
+from caswit.mapping.journal import Journal
+from caswit.mapping.local import Outcome, Planned
+from caswit.mapping.ray.cluster import allocate_workers, connect
+from caswit.mapping.ray.worker import BlockResult, Worker, WorkerInfo, not_shared
+from caswit.raster.reader import is_remote
+from caswit.weights.hub import is_on_hub
+from caswit.weights.model_folder import LoadedModel
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 2
+"""Blocks sent to a worker: while it computes one, it reads the next."""
+_DEATHS = 4
+"""Workers that may die over one block, or die in a row while they start."""
+_PATIENCE_S = 60.0
+"""How long to wait for a first worker before saying so."""
+
+
+class RayEngine:
+    """Workers on a cluster: one per GPU, or one per ``worker_cpus`` cores. Begins with those that have started.
+
+    Args:
+        job: What to map.
+        loaded: The job's model, as the driver sees it.
+        run: Which cluster, and how many workers.
+
+    Raises:
+        ConfigError: There is no cluster, it is too small, or a worker cannot use images or model.
+    """
+
+    def __init__(self, job: Job, loaded: LoadedModel, run: MapRunConfig) -> None:
+        self._digest = loaded.digest
+        self.precision = ""  # what all workers compute in: that of the first to start
+        self._starting: dict[Any, Any] = {}
+        self._ready: dict[Any, WorkerInfo] = {}
+        self._free: deque[Any] = deque()
+        self._failed_starts = 0
+        self._ours = connect(run)
+        try:
+            room = allocate_workers(run, job.settings.device)
+            limits = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": _AT_ONCE}
+            self._new = ray.remote(**room.resources, **limits, scheduling_strategy="SPREAD")(Worker).remote
+            self._arguments = ray.put(_anywhere(job)), room.threads
+            for _ in range(room.workers):
+                self._start()
+            while not self._ready:
+                self._join(self._wait([*self._starting]))
+        except BaseException:
+            self._leave()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    @property
+    def processes(self) -> list[int]:
+        """The workers' process numbers, on their machines."""
+        return [found.process for found in self._ready.values()]
+
+    def run(self, todo: Iterable[Planned], journal: Journal) -> Iterator[Outcome]:
+        """Map blocks; the driver finishes them as they come."""
+        waiting, deaths = deque(todo), Counter[int]()
+        sent: dict[Any, tuple[Planned, Any]] = {}
+        while waiting or sent:
+            while waiting and self._free:
+                planned, worker = waiting.popleft(), self._free.popleft()
+                task = worker.block.remote(planned.window, planned.number, journal.folder)
+                sent[task] = planned, worker
+            task = self._wait([*sent, *self._starting])
+            if task in self._starting:
+                self._join(task)
+                continue
+            planned, worker = sent.pop(task)
+            try:
+                made: BlockResult = ray.get(task)
+            except RayTaskError:
+                raise  # a bug of ours
+            except RayError as error:
+                deaths[planned.number] += 1
+                if deaths[planned.number] >= _DEATHS:
+                    raise _deadly(error) from error
+                self._replace(worker)
+                waiting.appendleft(planned)
+                continue
+            if worker in self._ready:
+                self._free.append(worker)
+            yield _finish(journal, planned, made, self._ready.get(worker))
+
+    def _start(self) -> None:
+        worker = self._new(*self._arguments)
+        self._starting[worker.prepare.remote()] = worker
+
+    def _join(self, task: Any) -> None:
+        """Take a worker in that has started, or start another."""
+        worker = self._starting.pop(task)
+        try:
+            found: WorkerInfo = ray.get(task)
+        except RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts >= _DEATHS:
+                raise ConfigError(f"workers of the cluster cannot start ({_last_line(error)})") from error
+            self._start()
+            return
+        self._check(found)
+        self._failed_starts, self.precision = 0, found.precision
+        self._ready[worker] = found
+        self._free.extend([worker] * _AT_ONCE)
+
+    def _check(self, found: WorkerInfo) -> None:
+        if found.error is not None:
+            raise ConfigError(
+                f"on {found.host}: {found.error} (all machines must see images and model under the same names)"
+            ) from found.error
+        if found.version != __version__:
+            raise ConfigError(f"{found.host} has caswit {found.version}, this machine {__version__}; install the same")
+        if found.digest != self._digest:
+            raise ConfigError(f"{found.host} has other weights in the model folder than this machine; copy them there")
+        if self.precision not in ("", found.precision):
+            raise ConfigError(
+                f"{found.host} computes in {found.precision}, others in {self.precision}; add --precision fp32"
+            )
+
+    def _replace(self, worker: Any) -> None:
+        """Start another worker for one that died; its other block comes back by itself."""
+        if worker in self._ready:
+            log.warning("a worker on %s was lost; its blocks go to others", self._ready[worker].host)
+            del self._ready[worker]
+            self._free = deque(free for free in self._free if free is not worker)
+            ray.kill(worker)  # it may live on where only the network broke
+            self._start()
+
+    def _wait(self, tasks: list[Any]) -> Any:
+        """The first of some tasks to end."""
+        try:
+            ended, _ = ray.wait(tasks, timeout=None if self._ready else _PATIENCE_S)
+            if not ended:
+                log.warning("still waiting for a worker: it starts slowly, or all places in the cluster are taken")
+                ended, _ = ray.wait(tasks)
+        except SystemExit as end:  # what the command does on SIGTERM; Ray turns its status into 1
+            raise SystemExit(128 + signal.SIGTERM) from end
+        return ended[0]
+
+    def _leave(self) -> None:
+        if self._ours:
+            ray.shutdown()
+        else:
+            for worker in [*self._ready, *self._starting.values()]:
+                ray.kill(worker)
+
+
+def _anywhere(job: Job) -> Job:
+    """The same job with names that do not depend on the folder in which a process works."""
+    sources = tuple(s if is_remote(s.path) else s._replace(path=str(Path(s.path).absolute())) for s in job.sources)
+    model = job.model if is_on_hub(job.model) else str(Path(job.model).absolute())
+    return replace(job, sources=sources, model=model)
+
+
+def _finish(journal: Journal, planned: Planned, made: BlockResult, by: WorkerInfo | None) -> Outcome:
+    if made.failed is not None:
+        raise made.failed
+    if made.unreadable is not None:
+        return Outcome(planned, made.unreadable)
+    if made.written is None:
+        journal.finish(planned.number, None)
+    else:
+        try:
+            journal.adopt(planned.number, made.written)
+        except FileNotFoundError as error:
+            host = by.host if by else "a worker's machine"
+            raise not_shared(journal.folder, f"is another folder on {host}") from error
+    return Outcome(planned)
+
+
+def _deadly(error: RayError) -> ConfigError:
+    return ConfigError(
+        f"{_DEATHS} workers died over the same block ({_last_line(error)}); if memory ran out, "
+        "try a smaller --block_px or --batch, or fewer --workers; the same call goes on from here"
+    )
+
+
+def _last_line(error: RayError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

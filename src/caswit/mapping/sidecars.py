@@ -1,0 +1,187 @@
+"""What says what a map is: the tags inside it, and beside it a QGIS style and a STAC item that describes the model."""
+
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import torch
+
+from caswit import __version__
+from caswit.data.classes import ClassTable
+from caswit.mapping.blocks import Job, overlap_of
+from caswit.raster.cog import NODATA, Band
+from caswit.raster.georef import Grid
+from caswit.weights.model_folder import WEIGHTS, LoadedModel
+
+_STAC = "https://stac-extensions.github.io"
+_EXTENSIONS = [
+    f"{_STAC}/mlm/v1.4.0/schema.json",
+    f"{_STAC}/classification/v2.0.0/schema.json",
+    f"{_STAC}/projection/v2.0.0/schema.json",
+    f"{_STAC}/processing/v1.2.0/schema.json",
+    f"{_STAC}/file/v2.1.0/schema.json",
+]
+_BANDS = ("red", "green", "blue")
+_SHA256 = "1220"
+"""What a multihash begins with: the algorithm and its length, 32 bytes."""
+
+
+def tags(job: Job, loaded: LoadedModel, precision: str) -> dict[str, str]:
+    """Where a map comes from."""
+    tile, settings = loaded.info.tile, job.settings
+    images = Path(job.sources[0].path).name
+    if len(job.sources) > 1:
+        images += f" and {len(job.sources) - 1} more"
+    found = {
+        "TIFFTAG_SOFTWARE": f"caswit {__version__}",
+        "TIFFTAG_DATETIME": datetime.datetime.now().strftime("%Y:%m:%d %H:%M:%S"),
+        "CASWIT_MODEL": loaded.name,
+        "CASWIT_MODEL_SHA256": loaded.digest,
+        "CASWIT_IMAGE": images,
+        "CASWIT_TILE_PX": str(tile.tile_px),
+        "CASWIT_CONTEXT_FACTOR": str(tile.context_factor),
+        "CASWIT_OVERLAP_PX": str(overlap_of(settings, tile.tile_px)),
+        "CASWIT_BLEND": str(settings.blend).lower(),
+        "CASWIT_TURNS": str(settings.tta),
+        "CASWIT_PRECISION": precision,
+    }
+    if settings.nodata is not None:
+        found["CASWIT_NODATA"] = f"{settings.nodata:g}"
+    if settings.min_confidence:
+        found["CASWIT_MIN_CONFIDENCE"] = str(settings.min_confidence)
+    if settings.gsd_m is not None:
+        found["CASWIT_GSD_M"] = f"{settings.gsd_m:g}"
+    if job.read_at_m is not None:
+        found["CASWIT_READ_AT_M"] = f"{job.read_at_m:g}"
+    return found
+
+
+def class_band(table: ClassTable) -> Band:
+    """The band of class ids."""
+    return Band(
+        source=1,
+        name="land cover class",
+        palette={c.id: c.rgb for c in table.predicted},
+        tags={f"CLASS_{c.id}": c.name for c in table.predicted},
+    )
+
+
+def qgis_style(table: ClassTable) -> bytes:
+    """A style that QGIS applies to the raster of the same name: colours and names of the classes."""
+    entries = "".join(
+        f'<paletteEntry value="{c.id}" label={quoteattr(c.name)} color="{c.color}" alpha="255"/>'
+        for c in table.predicted
+    )
+    text = (
+        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+        '<qgis styleCategories="Symbology" version="3.28"><pipe>'
+        '<rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1" nodataColor="">'
+        f"<colorPalette>{entries}</colorPalette></rasterrenderer></pipe></qgis>\n"
+    )
+    return text.encode()
+
+
+def stac_item(out: Path, grid: Grid, job: Job, loaded: LoadedModel, others: Mapping[str, Path]) -> bytes:
+    """A STAC item of the map and what was made with it; its properties describe the model."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    bands = [{"name": name} for name in _BANDS]
+    properties: dict[str, Any] = {
+        "datetime": now,
+        "created": now,
+        "processing:software": {"caswit": __version__},
+        "bands": bands,
+        "proj:shape": [grid.height, grid.width],
+        "proj:transform": [round(v, 9) for v in grid.matrix.flatten().tolist()],
+        "proj:wkt2": grid.crs.to_wkt() if grid.crs else None,
+        **_model(loaded),
+    }
+    assets = {
+        "map": {
+            "href": f"./{out.name}",
+            "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+            "roles": ["data"],
+            "classification:classes": _classes(loaded.info.classes),
+            "nodata": NODATA,
+        },
+        **{name: {"href": f"./{file.name}", "roles": ["data"]} for name, file in others.items()},
+        "model": {
+            "href": str(Path(job.model) / WEIGHTS),
+            "type": "application/octet-stream; framework=pytorch",
+            "roles": ["mlm:model"],
+            "mlm:artifact_type": "safetensors",
+            "bands": bands,  # with those of the properties, which are allowed only where an asset has some
+            "file:checksum": _SHA256 + loaded.digest,
+        },
+    }
+    bounds = grid.degrees
+    item: dict[str, Any] = {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": _EXTENSIONS,
+        "id": out.stem,
+        "geometry": _rectangle(*bounds) if bounds else None,
+        **({"bbox": list(bounds)} if bounds else {}),
+        "properties": properties,
+        "assets": assets,
+        "links": [],
+    }
+    return (json.dumps(item, indent=2) + "\n").encode()
+
+
+def _model(loaded: LoadedModel) -> dict[str, Any]:
+    info, tile = loaded.info, loaded.info.tile.tile_px
+    order = ["batch", "channel", "height", "width"]
+    pixels = {"shape": [-1, 3, tile, tile], "dim_order": order, "data_type": "uint8"}
+    scaling = [
+        {"type": "z-score", "mean": mean, "stddev": std}
+        for mean, std in zip(info.model.mean, info.model.std, strict=True)
+    ]
+    seen = {"tile": "the tile to be mapped"}
+    if loaded.network.reads_context:
+        seen["context"] = f"its surroundings, {info.tile.context_factor} times its side, averaged to its size"
+    return {
+        "mlm:name": "caswit-" + re.sub(r"[^a-zA-Z0-9]+", "-", loaded.name.removeprefix("caswit-")).strip("-"),
+        "mlm:architecture": f"CASWiT ({info.model.size}, {info.model.decoder})",
+        "mlm:tasks": ["semantic-segmentation"],
+        "mlm:framework": "PyTorch",
+        "mlm:framework_version": torch.__version__,
+        "mlm:total_parameters": sum(p.numel() for p in loaded.network.parameters()),
+        "mlm:input": [
+            {"name": name, "description": text, "bands": list(_BANDS), "input": pixels, "value_scaling": scaling}
+            for name, text in seen.items()
+        ],
+        "mlm:output": [
+            {
+                "name": "classes",
+                "tasks": ["semantic-segmentation"],
+                "result": {
+                    "shape": [-1, len(info.classes), tile, tile],
+                    "dim_order": ["batch", "class", "height", "width"],
+                    "data_type": "float32",
+                },
+                "classification:classes": _classes(info.classes),
+            }
+        ],
+        **({"mlm:hyperparameters": {"gsd_m": info.trained_gsd_m}} if info.trained_gsd_m else {}),
+    }
+
+
+def _classes(table: ClassTable) -> list[dict[str, Any]]:
+    return [
+        {
+            "value": c.id,
+            "name": re.sub(r"[^a-zA-Z0-9_-]+", "_", c.name),
+            "description": c.name,
+            "color_hint": c.color[1:].upper(),
+        }
+        for c in table.predicted
+    ]
+
+
+def _rectangle(west: float, south: float, east: float, north: float) -> dict[str, Any]:
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    return {"type": "Polygon", "coordinates": [ring]}

@@ -1,0 +1,1 @@
+"""Other networks behind the interface of CASWiT, for the paper's tables."""

@@ -1,0 +1,94 @@
+"""Baselines: architectures of segmentation_models_pytorch behind the same interface as CASWiT.
+
+They see the tile alone. Everything around the network (samples, loss, loop, tiling, scores) is shared, so that a
+difference between two rows of a table is a difference between two networks.
+
+Shapes: B batch, H/W rows and columns, K classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caswit.config import ModelConfig
+from caswit.errors import ConfigError
+from caswit.nn.caswit import CASWiT, TrainingLogits, check_image
+
+STRIDE_PX = 32
+"""Tiles must be multiples of this: the deepest maps of the encoders have a 32nd of their sides."""
+
+
+class Baseline(nn.Module):
+    """An encoder and decoder of segmentation_models_pytorch that normalises images itself.
+
+    Args:
+        num_classes: K, the classes it can predict.
+        settings: ``arch``, ``encoder``, ``mean`` and ``std`` apply.
+        pretrained: Download the encoder weights that the settings name; otherwise weights are random.
+
+    Raises:
+        ConfigError: There is no such encoder, or its weights cannot be had.
+    """
+
+    reads_context = False
+
+    def __init__(self, *, num_classes: int, settings: ModelConfig, pretrained: bool = False) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.network = _create(settings, num_classes, settings.encoder_weights if pretrained else None)
+        self.mean: Tensor
+        self.std: Tensor
+        for name in ("mean", "std"):
+            numbers = torch.tensor(getattr(settings, name), dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(name, numbers, persistent=False)
+
+    def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor | TrainingLogits:
+        """Label a batch of tiles.
+
+        Args:
+            hr: (B, 3, H, W), uint8 or floating point on the 0-255 scale; sides are multiples of ``STRIDE_PX``.
+            context: Not looked at.
+
+        Returns:
+            In evaluation mode logits (B, K, H, W); in training mode ``TrainingLogits`` without a context.
+        """
+        check_image("hr", hr)
+        logits = self.network((hr.to(self.mean.dtype) - self.mean) / self.std)
+        return TrainingLogits(logits, None) if self.training else logits
+
+    def checkpoint_gradients(self, enable: bool = True) -> None:
+        """Refuse: these networks have no such switch.
+
+        Raises:
+            ConfigError: ``enable`` is true.
+        """
+        if enable:
+            raise ConfigError("checkpoint_gradients is for caswit only; leave it out for other architectures")
+
+
+Network = CASWiT | Baseline
+
+
+def _create(settings: ModelConfig, num_classes: int, weights: str | None) -> Any:
+    import segmentation_models_pytorch as smp
+
+    assert settings.encoder is not None
+    try:
+        return smp.create_model(
+            settings.arch, encoder_name=settings.encoder, encoder_weights=weights, in_channels=3, classes=num_classes
+        )
+    except KeyError as error:
+        known = ", ".join(name for name in smp.encoders.get_encoder_names() if name.startswith(settings.encoder[:3]))
+        raise ConfigError(
+            f"model.encoder {settings.encoder!r} with encoder_weights {weights!r}: segmentation_models_pytorch has no "
+            f"such encoder or weights; {f'alike are: {known}' if known else 'try resnet18'}"
+        ) from error
+    except Exception as error:
+        if weights is None:
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f"model.encoder_weights {weights!r} of {settings.encoder} cannot be downloaded ({reason}); "
+            "try encoder_weights: null to start from random weights"
+        ) from error

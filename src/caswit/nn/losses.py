@@ -1,0 +1,55 @@
+"""Supervised objective (paper section 3.4): L = L_hr + alpha * L_context, cross-entropy over labelled pixels.
+
+Sums and what they are divided by are kept apart, so that a batch split over devices and passes has exactly the
+loss of the whole batch, whatever share of its pixels is labelled.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from caswit.config import IGNORE_INDEX
+from caswit.nn.caswit import TrainingLogits
+
+
+def cross_entropy_sum(logits: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy summed over labelled pixels.
+
+    Args:
+        logits: (B, K, H, W).
+        label: (B, H, W) class indices, IGNORE_INDEX where unlabelled.
+        weights: (K,) class weights, or None.
+    """
+    return F.cross_entropy(logits.float(), label.long(), weights, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def label_mass(label: Tensor, weights: Tensor | None = None) -> Tensor:
+    """What a cross-entropy sum is divided by: labelled pixels, or the sum of their weights."""
+    labelled = label != IGNORE_INDEX
+    if weights is None:
+        return labelled.sum().float()
+    return weights[label[labelled].long()].sum()
+
+
+def supervised_loss(
+    logits: TrainingLogits,
+    labels: tuple[Tensor, Tensor],
+    masses: tuple[Tensor, Tensor],
+    *,
+    alpha: float,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The paper's loss, or one device's part of it.
+
+    Args:
+        logits: What the network returns in training.
+        labels: hr labels (B, H, W) and context labels (B, H', W').
+        masses: ``label_mass`` of both over the whole batch; 0 stands for no labelled pixel and gives loss 0.
+        alpha: Weight of the context head.
+        weights: (K,) class weights, or None.
+    """
+    loss = cross_entropy_sum(logits.hr, labels[0], weights) / masses[0].clamp(min=torch.finfo().tiny)
+    if logits.context is None or alpha == 0:
+        return loss
+    context_loss = cross_entropy_sum(logits.context, labels[1], weights)
+    return loss + alpha * context_loss / masses[1].clamp(min=torch.finfo().tiny)

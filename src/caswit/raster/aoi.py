@@ -1,0 +1,103 @@
+"""An area of interest: polygons from any vector file, in pixels of a raster."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyogrio
+import pyogrio.raw
+import shapely
+from pyogrio.errors import DataLayerError, DataSourceError
+from pyproj import CRS, Transformer
+from pyproj.exceptions import ProjError
+from rasterio import Affine
+from rasterio.features import rasterize
+
+from caswit.errors import DataError
+from caswit.raster.georef import Grid
+from caswit.raster.reader import Bool
+from caswit.raster.windows import Window
+
+_SEGMENTS = 200
+"""Parts into which the longest side of an area is cut before it is projected: straight lines bend."""
+
+
+class Area:
+    """Where a map is wanted. Can be sent to other processes.
+
+    Args:
+        shape: Polygons in pixels: x is the column, y the row.
+    """
+
+    def __init__(self, shape: Any) -> None:
+        self.shape = shape
+        shapely.prepare(self.shape)
+
+    def touches(self, window: Window) -> bool:
+        """Whether any part of the window is inside."""
+        box = shapely.box(window.col, window.row, window.col + window.width, window.row + window.height)
+        return bool(self.shape.intersects(box) and not self.shape.touches(box))
+
+    def mask(self, window: Window) -> Bool:
+        """(H, W): whose centres are inside."""
+        inside: Bool = rasterize(
+            [self.shape],
+            out_shape=(window.height, window.width),
+            transform=Affine.translation(window.col, window.row),
+            fill=0,
+            default_value=1,
+            dtype="uint8",
+        ).astype(bool)
+        return inside
+
+    def __getstate__(self) -> bytes:
+        return shapely.to_wkb(self.shape)
+
+    def __setstate__(self, state: bytes) -> None:
+        self.__init__(shapely.from_wkb(state))  # type: ignore[misc]
+
+
+def read_area(file: Path, grid: Grid) -> Area:
+    """Read all polygons of a vector file and place them on a raster.
+
+    Raises:
+        DataError: The file cannot be read, has no polygons or no CRS, or lies elsewhere.
+    """
+    if not file.exists():
+        raise DataError(f"{file}: no such file")
+    if grid.crs is None:
+        raise DataError(f"{file}: the image has no CRS, so an area cannot be placed on it")
+    try:
+        meta, _, geometry, _ = pyogrio.raw.read(file, columns=[])
+    except (DataSourceError, DataLayerError) as error:
+        raise DataError(f"{file}: not a vector file that GDAL reads ({' '.join(str(error).split())})") from error
+    shape = shapely.union_all(shapely.make_valid(shapely.from_wkb(geometry)))
+    if shape is None or shapely.area(shape) == 0:
+        raise DataError(f"{file}: has no polygons")
+    if not meta["crs"]:
+        raise DataError(f"{file}: has no CRS; give it one (ogr2ogr -a_srs)")
+    pixels = _to_pixels(shape, meta["crs"], grid, file)
+    area = Area(pixels)
+    if not area.touches(Window(0, 0, grid.height, grid.width)):
+        west, south, east, north = shape.bounds
+        raise DataError(f"{file}: lies beside the image ({west:.6g} {south:.6g} {east:.6g} {north:.6g} in its CRS)")
+    return area
+
+
+def _to_pixels(shape: Any, crs: str, grid: Grid, file: Path) -> Any:
+    west, south, east, north = shape.bounds
+    fine = shapely.segmentize(shape, max(east - west, north - south) / _SEGMENTS)
+    inverse = np.linalg.inv(grid.matrix)
+    try:
+        to_image = Transformer.from_crs(CRS.from_user_input(crs), CRS.from_wkt(grid.crs.to_wkt()), always_xy=True)
+    except ProjError as error:
+        raise DataError(f"{file}: cannot be brought into the image's CRS ({error})") from error
+
+    def place(points: Any) -> Any:
+        x, y = to_image.transform(points[:, 0], points[:, 1])
+        return (inverse @ np.stack([x, y, np.ones_like(x)]))[:2].T
+
+    pixels = shapely.transform(fine, place)
+    if not np.isfinite(shapely.get_coordinates(pixels)).all():
+        raise DataError(f"{file}: reaches where the image's CRS is not defined; clip it first")
+    return shapely.make_valid(pixels)

@@ -1,0 +1,139 @@
+"""Where the pixels of a raster lie on the ground."""
+
+from math import floor
+from typing import Any, NamedTuple
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio import Affine
+from rasterio._err import CPLE_BaseError  # what PROJ says reaches us unwrapped
+from rasterio.errors import RasterioError
+from rasterio.transform import from_gcps
+from rasterio.warp import transform as warp
+from rasterio.warp import transform_bounds
+
+from caswit.errors import DataError
+
+
+class Grid(NamedTuple):
+    """Where the pixels of a raster lie."""
+
+    height: int
+    width: int
+    crs: Any
+    """A rasterio CRS, or None."""
+    transform: Any
+    """An affine transform; the identity where there is none."""
+    gcps: Any
+    """(ground control points, CRS), usually ([], None)."""
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """(3, 3): from (column, row, 1) in pixels to (x, y, 1)."""
+        return np.array(self.transform, np.float64).reshape(3, 3)
+
+    def shifted(self, row: int, col: int) -> Any:
+        """The transform of the grid that begins at this pixel of ours."""
+        (a, b, _), (d, e, _) = self.matrix[:2].tolist()
+        x, y, _ = (self.matrix @ [col, row, 1]).tolist()
+        return Affine(a, b, x, d, e, y)
+
+    def same_place(self, other: "Grid") -> bool:
+        """Same CRS, and corners less than a tenth of a pixel apart."""
+        mine, theirs = np.array(self.transform)[:6].reshape(2, 3), np.array(other.transform)[:6].reshape(2, 3)
+        corners = np.array([[0, 0, 1], [self.width, self.height, 1]]).T  # x and y in pixels, as columns
+        pixel = np.abs(mine[:, :2]).max()
+        return self.crs == other.crs and bool(np.abs((mine - theirs) @ corners).max() < 0.1 * pixel)
+
+    @property
+    def degrees(self) -> tuple[float, float, float, float] | None:
+        """West, south, east, north on WGS 84, or None where unknown."""
+        if self.crs is None or not (self.crs.is_geographic or self.crs.is_projected):
+            return None
+        corners = self.matrix @ [[0, self.width, 0, self.width], [0, 0, self.height, self.height], [1, 1, 1, 1]]
+        (left, bottom), (right, top) = corners[:2].min(axis=1).tolist(), corners[:2].max(axis=1).tolist()
+        west, south, east, north = transform_bounds(self.crs, "OGC:CRS84", left, bottom, right, top)
+        return west, south, east, north
+
+    @property
+    def source_gsd_m(self) -> float | None:
+        """Ground size of a pixel in metres at the raster's centre, or None where unknown."""
+        if self.crs is None:
+            return None
+        a, b, _, d, e, f = tuple(self.transform)[:6]
+        side = float(np.sqrt(abs(a * e - b * d)))
+        y = f + d * self.width / 2 + e * self.height / 2
+        if self.crs.is_geographic:
+            return side * 111_320.0 * float(np.sqrt(abs(np.cos(np.radians(y)))))
+        if not self.crs.is_projected:  # local coordinates, as photogrammetry writes them
+            return None
+        side *= self.crs.linear_units_factor[1]
+        if self.crs.to_epsg() == 3857:  # Web Mercator stretches lengths by 1 / cos(latitude)
+            side /= float(np.cosh(y / 6_378_137.0))
+        return side
+
+
+_DEGREES = "OGC:CRS84"  # longitude before latitude
+
+
+def pixel_at(grid: Grid, x: float, y: float, path: str) -> tuple[int, int]:
+    """The pixel at a coordinate of the raster's CRS; it may lie outside the raster.
+
+    Raises:
+        DataError: The raster has no georeference; ``path`` is named.
+    """
+    _, to_ground = _georeference(grid, path)
+    col, row = _apply(~to_ground, x, y)
+    return floor(row), floor(col)
+
+
+def pixel_at_lonlat(grid: Grid, lon: float, lat: float, path: str) -> tuple[int, int]:
+    """The pixel at a longitude and latitude; it may lie outside the raster.
+
+    Raises:
+        DataError: The raster has no georeference, or its CRS does not reach there; ``path`` is named.
+    """
+    crs, _ = _georeference(grid, path)
+    try:
+        (x,), (y,) = warp(_DEGREES, crs, [lon], [lat])
+        return pixel_at(grid, x, y, path)
+    except (RasterioError, CPLE_BaseError, OverflowError, ValueError) as error:
+        raise DataError(f"{path}: longitude {lon}, latitude {lat} lie outside what its CRS can express") from error
+
+
+def ground_of(grid: Grid, row: float, col: float) -> tuple[float, float] | None:
+    """(x, y) in the raster's CRS of a place, whole numbers being pixel corners; None without a georeference."""
+    try:
+        _, to_ground = _georeference(grid, "")
+    except DataError:
+        return None
+    return _apply(to_ground, col, row)
+
+
+def lonlat_of(grid: Grid, row: float, col: float) -> tuple[float, float] | None:
+    """(longitude, latitude) of a place; None without a georeference."""
+    place = ground_of(grid, row, col)
+    if place is None:
+        return None
+    try:
+        (lon,), (lat,) = warp(_georeference(grid, "")[0], _DEGREES, [place[0]], [place[1]])
+    except (RasterioError, CPLE_BaseError):  # local coordinates, as photogrammetry writes them
+        return None
+    return lon, lat
+
+
+def _georeference(grid: Grid, path: str) -> tuple[Any, rasterio.Affine]:
+    points, points_crs = grid.gcps
+    if grid.crs is None and points:
+        return points_crs, from_gcps(points)
+    if grid.crs is None:
+        raise DataError(f"{path}: has no georeference, so no coordinates; name the pixel with --row and --col")
+    return grid.crs, grid.transform
+
+
+def _apply(transform: rasterio.Affine, first: float, second: float) -> tuple[float, float]:
+    return (
+        transform.a * first + transform.b * second + transform.c,
+        transform.d * first + transform.e * second + transform.f,
+    )

@@ -1,0 +1,155 @@
+"""Any part of a raster at any coarser size, through its overviews: what a map in a browser asks for.
+
+Reads run side by side on handles that are opened once and reused. Nothing here holds more than one part.
+"""
+
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterioWindow
+from rio_tiler.errors import RioTilerError
+from rio_tiler.reader import read as read_part
+
+from caswit.errors import DataError
+from caswit.raster.georef import Grid
+from caswit.raster.reader import Bool
+from caswit.raster.windows import Window
+
+_OPENING = threading.Lock()  # which warnings are shown is global
+_MAX_IDLE = 4
+
+
+class About(NamedTuple):
+    """What the header of a raster says."""
+
+    grid: Grid
+    bands: int
+    """How many."""
+    dtype: str
+    alpha: bool
+    """The last band is an alpha band."""
+    palette: Mapping[int, tuple[int, int, int]]
+    """Value -> red, green, blue; empty without a palette."""
+    nodata: float | None
+    tags: Mapping[str, str]
+    """Of the raster and of its first band."""
+    description: str
+    """Of the first band."""
+    coarsest: int
+    """Factor of the coarsest overview; 1 without overviews."""
+    files: tuple[Path, ...]
+    """Every file it is made of, as far as they are files."""
+
+
+class Pyramid:
+    """A raster that several threads read at any scale.
+
+    Args:
+        path: A file that GDAL opens.
+
+    Raises:
+        DataError: GDAL cannot open it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._idle: list[Any] = []
+        with self._handle() as src:
+            palette = src.colormap(1) if src.colorinterp[0] == ColorInterp.palette else {}
+            self.about = About(
+                grid=Grid(src.height, src.width, src.crs, src.transform, src.gcps),
+                bands=src.count,
+                dtype=src.dtypes[0],
+                alpha=src.colorinterp[-1] == ColorInterp.alpha,
+                palette={value: (r, g, b) for value, (r, g, b, _) in palette.items()},
+                nodata=src.nodata,
+                tags={**src.tags(), **src.tags(1)},
+                description=src.descriptions[0] or "",
+                coarsest=max(src.overviews(1), default=1),
+                files=tuple(Path(file) for file in src.files),
+            )
+
+    def read(
+        self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
+    ) -> tuple[NDArray[Any], Bool]:
+        """Read a window at a coarser (or finer) size.
+
+        Args:
+            window: May reach outside the raster.
+            height: Rows to return.
+            width: Columns to return.
+            bands: From 1.
+            average: Mean of the pixels that a returned one covers; otherwise the nearest.
+
+        Returns:
+            (bands, height, width), 0 outside, and (height, width) where there are data.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        grid = self.about.grid
+        pixels = np.zeros((len(bands), height, width), self.about.dtype)
+        valid = np.zeros((height, width), bool)
+        part = window.clipped(grid.height, grid.width)
+        if not (part.height and part.width):
+            return pixels, valid
+        top, bottom = _scaled(part.row - window.row, part.height, height / window.height, height)
+        left, right = _scaled(part.col - window.col, part.width, width / window.width, width)
+        where = RasterioWindow(part.col, part.row, part.width, part.height)
+        with self._handle() as src:
+            try:
+                found = read_part(
+                    src,
+                    window=where,
+                    height=bottom - top,
+                    width=right - left,
+                    indexes=tuple(bands),
+                    resampling_method="average" if average and part.height > bottom - top else "nearest",
+                )
+            except (RasterioError, RioTilerError) as error:
+                raise DataError(f"{self.path.name}: cannot be read, it may be damaged") from error
+        pixels[:, top:bottom, left:right] = found.data
+        valid[top:bottom, left:right] = found.mask > 0
+        return pixels, valid
+
+    def close(self) -> None:
+        """Close the handles that nobody uses."""
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextmanager
+    def _handle(self) -> Iterator[Any]:
+        """An open dataset that is ours alone meanwhile. Lists pop and append in one step, so they need no lock."""
+        try:
+            src = self._idle.pop()
+        except IndexError:
+            src = _open(self.path)
+        yield src  # after an error the handle is dropped: nobody knows its state
+        if len(self._idle) < _MAX_IDLE:
+            self._idle.append(src)
+        else:
+            src.close()
+
+
+def _open(path: Path) -> Any:
+    try:
+        with _OPENING, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(path)
+    except RasterioError as error:
+        raise DataError(f"{path.name}: not a raster GDAL can open") from error
+
+
+def _scaled(first: int, length: int, scale: float, most: int) -> tuple[int, int]:
+    """Half-open range of returned pixels that a range of pixels fills; at least one."""
+    start = min(round(first * scale), most - 1)
+    return start, max(start + 1, min(most, round((first + length) * scale)))

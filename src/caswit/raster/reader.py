@@ -1,0 +1,316 @@
+"""Reading rasters of any kind as three bands of uint8. Only `caswit.raster` imports rasterio.
+
+Images are (3, H, W) uint8, valid masks and labels (H, W). What lies outside a raster, or is nodata in it, is
+black in images, False in masks.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterioWindow
+
+from caswit.errors import DataError
+from caswit.raster.georef import Grid
+from caswit.raster.windows import Window
+
+UInt8 = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
+CACHE_MB = 256
+"""GDAL's block cache. Its own default is a share of the machine's memory, which is no bound."""
+
+GDAL_ERRORS = RasterioError, CPLE_BaseError
+"""What rasterio raises when GDAL fails: writing raises GDAL's own kind too."""
+
+_TIFF = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "compress": "deflate"}
+_STRICT = {
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the shortcut reads what a truncated PNG lacks as black
+    "GDAL_HTTP_MAX_RETRY": "4",  # a country's run should survive a server's bad second
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    "CPL_VSIL_CURL_USE_HEAD": "NO",
+}
+
+
+class PixelEncoding(NamedTuple):
+    """What the values of a raster mean, where it does not say so itself."""
+
+    rescale: tuple[float, float] | None = None
+    """(low, high): what becomes 0 and 255, for pixels that are not uint8."""
+    nodata: float | None = None
+    """A pixel with this value in all bands that are read has no data."""
+
+
+AS_STATED = PixelEncoding()
+
+
+class Raster:
+    """An open raster. Use as a context manager; one thread at a time may read it.
+
+    Args:
+        path: Anything GDAL opens: a file, an address (https://, s3://), a /vsi path.
+        meaning: Of its values.
+
+    Raises:
+        DataError: The file is missing or GDAL cannot open it.
+    """
+
+    def __init__(self, path: Path | str, meaning: PixelEncoding = AS_STATED) -> None:
+        self.path = str(path)
+        self.meaning = meaning
+        if not is_remote(self.path) and not Path(path).exists():
+            raise DataError(f"{path}: no such file")
+        try:
+            with quiet(), rasterio.Env(**_STRICT):
+                self._src = rasterio.open(path)
+        except RasterioError as error:
+            raise DataError(f"{path}: not a raster GDAL can open ({one_line(error)})") from error
+        self.height: int = self._src.height
+        self.width: int = self._src.width
+        self.count: int = self._src.count
+        self.dtype: str = self._src.dtypes[0]
+        self._palette = self._read_palette()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._src.close()
+
+    @property
+    def grid(self) -> Grid:
+        """The raster's size, CRS and transform."""
+        src = self._src
+        return Grid(src.height, src.width, src.crs, src.transform, src.gcps)
+
+    def check_image(self, bands: tuple[int, int, int]) -> None:
+        """Raise DataError unless these bands are there and are uint8 colours, or ``rescale`` makes them so."""
+        count = self.count if self._palette is None else 3
+        if count < max(bands):
+            raise DataError(
+                f"{self.path}: has {count} band{'s' * (count > 1)}, bands {list(bands)} are needed; "
+                "give an RGB image, or name three existing bands"
+            )
+        if self.dtype != "uint8" and self.meaning.rescale is None:
+            low, high = self._usual_range(bands)
+            raise DataError(
+                f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale LOW HIGH "
+                f"(98 of 100 pixels lie in {low:.6g} {high:.6g}), otherwise rescale first: "
+                "gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT"
+            )
+
+    def read_image(self, window: Window, bands: tuple[int, int, int] = (1, 2, 3)) -> tuple[UInt8, Bool]:
+        """Read three bands and where they are valid.
+
+        Args:
+            window: May reach outside the raster.
+            bands: 1-based; of a palette image, of its colours.
+
+        Returns:
+            (3, H, W) uint8, black where not valid, and (H, W) bool.
+        """
+        part = window.clipped(self.height, self.width)
+        if part == window and part.height and part.width:
+            return self._colours(part, bands)
+        image = np.zeros((3, window.height, window.width), np.uint8)
+        valid = np.zeros((window.height, window.width), bool)
+        if part.height and part.width:
+            rows, cols = part.inside(window)
+            image[:, rows, cols], valid[rows, cols] = self._colours(part, bands)
+        return image, valid
+
+    def is_empty(self, window: Window) -> bool:
+        """Whether a window surely has no data, told without reading pixels: outside, or a hole of a sparse GeoTIFF."""
+        part = window.clipped(self.height, self.width)
+        if not (part.height and part.width):
+            return True
+        flags = self._src.mask_flag_enums[0]
+        if self._src.driver != "GTiff" or not (MaskFlags.nodata in flags or MaskFlags.alpha in flags):
+            return False
+        height, width = self._src.block_shapes[0]
+        rows = range(part.row // height, (part.row + part.height - 1) // height + 1)
+        cols = range(part.col // width, (part.col + part.width - 1) // width + 1)
+        tags = ((f"BLOCK_OFFSET_{col}_{row}", band) for row in rows for col in cols for band in self._src.indexes)
+        return all(self._src.get_tag_item(tag, "TIFF", bidx=band) is None for tag, band in tags)
+
+    def read_ids(self, window: Window) -> tuple[NDArray[Any], Bool]:
+        """Read band 1 as it is, 0 outside the raster, and where it has a value: (H, W) both."""
+        part = window.clipped(self.height, self.width)
+        if part == window and part.height and part.width:
+            return self._ids(part)
+        values = np.zeros((window.height, window.width), self.dtype)
+        known = np.zeros((window.height, window.width), bool)
+        if part.height and part.width:
+            rows, cols = part.inside(window)
+            values[rows, cols], known[rows, cols] = self._ids(part)
+        return values, known
+
+    def _ids(self, part: Window) -> tuple[NDArray[Any], Bool]:
+        """Band 1 and where it has a value, of a window inside the raster."""
+        values = self._read(part, 1)
+        nodata = self._src.nodata
+        whole = values.dtype.kind in "iu" and nodata is not None and float(nodata).is_integer()
+        if whole and self.count == 1 and self._src.mask_flag_enums[0] == [MaskFlags.nodata]:
+            return values, values != int(nodata)  # what GDAL's mask says too, without reading twice
+        return values, self._valid(part)
+
+    def read_band(self, window: Window, fill: int) -> NDArray[Any]:
+        """Read band 1 as it is, ``fill`` outside the raster and where it is nodata: (H, W)."""
+        values, known = self.read_ids(window)
+        return np.where(known, values, np.array(fill, np.min_scalar_type(fill)))
+
+    def _colours(self, part: Window, bands: tuple[int, int, int]) -> tuple[UInt8, Bool]:
+        """(3, H, W), black where not valid, and where valid, of a window inside the raster."""
+        valid = self._valid(part)
+        if self._palette is not None:
+            index = self._read(part, 1)
+            if self.meaning.nodata is not None:
+                valid = valid & (index != self.meaning.nodata)
+            image = self._palette[:3][[b - 1 for b in bands]][:, index]
+            valid = valid & (self._palette[3][index] > 0)
+        else:
+            pixels = self._read(part, list(bands))
+            if pixels.dtype.kind == "f":
+                valid &= np.isfinite(pixels).all(axis=0)
+            if self.meaning.nodata is not None:
+                valid = valid & (pixels != self.meaning.nodata).any(0)
+            image = pixels if self.meaning.rescale is None else rescaled(pixels, *self.meaning.rescale)
+        if not valid.all():
+            image *= valid
+        return image, valid
+
+    def _read_palette(self) -> UInt8 | None:
+        """(4, 256) red, green, blue, alpha by value, of a palette image."""
+        if self._src.colorinterp[0] != ColorInterp.palette or self.dtype != "uint8":
+            return None
+        return np.array([self._src.colormap(1).get(value, (0, 0, 0, 0)) for value in range(256)], np.uint8).T
+
+    def _usual_range(self, bands: tuple[int, int, int]) -> tuple[float, float]:
+        """The 1st and 99th percentile, from a coarse look."""
+        shape = (len(bands), min(self.height, 512), min(self.width, 512))
+        try:
+            with rasterio.Env(**_STRICT):
+                found = self._src.read(list(bands), out_shape=shape, masked=True).compressed()
+        except RasterioError:
+            return float("nan"), float("nan")
+        found = found[np.isfinite(found)]
+        low, high = np.percentile(found, [1, 99]) if found.size else (np.nan, np.nan)
+        return float(low), float(high)
+
+    def _read(self, part: Window, bands: int | list[int]) -> NDArray[Any]:
+        with self._reading(part):
+            pixels: NDArray[Any] = self._src.read(bands, window=rasterio_window(part))
+        return pixels
+
+    def _valid(self, part: Window) -> Bool:
+        """Where the raster's own mask (nodata, alpha, internal mask) says there are data."""
+        if MaskFlags.all_valid in self._src.mask_flag_enums[0]:
+            return np.ones((part.height, part.width), bool)
+        # dataset_mask: any band valid, so that a single black channel is not taken for nodata.
+        with self._reading(part):
+            mask: Bool = self._src.dataset_mask(window=rasterio_window(part)) > 0
+        return mask
+
+    @contextmanager
+    def _reading(self, part: Window) -> Iterator[None]:
+        try:
+            with rasterio.Env(**_STRICT):
+                yield
+        except RasterioError as error:
+            raise DataError(
+                f"{self.path}: cannot read rows {part.row}-{part.row + part.height}, columns "
+                f"{part.col}-{part.col + part.width}; the file may be truncated ({one_line(error)})"
+            ) from error
+
+
+def is_remote(path: str) -> bool:
+    """Whether GDAL reads it through a file system of its own: an address or a /vsi path."""
+    return "://" in path or path.startswith("/vsi")
+
+
+@contextmanager
+def bounded_cache() -> Iterator[None]:
+    """Within this context GDAL caches at most ``CACHE_MB`` of raster blocks."""
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB << 20):  # rasterio takes it in bytes, unlike the variable of that name
+        yield
+
+
+def write_raster(path: Path, pixels: UInt8, *, crs: str | None = None, gsd_m: float = 1.0) -> None:
+    """Write (bands, H, W) uint8 as a tiled GeoTIFF with its upper left corner at a round coordinate.
+
+    Args:
+        path: File to write.
+        pixels: What to write.
+        crs: Anything rasterio takes for one, or None for a raster without georeference.
+        gsd_m: Side of a pixel, in units of the CRS.
+    """
+    count, height, width = pixels.shape
+    where = {}
+    if crs is not None:
+        where = {"crs": crs, "transform": rasterio.Affine(gsd_m, 0, 700_000, 0, -gsd_m, 6_600_000)}
+    shape = {"height": height, "width": width, "count": count}
+    try:
+        with quiet(), rasterio.open(path, "w", **_TIFF, **shape, blockxsize=256, blockysize=256, **where) as dst:
+            dst.write(pixels)
+    except GDAL_ERRORS as error:
+        raise DataError(f"{path}: could not be written ({one_line(error)})") from error
+    check_complete(path)
+
+
+def check_complete(path: Path, *, sparse: bool = False) -> None:
+    """Raise DataError unless every block is in a closed GeoTIFF: GDAL keeps a full disk to itself.
+
+    Args:
+        path: The file.
+        sparse: Blocks may be missing on purpose.
+    """
+    try:
+        with quiet(), rasterio.open(path) as src:
+            complete = path.stat().st_size >= max(_block_ends(src, 0 if sparse else math.inf))
+    except RasterioError:
+        complete = False
+    if not complete:
+        raise DataError(f"{path.parent}: the map could not be written completely; is the disk full?")
+
+
+def _block_ends(src: Any, hole: float) -> Iterator[float]:
+    """Where in the file each block of a GeoTIFF ends; ``hole`` for a block that was never written."""
+    for (row, col), _ in src.block_windows(1):
+        first, count = (src.get_tag_item(f"BLOCK_{x}_{col}_{row}", "TIFF", bidx=1) for x in ("OFFSET", "SIZE"))
+        yield hole if first is None or count is None else int(first) + int(count)
+
+
+def rasterio_window(window: Window) -> RasterioWindow:
+    """Our window as rasterio's."""
+    return RasterioWindow(window.col, window.row, window.width, window.height)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Images without a georeference are welcome here: no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def one_line(error: BaseException) -> str:
+    """What GDAL said; rasterio often only says that GDAL said something."""
+    return " ".join(str(error.__cause__ or error).split())
+
+
+def rescaled(pixels: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Values of any type as uint8: low and below 0, high and above 255, rounded between; NaN is 0."""
+    scaled = (pixels.astype(np.float32) - low) * np.float32(255 / (high - low))
+    return np.nan_to_num(np.clip(scaled + 0.5, 0, 255), nan=0).astype(np.uint8)

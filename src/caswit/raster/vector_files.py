@@ -1,0 +1,219 @@
+"""Vector files written feature by feature: GeoPackage, GeoParquet, GeoJSON.
+
+Polygons come in pixels and are placed on the ground here; their areas are square metres on the ground.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+import pyogrio.raw
+import shapely
+from numpy.typing import NDArray
+from pyproj import CRS, Geod, Transformer
+
+from caswit.errors import ConfigError
+from caswit.raster.georef import Grid
+from caswit.raster.polygons import ClassPolygon
+
+FORMATS = (".gpkg", ".parquet", ".geojson")
+_AT_ONCE = 5000
+"""Polygons held before they are written."""
+
+
+class Ground:
+    """From pixels to coordinates and areas.
+
+    Args:
+        grid: Of the map.
+        gsd_m: Ground size of its pixels in metres, for a grid that does not say it.
+    """
+
+    def __init__(self, grid: Grid, gsd_m: float | None = None) -> None:
+        self.grid, self.gsd_m = grid, gsd_m
+        self.crs = CRS.from_wkt(grid.crs.to_wkt()) if grid.crs else None
+        self._degrees: Transformer | None = None
+        if self.crs is not None and (self.crs.is_geographic or self.crs.to_epsg() == 3857):
+            # Web Mercator calls its units metres, but they are not metres on the ground.
+            self._degrees = Transformer.from_crs(self.crs, self.crs.geodetic_crs, always_xy=True)
+
+    @property
+    def measures(self) -> bool:
+        """Whether areas are known: of a grid without a CRS, or in coordinates of nowhere, only where told."""
+        return self._on_earth or self.gsd_m is not None
+
+    @property
+    def _on_earth(self) -> bool:
+        return self.crs is not None and (self.crs.is_projected or self.crs.is_geographic)
+
+    def place(self, shapes: Any) -> Any:
+        """Coordinates of the CRS instead of pixels."""
+        matrix = self.grid.matrix
+        return shapely.transform(shapes, lambda p: (matrix @ np.stack([p[:, 0], p[:, 1], np.ones(len(p))]))[:2].T)
+
+    def areas_m2(self, placed: Any) -> NDArray[np.float64]:
+        """Areas on the ground; NaN where unknown."""
+        if not self._on_earth or self.crs is None:
+            pixel = abs(np.linalg.det(self.grid.matrix[:2, :2]))
+            return np.asarray(shapely.area(placed)) / pixel * (np.nan if self.gsd_m is None else self.gsd_m) ** 2
+        if self._degrees is None:
+            metres: float = self.crs.axis_info[0].unit_conversion_factor
+            areas: NDArray[np.float64] = shapely.area(placed) * metres**2
+            return areas
+        ellipsoid: Geod = self.crs.get_geod() or Geod(ellps="WGS84")
+        degrees = shapely.transform(placed, self._degrees.transform, interleaved=False)
+        return np.array([abs(ellipsoid.geometry_area_perimeter(g)[0]) for g in degrees])
+
+
+class Features(NamedTuple):
+    """Some polygons, ready to be written."""
+
+    shapes: Any
+    ids: NDArray[np.uint8]
+    names: NDArray[Any]
+    areas_m2: NDArray[np.float64]
+
+
+class _Format(Protocol):
+    def write(self, features: Features) -> None: ...
+    def close(self) -> None: ...
+
+
+class PolygonWriter:
+    """Writes polygons with their class, its name and their area. Use as a context manager.
+
+    Args:
+        file: Where to write; the caller gives it its final name.
+        suffix: One of ``FORMATS``.
+        ground: Of the map.
+        names: Class id -> name.
+        min_area_m2: Smaller polygons are left out.
+    """
+
+    def __init__(self, file: Path, suffix: str, ground: Ground, names: Mapping[int, str], min_area_m2: float) -> None:
+        self.ground, self.names, self.min_area_m2 = ground, names, min_area_m2
+        if min_area_m2 > 0 and not self.ground.measures:
+            raise ConfigError("the image has no CRS, so areas in m2 are unknown; leave out --min_area")
+        kinds: dict[str, Callable[[Path, Ground], _Format]] = {
+            ".gpkg": _GeoPackage,
+            ".parquet": _GeoParquet,
+            ".geojson": _GeoJson,
+        }
+        self._format = kinds[suffix](file, self.ground)
+        self._held: list[ClassPolygon] = []
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._format.close()
+
+    def add(self, polygon: ClassPolygon) -> None:
+        """Write one, now or soon."""
+        self._held.append(polygon)
+        if len(self._held) >= _AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        shapes = self.ground.place(np.array([p.shape for p in held], object))
+        areas = self.ground.areas_m2(shapes)
+        ids = np.array([p.class_id for p in held], np.uint8)
+        names = np.array([self.names[i] for i in ids.tolist()], object)
+        large = ~(areas < self.min_area_m2)  # an unknown area is not too small
+        self.count += int(large.sum())
+        self._format.write(Features(shapes[large], ids[large], names[large], areas[large]))
+
+
+class _GeoPackage:
+    def __init__(self, file: Path, ground: Ground) -> None:
+        self.file, self.crs = file, ground.crs
+        self.begun = False
+
+    def write(self, features: Features) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The filename extension", RuntimeWarning)  # ours is .tmp until complete
+            self._write(features)
+        self.begun = True
+
+    def _write(self, features: Features) -> None:
+        pyogrio.raw.write(
+            self.file,
+            shapely.to_wkb(features.shapes),
+            [features.ids.astype(np.int32), features.names, features.areas_m2],
+            ["class", "name", "area_m2"],
+            crs=self.crs.to_wkt() if self.crs else None,
+            driver="GPKG",
+            layer="landcover",
+            geometry_type="Polygon",
+            append=self.begun,
+        )
+
+    def close(self) -> None: ...
+
+
+class _GeoJson:
+    """RFC 7946: longitude and latitude on WGS 84, whatever the CRS of the map."""
+
+    def __init__(self, file: Path, ground: Ground) -> None:
+        self._to_degrees = Transformer.from_crs(ground.crs, 4326, always_xy=True) if ground.crs else None
+        self._file = file.open("w", encoding="utf-8")
+        self._file.write('{"type": "FeatureCollection", "features": [')
+        self._separator = "\n"
+
+    def write(self, features: Features) -> None:
+        shapes = features.shapes
+        if self._to_degrees is not None:
+            shapes = shapely.transform(shapes, self._to_degrees.transform, interleaved=False)
+        shapes = shapely.orient_polygons(shapes)
+        for shape, class_id, name, area in zip(shapely.to_geojson(shapes), *features[1:], strict=True):
+            about = {"class": int(class_id), "name": name, "area_m2": None if np.isnan(area) else round(area, 3)}
+            self._file.write(self._separator)
+            self._file.write(f'{{"type": "Feature", "properties": {json.dumps(about)}, "geometry": {shape}}}')
+            self._separator = ",\n"
+
+    def close(self) -> None:
+        self._file.write("\n]}\n")
+        self._file.close()
+
+
+class _GeoParquet:
+    """GeoParquet 1.1, one row group per write."""
+
+    def __init__(self, file: Path, ground: Ground) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        column: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Polygon"]}
+        column["crs"] = ground.crs.to_json_dict() if ground.crs else None
+        geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+        fields = [("class", pa.int32()), ("name", pa.string()), ("area_m2", pa.float64()), ("geometry", pa.binary())]
+        self._schema = pa.schema(fields, metadata={"geo": json.dumps(geo)})
+        self._table = pa.table
+        self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
+
+    def write(self, features: Features) -> None:
+        wkb = shapely.to_wkb(features.shapes)
+        columns = [features.ids, features.names, features.areas_m2, wkb]
+        names = self._schema.names
+        self._writer.write_table(self._table(dict(zip(names, columns, strict=True)), schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def check_vector(file: Path, grid: Grid, gsd_m: float | None, min_area_m2: float, simplify_m: float) -> None:
+    """Raise ConfigError unless polygons of this grid, or with this ground size, can be written so."""
+    if file.suffix.lower() not in FORMATS:
+        raise ConfigError(f"{file}: polygons are written as {', '.join(FORMATS)}; give a name that ends so")
+    unknown = "nobody knows how many metres a pixel of the image has; add --gsd_m, or leave out"
+    if simplify_m > 0 and (grid.source_gsd_m or gsd_m) is None:
+        raise ConfigError(f"{unknown} --simplify")
+    if min_area_m2 > 0 and not Ground(grid, gsd_m).measures:
+        raise ConfigError(f"{unknown} --min_area")

@@ -1,0 +1,1 @@
+"""Training: one loop, supervised or self-supervised."""

@@ -1,0 +1,122 @@
+"""Pictures of what pretraining sees and makes of it (paper figures 2 and 10)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from caswit.config import MaskConfig, TileConfig
+from caswit.data.dataset import Dataset
+from caswit.data.reader import SceneReader
+from caswit.data.scene import Scene
+from caswit.errors import DataError
+from caswit.files import atomic_write_bytes
+from caswit.inference.devices import autocast
+from caswit.nn.simmim import SimMIM, pixel_mask, random_cells
+from caswit.raster.reader import Bool, UInt8
+from caswit.raster.windows import Window, tile_grid
+from caswit.viz.pictures import png_bytes, stack, strip
+from caswit.weights.model_folder import load_pretrained
+
+HIDDEN = (128, 128, 128)
+"""Colour of masked pixels in pictures."""
+
+
+class Reconstruction(NamedTuple):
+    """A tile, what is hidden of it and of its context, and what the network made of it. Images are (3, T, T)."""
+
+    tile: UInt8
+    masked_tile: UInt8
+    masked_context: UInt8
+    reconstruction: UInt8
+    """Reconstructed where the tile is masked, elsewhere the tile itself, which the loss does not ask for."""
+
+    def picture(self) -> UInt8:
+        """The four side by side, (H, W, 3)."""
+        titles = ("tile", "masked tile", "masked context", "reconstruction")
+        return strip([(title, np.moveaxis(x, 0, -1)) for title, x in zip(titles, self, strict=True) if x.size])
+
+
+class Reconstructor:
+    """A pretrained network on a device.
+
+    Args:
+        network: Put into evaluation mode while it works.
+        tile: Geometry.
+        mask: What to hide.
+        device: Where to compute.
+        bf16: Autocast to bfloat16.
+    """
+
+    def __init__(self, network: SimMIM, tile: TileConfig, mask: MaskConfig, device: torch.device, bf16: bool) -> None:
+        self.network, self.tile, self.mask, self.device, self.bf16 = network.to(device), tile, mask, device, bf16
+
+    @torch.inference_mode()
+    def __call__(self, scene: SceneReader, window: Window, seed: int) -> Reconstruction:
+        """Hide cells of a tile, which the seed chooses, and reconstruct them."""
+        network, side = self.network, self.tile.tile_px
+        factor = self.tile.context_factor if network.network.reads_context else None
+        sample = scene.read(window, factor)
+        cells = random_cells(side, self.mask.mask_cell_px, self.mask.ratio, np.random.default_rng(seed))
+        hr, mask = (torch.from_numpy(x)[None].to(self.device) for x in (sample.tile, cells))
+        context = torch.from_numpy(sample.context)[None].to(self.device) if factor else None
+        was_training = network.training
+        network.eval()
+        with autocast(self.device, self.bf16):
+            pixels = network(hr, context, mask).float()
+        network.train(was_training)
+        pixels = pixels * network.network.std + network.network.mean
+        found = pixels.round().clamp(0, 255).byte().cpu().numpy()[0]
+        hidden = pixel_mask(mask, side, side)[0, 0].cpu().numpy()
+        surroundings = sample.context
+        if context is not None:
+            middle = pixel_mask(network.context_mask(context)[None], *context.shape[-2:])[0, 0].cpu().numpy()
+            surroundings = _painted(sample.context, middle)
+        return Reconstruction(
+            sample.tile, _painted(sample.tile, hidden), surroundings, np.where(hidden, found, sample.tile)
+        )
+
+
+def _painted(image: UInt8, hidden: Bool) -> UInt8:
+    colour = np.array(HIDDEN, np.uint8)[:, None, None]
+    return np.where(hidden, colour, image)
+
+
+def sheet(make: Reconstructor, dataset: Dataset, tiles: Sequence[tuple[Scene, Window]]) -> UInt8:
+    """One picture (H, W, 3) with a row for each tile; always the same cells are hidden."""
+    rows = []
+    for number, (scene, window) in enumerate(tiles):
+        with SceneReader(scene, None, dataset.bands, dataset.read_gsd_m) as opened:
+            rows.append(make(opened, window, number).picture())
+    return stack(rows)
+
+
+def reconstruct(
+    model: Path | str, image: Path, out: Path, *, count: int = 4, seed: int = 0, device: torch.device, bf16: bool
+) -> None:
+    """Draw tiles of an image, spread over it, as a pretrained network sees and reconstructs them.
+
+    Args:
+        model: Folder of pretrained weights, or hf:owner/name.
+        image: RGB uint8 raster.
+        out: PNG to write.
+        count: Tiles.
+        seed: Chooses the hidden cells.
+        device: Where to compute.
+        bf16: Autocast to bfloat16.
+
+    Raises:
+        CaswitError: The weights or the image cannot be used.
+    """
+    network, info = load_pretrained(model)
+    make = Reconstructor(network, info.tile, info.mask, device, bf16)
+    with SceneReader(Scene(image=image), None, info.bands, info.tile.read_gsd_m) as scene:
+        grid = [t.window for t in tile_grid(scene.height, scene.width, info.tile.tile_px, 0)]
+        shown = [w for w in grid if scene.region(w).valid.any()]
+        if not shown:
+            raise DataError(f"{image}: has no valid pixels")
+        picks = np.linspace(0, len(shown) - 1, num=min(count, len(shown)) + 2)[1:-1]
+        rows = [make(scene, shown[round(at)], seed + number).picture() for number, at in enumerate(picks)]
+    atomic_write_bytes(out, png_bytes(stack(rows)))

@@ -1,0 +1,130 @@
+"""A run folder: recipe, log, checkpoints, pictures, the finished model.
+
+Everything a killed run needs to continue is in ``checkpoints/last.pt``, which is replaced atomically; the log is
+cut back to the step of that checkpoint on resuming.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from caswit.config import PretrainRecipe, Recipe
+from caswit.config.renamed import with_new_names
+from caswit.errors import ConfigError
+from caswit.files import atomic_path, atomic_write_bytes
+from caswit.weights.model_folder import CONFIG, torch_load
+
+LOOP_COLUMNS = ("step", "epoch", "loss", "lr", "tiles_per_s", "elapsed_s")
+COLUMNS = (*LOOP_COLUMNS, "val_miou", "val_mf1", "val_mbiou", "val_accuracy")
+AnyRecipe = Recipe | PretrainRecipe
+FREE_TO_CHANGE = {"workers", "pictures", "save_every_s", "max_minutes", "accelerator"}
+"""Settings that may differ between a run and its continuation."""
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    Args:
+        path: The folder.
+        columns: Of log.csv.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
+        self.path, self.columns = path, columns
+        self.recipe = path / "recipe.yaml"
+        self.log = path / "log.csv"
+        self.last = path / "checkpoints" / "last.pt"
+        self.best = path / "checkpoints" / "best.pt"
+        self.pictures = path / "pictures"
+        self.model = path / "model"
+
+    def check(self, recipe: AnyRecipe, *, resume: bool) -> None:
+        """Raise ConfigError if a run of this recipe cannot begin, or be resumed, in the folder."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: is a file; give another --out")
+        if not self.last.exists() and not self.best.exists():
+            return  # nothing was saved, so nothing can be lost
+        if not resume:
+            raise ConfigError(f"{self.path}: already holds a run; --resume continues it, or give another --out")
+        before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        for name, was, value in _differences(before, recipe):
+            raise ConfigError(
+                f"{self.path}: its run has {name}={was}, got {value}; resume with the run's own "
+                f"recipe ({self.recipe}), or give another --out"
+            )
+
+    def finished(self, recipe: AnyRecipe) -> bool:
+        """Whether the folder's model was made by this recipe."""
+        if not (self.model / CONFIG).is_file():
+            return False
+        made_by = json.loads((self.model / CONFIG).read_text(encoding="utf-8"))["provenance"].get("recipe")
+        return made_by is not None and not any(_differences(made_by, recipe))
+
+    def begin(self, recipe: AnyRecipe) -> dict[str, Any] | None:
+        """Make or reopen the folder; returns the checkpoint to continue from, if there is one."""
+        for folder in (self.path, self.last.parent, self.pictures):
+            folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
+        atomic_write_bytes(self.recipe, text.encode())
+        checkpoint = torch_load(self.last) if self.last.exists() else None
+        self._cut_log(0 if checkpoint is None else checkpoint["step"])
+        return checkpoint
+
+    def save(self, file: Path, checkpoint: Mapping[str, Any]) -> None:
+        """Write a checkpoint under its final name only when it is complete."""
+        with atomic_path(file) as partial:
+            torch.save(dict(checkpoint), partial)
+
+    def write_log(self, row: Mapping[str, Any]) -> None:
+        """Append a row to log.csv; columns that are not given stay empty."""
+        with self.log.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _cut_log(self, step: int) -> None:
+        kept = [row for row in read_log(self.log) if int(row["step"]) <= step] if self.log.exists() else []
+
+        with atomic_path(self.log) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(kept)
+
+
+def read_log(file: Path) -> list[dict[str, str]]:
+    """Rows of a log.csv. A last line that was cut off is left out."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    return [row for row in csv.DictReader(whole) if row["step"].isdigit()]
+
+
+def _differences(before: dict[str, Any], recipe: AnyRecipe) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that matter and differ: name, value before, value now."""
+    old, new = _flat(before), _flat(_plain(asdict(recipe)))
+    for name, value in new.items():
+        if old.get(name) != value and name.rpartition(".")[2] not in FREE_TO_CHANGE:
+            yield name, old.get(name), value
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Settings by section.name; ``init`` is one value."""
+    flat: dict[str, Any] = {}
+    for section, settings in recipe.items():
+        if isinstance(settings, dict) and section != "init":
+            flat |= {f"{section}.{name}": value for name, value in with_new_names(section, settings).items()}
+        else:
+            flat[section] = settings
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is what YAML gives back."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value

@@ -1,3 +1,0 @@
-"""The version, alone here so that everything may import it."""
-
-__version__ = "0.1.0"

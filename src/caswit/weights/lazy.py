@@ -1,0 +1,109 @@
+"""Weights that stay in their file until they are used, and can be let go of again.
+
+The operating system reads a mapped file where it is touched, and may forget what it read: unlike memory, it comes
+again. A network that is only read to be arranged in another way
+(``caswit.inference.cpu``) then costs no memory of its own.
+"""
+
+import json
+import mmap
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_EVERY_S = 0.05
+
+
+class LazyWeights(Mapping[str, Tensor]):
+    """Tensors of a safetensors file by name. Writing to them changes memory, never the file.
+
+    Args:
+        file: Stays as it is for as long as a tensor is used; renaming another to its name is fine.
+
+    Raises:
+        SafetensorError: It is none.
+        KeyError: It holds tensors that are no weights.
+    """
+
+    def __init__(self, file: Path) -> None:
+        with safe_open(file, framework="pt"):
+            pass  # a check of everything in its header
+        with file.open("rb") as opened:
+            self._memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        begin = 8 + int.from_bytes(self._memory[:8], "little")
+        header = json.loads(self._memory[8:begin])
+        header.pop("__metadata__", None)
+        self._tensors = {name: self._tensor(begin, **entry) for name, entry in header.items()}
+
+    def _tensor(self, begin: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> Tensor:
+        kind, (first, last) = _TYPES[dtype], data_offsets
+        if first == last:
+            return torch.empty(shape, dtype=kind)
+        count = (last - first) // kind.itemsize
+        found = torch.frombuffer(self._memory, dtype=kind, count=count, offset=begin + first).view(shape)
+        return found.float() if kind.is_floating_point else found  # a copy, of what is not fp32
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """While weights are read once: let go of them every now and then, and afterwards."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._let_go_until, args=(done,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _let_go_until(self, done: threading.Event) -> None:
+        while not done.wait(_EVERY_S):
+            self._let_go()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        # What was written to would be lost: torch counts that, for whoever shares a tensor's memory.
+        if hasattr(mmap, "MADV_DONTNEED") and not any(x._version for x in self._tensors.values()):
+            self._memory.madvise(mmap.MADV_DONTNEED)
+
+
+class _Unfilled(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("dtype") in (None, torch.float32):
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def with_weights(build: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> nn.Module:
+    """A network that has these very tensors, and never had others.
+
+    Its parameters are built without memory: filling them with noise takes a second and as much memory as they have.
+
+    Raises:
+        RuntimeError: The weights are those of another network.
+    """
+    with _Unfilled():
+        network = build()
+    network.load_state_dict(weights, assign=True)
+    empty = [name for name, x in [*network.named_parameters(), *network.named_buffers()] if x.is_meta]
+    assert not empty, empty  # buffers that are not saved are computed, not filled
+    return network

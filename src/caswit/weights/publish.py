@@ -1,0 +1,207 @@
+"""Handing a model on: its folder with a model card, to the Hugging Face hub or to a folder."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from caswit.errors import ConfigError, DataError
+from caswit.files import atomic_path, read_yaml
+from caswit.viz.pages import render
+from caswit.weights.hub import PREFIX, upload
+from caswit.weights.model_folder import (
+    CONFIG,
+    PRETRAINED,
+    WEIGHTS,
+    config_errors,
+    load_model,
+    load_pretrained,
+    model_folder,
+    read_config,
+)
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What its maker says of a model: a YAML file for its card."""
+
+    summary: str
+    """What it maps, in a line."""
+    gsd_m: tuple[float, float]
+    """Ground sizes of a pixel, in metres, it is meant for: from, to below."""
+    read_at_m: float
+    """Ground size of the pixels it sees. Images that say theirs are resampled to it."""
+    data: str
+    """What it learned from, and the licences; Markdown, like the next two."""
+    training: str
+    """Recipes, seed, commands, what they cost."""
+    limits: str
+    """What it is not good for."""
+    pictures: Mapping[str, str]
+    """File beside the YAML file -> caption."""
+    sample: str
+    """File beside it: an image of the kind the model is for."""
+    sample_gsd_m: float
+    """Ground size of its pixels, in metres."""
+
+
+def read_about(file: Path) -> About:
+    """Read what a maker says of a model.
+
+    Raises:
+        ConfigError: Something is missing or unknown, or a picture is not there.
+    """
+    content = read_yaml(file)
+    names = {f.name for f in fields(About)}
+    if not isinstance(content, dict) or set(content) != names:
+        raise ConfigError(f"{file}: must have exactly {', '.join(sorted(names))}")
+    for name in names - {"gsd_m", "read_at_m", "pictures", "sample_gsd_m"}:
+        if not isinstance(content[name], str):
+            raise ConfigError(f"{file}: {name} must be text, got {content[name]!r}")
+    gsd_m, pictures = content["gsd_m"], content["pictures"]
+    numbers = isinstance(gsd_m, list) and len(gsd_m) == 2 and all(isinstance(x, int | float) for x in gsd_m)
+    if not numbers or not 0 < gsd_m[0] <= gsd_m[1]:
+        raise ConfigError(f"{file}: gsd_m must be two numbers of metres, the lower one first, got {gsd_m!r}")
+    if not isinstance(pictures, dict):
+        raise ConfigError(f"{file}: pictures must be files and their captions, got {pictures!r}")
+    for name in ("read_at_m", "sample_gsd_m"):
+        if not isinstance(content[name], int | float) or not gsd_m[0] <= content[name] < gsd_m[1]:
+            raise ConfigError(f"{file}: {name} must be metres within gsd_m, got {content[name]!r}")
+    for name in (*pictures, content["sample"]):
+        if Path(name).name != name or not file.with_name(name).is_file():
+            raise ConfigError(f"{file}: {name} does not lie beside it")
+    return About(**content | {"gsd_m": tuple(gsd_m)})
+
+
+def push(
+    model: Path,
+    where: str,
+    *,
+    report: Path | None = None,
+    about: Path | None = None,
+    half: bool = False,
+    license_name: str | None = None,
+    private: bool = False,
+) -> str:
+    """Put a model, its config and a card on the hub, or into a folder.
+
+    Args:
+        model: Model folder, trained or pretrained.
+        where: owner/name on the hub; or a folder, which begins with a dot, a slash or a tilde.
+        report: report.json of caswit evaluate, or its folder.
+        about: YAML file with the fields of ``About``, for the card and for ``caswit models``.
+        half: Store floating-point weights in 16 bits: half the size. Readers widen them again.
+        license_name: For the card, e.g. cc-by-4.0.
+        private: Make a new repository private.
+
+    Returns:
+        The address of the page, or the folder.
+
+    Raises:
+        CaswitError: The model or the report cannot be read, or the hub refuses.
+    """
+    folder = model_folder(model)
+    config = public_config(folder)
+    (load_pretrained if config.get("kind") == PRETRAINED else load_model)(folder)  # what cannot be used is not sent
+    name = where.removeprefix(PREFIX)
+    local = name.startswith((".", "/", "~"))
+    if not local and name.count("/") != 1:
+        raise ConfigError(f"{where}: give owner/name on the hub, or a folder as ./name")
+    if report is None and about is None and license_name is None and (folder / CARD).is_file():
+        # It has a card already: licence, scores and limits go with the weights.
+        card = (folder / CARD).read_text(encoding="utf-8")
+        beside = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name not in (CARD, CONFIG, WEIGHTS)]
+    else:
+        said, beside = None, []
+        if about is not None:
+            said = read_about(about)
+            beside = [about.with_name(picture) for picture in {*said.pictures, said.sample}]
+            kept = ("summary", "gsd_m", "sample", "sample_gsd_m")
+            config["about"] = {key: getattr(said, key) for key in kept}
+            config["trained_gsd_m"] = config["tile"]["read_gsd_m"] = said.read_at_m
+        card = model_card(config, Path(name).name if local else name, _read_report(report), license_name, said)
+    with nullcontext(name) if local else tempfile.TemporaryDirectory() as written:
+        target = Path(written).expanduser()
+        _fill(target, folder, config, card, beside, half)
+        if local:
+            return str(target)
+        return upload(target, name, private=private, message=f"Upload {config['software']} model")
+
+
+def model_card(
+    config: Mapping[str, Any],
+    name: str,
+    report: Mapping[str, Any] | None,
+    license_name: str | None = None,
+    about: About | None = None,
+) -> str:
+    """A page about a model, in Markdown, with the hub's tags.
+
+    Args:
+        config: What config.json says.
+        name: owner/name.
+        report: What report.json says, if there is one.
+        license_name: Tag of the licence.
+        about: What its maker says of it.
+    """
+    return render(
+        "model_card.md.j2",
+        **{key: config[key] for key in ("model", "tile", "bands", "trained_gsd_m", "provenance")},
+        name=name,
+        classes=[c for c in config.get("classes", ()) if not c.get("ignore")],
+        pretrained=config.get("kind") == PRETRAINED,
+        report=report,
+        license=license_name,
+        about=about,
+    )
+
+
+def public_config(folder: Path) -> dict[str, Any]:
+    """The config without the folders of whoever trained the model."""
+    with config_errors(folder / CONFIG):
+        config = read_config(folder / CONFIG)
+        recipe = config["provenance"].get("recipe", {})
+        for section in (recipe.get("data"), recipe.get("init")):
+            for key in ("dataset", "path"):
+                if isinstance(section, dict) and isinstance(section.get(key), str):
+                    section[key] = Path(section[key]).name
+        if isinstance(recipe.get("init"), str) and not recipe["init"].startswith(PREFIX):
+            recipe["init"] = Path(recipe["init"]).name
+    return config
+
+
+def _read_report(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _ = report["miou"], report["per_class"], report["evaluated"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: no report.json of caswit evaluate ({type(error).__name__})") from error
+    return report
+
+
+def _fill(target: Path, folder: Path, config: Mapping[str, Any], card: str, beside: Sequence[Path], half: bool) -> None:
+    """Write what a repository holds; the config, which makes it a model folder, comes last."""
+    target.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target / WEIGHTS) as partial:
+        if half:
+            weights = load_file(folder / WEIGHTS)
+            save_file({name: x.half() if x.is_floating_point() else x for name, x in weights.items()}, partial)
+        else:
+            shutil.copyfile(folder / WEIGHTS, partial)
+        partial.chmod(0o644)  # safetensors lets nobody else read it
+    for file in beside:
+        if file.resolve() != (target / file.name).resolve():  # the YAML file may lie in the folder that is made
+            shutil.copyfile(file, target / file.name)
+    (target / CARD).write_text(card, encoding="utf-8")
+    (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,280 @@
+"""The command line as a user meets it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+import caswit
+from caswit.cli.main import COMMANDS, main
+from conftest import picture
+
+pytestmark = pytest.mark.e2e
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command."""
+    try:
+        main([str(word) for word in words])
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def refused(capsys, *words: str) -> str:
+    """The one line a user's mistake gets."""
+    status, out, err = run(capsys, *words)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("caswit: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command(capsys, words):
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(capsys, name):
+    status, out, _ = run(capsys, name, "--help")
+    assert status == 0
+    assert out.startswith(f"usage: caswit {name}")
+
+
+def test_help_of_a_setting_is_the_docstring_of_its_field(capsys):
+    out = " ".join(run(capsys, "train", "--help")[1].split())
+    assert "Highest learning rate of AdamW." in out
+    assert "(type: float, default: 6e-05)" in out
+
+
+def test_version(capsys):
+    assert run(capsys, "--version")[1] == f"caswit {caswit.__version__}\n"
+
+
+def test_python_dash_m_and_exit_status():
+    done = subprocess.run([sys.executable, "-m", "caswit", "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("caswit: no command 'nonsense'; commands are: ")
+
+
+def test_from_recipe_to_map(capsys, dataset_file, tmp_path):
+    """Train with two overridden fields, describe, score, map: what the README promises."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "data": {"dataset": str(dataset_file), "val_split": "test"},
+                "model": {"size": "nano", "decoder_channels": 16},
+                "tile": {"tile_px": 32},
+                "train": {"batch": 2, "max_steps": 50, "accelerator": "cpu"},
+            }
+        )
+    )
+    out, model = tmp_path / "run", tmp_path / "run" / "model"
+    status, said, _ = run(capsys, "train", recipe, "--out", out, "--train.max_steps", "2", "--train.seed=3")
+    assert status == 0
+    assert str(model) in said
+    resolved = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert (resolved["train"]["max_steps"], resolved["train"]["seed"]) == (2, 3)
+    status, said, _ = run(capsys, "info", model)
+    assert status == 0
+    assert "GFLOP per tile" in said
+    status, said, _ = run(capsys, "evaluate", model, dataset_file, "--out", tmp_path / "scores")
+    assert status == 0
+    assert "mIoU 0." in said
+    status, said, _ = run(capsys, "predict", tmp_path / "scene.tif", tmp_path / "map.tif", "--model", model)
+    assert status == 0
+    assert (tmp_path / "map.tif").is_file()
+    assert "--resume" in refused(capsys, "train", recipe, "--out", out)
+    assert "its model is in model/" in refused(capsys, "info", out)
+
+
+class TestMistakes:
+    def test_unknown_option(self, capsys):
+        assert "--colour" in refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--colour", "red")
+
+    def test_abbreviated_option(self, capsys):
+        """A misspelt option must not be taken for another."""
+        assert "--mod" in refused(capsys, "predict", "a.tif", "b.tif", "--mod", "m")
+
+    def test_map_that_is_no_tif(self, capsys, tmp_path, model_folder):
+        assert "ends in .tif" in refused(capsys, "predict", "a.jpg", tmp_path / "b.png", "--model", model_folder)
+
+    def test_missing_option(self, capsys):
+        assert "model" in refused(capsys, "explain", "a.tif", "--row", "1", "--col", "1", "--out", "b.png")
+
+    @pytest.mark.parametrize(
+        ("option", "value", "words"),
+        [
+            ("--batch", "many", "--batch: expected int, got many"),
+            ("--batch", "1.5", "--batch: expected int, got 1.5"),
+            ("--overlap_px", "x", "--overlap_px: expected int, null, got x"),
+            ("--precision", "fp16", "--precision: expected one of ['auto', 'bf16', 'fp32'], got fp16"),
+        ],
+    )
+    def test_value_of_the_wrong_type(self, capsys, option, value, words):
+        assert words in refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", option, value)
+
+    def test_value_out_of_range(self, capsys):
+        message = refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--batch", "0")
+        assert "batch must be at least 1, got 0" in message
+
+    def test_missing_recipe(self, capsys, tmp_path):
+        assert "none.yaml" in refused(capsys, "train", tmp_path / "none.yaml", "--out", tmp_path / "run")
+
+    def test_folder_instead_of_a_recipe(self, capsys, tmp_path):
+        assert "no such recipe file" in refused(capsys, "train", tmp_path, "--out", tmp_path / "run")
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"\x89PNG\xff", "r.yaml: not YAML"),
+            (b"hello", "r.yaml: must be a mapping with some of augment, base, data, "),
+            (b"data: {dataset: x}\nmodel:", "r.yaml: model: must be a mapping with some of "),
+            (b"data: {dataset: x}\nmodels: {size: nano}", "r.yaml: unknown models; allowed: "),
+            (b"data: {dataset: x}\nmodel: {size: huge}", "--model.size: expected one of ['pico', "),
+            (b"model: {size: nano}", "missing: --data.dataset"),
+        ],
+    )
+    def test_recipe_that_is_none(self, capsys, tmp_path, content, words):
+        (tmp_path / "r.yaml").write_bytes(content)
+        assert words in refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+
+    def test_recipe_that_is_not_yaml(self, capsys, tmp_path):
+        (tmp_path / "r.yaml").write_text("{")
+        assert "r.yaml" in refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+
+    def test_recipe_with_an_unknown_key(self, capsys, tmp_path):
+        (tmp_path / "r.yaml").write_text("data: {dataset: x}\ntrain: {learning_rate: 1}")
+        assert "r.yaml: train: unknown learning_rate; allowed: accelerator, " in refused(
+            capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run"
+        )
+
+    def test_recipe_with_a_value_out_of_range(self, capsys, tmp_path):
+        (tmp_path / "r.yaml").write_text("data: {dataset: x}\ntile: {tile_px: 250, context_factor: 4}")
+        message = refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+        assert "tile_px must be a multiple of 2 x context_factor = 8, got tile_px=250; try 248" in message
+
+    def test_recipe_that_names_an_unset_variable(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.delenv("CASWIT_DATA", raising=False)
+        (tmp_path / "r.yaml").write_text("data: {dataset: $CASWIT_DATA/dubai/dataset.yaml}")
+        message = refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+        assert "the environment variable CASWIT_DATA is not set; try: export CASWIT_DATA=" in message
+        assert not (tmp_path / "run").exists()
+
+    def test_image_that_is_not_there(self, capsys, tmp_path, model_folder):
+        message = refused(capsys, "predict", tmp_path / "a.tif", tmp_path / "b.tif", "--model", model_folder)
+        assert "a.tif: no such file" in message
+
+    def test_options_and_commands_that_are_not_there(self, capsys):
+        assert refused(capsys, "predict", "a", "b", "--gsdm=3") == (
+            "caswit: caswit predict takes no --gsdm=3; did you mean --gsd_m?\n"
+        )
+        assert refused(capsys, "evaluate", "a", "b", "c", "--out", "d") == "caswit: caswit evaluate takes no c\n"
+        assert refused(capsys, "predct").endswith("push; did you mean predict?\n")
+
+    def test_what_is_missing_is_called_as_it_is_typed(self, capsys):
+        said = refused(capsys, "explain", "a.tif", "--row", "3")
+        assert said == "caswit: missing: --model, --out; caswit explain --help says what they are\n"
+        assert refused(capsys, "predict").startswith("caswit: missing: IMAGES, OUT; ")
+
+    def test_model_that_is_not_there(self, capsys, tmp_path, dataset_file):
+        words = refused(capsys, "predict", dataset_file.with_name("scene.tif"), tmp_path / "b.tif", "--model", "none")
+        assert "none: no such model folder" in words
+
+    def test_overlap_of_a_whole_tile(self, capsys, tmp_path, dataset_file, model_folder):
+        image = dataset_file.with_name("scene.tif")
+        words = refused(capsys, "predict", image, tmp_path / "b.tif", "--model", model_folder, "--overlap_px", "32")
+        assert "overlap_px must be below the model's tile_px=32, got 32; try 8" in words
+
+    def test_folder_that_is_not_there(self, capsys, tmp_path, dataset_file, model_folder):
+        out = tmp_path / "none" / "b.tif"
+        words = refused(capsys, "predict", dataset_file.with_name("scene.tif"), out, "--model", model_folder)
+        assert "its folder does not exist; create it first" in words
+
+    def test_run_folder_inside_a_file(self, capsys, tmp_path, dataset_file):
+        small = ["--model.size", "nano", "--train.batch", "2", "--tile.tile_px", "32", "--train.accelerator", "cpu"]
+        words = refused(
+            capsys, "train", "--out", dataset_file / "run", "--data.dataset", dataset_file, "--data.val_split", "null",
+            *small,
+        )  # fmt: skip
+        assert "Not a directory" in words
+
+    def test_what_gdal_says_is_in_the_one_line(self, make_raster, image, model_folder, tmp_path):
+        """GDAL's messages came before ours, through logging; pytest catches logging, so in a process of its own."""
+        path = make_raster(image, compress="deflate", tiled=True)
+        path.write_bytes(path.read_bytes()[:12_000])
+        words = ["predict", path, tmp_path / "map.tif", "--model", model_folder]
+        done = subprocess.run([sys.executable, "-m", "caswit", *words], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(
+            f"caswit: {path}: cannot read rows 0-90, columns 0-130; the file may be truncated"
+        )
+        assert done.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+    def test_ctrl_c_and_kill(self, make_raster, model_folder, tmp_path, how):
+        """SIGTERM left a temporary file behind."""
+        path, out = make_raster(picture(600, 600)), tmp_path / "out"
+        out.mkdir()
+        words = ["predict", path, out / "map.tif", "--model", model_folder, "--block_px", "32", "--device", "cpu"]
+        # Shells start background processes with SIGINT ignored, and children inherit that.
+        code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        code += "from caswit.cli.main import main; main(sys.argv[1:])"
+        run = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
+        while not list(out.glob("*/*.tif")) and run.poll() is None:
+            time.sleep(0.05)
+        run.send_signal(how)
+        said = run.communicate()[1]
+        assert run.returncode == 128 + how
+        assert all(line.startswith("predict image.tif: ") for line in said.splitlines()), said
+        assert [p.name for p in out.iterdir()] == ["map.tif.parts"]
+        assert not list(out.glob("*/.*.tmp"))
+
+    def test_options_may_be_written_with_a_hyphen(self, capsys):
+        words = refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--overlap-px", "x", "--block-px=64")
+        assert "--overlap_px: expected int, null, got x" in words
+
+    def test_address_of_an_image(self, capsys, tmp_path, model_folder):
+        """Its two slashes became one."""
+        url = "https://127.0.0.1:1/a.tif"
+        message = refused(capsys, "predict", url, tmp_path / "b.tif", "--model", model_folder)
+        assert f"{url}: not a raster GDAL can open" in message
+
+    def test_corrupt_image(self, capsys, tmp_path, model_folder):
+        (tmp_path / "a.tif").write_bytes(b"II*\0junk")
+        assert "a.tif" in refused(capsys, "predict", tmp_path / "a.tif", tmp_path / "b.tif", "--model", model_folder)
+        assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_training_without_its_extra_says_what_to_install(capsys, tmp_path, dataset_file, monkeypatch):
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith(("lightning", "caswit.training.supervised", "caswit.training.fabric"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lightning", None)  # importing it now fails as if it were not there
+    (tmp_path / "r.yaml").write_text(f"data: {{dataset: {dataset_file}}}")
+    message = refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+    assert "pip install 'caswit[train]'" in message
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["dubai-nano", "banepa-nano"])
+def test_the_recipes_of_the_repository_train(capsys, tmp_path, real_data, monkeypatch, name, request):
+    monkeypatch.setenv("CASWIT_DATA", str(real_data))
+    recipe = request.config.rootpath / "recipes" / f"{name}.yaml"
+    small = ["--train.max_steps", "1", "--train.batch", "2", "--data.val_split", "null"]
+    status, _, err = run(capsys, "train", recipe, "--out", tmp_path / "run", *small)
+    assert status == 0, err
+    assert (tmp_path / "run" / "model" / "config.json").is_file()

@@ -1,0 +1,148 @@
+"""Recipes that inherit, and the shipped ones against the paper."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from caswit.cli.commands.recipe import merge, parse_recipe, parse_row, read_recipe
+from caswit.errors import CaswitError, ConfigError
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+ROWS = sorted(RECIPES.glob("table*/*.yaml"))
+
+
+def write(file: Path, **content) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def settings(name: str):
+    file = RECIPES / name
+    return parse_recipe(read_recipe(file), file)
+
+
+class TestInheritance:
+    def test_fields_replace_fields(self, tmp_path):
+        write(tmp_path / "base.yaml", data={"dataset": "x"}, train={"lr": 1.0, "batch": 3}, model={"size": "tiny"})
+        file = write(tmp_path / "a" / "row.yaml", base="../base.yaml", train={"lr": 2.0})
+        assert read_recipe(file) == {
+            "data": {"dataset": "x"},
+            "train": {"lr": 2.0, "batch": 3},
+            "model": {"size": "tiny"},
+        }
+
+    def test_later_bases_win_over_earlier_ones_and_bases_have_bases(self, tmp_path):
+        write(tmp_path / "root.yaml", data={"dataset": "x", "workers": 1}, train={"batch": 1})
+        write(tmp_path / "left.yaml", base="root.yaml", train={"lr": 1.0})
+        write(tmp_path / "right.yaml", train={"lr": 2.0, "batch": 4})
+        file = write(tmp_path / "row.yaml", base=["left.yaml", "right.yaml"], data={"workers": 2})
+        assert read_recipe(file) == {"data": {"dataset": "x", "workers": 2}, "train": {"lr": 2.0, "batch": 4}}
+
+    def test_init_is_replaced_as_a_whole(self):
+        merged = merge({"init": {"from": "timm", "timm": True}}, {"init": {"from": "caswit", "path": "p"}})
+        assert merged == {"init": {"from": "caswit", "path": "p"}}
+        assert merge({"init": {"from": "timm"}}, {"init": None}) == {"init": None}
+
+    def test_a_file_without_base_is_what_it_says(self, tmp_path):
+        assert read_recipe(write(tmp_path / "r.yaml", data={"dataset": "x"})) == {"data": {"dataset": "x"}}
+
+
+class TestMistakes:
+    def refused(self, file: Path, words: str):
+        with pytest.raises(CaswitError) as caught:
+            read_recipe(file)
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_base_that_is_not_there(self, tmp_path):
+        file = write(tmp_path / "r.yaml", base="../none.yaml")
+        self.refused(file, f"{file}: base {tmp_path}/../none.yaml: no such recipe file; a base is relative to the file")
+
+    def test_circle(self, tmp_path):
+        write(tmp_path / "a.yaml", base="b.yaml")
+        file = write(tmp_path / "b.yaml", base="a.yaml")
+        self.refused(file, "bases go round in a circle")
+
+    def test_base_of_the_wrong_type(self, tmp_path):
+        self.refused(write(tmp_path / "r.yaml", base=[1]), "base must be a recipe or a list of them, got [1]")
+
+    def test_unknown_field_in_a_base_names_the_base(self, tmp_path):
+        write(tmp_path / "b.yaml", train={"learning_rate": 1})
+        self.refused(write(tmp_path / "r.yaml", base="b.yaml"), "b.yaml: train: unknown learning_rate")
+
+    def test_unknown_field_of_the_row(self, tmp_path):
+        self.refused(write(tmp_path / "r.yaml", row={"title": "x"}), "row: unknown title; allowed: name, ")
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ({"data": {"dataset": "x"}, "model": {"size": "huge"}}, "model.size: expected one of ['pico', "),
+            ({"data": {"dataset": "x"}, "model": {"arch": "pspnet"}}, "arch pspnet needs an encoder; try encoder: "),
+            ({"model": {"size": "nano"}}, "data"),
+        ],
+    )
+    def test_value_that_is_not_allowed_names_the_file(self, tmp_path, content, words):
+        file = write(tmp_path / "r.yaml", **content)
+        with pytest.raises(ConfigError) as caught:
+            parse_recipe(read_recipe(file), file)
+        assert str(caught.value).startswith(f"{file}: ")
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ROWS, ids=lambda f: f"{f.parent.name}/{f.stem}")
+class TestShippedRows:
+    def test_section_4_3_holds_for_every_row(self, file):
+        """What the paper states for all of them; batch 20 on URUR, augmentation in the -aug rows only."""
+        recipe = settings(file.relative_to(RECIPES))
+        train = recipe.train
+        urur = file.parent.name == "table2"
+        assert (train.lr, train.min_lr, train.weight_decay, train.epochs) == (6e-5, 1e-6, 0.01, 20)
+        assert (train.batch, train.devices) == (20 if urur else 16, 4)
+        assert train.batch // train.devices == (5 if urur else 4)
+        assert (recipe.tile.tile_px, recipe.tile.context_factor) == (512, 2)
+        assert train.max_steps is None
+        assert recipe.data.dataset == f"$CASWIT_DATA/{'urur' if urur else 'flair_hub'}/dataset.yaml"
+        augmented = "aug" in parse_row(read_recipe(file), file).name
+        assert (recipe.augment.spatial, recipe.augment.gamma > 0) == (augmented, augmented)
+        if recipe.model.arch == "caswit" and recipe.model.fusion_stages and "alpha0" not in file.stem:
+            assert train.alpha == 0.5
+
+    def test_row(self, file):
+        row = parse_row(read_recipe(file), file)
+        assert f"table{row.table}" == file.parent.name
+        assert row.protocol == ("urur8" if row.table == "2" else "flair15")
+        assert row.split == ("val" if row.table == "3" else "test")
+        assert row.paper.miou is not None
+        assert ("SSL" in row.name) == (row.pretraining is not None)
+        per_class = row.paper.per_class
+        if per_class and "Swin" not in row.name:  # the paper's baseline column does not add up
+            assert len(per_class) == (8 if row.table == "2" else 15)
+            assert sum(per_class.values()) / len(per_class) == pytest.approx(row.paper.miou, abs=0.06)
+
+
+def test_table_3_varies_what_the_paper_varies():
+    models = [(r.model, r.train.alpha) for r in (settings(f.relative_to(RECIPES)) for f in ROWS if "table3" in str(f))]
+    assert [(m.fusion_stages, m.gated, alpha, m.size) for m, alpha in models] == [
+        ((), False, 0.0, "base"),
+        ((1, 2, 3, 4), True, 0.0, "base"),
+        ((1, 2, 3, 4), False, 0.0, "base"),
+        ((1,), False, 0.5, "base"),
+        ((4,), False, 0.5, "base"),
+        ((1, 2, 3, 4), False, 0.5, "tiny"),
+        ((1, 2, 3, 4), False, 0.5, "base"),
+        ((1, 2, 3, 4), False, 0.5, "base"),
+    ]
+
+
+def test_table_3_shares_its_base_run_with_table_1():
+    assert settings("table3/7-base.yaml") == settings("table1/5-caswit-base.yaml")
+    assert settings("table3/8-base-ssl.yaml") == settings("table1/6-caswit-base-ssl.yaml")
+
+
+def test_a_row_moved_elsewhere_says_what_it_misses(tmp_path):
+    shutil.copy(RECIPES / "table3" / "4-stage1.yaml", tmp_path / "row.yaml")
+    with pytest.raises(CaswitError, match=r"row\.yaml: base .*caswit\.yaml: no such recipe file"):
+        read_recipe(tmp_path / "row.yaml")

@@ -1,0 +1,229 @@
+"""Rows of tables, from recipes to the page."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import yaml
+
+import caswit.experiments.paper_tables
+from caswit.cli.commands.recipe import parse_recipe, parse_row, read_recipe
+from caswit.cli.main import main
+from caswit.config import Recipe, TableConfig
+from caswit.errors import CaswitError
+from caswit.experiments.memory import peak_memory
+from caswit.experiments.paper_tables import TableRow, scaled, stand_in, table
+
+pytestmark = pytest.mark.e2e
+
+SMALL = {
+    "data": {"val_split": None, "sampling": "random"},
+    "tile": {"tile_px": 32},
+    "train": {"batch": 2, "max_steps": 2, "lr": 1e-3, "accelerator": "cpu", "deterministic": True},
+}
+
+
+@pytest.fixture
+def recipes(tmp_path, dataset_file):
+    """base.yaml and rows above it: a network without and with context, PSPNet, one that starts from elsewhere."""
+    base = SMALL | {"data": SMALL["data"] | {"dataset": str(dataset_file)}, "row": {"table": "9"}}
+    nano = {"size": "pico", "decoder_channels": 16}
+    contents = {
+        "base": base,
+        "alone": {"model": nano | {"fusion_stages": []}, "row": {"name": "Alone", "paper": {"miou": 60.0}}},
+        "seeing": {"model": nano | {"fusion_stages": [4]}, "row": {"name": "Seeing", "paper": {"miou": 61.5}}},
+        "pspnet": {"model": {"arch": "pspnet", "encoder": "resnet18"}, "row": {"name": "PSPNet"}},
+        "ssl": {
+            "model": nano,
+            "init": {"from": "caswit", "path": str(tmp_path / "pretrained")},
+            "row": {"name": "SSL", "pretraining": "recipes/p.yaml"},
+        },
+    }
+    for name, content in contents.items():
+        inherited = {} if name == "base" else {"base": "base.yaml"}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(inherited | content))
+    return tmp_path
+
+
+def rows(folder, *names) -> list[TableRow]:
+    files = [folder / f"{name}.yaml" for name in names]
+    contents = [read_recipe(file) for file in files]
+    return [
+        TableRow(file=file, row=parse_row(content, file), recipe=parse_recipe(content, file))
+        for file, content in zip(files, contents, strict=True)
+    ]
+
+
+FAST = TableConfig(seeds=(0, 1), device="cpu", precision="fp32", measure_memory=False, pictures=0)
+
+
+def test_rows_are_trained_scored_and_found_again(recipes, monkeypatch):
+    out = recipes / "out"
+    results = table(rows(recipes, "alone", "seeing", "pspnet"), out, FAST)
+    assert [sorted(r.reports) for r in results] == [[0, 1]] * 3
+    assert all(r.steps == 2 and r.trouble is None for r in results)
+    scores = [r.reports[0]["confusion"]["pixels"] for r in results]
+    assert scores[0] != scores[1]
+    page = (out / "table.md").read_text()
+    assert "| Seeing | 61.50 | " in page
+    assert " | +1.50 | " in page
+    assert (out / "table.csv").read_text().count("\n") == 1 + 6
+    assert (out / "classes.csv").read_text().count("\n") == 1 + 6 * 3
+
+    def never(*_, **__):
+        raise AssertionError("done before")
+
+    monkeypatch.setattr(caswit.experiments.paper_tables, "train", never)
+    monkeypatch.setattr(caswit.experiments.paper_tables, "evaluate", never)
+    again = table(rows(recipes, "seeing", "alone"), out, FAST)
+    assert [r.reports for r in again] == [results[1].reports, results[0].reports]
+
+
+def test_what_is_missing_is_made_again(recipes):
+    """A report that is gone, a checkpoint that is gone: only the report is computed, and it is the same."""
+    out, row = recipes / "out", rows(recipes, "alone")
+    settings = dataclasses.replace(FAST, seeds=(0,))
+    before = table(row, out, settings)[0].reports[0]
+    model = out / "runs" / "stripes" / "alone-s0" / "model" / "model.safetensors"
+    made_ns = model.stat().st_mtime_ns
+    shutil.rmtree(out / "scores")
+    shutil.rmtree(out / "runs" / "stripes" / "alone-s0" / "checkpoints")
+    after = table(row, out, settings)[0].reports[0]
+    assert model.stat().st_mtime_ns == made_ns
+    assert after["confusion"] == before["confusion"]
+    wider = dataclasses.replace(settings, boundary_px=3)  # other settings are another report
+    assert table(row, out, wider)[0].reports[0]["evaluated"]["band_px"] == 3
+
+
+def test_an_interrupted_run_goes_on(recipes, monkeypatch):
+    """Stopped at step 2 of 4 it ends with the weights of a run that was not."""
+    settings = dataclasses.replace(FAST, seeds=(0,), max_steps=4)
+    whole = table(rows(recipes, "alone"), recipes / "whole", settings)[0].reports[0]
+    row = rows(recipes, "alone")[0]
+    recipe = scaled(row, 0, recipes / "out", settings)
+    quick = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, save_every_s=1e-6))
+    run = recipes / "out" / "runs" / "stripes" / "alone-s0"
+
+    with monkeypatch.context() as patch:
+        steps = []
+
+        def count(self, row, writer):
+            steps.append(row)
+            if len(steps) == 3:
+                raise KeyboardInterrupt
+
+        patch.setattr("caswit.training.loop.Loop._log", count)
+        with pytest.raises(KeyboardInterrupt):
+            caswit.experiments.paper_tables.train(quick, run, resume=True)
+    assert not (run / "model").exists()
+    resumed = table([row], recipes / "out", settings)[0].reports[0]
+    assert resumed["evaluated"]["model_sha256"] == whole["evaluated"]["model_sha256"]
+
+
+def test_a_row_that_cannot_start_says_so_and_the_others_run(recipes, caplog):
+    settings = dataclasses.replace(FAST, seeds=(0,))
+    with caplog.at_level("INFO"):
+        alone, ssl = table(rows(recipes, "alone", "ssl"), recipes / "out", settings)
+    assert alone.reports
+    assert not ssl.reports
+    assert "which is not there; make it with: caswit pretrain recipes/p.yaml --out " in ssl.trouble
+    assert "\n" not in ssl.trouble
+    assert f"- SSL: not run: {ssl.trouble}" in (recipes / "out" / "table.md").read_text()
+    assert any("SSL, seed 0: not run: " in message for message in caplog.messages)
+
+
+def test_a_table_of_which_nothing_runs_is_an_error(recipes):
+    with pytest.raises(CaswitError, match="which is not there"):
+        table(rows(recipes, "ssl"), recipes / "out", FAST)
+
+
+class TestScale:
+    def row(self, recipes, name="ssl", **model) -> TableRow:
+        row = rows(recipes, name)[0]
+        return dataclasses.replace(
+            row, recipe=dataclasses.replace(row.recipe, model=dataclasses.replace(row.recipe.model, **model))
+        )
+
+    def test_sizes(self):
+        assert [stand_in(size, "nano") for size in ("tiny", "small", "base", "large")] == [
+            "pico",
+            "pico",
+            "nano",
+            "tiny",
+        ]
+        assert [stand_in(size, "tiny") for size in ("tiny", "base", "large")] == ["nano", "tiny", "small"]
+        assert stand_in("tiny", "pico") == "pico"
+
+    def test_another_dataset_size_and_length(self, recipes):
+        settings = TableConfig(dataset="x.yaml", size="nano", max_steps=7, seeds=(5,))
+        made = scaled(self.row(recipes, size="base"), 5, recipes, settings)
+        assert (made.data.dataset, made.data.val_split, made.train.keep) == ("x.yaml", None, "last")
+        assert (made.model.size, made.train.max_steps, made.train.seed) == ("nano", 7, 5)
+        assert made.init == {"from": "caswit", "path": str(recipes / "pretrained")}
+
+    def test_weights_of_others_have_their_own_size(self, recipes):
+        row = self.row(recipes, size="base")
+        row = dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, init={"from": "timm", "timm": True}))
+        assert scaled(row, 0, recipes, TableConfig(size="nano")).init is None
+        assert scaled(row, 0, recipes, TableConfig()).init == {"from": "timm", "timm": True}
+
+    def test_pretrained_elsewhere(self, recipes):
+        made = scaled(self.row(recipes), 3, recipes, TableConfig(pretrained="p-{seed}/model"))
+        assert made.init == {"from": "caswit", "path": "p-3/model"}
+        assert scaled(self.row(recipes, "alone"), 0, recipes, TableConfig(pretrained="p/model")).init is None
+
+    def test_a_baseline_keeps_its_encoder_and_downloads_nothing(self, recipes):
+        row = self.row(recipes, "pspnet", encoder_weights="imagenet")
+        made = scaled(row, 0, recipes, TableConfig(size="nano"))
+        assert made.model == rows(recipes, "pspnet")[0].recipe.model
+
+    def test_landscapes_are_drawn_once_for_each_seed(self, recipes, monkeypatch):
+        drawn = []
+
+        def draw(folder, seed):
+            drawn.append(seed)
+            folder.mkdir(parents=True)
+            (folder / "dataset.yaml").write_text("")
+            return type("Drawn", (), {"path": folder / "dataset.yaml"})
+
+        monkeypatch.setattr(caswit.experiments.paper_tables, "write_landscapes", draw)
+        settings = TableConfig(dataset="landscapes")
+        made = [scaled(self.row(recipes), seed, recipes / "out", settings).data.dataset for seed in (0, 1, 0)]
+        assert drawn == [0, 1]
+        assert made == [str(recipes / "out" / "landscapes" / f"seed-{seed}" / "dataset.yaml") for seed in (0, 1, 0)]
+
+
+def test_the_command(recipes, capsys):
+    over = recipes / "over.yaml"
+    over.write_text("train: {lr: 0.002}")
+    words = ["table", recipes / "alone.yaml", "--out", recipes / "out", "--over", over, "--max-steps", "1"]
+    words += ["--seeds", "3", "4", "--device", "cpu", "--measure_memory", "false", "--boundary_px", "2"]
+    main([str(word) for word in words])
+    said = capsys.readouterr().out
+    assert "| Alone | 60.00 | " in said
+    assert "1 steps, seeds 3, 4, " in said
+    assert "boundary band 2 px" in said
+    made_by = json.loads((recipes / "out" / "runs" / "stripes" / "alone-s4" / "model" / "config.json").read_text())
+    assert made_by["provenance"]["recipe"]["train"]["lr"] == 0.002
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in [*words, "--seeds", "3", "3"]])
+    assert stop.value.code == 2
+    assert "seeds must differ, got [3, 3]" in capsys.readouterr().err
+
+
+def test_train_takes_the_same_recipes(recipes, capsys):
+    main(["train", str(recipes / "alone.yaml"), "--out", str(recipes / "run"), "--train.max_steps=1"])
+    assert (recipes / "run" / "model" / "config.json").is_file()
+    resolved = yaml.safe_load((recipes / "run" / "recipe.yaml").read_text())
+    assert resolved["model"]["fusion_stages"] == []
+    assert set(resolved) == {field.name for field in dataclasses.fields(Recipe)}
+
+
+def test_memory_of_a_model(make_model):
+    """With a context branch it needs more; both need more than Python and torch alone."""
+    peak = peak_memory(make_model((1, 2, 3, 4)), device="cpu", precision="fp32")
+    assert (peak.device, peak.precision, peak.allocated_mb) == ("cpu", "fp32", None)
+    assert 50 < peak.before_mb < peak.resident_mb < peak.before_mb + 2000
+    with pytest.raises(CaswitError, match="none: no such model folder"):
+        peak_memory(make_model((1, 2, 3, 4)).parent / "none", device="cpu")

@@ -1,0 +1,181 @@
+"""What the network looked at, and what it would say without its surroundings."""
+
+import numpy as np
+import pytest
+import torch
+
+from caswit.config import ComputeConfig, PredictConfig
+from caswit.data.reader import SceneReader
+from caswit.data.scene import Scene
+from caswit.errors import ConfigError, ModelError
+from caswit.explain.attention import AS_IT_IS, BLACK, ELSEWHERE, explain_pixel, recorded_attention
+from caswit.explain.figure import LEAST_PEAK, as_overlay, explanation_figure, mark, normalised, over_image
+from caswit.inference.masked_context import exchanged, without_surroundings
+from caswit.inference.predictor import classifier
+from caswit.mapping.run import predict
+from caswit.nn.caswit import CASWiT
+from caswit.nn.fusion import CrossAttention
+from caswit.raster.reader import Raster
+from caswit.raster.windows import Window, owner, tile_grid
+from caswit.weights.model_folder import load_model
+from conftest import CLASSES, TILE, georeference
+
+EXACT = ComputeConfig(device="cpu", precision="fp32")
+
+
+def full_matrix(attention: CrossAttention, hr, context):
+    """(h, N, M): every weight of every token, as eq. 1-3 of section 3.2 have it, head by head."""
+    channels = hr.shape[-1]
+    depth = channels // attention.num_heads
+    q = attention.to_q(attention.norm_hr(hr)).reshape(-1, channels)
+    k = attention.to_kv(attention.norm_context(context))[..., :channels].reshape(-1, channels)
+    parts = [slice(h * depth, (h + 1) * depth) for h in range(attention.num_heads)]
+    return torch.stack([(q[:, p] @ k[:, p].T / depth**0.5).softmax(-1) for p in parts])
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_weights_of_a_token_are_its_row_of_the_full_matrix(heads):
+    torch.manual_seed(0)
+    attention = CrossAttention(12, heads)
+    hr, context = torch.randn(1, 5, 6, 12), torch.randn(1, 7, 4, 12)
+    with torch.no_grad():
+        matrix = full_matrix(attention, hr, context)
+        for row, col in ((0, 0), (2, 5), (4, 1)):
+            found = attention.weights(hr, context, row, col)
+            assert found.shape == (1, heads, 7, 4)
+            torch.testing.assert_close(found[0].flatten(1), matrix[:, row * 6 + col], atol=1e-6, rtol=1e-5)
+
+
+def test_recorded_attention_is_what_the_network_read():
+    """At every stage, of the token that covers the pixel; and what the network returns stays the same."""
+    torch.manual_seed(0)
+    network = CASWiT(num_classes=3, size="nano", decoder_channels=16, context_head=False).eval()
+    hr, context = torch.rand(1, 3, 64, 64) * 255, torch.rand(1, 3, 64, 64) * 255
+    expected = {}
+
+    def keep(stage, tokens_across):
+        def hook(module, images):
+            token = (37 * tokens_across // 64) * tokens_across + 50 * tokens_across // 64
+            expected[stage] = full_matrix(module, *images)[:, token]
+
+        return hook
+
+    with torch.no_grad():
+        hooks = [network.fusion[str(s)].attention.register_forward_pre_hook(keep(s, 32 // 2**s)) for s in (1, 2, 3, 4)]
+        plain = network(hr, context)
+        for hook in hooks:
+            hook.remove()
+        with recorded_attention(network, 37, 50, 64) as found:
+            recorded = network(hr, context)
+    assert torch.equal(plain, recorded)
+    assert [s.stage for s in found] == [1, 2, 3, 4]
+    for stage in found:
+        np.testing.assert_allclose(stage.heads.reshape(len(stage.heads), -1), expected[stage.stage], atol=1e-6)
+        np.testing.assert_allclose(stage.heads.sum((1, 2)), 1, rtol=1e-5)
+    assert not any(f.attention._forward_pre_hooks for f in network.fusion.values())
+
+
+@pytest.fixture
+def scene(make_raster, image):
+    with SceneReader(Scene(image=make_raster(image, **georeference()))) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("place", [(0, 0), (45, 70), (89, 129)])
+def test_the_class_is_the_maps_class(scene, model_folder, tmp_path, place):
+    predict(
+        scene.scene.image, tmp_path / "map.tif", model_folder, PredictConfig(device="cpu", precision="fp32", batch=1)
+    )
+    model = classifier(load_model(model_folder), EXACT)
+    found = explain_pixel(model, scene, *place, TILE.tile_px)
+    with Raster(tmp_path / "map.tif") as written:
+        predicted = written.read_band(Window(*place, 1, 1), fill=255)[0, 0]
+    assert CLASSES.ids[found.probabilities[AS_IT_IS].argmax()] == predicted
+    assert CLASSES.ids[found.classes[AS_IT_IS][found.place]] == predicted
+    assert set(found.probabilities) == {AS_IT_IS, BLACK, ELSEWHERE}
+    assert all(p.sum() == pytest.approx(1) for p in found.probabilities.values())
+    np.testing.assert_array_equal(found.changed, found.classes[AS_IT_IS] != found.classes[BLACK])
+
+
+def test_black_surroundings_keep_the_tile():
+    context, other = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+    black, swapped = exchanged(context, 2), exchanged(context, 2, other)
+    middle = (..., slice(8, 24), slice(8, 24))
+    for changed in (black, swapped):
+        assert torch.equal(changed[middle], context[middle])
+    black[middle], swapped[middle], other[middle] = 0, 0, 0
+    assert not black.any()
+    assert torch.equal(swapped, other)
+
+
+def test_a_model_without_surroundings_does_not_depend_on_them(model_folder):
+    loaded = load_model(model_folder)
+    blind = without_surroundings(loaded).network
+    hr, context = torch.rand(1, 3, 32, 32) * 255, torch.rand(1, 3, 32, 32) * 255
+    other = exchanged(context, 2, torch.rand(1, 3, 32, 32) * 255)
+    with torch.no_grad():
+        assert torch.equal(blind(hr, context), blind(hr, other))
+        assert torch.equal(blind(hr, context), loaded.network(hr, exchanged(context, 2)))
+        assert not torch.equal(loaded.network(hr, context), loaded.network(hr, other))
+
+
+def test_a_raster_of_one_tile_has_no_elsewhere(make_raster, image, model_folder):
+    model = classifier(load_model(model_folder), EXACT)
+    with SceneReader(Scene(image=make_raster(image[:, :20, :30], **georeference()))) as scene:
+        found = explain_pixel(model, scene, 3, 4, TILE.tile_px)
+    assert set(found.probabilities) == {AS_IT_IS, BLACK}
+    assert (found.classes[AS_IT_IS][20:] == 255).all()
+
+
+def test_places_that_cannot_be_explained(scene, make_raster, image, make_model, model_folder):
+    model = classifier(load_model(model_folder), EXACT)
+    with pytest.raises(ConfigError, match=r"row 90, column 3 lie outside image\.tif, which has rows 0-89"):
+        explain_pixel(model, scene, 90, 3, TILE.tile_px)
+    with pytest.raises(ModelError, match="reads no context"):
+        explain_pixel(classifier(load_model(make_model(())), EXACT), scene, 3, 3, TILE.tile_px)
+    mask = np.full((90, 130), 255, np.uint8)
+    mask[:40] = 0
+    with (
+        SceneReader(Scene(image=make_raster(image, "holes.tif", mask=mask))) as holes,
+        pytest.raises(ConfigError, match=r"holes\.tif has no data at row 3, column 3"),
+    ):
+        explain_pixel(model, holes, 3, 3, TILE.tile_px)
+
+
+def test_owner_is_the_tile_of_the_grid():
+    tiles = tile_grid(90, 130, 32, 8)
+    for row, col in ((0, 0), (28, 27), (60, 129), (89, 64)):
+        (expected,) = (t for t in tiles if _holds(t.owned, row, col))
+        assert owner(90, 130, 32, 8, row, col) == expected
+
+
+def _holds(window, row, col):
+    return 0 <= row - window.row < window.height and 0 <= col - window.col < window.width
+
+
+def test_the_figure_shows_every_stage(scene, model_folder):
+    model = classifier(load_model(model_folder), EXACT)
+    found = explain_pixel(model, scene, 40, 60, TILE.tile_px)
+    whole = explanation_figure(found, CLASSES, 2, "title")
+    fewer = explanation_figure(found._replace(stages=found.stages[:2]), CLASSES, 2, "title")
+    assert whole.dtype == np.uint8
+    assert whole.shape[0] > fewer.shape[0] + 400
+    assert {tuple(c) for c in CLASSES.colors} <= {tuple(c) for c in whole[-40:].reshape(-1, 3)}  # the legend
+
+
+def test_even_attention_looks_even_and_a_peak_bright():
+    even, peaked = np.ones((8, 8)), np.zeros((8, 8))
+    peaked[2, 3] = 1
+    np.testing.assert_allclose(normalised(even), 1 / LEAST_PEAK)
+    assert normalised(peaked).max() == 1
+    image = np.full((64, 64, 3), 100, np.uint8)
+    lit = over_image(image, peaked).astype(int).sum(2)
+    assert lit[16:24, 24:32].min() > 2 * lit[40:].max()
+    assert as_overlay(peaked)[2, 3, 3] > 200
+    assert as_overlay(peaked)[0, 0, 3] < 30
+
+
+def test_a_mark_is_a_white_dot_at_its_place():
+    picture = mark(np.zeros((40, 40, 3), np.uint8), 10, 30, 3)
+    rows, cols = np.nonzero((picture == 255).all(2))
+    assert (rows.mean(), cols.mean()) == (10, 30)

@@ -1,0 +1,187 @@
+"""Polygons over blocks, against polygons of the whole."""
+
+import json
+from tempfile import TemporaryFile
+
+import numpy as np
+import pyogrio
+import pyproj
+import pytest
+import rasterio
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.features import shapes
+
+from caswit.errors import ConfigError
+from caswit.raster.georef import Grid
+from caswit.raster.polygons import ClassPolygon, Merger, fragments
+from caswit.raster.vector_files import Ground, PolygonWriter, check_vector
+from caswit.raster.windows import Window
+
+CUTS = st.lists(st.integers(1, 39), max_size=3, unique=True)
+
+
+def classes_of(seed: int, size: int, kinds: int) -> np.ndarray:
+    """(40, 50): random squares of some classes and nodata."""
+    rng = np.random.default_rng(seed)
+    small = rng.choice([0, 1, 2, 255][:kinds], (40 // size + 1, 50 // size + 1))
+    return small.repeat(size, 0).repeat(size, 1)[:40, :50].astype(np.uint8)
+
+
+def by_blocks(classes, rows, cols, simplify_px=0.0, leave_out=()) -> list[ClassPolygon]:
+    height, width = classes.shape
+    tops, lefts = [0, *sorted(rows), height], [0, *sorted(cols), width]
+    found = []
+    with TemporaryFile() as file:
+        merger = Merger(file, height, width)
+        for i in range(len(tops) - 1):
+            for j in range(len(lefts) - 1):
+                window = Window(tops[i], lefts[j], tops[i + 1] - tops[i], lefts[j + 1] - lefts[j])
+                if (i, j) in leave_out:
+                    continue
+                part = classes[window.inside(Window(0, 0, height, width))]
+                found += merger.add(window, *fragments(part, window, simplify_px))
+        found += merger.finish()
+        assert not merger._parent
+        assert not merger._groups
+    return found
+
+
+def of_whole(classes) -> list[ClassPolygon]:
+    found = shapes(classes, mask=classes != 255, connectivity=4)
+    return [ClassPolygon(int(value), shapely.geometry.shape(shape)) for shape, value in found]
+
+
+def keyed(polygons: list[ClassPolygon]) -> dict:
+    """Polygons by class and a point inside."""
+    return {(p.class_id, *p.shape.bounds, p.shape.area): p.shape for p in polygons}
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.sampled_from([1, 2, 3, 7]), st.sampled_from([2, 3, 4]), CUTS, CUTS)
+def test_blocks_leave_no_trace(seed, size, kinds, rows, cols):
+    """The same polygons with the same corners, however the map is cut."""
+    classes = classes_of(seed, size, kinds)
+    expected, found = keyed(of_whole(classes)), keyed(by_blocks(classes, rows, cols))
+    assert found.keys() == expected.keys()
+    for key, shape in found.items():
+        assert shape.is_valid
+        assert shape.equals(shapely.make_valid(expected[key]))
+        assert len(shapely.get_coordinates(shape)) <= len(shapely.get_coordinates(expected[key])) + 2
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10_000), st.sampled_from([2, 3, 7]), CUTS, CUTS, st.floats(0.5, 4))
+def test_simplified_neighbours_neither_part_nor_overlap(seed, size, rows, cols, simplify_px):
+    classes = classes_of(seed, size, 4)
+    exact, found = by_blocks(classes, rows, cols), by_blocks(classes, rows, cols, simplify_px)
+    assert len(found) <= len(exact)
+    shapes_found = [p.shape for p in found]
+    covered = shapely.union_all(shapes_found).area
+    assert sum(shape.area for shape in shapes_found) == pytest.approx(covered, abs=1e-6)  # no overlap
+    with_nodata = classes.copy()
+    with_nodata[classes == 255] = 9
+    everything = [p.shape for p in by_blocks(with_nodata, rows, cols, simplify_px)]
+    assert shapely.union_all(everything).area == pytest.approx(40 * 50, abs=1e-6)  # no gap
+    assert sum(shape.area for shape in everything) == pytest.approx(40 * 50, abs=1e-6)
+
+
+def test_simplifying_straightens_stairs():
+    rows, cols = np.indices((40, 50))
+    stairs = (rows > cols * 0.7).astype(np.uint8)
+    exact, found = by_blocks(stairs, [20], [25]), by_blocks(stairs, [20], [25], 2.0)
+    corners = [sum(len(shapely.get_coordinates(p.shape)) for p in some) for some in (exact, found)]
+    assert corners[1] < corners[0] / 3
+    for one, other in zip(sorted(exact), sorted(found), strict=True):
+        assert one.shape.area == pytest.approx(other.shape.area, rel=0.05)
+
+
+def test_blocks_that_never_come_end_polygons():
+    classes = np.ones((40, 50), np.uint8)
+    found = by_blocks(classes, [20], [25], leave_out={(0, 1), (1, 0)})
+    assert sorted(p.shape.area for p in found) == [500, 500]
+    assert by_blocks(classes, [20], [25], leave_out={(1, 0)})[0].shape.area == 1500
+
+
+def grid(crs: str | None, gsd: float = 1.0, x: float = 0.0, y: float = 0.0) -> Grid:
+    transform = rasterio.Affine(gsd, 0, x, 0, -gsd, y)
+    return Grid(40, 50, rasterio.crs.CRS.from_string(crs) if crs else None, transform, ([], None))
+
+
+SQUARE = np.array([shapely.box(0, 0, 10, 20)])
+
+
+@pytest.mark.parametrize(
+    ("where", "area_m2"),
+    [
+        (grid("EPSG:2154", 0.5, 700_000, 6_600_000), 50),
+        (grid("EPSG:2263", 2, 980_000, 200_000), 800 * (1200 / 3937) ** 2),  # US feet
+        (grid("EPSG:4326", 1e-4, 7, 46), 200 * 8.6e1),  # 11.1 m x 7.75 m each
+        (grid("EPSG:3857", 2, 0, 8_399_738), 800 / 4),  # 60 degrees north: half as long
+    ],
+)
+def test_areas_are_metres_on_the_ground(where, area_m2):
+    ground = Ground(where)
+    assert ground.areas_m2(ground.place(SQUARE))[0] == pytest.approx(area_m2, rel=0.01)
+
+
+@pytest.mark.parametrize("where", [grid(None), grid(None, 0.5, 30, 40)], ids=["pixels", "coordinates of nowhere"])
+def test_areas_without_a_crs_need_to_be_told_the_size_of_a_pixel(where):
+    assert np.isnan(Ground(where).areas_m2(Ground(where).place(SQUARE))[0])
+    told = Ground(where, 0.25)
+    assert told.areas_m2(told.place(SQUARE))[0] == pytest.approx(200 / 16)
+
+
+def test_an_area_in_degrees_is_that_of_the_ellipsoid():
+    ground = Ground(grid("EPSG:4326", 1e-3, 7, 46))
+    (placed,) = ground.place(SQUARE)
+    expected = abs(pyproj.Geod(ellps="WGS84").geometry_area_perimeter(placed)[0])
+    assert ground.areas_m2(np.array([placed]))[0] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".parquet", ".geojson"])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_every_format_holds_the_same(tmp_path, suffix, count, monkeypatch):
+    monkeypatch.setattr("caswit.raster.vector_files._AT_ONCE", 3)  # several writes
+    file = tmp_path / f"v{suffix}"
+    where = grid("EPSG:2154", 0.5, 700_000, 6_600_000)
+    with PolygonWriter(file, suffix, Ground(where), {3: "water"}, 4) as writer:
+        for i in range(count):
+            writer.add(ClassPolygon(3, shapely.box(4 * i, 0, 4 * i + 4, 5)))
+            writer.add(ClassPolygon(3, shapely.box(0, 30, 1, 31)))  # too small
+    assert writer.count == count
+    if suffix == ".geojson":
+        features = json.loads(file.read_text())["features"]
+        assert len(features) == count
+        for feature in features:
+            assert feature["properties"] == {"class": 3, "name": "water", "area_m2": 5.0}
+            shape = shapely.geometry.shape(feature["geometry"])
+            assert shapely.is_ccw(shape.exterior)
+            assert (2.9, 46.4) < shape.centroid.coords[0] < (3.1, 46.6)
+        return
+    if suffix == ".parquet":
+        import geopandas
+
+        table = geopandas.read_parquet(file)
+    else:
+        table = pyogrio.read_dataframe(file)
+    assert table.crs.to_epsg() == 2154
+    assert len(table) == count
+    if count:
+        assert (table["class"] == 3).all()
+        assert (table["name"] == "water").all()
+        assert table.geometry.area.tolist() == table["area_m2"].tolist() == [5.0] * count
+        assert tuple(table.total_bounds) == (700_000, 6_599_997.5, 700_000 + 2 * count, 6_600_000)
+
+
+class TestRefusals:
+    def test_another_format(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"written as \.gpkg, \.parquet, \.geojson"):
+            check_vector(tmp_path / "a.shp", grid("EPSG:2154"), None, 0, 0)
+
+    def test_metres_without_a_crs(self, tmp_path):
+        for sizes in ((5, 0), (0, 5)):
+            with pytest.raises(ConfigError, match="nobody knows how many metres"):
+                check_vector(tmp_path / "a.gpkg", grid(None), None, *sizes)
+            check_vector(tmp_path / "a.gpkg", grid(None), 0.25, *sizes)

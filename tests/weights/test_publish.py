@@ -1,0 +1,205 @@
+"""Handing models on: the card, a folder, a fake hub."""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from caswit.cli.main import main
+from caswit.errors import ConfigError, DataError, ModelError
+from caswit.weights.model_folder import load_model
+from caswit.weights.publish import push
+
+REPORT = {
+    "miou": 0.5, "mf1": 0.6, "mbiou": 0.25,
+    "per_class": {"land": {"iou": 0.5, "f1": 0.6, "biou": 0.25}},
+    "evaluated": {"dataset": "town", "split": "test", "tiles": 7, "band_px": 3},
+}  # fmt: skip
+
+
+class FakeHub:
+    """Repositories as folders; stands in for the hub at the two places where it is talked to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.private: dict[str, bool] = {}
+
+    def create_repo(self, repository, *, private, exist_ok):
+        assert exist_ok
+        self.private[repository] = private
+        return f"https://hub/{repository}"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        assert commit_message
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+
+    def snapshot_download(self, repository, *, revision, allow_patterns):
+        if not (self.root / repository).is_dir() or revision not in (None, "v1"):
+            raise OSError("404 Client Error.\n\nRepository Not Found")
+        assert allow_patterns
+        return str(self.root / repository)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    fake = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
+    return fake
+
+
+@pytest.fixture
+def report(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    return tmp_path / "report.json"
+
+
+def test_a_pushed_model_is_a_model_again(hub, model_folder, report, capsys):
+    main(["push", str(model_folder), "someone/town", "--report", str(report), "--license", "mit", "--private"])
+    assert capsys.readouterr().out.strip() == "https://hub/someone/town"
+    assert hub.private == {"someone/town": True}
+    assert {f.name for f in (hub.root / "someone/town").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    there, here = load_model("hf:someone/town@v1"), load_model(model_folder)
+    assert (there.info, there.digest) == (here.info, here.digest)
+    assert there.name == "hf:someone/town@v1"
+    main(["info", "hf:someone/town"])
+    assert "CASWiT-nano" in capsys.readouterr().out
+
+
+def test_the_card_says_what_the_model_expects_and_scores(model_folder, report, tmp_path):
+    assert push(model_folder, str(tmp_path / "town"), report=report, license_name="mit") == str(tmp_path / "town")
+    card = (tmp_path / "town" / "README.md").read_text()
+    _, header, body = card.split("---\n", 2)
+    tags = yaml.safe_load(header)
+    assert (tags["library_name"], tags["license"], tags["pipeline_tag"]) == ("caswit", "mit", "image-segmentation")
+    assert "| 7 | water | #e2a929 |" in body
+    assert "unlabelled" not in body
+    assert "| **mean** | 50.00 | 60.00 | 25.00 |" in body
+    assert "0.5 m" in body
+    assert "caswit predict ortho.tif landcover.tif --model hf:town" in body
+    push(model_folder, str(tmp_path / "bare"))
+    bare = (tmp_path / "bare" / "README.md").read_text()
+    assert "license" not in bare.split("---\n")[1]
+    assert "No scores were given" in bare
+
+
+def test_folders_of_the_maker_are_not_handed_on(model_folder, tmp_path):
+    private = tmp_path / "private"
+    shutil.copytree(model_folder, private)
+    config = json.loads((private / "config.json").read_text())
+    recipe = {"data": {"dataset": "/home/me/secret/dataset.yaml"}, "init": {"from": "timm", "path": "/home/me/w.pth"}}
+    config["provenance"] = {"recipe": recipe, "dataset": "town", "step": 3, "versions": {"caswit": "0"}}
+    (private / "config.json").write_text(json.dumps(config))
+    push(private, str(tmp_path / "out"))
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["provenance"]["recipe"] == {
+        "data": {"dataset": "dataset.yaml"},
+        "init": {"from": "timm", "path": "w.pth"},
+    }
+    assert load_file(private / "model.safetensors").keys() == load_file(tmp_path / "out" / "model.safetensors").keys()
+
+
+def test_refusals_are_one_line(hub, model_folder, tmp_path, monkeypatch):
+    def refused(kind, says, call):
+        with pytest.raises(kind, match=says) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+    nowhere = "hf:someone/nothing"
+    refused(ModelError, rf"{nowhere}: cannot be fetched \(OSError: 404", lambda: load_model(nowhere))
+    refused(ModelError, "hf:owner/name or hf:owner/name@revision", lambda: load_model("hf:nothing"))
+    refused(ConfigError, "give owner/name on the hub, or a folder as ./name", lambda: push(model_folder, "town"))
+    refused(DataError, "no report.json", lambda: push(model_folder, "a/b", report=tmp_path))
+    refused(ModelError, "no model folder", lambda: push(tmp_path, "a/b"))
+
+    def no_network(*_, **__):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(hub, "create_repo", no_network)
+    refused(ModelError, "a/b: cannot be uploaded .*no route to host.*hf auth login", lambda: push(model_folder, "a/b"))
+
+
+@pytest.fixture
+def about(tmp_path):
+    for name in ("val.jpg", "sample.jpg"):
+        (tmp_path / name).write_bytes(b"picture")
+    content = {
+        "summary": "Roofs.",
+        "gsd_m": [0.1, 0.5],
+        "data": "A town, CC0.",
+        "training": "Seed 0.",
+        "limits": "Snow.",
+        "pictures": {"val.jpg": "The town"},
+        "sample": "sample.jpg",
+        "sample_gsd_m": 0.2,
+        "read_at_m": 0.3,
+    }
+    file = tmp_path / "about.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def test_what_its_maker_says_is_on_the_card(model_folder, about, report, tmp_path, capsys):
+    out = tmp_path / "roofs"
+    main(["push", str(model_folder), str(out), "--about", str(about), "--report", str(report), "--half"])
+    card = (out / "README.md").read_text()
+    for words in ("Roofs. For pixels of 0.1 to 0.5 m.", "![The town](val.jpg)", "A town, CC0.", "Seed 0.", "Snow."):
+        assert words in card
+    assert "--model roofs" in card
+    assert (out / "val.jpg").read_bytes() == b"picture"
+    assert load_model(out).info.tile.read_gsd_m == load_model(out).info.trained_gsd_m == 0.3
+    assert json.loads((out / "config.json").read_text())["about"] == {
+        "summary": "Roofs.",
+        "gsd_m": [0.1, 0.5],
+        "sample": "sample.jpg",
+        "sample_gsd_m": 0.2,
+    }
+
+
+def test_half_the_size_is_the_same_network_but_for_rounding(model_folder, tmp_path):
+    push(model_folder, str(tmp_path / "whole"))
+    push(model_folder, str(tmp_path / "half"), half=True)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.55 * sizes[0]
+    whole, half = (load_model(tmp_path / name).network.state_dict() for name in ("whole", "half"))
+    assert all(half[name].dtype == x.dtype for name, x in whole.items())
+    for name, x in whole.items():
+        assert (half[name] - x).abs().max() <= 2**-11 * x.abs().max() + 2**-24
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"extra": 1},
+            "must have exactly data, gsd_m, limits, pictures, read_at_m, sample, sample_gsd_m, summary, training",
+        ),
+        ({"limits": None}, "limits must be text, got None"),
+        ({"gsd_m": [1, 0.5]}, r"gsd_m must be two numbers of metres, the lower one first, got \[1, 0.5\]"),
+        ({"pictures": {"none.jpg": "x"}}, "none.jpg does not lie beside it"),
+        ({"pictures": {"../val.jpg": "x"}}, "does not lie beside it"),
+        ({"sample": "none.jpg"}, "none.jpg does not lie beside it"),
+        ({"read_at_m": None}, "read_at_m must be metres within gsd_m, got None"),
+        ({"sample_gsd_m": 1}, "sample_gsd_m must be metres within gsd_m, got 1"),
+        ({"pictures": ["val.jpg"]}, "pictures must be files and their captions"),
+    ],
+)
+def test_what_cannot_stand_on_a_card_is_refused_in_one_line(model_folder, about, tmp_path, change, says):
+    about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | change))
+    with pytest.raises(ConfigError, match=says):
+        push(model_folder, str(tmp_path / "out"), about=about)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_card_goes_with_its_model(model_folder, about, report, tmp_path):
+    """Pushed on without a word, a model keeps licence, scores, limits and pictures."""
+    push(model_folder, str(tmp_path / "first"), about=about, report=report, license_name="odbl")
+    push(tmp_path / "first", str(tmp_path / "second"), half=True)
+    first, second = ({f.name for f in (tmp_path / n).iterdir()} for n in ("first", "second"))
+    assert second == first >= {"README.md", "sample.jpg", "val.jpg"}
+    assert (tmp_path / "second" / "README.md").read_text() == (tmp_path / "first" / "README.md").read_text()
+    assert (tmp_path / "second" / "model.safetensors").stat().st_mode & 0o777 == 0o644

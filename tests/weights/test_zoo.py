@@ -1,0 +1,179 @@
+"""Models that come with the package: finding one, choosing one."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import rasterio
+
+from caswit.cli.main import main
+from caswit.errors import ConfigError, ModelError
+from caswit.experiments.demo import showcase
+from caswit.weights import zoo as box
+from caswit.weights.convert import find_weights
+from caswit.weights.model_folder import load_model
+from caswit.weights.zoo import ZooModel, choose
+from conftest import georeference, picture
+
+
+def boxed(name: str, low: float, high: float) -> ZooModel:
+    return ZooModel(
+        name=name,
+        folder=box._FOLDER / name,
+        summary="",
+        gsd_m=(low, high),
+        classes=("roof", "rest"),
+        sample=box._FOLDER / "x.jpg",
+        sample_gsd_m=low,
+    )
+
+
+FINE, COARSE, WIDE = boxed("fine", 0.1, 0.5), boxed("coarse", 0.6, 2), boxed("wide", 0.1, 2)
+
+
+@pytest.fixture
+def filled(tmp_path, monkeypatch, make_model, make_raster):
+    """A package with two models, fine and coarse."""
+    for name, gsd_m in (("fine", [0.1, 0.5]), ("coarse", [0.6, 2])):
+        shutil.copytree(make_model(()), tmp_path / "box" / name)
+        file = tmp_path / "box" / name / "config.json"
+        file.write_text(
+            json.dumps(
+                json.loads(file.read_text())
+                | {"about": {"summary": f"{name}!", "gsd_m": gsd_m, "sample": "sample.jpg", "sample_gsd_m": gsd_m[0]}}
+            )
+        )
+        shutil.copy(make_raster(picture(80, 96), f"{name}.jpg"), file.with_name("sample.jpg"))
+        file.with_name("README.md").write_text(f"card of {name}\n")
+    monkeypatch.setattr(box, "_FOLDER", tmp_path / "box")
+    box.zoo_models.cache_clear()
+    yield tmp_path / "box"
+    box.zoo_models.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("gsd_m", "name"), [(0.1, "fine"), (0.13, "fine"), (0.49, "fine"), (0.6, "coarse"), (1.9, "coarse")]
+)
+def test_the_ground_size_of_a_pixel_chooses(gsd_m, name):
+    model, reason = choose(gsd_m, "a.tif", [FINE, COARSE])
+    assert model.name == name
+    assert f"{gsd_m:.3g} m" in reason
+
+
+@pytest.mark.parametrize(
+    ("gsd_m", "models", "says"),
+    [
+        (None, [FINE, COARSE], "a.tif: nobody knows .*--gsd-m METRES.*fine .0.1-0.5 m a pixel: roof, rest.; coarse"),
+        (10, [FINE, COARSE], "no model is meant for pixels of 10 m.*--model.*fine .*coarse"),
+        (0.2, [FINE, WIDE], "several models are meant for pixels of 0.2 m"),
+        (0.2, [], "none"),
+    ],
+)
+def test_where_nothing_can_be_chosen_the_models_are_listed(gsd_m, models, says):
+    with pytest.raises(ConfigError, match=says):
+        choose(gsd_m, "a.tif", models)
+
+
+def test_a_model_has_a_name_unless_a_folder_has_it(filled, tmp_path, monkeypatch, make_model):
+    assert load_model("fine").name == "fine"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(make_model((2,)), tmp_path / "fine")
+    assert load_model("fine").network.reads_context
+    with pytest.raises(ModelError, match=r"no model of the package \(coarse, fine\)"):
+        load_model("fin")
+
+
+def test_models_lists_them_and_prints_a_card(filled, capsys):
+    main(["models"])
+    text = capsys.readouterr().out
+    assert text.index("coarse  (") < text.index("fine  (")
+    assert "pixels of 0.1 to 0.5 m; classes: building, land, water" in text
+    main(["models", "fine"])
+    assert capsys.readouterr().out == "card of fine\n"
+
+
+def test_a_card_is_printed_without_what_is_for_the_hub(model_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["models", str(model_folder)])
+    assert "README.md: no such file, the model has no card; caswit push writes one" in capsys.readouterr().err
+    main(["push", str(model_folder), str(tmp_path / "pushed"), "--license", "cc0-1.0"])
+    capsys.readouterr()
+    main(["models", str(tmp_path / "pushed")])
+    text = capsys.readouterr().out
+    assert text.startswith("# pushed\n")
+    assert (tmp_path / "pushed" / "README.md").read_text() == (
+        "---\n" + (tmp_path / "pushed" / "README.md").read_text().split("---\n")[1] + "---\n" + text
+    )
+
+
+def test_predict_chooses_says_so_and_maps_the_same_as_with_the_name(filled, make_raster, tmp_path, caplog):
+    image = make_raster(picture(64, 64), "ortho.tif", **georeference(0.2))
+    caplog.set_level("INFO")
+    main(["predict", str(image), str(tmp_path / "chosen.tif")])
+    assert "model: fine (pixels of 0.2 m; it is for 0.1 to 0.5 m)" in caplog.text
+    main(["predict", str(image), str(tmp_path / "named.tif"), "--model", "fine"])
+    with rasterio.open(tmp_path / "chosen.tif") as chosen, rasterio.open(tmp_path / "named.tif") as named:
+        np.testing.assert_array_equal(chosen.read(), named.read())
+        assert chosen.tags()["CASWIT_MODEL"] == "fine"
+
+
+def test_a_picture_of_unknown_scale_asks_and_takes_a_ground_size(filled, make_raster, tmp_path, capsys, caplog):
+    photo = make_raster(picture(64, 64), "photo.jpg")
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", str(photo), str(tmp_path / "map.tif")])
+    assert caught.value.code == 2
+    assert "photo.jpg: nobody knows the ground size of its pixels" in capsys.readouterr().err
+    assert not (tmp_path / "map.tif").exists()
+    caplog.set_level("INFO")
+    main(["predict", str(photo), str(tmp_path / "map.tif"), "--gsd-m", "1"])
+    assert "model: coarse (pixels of 1 m" in caplog.text
+
+
+def test_the_ground_size_that_is_given_decides_how_finely_is_read(filled, make_raster, tmp_path):
+    """An image that does not say its ground size, with --gsd-m, is mapped as one that says it."""
+    file = filled / "fine" / "config.json"
+    config = json.loads(file.read_text())
+    config["tile"]["read_gsd_m"] = 0.4
+    file.write_text(json.dumps(config))
+    maps = []
+    for name, options, words in (("said.tif", georeference(0.2), []), ("unsaid.tif", {}, ["--gsd-m", "0.2"])):
+        image = make_raster(picture(96, 96), name, **options)
+        main(["predict", str(image), str(tmp_path / f"map-{name}"), *words])
+        with rasterio.open(tmp_path / f"map-{name}") as found:
+            maps.append(found.read())
+            assert found.tags()["CASWIT_READ_AT_M"] == "0.4"
+    np.testing.assert_array_equal(*maps)
+
+
+def test_a_training_starts_from_one_by_its_name(filled):
+    assert find_weights("fine") == filled / "fine" / "model.safetensors"
+
+
+def test_the_showcase_maps_every_sample(filled, tmp_path):
+    shown = showcase(tmp_path / "shown")
+    assert [s.model.name for s in shown] == ["coarse", "fine"]
+    for one in shown:
+        with rasterio.open(one.map) as found:
+            assert found.shape == (80, 96)
+        assert [name for name, _ in one.legend] == ["building", "land", "water"]
+        assert len(one.panels) == 3
+
+
+def test_a_ground_size_against_the_images_own_is_taken_and_said(filled, make_raster, tmp_path, caplog):
+    image = make_raster(picture(64, 64), "ortho.tif", **georeference(0.2))
+    main(["predict", str(image), str(tmp_path / "map.tif"), "--gsd-m", "1"])
+    assert "the image says its pixels are 0.2 m; --gsd-m 1 is taken" in caplog.text
+    with rasterio.open(tmp_path / "map.tif") as found:
+        assert found.tags()["CASWIT_GSD_M"] == "1"
+        assert found.tags()["CASWIT_MODEL"] == "coarse"
+
+
+def test_pixels_far_coarser_than_the_model_sees_are_said(filled, make_raster, tmp_path, caplog):
+    file = filled / "fine" / "config.json"
+    config = json.loads(file.read_text())
+    config["tile"]["read_gsd_m"] = 0.3
+    file.write_text(json.dumps(config))
+    image = make_raster(picture(32, 32), "ortho.tif", **georeference(1.0))
+    main(["predict", str(image), str(tmp_path / "map.tif"), "--model", "fine"])
+    assert "the image has pixels of 1 m, the model sees 0.3 m: expect a poor map" in caplog.text
