@@ -1,4 +1,4 @@
-"""What the network looked at, and what it would say without its surroundings."""
+"""Attention of a pixel, and its class with masked and swapped context."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,15 @@ from caswit.config import ComputeConfig, PredictConfig
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, ModelError
-from caswit.explain.attention import AS_IT_IS, BLACK, ELSEWHERE, explain_pixel, recorded_attention
-from caswit.explain.figure import LEAST_PEAK, as_overlay, explanation_figure, mark, normalised, over_image
+from caswit.explain.attention import AS_IS, MASKED, SWAPPED, explain_pixel, recorded_attention
+from caswit.explain.figure import (
+    LEAST_PEAK,
+    explanation_figure,
+    heatmap_over,
+    heatmap_overlay,
+    mark_pixel,
+    normalise_heatmap,
+)
 from caswit.inference.masked_context import exchanged, without_surroundings
 from caswit.inference.predictor import classifier
 from caswit.mapping.run import predict
@@ -90,41 +97,41 @@ def test_the_class_is_the_maps_class(scene, model_folder, tmp_path, place):
     found = explain_pixel(model, scene, *place, TILE.tile_px)
     with Raster(tmp_path / "map.tif") as written:
         predicted = written.read_band(Window(*place, 1, 1), fill=255)[0, 0]
-    assert CLASSES.ids[found.probabilities[AS_IT_IS].argmax()] == predicted
-    assert CLASSES.ids[found.classes[AS_IT_IS][found.place]] == predicted
-    assert set(found.probabilities) == {AS_IT_IS, BLACK, ELSEWHERE}
+    assert CLASSES.ids[found.probabilities[AS_IS].argmax()] == predicted
+    assert CLASSES.ids[found.classes[AS_IS][found.pixel]] == predicted
+    assert set(found.probabilities) == {AS_IS, MASKED, SWAPPED}
     assert all(p.sum() == pytest.approx(1) for p in found.probabilities.values())
-    np.testing.assert_array_equal(found.changed, found.classes[AS_IT_IS] != found.classes[BLACK])
+    np.testing.assert_array_equal(found.changed, found.classes[AS_IS] != found.classes[MASKED])
 
 
-def test_black_surroundings_keep_the_tile():
+def test_masked_context_keeps_the_tile():
     context, other = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
-    black, swapped = exchanged(context, 2), exchanged(context, 2, other)
+    masked, swapped = exchanged(context, 2), exchanged(context, 2, other)
     middle = (..., slice(8, 24), slice(8, 24))
-    for changed in (black, swapped):
+    for changed in (masked, swapped):
         assert torch.equal(changed[middle], context[middle])
-    black[middle], swapped[middle], other[middle] = 0, 0, 0
-    assert not black.any()
+    masked[middle], swapped[middle], other[middle] = 0, 0, 0
+    assert not masked.any()
     assert torch.equal(swapped, other)
 
 
-def test_a_model_without_surroundings_does_not_depend_on_them(model_folder):
+def test_a_model_with_masked_context_does_not_depend_on_it(model_folder):
     loaded = load_model(model_folder)
-    blind = without_surroundings(loaded).network
+    masked = without_surroundings(loaded).network
     hr, context = torch.rand(1, 3, 32, 32) * 255, torch.rand(1, 3, 32, 32) * 255
     other = exchanged(context, 2, torch.rand(1, 3, 32, 32) * 255)
     with torch.no_grad():
-        assert torch.equal(blind(hr, context), blind(hr, other))
-        assert torch.equal(blind(hr, context), loaded.network(hr, exchanged(context, 2)))
+        assert torch.equal(masked(hr, context), masked(hr, other))
+        assert torch.equal(masked(hr, context), loaded.network(hr, exchanged(context, 2)))
         assert not torch.equal(loaded.network(hr, context), loaded.network(hr, other))
 
 
-def test_a_raster_of_one_tile_has_no_elsewhere(make_raster, image, model_folder):
+def test_a_raster_of_one_tile_has_no_context_to_swap(make_raster, image, model_folder):
     model = classifier(load_model(model_folder), EXACT)
     with SceneReader(Scene(image=make_raster(image[:, :20, :30], **georeference()))) as scene:
         found = explain_pixel(model, scene, 3, 4, TILE.tile_px)
-    assert set(found.probabilities) == {AS_IT_IS, BLACK}
-    assert (found.classes[AS_IT_IS][20:] == 255).all()
+    assert set(found.probabilities) == {AS_IS, MASKED}
+    assert (found.classes[AS_IS][20:] == 255).all()
 
 
 def test_places_that_cannot_be_explained(scene, make_raster, image, make_model, model_folder):
@@ -166,16 +173,16 @@ def test_the_figure_shows_every_stage(scene, model_folder):
 def test_even_attention_looks_even_and_a_peak_bright():
     even, peaked = np.ones((8, 8)), np.zeros((8, 8))
     peaked[2, 3] = 1
-    np.testing.assert_allclose(normalised(even), 1 / LEAST_PEAK)
-    assert normalised(peaked).max() == 1
+    np.testing.assert_allclose(normalise_heatmap(even), 1 / LEAST_PEAK)
+    assert normalise_heatmap(peaked).max() == 1
     image = np.full((64, 64, 3), 100, np.uint8)
-    lit = over_image(image, peaked).astype(int).sum(2)
+    lit = heatmap_over(image, peaked).astype(int).sum(2)
     assert lit[16:24, 24:32].min() > 2 * lit[40:].max()
-    assert as_overlay(peaked)[2, 3, 3] > 200
-    assert as_overlay(peaked)[0, 0, 3] < 30
+    assert heatmap_overlay(peaked)[2, 3, 3] > 200
+    assert heatmap_overlay(peaked)[0, 0, 3] < 30
 
 
 def test_a_mark_is_a_white_dot_at_its_place():
-    picture = mark(np.zeros((40, 40, 3), np.uint8), 10, 30, 3)
+    picture = mark_pixel(np.zeros((40, 40, 3), np.uint8), 10, 30, 3)
     rows, cols = np.nonzero((picture == 255).all(2))
     assert (rows.mean(), cols.mean()) == (10, 30)

@@ -43,7 +43,7 @@ def test_three_ways_to_name_a_pixel(run, tmp_path, make_raster, image):
     ((status, out),) = said
     assert status == 0
     assert "row 40, column 60" in out
-    assert "surroundings black:" in out
+    assert "context masked:" in out
     with Image.open(tmp_path / "why.png") as picture:
         assert np.asarray(picture).std() > 10
 

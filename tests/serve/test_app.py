@@ -151,7 +151,7 @@ def test_attention_of_a_pixel(client):
     row, col, height, _ = reply["tile"]
     assert row <= 40 < row + height
     assert reply["context"] == [row - 16, col - 16, 64, 64]
-    for kind in ("as they are", "black", "from elsewhere"):
+    for kind in ("as is", "masked", "swapped"):
         assert sum(p["values"][kind] for p in reply["probabilities"]) == pytest.approx(1)
     assert reply["stages"][0]["mean"].startswith("data:image/png;base64,")
 
@@ -275,11 +275,11 @@ def test_tiles_can_be_asked_for_all_at_once(client):
     assert all(np.array_equal(one, alone) for one in tiles[::4])
 
 
-class TestGrowingMap:
+class TestPartialMap:
     """A folder of parts, as an interrupted or unfinished ``caswit predict`` leaves it."""
 
     @pytest.fixture
-    def growing(self, folder, model_folder):
+    def partial_map(self, folder, model_folder):
         finished = folder / "scene_map.tif"
         with Pyramid(finished)._handle() as src:
             classes = src.read(1)
@@ -298,12 +298,12 @@ class TestGrowingMap:
         with Image.fromarray(classes[where]) as image:
             image.save(parts / f"{index:07}.tif")
 
-    def test_it_fills_in_as_parts_appear(self, growing, folder):
-        parts, windows, classes = growing
+    def test_it_fills_in_as_parts_appear(self, partial_map, folder):
+        parts, windows, classes = partial_map
         assert len(windows) > 3
         collection = Collection(folder, table=CLASSES)
         client = TestClient(make_app(collection))
-        self.finish(*growing, 1)
+        self.finish(*partial_map, 1)
         (parts / "0000002.none").touch()
         first = layer(views(client)["scene.tif"], "map")
         assert 0 < first["done"] < 1
@@ -312,9 +312,9 @@ class TestGrowingMap:
         known[windows[1].inside(Window(0, 0, 90, 130))] = True
         np.testing.assert_array_equal(seen[..., 3] == 255, known)
         for index in range(len(windows)):
-            self.finish(*growing, index)
+            self.finish(*partial_map, index)
         (parts / "0000002.none").unlink()
-        collection._looked_s = -100
+        collection._listed_s = -100
         last = layer(views(client)["scene.tif"], "map")
         assert (last["key"], last["done"]) == (first["key"], 1)
         assert last["revision"] != first["revision"]
@@ -322,14 +322,14 @@ class TestGrowingMap:
         for c in CLASSES.predicted:
             np.testing.assert_array_equal((whole[..., :3] == c.rgb).all(2), classes == c.id)
 
-    def test_parts_that_do_not_fit_are_left_alone(self, growing, folder):
-        parts, *_ = growing
+    def test_parts_that_do_not_fit_are_left_alone(self, partial_map, folder):
+        parts, *_ = partial_map
         Image.fromarray(np.zeros((7, 7), np.uint8)).save(parts / "0000000.tif")
         kinds = [each["kind"] for each in views(TestClient(make_app(Collection(folder))))["scene.tif"]["layers"]]
         assert "map" not in kinds
 
-    def test_a_damaged_manifest_is_left_alone(self, growing, folder):
-        (growing[0] / "manifest.json").write_text("{")
+    def test_a_damaged_manifest_is_left_alone(self, partial_map, folder):
+        (partial_map[0] / "manifest.json").write_text("{")
         assert "scene.tif" in views(TestClient(make_app(Collection(folder))))
 
 

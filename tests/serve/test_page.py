@@ -61,7 +61,7 @@ def folder(tmp_path_factory, model_folder) -> Path:
 
 
 def add_part(folder: Path, index: int) -> int:
-    """Write a finished block of the growing map; returns how many blocks there are."""
+    """Write a finished block of the partial map; returns how many blocks there are."""
     windows = list(block_windows(*SIZE, 32, 8, 128))
     window: Window = windows[index]
     classes = np.full((window.height, window.width), 7, np.uint8)
@@ -142,21 +142,21 @@ def test_layers_load_and_swipe_shows_image_and_map_side_by_side(page):
 
 def test_a_click_draws_attention_for_every_stage(page):
     page.mouse.click(450, 380)
-    page.wait_for_selector("img.heat")
+    page.wait_for_selector("img.heatmap")
     assert page.get_by_role("button", name="Stage").count() == 4
     pictures = set()
     for stage in (1, 2, 3, 4):
         page.get_by_role("button", name=f"Stage {stage}").click()
-        pictures.add(page.locator("img.heat").get_attribute("src"))
+        pictures.add(page.locator("img.heatmap").get_attribute("src"))
         side = str(2 ** (4 - stage))
         assert re.match(rf"{side} . {side} tokens", page.locator("#peak").inner_text())
     assert len(pictures) == 4
     page.get_by_role("button", name="Stage 2").click()
     page.select_option("#head", label="head 2")
-    assert page.locator("img.heat").get_attribute("src") not in pictures
-    assert "surroundings" in page.locator("#probabilities").inner_text()
+    assert page.locator("img.heatmap").get_attribute("src") not in pictures
+    assert "context" in page.locator("#probabilities").inner_text()
     page.click("#clear")
-    assert page.locator("img.heat").count() == 0
+    assert page.locator("img.heatmap").count() == 0
 
 
 def test_hovering_says_class_and_confidence(page):

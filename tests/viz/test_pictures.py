@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caswit.viz import pictures as viz
+from caswit.viz import pictures
 
 COLOURS = np.array([[200, 10, 20], [30, 220, 40], [50, 60, 240]], np.uint8)
 CLASSES = np.array([[0, 1], [2, 255]])
@@ -21,7 +21,7 @@ def decode(content):
 
 
 def test_colourise_paints_each_class_and_what_is_none():
-    picture = viz.colourise(CLASSES, COLOURS, ignore_colour=(1, 2, 3))
+    picture = pictures.colourise(CLASSES, COLOURS, ignore_colour=(1, 2, 3))
     assert picture.dtype == np.uint8
     assert picture.tolist() == [
         [[200, 10, 20], [30, 220, 40]],
@@ -32,13 +32,13 @@ def test_colourise_paints_each_class_and_what_is_none():
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 def test_colourise_takes_any_integer_type(dtype):
     classes = np.array([[0, 3, 254]], dtype)
-    picture = viz.colourise(classes, COLOURS)
-    assert picture.tolist() == [[[200, 10, 20], [*viz.IGNORED_COLOUR], [*viz.IGNORED_COLOUR]]]
+    picture = pictures.colourise(classes, COLOURS)
+    assert picture.tolist() == [[[200, 10, 20], [*pictures.IGNORED_COLOUR], [*pictures.IGNORED_COLOUR]]]
 
 
 def test_overlay_mixes_classes_and_leaves_the_image_where_there_is_none():
     image = np.full((2, 2, 3), 100, np.uint8)
-    picture = viz.overlay(image, CLASSES, COLOURS, opacity=0.25)
+    picture = pictures.overlay(image, CLASSES, COLOURS, opacity=0.25)
     assert picture[0, 0].tolist() == [125, 78, 80]
     assert picture[1, 1].tolist() == [100, 100, 100]
     assert (image == 100).all()
@@ -48,7 +48,7 @@ def test_error_map_is_grey_where_right_red_where_wrong_hatched_where_ignored(pho
     wrong, ignored = np.zeros((2, 40, 60), bool)
     wrong[:10] = True
     ignored[30:] = True
-    picture = viz.error_map(photo, wrong=wrong, ignored=ignored).astype(int)
+    picture = pictures.error_map(photo, wrong=wrong, ignored=ignored).astype(int)
     red, right, hatched = picture[:10], picture[10:30], picture[30:]
     assert (red[..., 0] > red[..., 1] + 50).all()
     assert (right == right[..., :1]).all()
@@ -58,33 +58,33 @@ def test_error_map_is_grey_where_right_red_where_wrong_hatched_where_ignored(pho
 
 def test_draw_box_outlines_the_window_and_may_reach_off_the_image(photo):
     before = photo.copy()
-    picture = viz.draw_box(photo, (10, 20, 8, 9), colour=(9, 8, 7), line_px=1)
+    picture = pictures.draw_box(photo, (10, 20, 8, 9), colour=(9, 8, 7), line_px=1)
     changed = np.argwhere((picture != photo).any(axis=2))
     assert changed.min(axis=0).tolist() == [10, 20]
     assert changed.max(axis=0).tolist() == [17, 28]
     assert (picture[10, 20:29] == (9, 8, 7)).all()
     assert np.array_equal(picture[13:15, 24:26], photo[13:15, 24:26])
-    assert viz.draw_box(photo, (-5, -5, 100, 100)).shape == photo.shape
+    assert pictures.draw_box(photo, (-5, -5, 100, 100)).shape == photo.shape
     assert np.array_equal(photo, before)
 
 
 def test_shrink_averages_images_and_never_enlarges(photo):
-    small = viz.shrink(photo, 30)
+    small = pictures.shrink(photo, 30)
     assert small.shape == (20, 30, 3)
     assert abs(int(small[0, 0, 0]) - photo[:2, :2, 0].mean()) <= 1
-    assert np.array_equal(viz.shrink(photo, 600), photo)
+    assert np.array_equal(pictures.shrink(photo, 600), photo)
 
 
 def test_shrink_keeps_the_classes_of_a_class_map():
     classes = np.random.default_rng(0).choice([0, 4, 255], (37, 91))
-    small = viz.shrink(classes, 13)
+    small = pictures.shrink(classes, 13)
     assert small.shape == (5, 13)
     assert set(np.unique(small)) == {0, 4, 255}
-    assert np.array_equal(viz.shrink(np.arange(9).reshape(1, 9), 3), [[1, 4, 7]])
+    assert np.array_equal(pictures.shrink(np.arange(9).reshape(1, 9), 3), [[1, 4, 7]])
 
 
 def test_strip_sets_panels_of_one_height_side_by_side(photo):
-    picture = viz.strip([("image", photo), ("twice as tall", np.zeros((80, 10, 3), np.uint8))])
+    picture = pictures.strip([("image", photo), ("twice as tall", np.zeros((80, 10, 3), np.uint8))])
     header = picture.shape[0] - 80 - 6
     assert header > 12
     assert (picture[-6:] == 255).all()
@@ -96,14 +96,14 @@ def test_strip_sets_panels_of_one_height_side_by_side(photo):
 
 def test_strip_never_cuts_a_title():
     image = np.zeros((40, 4, 3), np.uint8)
-    long = viz.strip([("a title much wider than its image", image)])
-    short = viz.strip([("a", image)])
+    long = pictures.strip([("a title much wider than its image", image)])
+    short = pictures.strip([("a", image)])
     assert long.shape[1] > short.shape[1] + 100
     assert (long[:, -3:] == 255).all()
 
 
 def test_stack_joins_pictures_on_white(photo):
-    picture = viz.stack([photo, photo[:, :10]])
+    picture = pictures.stack([photo, photo[:, :10]])
     assert picture.shape == (80, 60, 3)
     assert np.array_equal(picture[:40], photo)
     assert (picture[40:, 10:] == 255).all()
@@ -111,7 +111,7 @@ def test_stack_joins_pictures_on_white(photo):
 
 def test_legend_shows_every_colour_and_wraps():
     names = ["building", "water", "herbaceous vegetation"]
-    wide, narrow = (viz.legend(names, COLOURS, width=width) for width in (900, 200))
+    wide, narrow = (pictures.legend(names, COLOURS, width=width) for width in (900, 200))
     for picture in (wide, narrow):
         pixels = picture.reshape(-1, 3)
         assert all((pixels == colour).all(axis=1).sum() > 100 for colour in COLOURS)
@@ -121,12 +121,12 @@ def test_legend_shows_every_colour_and_wraps():
 
 def test_png_is_exact_and_jpeg_is_close():
     smooth = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
-    assert np.array_equal(decode(viz.png_bytes(smooth)), smooth)
-    assert abs(decode(viz.jpeg_bytes(smooth)).astype(int) - smooth).mean() < 5
+    assert np.array_equal(decode(pictures.png_bytes(smooth)), smooth)
+    assert abs(decode(pictures.jpeg_bytes(smooth)).astype(int) - smooth).mean() < 5
 
 
 @pytest.mark.parametrize(("photo_like", "kind"), [(False, "png"), (True, "jpeg")])
 def test_data_uri_holds_the_image(photo, photo_like, kind):
-    prefix, content = viz.data_uri(photo, photo=photo_like).split(",")
+    prefix, content = pictures.data_uri(photo, photo=photo_like).split(",")
     assert prefix == f"data:image/{kind};base64"
     assert decode(base64.b64decode(content)).shape == photo.shape

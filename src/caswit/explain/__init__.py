@@ -1,1 +1,1 @@
-"""What the network looked at: attention of a pixel, and its figure."""
+"""Explain the class of a pixel: its cross-attention, and its class with masked and with swapped context."""

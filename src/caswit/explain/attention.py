@@ -1,4 +1,8 @@
-"""What the network looked at when it labelled a pixel, and how much its surroundings matter (figures 6 and 11).
+"""Explain how one pixel got its class: attention by stage (figures 6 and 11) and the effect of its context.
+
+The context is compared with two others that keep the tile's own part: masked (black outside the tile) and swapped
+(taken from another place of the scene). The paper compares models trained with and without context; these two
+conditions ask the same of one trained model.
 
 Shapes: T tile_px, K classes, h heads, H/W rows and columns of context tokens.
 """
@@ -26,19 +30,19 @@ from caswit.raster.windows import Tile, Window, owner, starts
 
 Floats = NDArray[np.float32]
 
-AS_IT_IS, BLACK, ELSEWHERE = "as they are", "black", "from elsewhere"
-"""The surroundings a pixel was labelled with."""
-_SWAP_SIDE = 3
-"""Places along each axis from which other surroundings may come."""
+AS_IS, MASKED, SWAPPED = "as is", "masked", "swapped"
+"""The context with which a pixel was labelled."""
+_SWAP_CANDIDATES = 3
+"""Along each axis, tiles whose context may be swapped in."""
 
 
 class StageAttention(NamedTuple):
-    """What one hr token reads from the context after a stage."""
+    """Attention of one hr token over the context after a stage."""
 
     stage: int
     """From 1."""
     heads: Floats
-    """(h, H, W): how much each head reads where; sums to 1 over the context."""
+    """(h, H, W): attention of each head, which sums to 1 over the context."""
 
     @property
     def mean(self) -> Floats:
@@ -48,28 +52,28 @@ class StageAttention(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Everything about how one pixel got its class."""
+    """The input, attention and predictions behind the class of one pixel."""
 
     row: int
     col: int
     tile: Tile
-    """The tile in which ``predict`` labels the pixel, in pixels that are read."""
-    place: tuple[int, int]
+    """The tile from which ``predict`` takes the pixel's class, in pixels that are read."""
+    pixel: tuple[int, int]
     """(row, column) of the pixel in the tile."""
     image: UInt8
     """(3, T, T): the tile."""
     context: UInt8
-    """(3, T, T): the averaged surroundings, the tile in their middle."""
+    """(3, T, T): the averaged context, the tile in its centre."""
     stages: tuple[StageAttention, ...]
     probabilities: Mapping[str, Floats]
-    """Surroundings -> (K,) probabilities of the pixel; ELSEWHERE only if the scene has another tile."""
+    """Kind of context -> (K,) probabilities of the pixel; SWAPPED only if the scene has another tile."""
     classes: Mapping[str, UInt8]
-    """AS_IT_IS and BLACK -> (T, T) class indices of the tile, IGNORE_INDEX where there are no data."""
+    """AS_IS and MASKED -> (T, T) class indices of the tile, IGNORE_INDEX where there are no data."""
 
     @property
     def changed(self) -> Bool:
-        """(T, T): pixels whose class is another one without the surroundings."""
-        changed: Bool = self.classes[AS_IT_IS] != self.classes[BLACK]
+        """(T, T): pixels that get another class with masked context."""
+        changed: Bool = self.classes[AS_IS] != self.classes[MASKED]
         return changed
 
 
@@ -78,9 +82,9 @@ def explain_pixel(model: Predictor, scene: SceneReader, row: int, col: int, tile
 
     Args:
         model: A network that reads its context, on its device.
-        scene: Where the pixel lies.
-        row: Of the pixel, in the raster.
-        col: Of the pixel, in the raster.
+        scene: The scene of the pixel.
+        row: Row of the pixel in the raster.
+        col: Column of the pixel in the raster.
         tile_px: Side of the model's tiles.
 
     Raises:
@@ -89,72 +93,73 @@ def explain_pixel(model: Predictor, scene: SceneReader, row: int, col: int, tile
     """
     check_reads_context(model)
     _check_inside(scene, row, col)
-    at = read_pixel(scene, row, col)
-    tile = owner(scene.height, scene.width, tile_px, tile_px // 4, *at)
+    read_row, read_col = pixel_as_read(scene, row, col)
+    # The overlap of `predict`'s default: the pixel is explained in the very tile that labels it on the map.
+    tile = owner(scene.height, scene.width, tile_px, tile_px // 4, read_row, read_col)
     region = scene.region(context_window(tile.window, model.context_factor))
     valid = region.valid[tile.window.inside(region.window)]
-    place = at[0] - tile.window.row, at[1] - tile.window.col
-    if not valid[place]:
+    pixel = read_row - tile.window.row, read_col - tile.window.col
+    if not valid[pixel]:
         raise ConfigError(f"{scene.scene.image.name} has no data at row {row}, column {col}; choose another pixel")
     hr, context = _batch(model, region, tile.window)
-    assert isinstance(model.network, CASWiT)  # only it reads context
-    with recorded_attention(model.network, *place, tile_px) as stages:
-        logits = {AS_IT_IS: _logits(model, hr, context)}
+    assert isinstance(model.network, CASWiT)  # no other network reads context
+    with recorded_attention(model.network, *pixel, tile_px) as stages:
+        logits = {AS_IS: _logits(model, hr, context)}
     factor = model.context_factor
-    logits[BLACK] = _logits(model, hr, exchanged(context, factor))
-    if (elsewhere := _elsewhere(model, scene, tile.window)) is not None:
-        logits[ELSEWHERE] = _logits(model, hr, exchanged(context, factor, elsewhere))
+    logits[MASKED] = _logits(model, hr, exchanged(context, factor))
+    if (other := _least_similar_context(model, scene, tile.window)) is not None:
+        logits[SWAPPED] = _logits(model, hr, exchanged(context, factor, other))
     classes = {
-        name: np.where(valid, x.argmax(0).byte().cpu().numpy(), np.uint8(IGNORE_INDEX)) for name, x in logits.items()
+        kind: np.where(valid, logits[kind].argmax(0).byte().cpu().numpy(), np.uint8(IGNORE_INDEX))
+        for kind in (AS_IS, MASKED)
     }
     return Explanation(
         row=row,
         col=col,
         tile=tile,
-        place=place,
+        pixel=pixel,
         image=region.tile(tile.window),
         context=region.context(tile.window, factor),
         stages=tuple(stages),
-        probabilities={name: x[:, place[0], place[1]].softmax(0).cpu().numpy() for name, x in logits.items()},
-        classes={name: classes[name] for name in (AS_IT_IS, BLACK)},
+        probabilities={kind: x[:, pixel[0], pixel[1]].softmax(0).cpu().numpy() for kind, x in logits.items()},
+        classes=classes,
     )
 
 
-def read_pixel(scene: SceneReader, row: int, col: int) -> tuple[int, int]:
-    """The pixel that is read where a pixel of the raster lies; the same one but for models of a fixed ground size."""
-    read_row, read_col = ((int((at + 0.5) / scene.ratio)) for at in (row, col))
+def pixel_as_read(scene: SceneReader, row: int, col: int) -> tuple[int, int]:
+    """Convert (row, col) of the raster to the pixels that are read, which may be resampled to ``read_gsd_m``."""
+    read_row, read_col = (int((at + 0.5) / scene.ratio) for at in (row, col))
     return min(read_row, scene.height - 1), min(read_col, scene.width - 1)
 
 
 def check_reads_context(model: Predictor) -> None:
-    """Raise ModelError for the baseline, which has no attention to show."""
+    """Raise ModelError for a network without cross-attention, such as the baseline."""
     if not model.network.reads_context:
         raise ModelError("this model reads no context (fusion_stages is empty), so there is no attention to show")
 
 
 @contextmanager
 def recorded_attention(network: CASWiT, row: int, col: int, tile_px: int) -> Iterator[list[StageAttention]]:
-    """A list that gets the attention of the first image of the next forward pass, stage by stage.
-
-    The weights of the queried token are computed beside the network's own attention, so what the network
-    returns does not change.
+    """Fill a list, stage by stage, with the attention of one pixel in the first image of the next forward pass.
 
     Args:
         network: In evaluation mode.
-        row: Of the queried pixel, in the tile.
-        col: Of the queried pixel, in the tile.
+        row: Row of the pixel in the tile.
+        col: Column of the pixel in the tile.
         tile_px: Side of the tile.
     """
-    found: list[StageAttention] = []
+    # Fused attention kernels never store the matrix of weights, and for every token it would not fit into memory. The
+    # row of the one queried token is computed a second time beside them, so what the network returns stays the same.
+    recorded: list[StageAttention] = []
     hooks = []
 
     def record(stage: int) -> Any:
         def hook(module: CrossAttention, images: tuple[Tensor, Tensor]) -> None:
             hr, context = (image[:1] for image in images)
             stride = PATCH_PX * 2 ** (stage - 1)
-            place = min(row // stride, hr.shape[1] - 1), min(col // stride, hr.shape[2] - 1)
-            weights = module.weights(hr, context, *place)[0]
-            found.append(StageAttention(stage, weights.float().cpu().numpy()))
+            token = min(row // stride, hr.shape[1] - 1), min(col // stride, hr.shape[2] - 1)
+            weights = module.weights(hr, context, *token)[0]
+            recorded.append(StageAttention(stage, weights.float().cpu().numpy()))
 
         return hook
 
@@ -162,7 +167,7 @@ def recorded_attention(network: CASWiT, row: int, col: int, tile_px: int) -> Ite
         for stage in network.fusion_stages:
             attention = network.fusion[str(stage)].get_submodule("attention")
             hooks.append(attention.register_forward_pre_hook(record(stage)))
-        yield found
+        yield recorded
     finally:
         for hook in hooks:
             hook.remove()
@@ -179,37 +184,41 @@ def _check_inside(scene: SceneReader, row: int, col: int) -> None:
 
 @torch.inference_mode()
 def _logits(model: Predictor, hr: Tensor, context: Tensor) -> Tensor:
-    """(K, T, T) fp32."""
+    """Return the (K, T, T) fp32 logits of a batch of one."""
     with autocast(model.device, model.bf16):
         logits: Tensor = model.network(hr, context)
     return logits[0].float()
 
 
 def _batch(model: Predictor, region: Region, tile: Window) -> tuple[Tensor, Tensor]:
-    """Tile and context as batches of one, on the device."""
+    """Return tile and context as batches of one, on the model's device."""
     images = region.tile(tile), region.context(tile, model.context_factor)
     hr, context = (torch.from_numpy(np.ascontiguousarray(x))[None].to(model.device) for x in images)
     return hr, context
 
 
-def _elsewhere(model: Predictor, scene: SceneReader, tile: Window) -> Tensor | None:
-    """The context of the tile, out of some spread over the scene, whose surroundings differ most in colour."""
+def _least_similar_context(model: Predictor, scene: SceneReader, tile: Window) -> Tensor | None:
+    """Return the context whose mean colour differs most, of tiles spread over the scene that do not overlap this one.
+
+    Another real context, unlike a black one, is an input of the kind that the network was trained on: if the class
+    holds here and falls with a masked context, black was the reason and not the missing information.
+    """
     factor, side = model.context_factor, tile.height
     rows, cols = (_spread(starts(length, side, 0)) for length in (scene.height, scene.width))
-    here = scene.region(context_window(tile, factor)).context(tile, factor).mean((1, 2))
+    mean_colour = scene.region(context_window(tile, factor)).context(tile, factor).mean((1, 2))
     farthest, distance = None, 0.0
     for window in (Window(row, col, side, side) for row in rows for col in cols):
         if abs(window.row - tile.row) < side and abs(window.col - tile.col) < side:
             continue
         region = scene.region(context_window(window, factor))
         context = region.context(window, factor)
-        apart = float(np.abs(context.mean((1, 2)) - here).sum())
-        if apart > distance and region.valid.mean() > 0.5:
+        apart = float(np.abs(context.mean((1, 2)) - mean_colour).sum())
+        if apart > distance and region.valid.mean() > 0.5:  # beyond the raster all is black: that would be masking
             farthest, distance = context, apart
     return None if farthest is None else torch.from_numpy(farthest)[None].to(model.device)
 
 
 def _spread(items: list[int]) -> list[int]:
-    """At most ``_SWAP_SIDE`` of them, from the first to the last."""
-    picks = np.linspace(0, len(items) - 1, num=min(_SWAP_SIDE, len(items)))
+    """Pick at most ``_SWAP_CANDIDATES`` items, evenly from the first to the last."""
+    picks = np.linspace(0, len(items) - 1, num=min(_SWAP_CANDIDATES, len(items)))
     return [items[round(i)] for i in picks]

@@ -1,6 +1,8 @@
-"""The figure of an explanation: attention by stage and head, and what the class would be without context.
+"""caswit explain: the figure of one pixel, and the heatmaps of attention that it shares with the viewer.
 
-Pictures are (H, W, 3) uint8.
+The figure has the attention by stage and head (figure 6 of the paper), the class map as it is and with masked
+context, and the probabilities of the pixel for every kind of context. Pictures are (H, W, 3) uint8; a heatmap is
+(H, W) of attention weights, one per context token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from caswit.data.classes import ClassTable
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError
-from caswit.explain.attention import AS_IT_IS, BLACK, Explanation, StageAttention, explain_pixel
+from caswit.explain.attention import AS_IS, MASKED, Explanation, StageAttention, explain_pixel
 from caswit.files import atomic_write_bytes
 from caswit.inference.predictor import classifier
 from caswit.raster.georef import pixel_at, pixel_at_lonlat
@@ -29,11 +31,13 @@ from caswit.viz.pictures import (
     PAPER,
     WRONG_COLOUR,
     Image,
+    channels_last,
     colourise,
-    draw_box,
+    draw_tile,
     legend,
     png_bytes,
     resize,
+    resize_nearest,
     stack,
     strip,
 )
@@ -44,223 +48,14 @@ GAP_PX = 10
 TEXT_PX = 22
 MUTED = (96, 102, 112)
 
-
-class Frame(NamedTuple):
-    """How a tile and a pixel lie in a picture of the context."""
-
-    side_px: int
-    context_px: int
-    """Side of the averaged context, in its pixels."""
-    factor: int
-    place: tuple[int, int]
-    """The pixel, in the tile."""
-
-    @property
-    def scale(self) -> float:
-        """Picture pixels per pixel of the averaged context."""
-        return self.side_px / self.context_px
-
-    def annotated(self, picture: Image, *, dot: bool = True) -> Image:
-        """Outline the tile and mark the pixel."""
-        inner = slice_middle(self.context_px, self.factor)
-        first, side = round(inner.start * self.scale), round((inner.stop - inner.start) * self.scale)
-        boxed = draw_box(picture, (first, first, side, side), line_px=2)
-        if not dot:
-            return boxed
-        row, col = (self.scale * (inner.start + (at + 0.5) / self.factor) for at in self.place)
-        return mark(boxed, row, col, max(3.0, self.side_px / 90))
-
-
-def explanation_figure(found: Explanation, classes: ClassTable, context_factor: int, title: str) -> Image:
-    """Everything about one pixel on one sheet."""
-    frame = Frame(PANEL_PX, found.context.shape[-1], context_factor, found.place)
-    context = scale_to(_picture(found.context), PANEL_PX, PANEL_PX)
-    rows = [_heading(title), _evidence(found, classes, frame, context)]
-    rows += _two_by_two([attention_row(stage, frame, context) for stage in found.stages])
-    width = max(row.shape[1] for row in rows)
-    rows.append(legend(classes.names, classes.colors, width=width, font_px=TEXT_PX - 2))
-    sheet = stack(rows)
-    return np.pad(sheet, ((GAP_PX, GAP_PX), (GAP_PX, GAP_PX), (0, 0)), constant_values=255)
-
-
-def attention_row(stage: StageAttention, frame: Frame, context: Image) -> Image:
-    """The mean over the heads, large, and every head, small."""
-    heads, height, width = stage.heads.shape
-    many = "one head" if heads == 1 else f"mean and {heads} heads"
-    title = f"Stage {stage.stage}: {height} x {width} tokens, {many}; peak {times_even(stage.mean):.1f} x even"
-    panels = [frame.annotated(over_image(context, stage.mean))]
-    if heads > 1:
-        panels.append(_heads(stage, frame, context))
-    return stack([_text(title), _beside(panels)])
-
-
-def attention_panels(found: Explanation, context_factor: int, side_px: int) -> list[tuple[str, Image]]:
-    """Titled pictures, one for each stage: the mean attention over the context (figure 6)."""
-    frame = Frame(side_px, found.context.shape[-1], context_factor, found.place)
-    context = scale_to(_picture(found.context), side_px, side_px)
-    return [(f"Stage {s.stage}", frame.annotated(over_image(context, s.mean))) for s in found.stages]
-
-
-def _heads(stage: StageAttention, frame: Frame, context: Image) -> Image:
-    """Every head in a grid as high as one panel."""
-    count = len(stage.heads)
-    rows = 1 if count <= 2 else 2 if count <= 8 else 4
-    side = (frame.side_px - (rows - 1) * GAP_PX) // rows
-    small = scale_to(context, side, side)
-    cells = [frame._replace(side_px=side).annotated(over_image(small, head)) for head in stage.heads]
-    columns = -(-count // rows)
-    return np.concatenate(
-        [
-            _padded(_beside(cells[at : at + columns]), side + GAP_PX, columns * (side + GAP_PX))
-            for at in range(0, count, columns)
-        ]
-    )[: frame.side_px]
-
-
-def _evidence(found: Explanation, classes: ClassTable, frame: Frame, context: Image) -> Image:
-    """Context, tile, both maps, what changes, and the probabilities."""
-    side = frame.side_px
-    tile = scale_to(_picture(found.image), side, side)
-    row, col = ((at + 0.5) * side / found.image.shape[-1] for at in found.place)
-
-    def panel(picture: Image) -> Image:
-        return mark(picture, row, col, max(3.0, side / 90))
-
-    maps = [panel(_grown(colourise(found.classes[name], classes.colors), side, side)) for name in (AS_IT_IS, BLACK)]
-    changed = np.where(
-        found.changed[..., None], np.array(WRONG_COLOUR, np.uint8), (0.35 * _picture(found.image)).astype(np.uint8)
-    )
-    share = f"changed: {100 * found.changed.mean():.1f} % of the tile"
-    pictures = [
-        ("context, tile outlined", frame.annotated(context)),
-        ("tile", panel(tile)),
-        ("class, surroundings as they are", maps[0]),
-        ("class, surroundings black", maps[1]),
-        (share, panel(_grown(changed, side, side))),
-    ]
-    return stack([strip(pictures), _probabilities(found, classes)])
-
-
-def _probabilities(found: Explanation, classes: ClassTable) -> Image:
-    """Bars of every class that matters, one for each kind of surroundings."""
-    conditions = list(found.probabilities)
-    values = np.stack([found.probabilities[name] for name in conditions])
-    shown = [k for k in np.argsort(-values.max(0)) if values[:, k].max() >= 0.01][:6]
-    line, label, bar = TEXT_PX + 10, 380, 300
-    height = line * (len(conditions) + 1) + GAP_PX
-    picture = Pillow.new("RGB", (label + len(shown) * (bar + 70), height), PAPER)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT_PX)
-    draw.text((GAP_PX, line / 2), "Probability of the pixel", fill=INK, font=font, anchor="lm")
-    for row, name in enumerate(conditions, 1):
-        middle = row * line + line / 2
-        draw.text((GAP_PX, middle), f"surroundings {name}", fill=MUTED, font=font, anchor="lm")
-    for column, k in enumerate(shown):
-        left = label + column * (bar + 70)
-        draw.text((left, line / 2), classes.names[k], fill=INK, font=font, anchor="lm")
-        for row, value in enumerate(values[:, k], 1):
-            middle, end = row * line + line / 2, left + 2 + value * (bar - 80)
-            rectangle = (left, middle - TEXT_PX / 2.6, end, middle + TEXT_PX / 2.6)
-            draw.rectangle(rectangle, fill=tuple(map(int, classes.colors[k])), outline=INK)
-            draw.text((end + 8, middle), f"{100 * value:.0f} %", fill=INK, font=font, anchor="lm")
-    return np.asarray(picture)
-
-
-def _two_by_two(pictures: Sequence[Image]) -> list[Image]:
-    """Pairs of pictures of one height side by side."""
-    return [np.concatenate(pictures[at : at + 2], axis=1) for at in range(0, len(pictures), 2)]
-
-
-def _heading(text: str) -> Image:
-    return _text(text, font_px=TEXT_PX + 6)
-
-
-def _text(text: str, font_px: int = TEXT_PX) -> Image:
-    """A line of text on white."""
-    font = ImageFont.load_default(font_px)
-    picture = Pillow.new("RGB", (round(font.getlength(text)) + 2 * GAP_PX, round(1.8 * font_px)), PAPER)
-    ImageDraw.Draw(picture).text((GAP_PX, picture.height / 2), text, fill=INK, font=font, anchor="lm")
-    return np.asarray(picture)
-
-
-def _beside(pictures: Sequence[Image]) -> Image:
-    """Join pictures of one height side by side, with gaps, on white."""
-    gap = np.full((pictures[0].shape[0], GAP_PX, 3), 255, np.uint8)
-    return np.concatenate([part for picture in pictures for part in (gap, picture)], axis=1)
-
-
-def _padded(picture: Image, height: int, width: int) -> Image:
-    rows, cols = height - picture.shape[0], max(0, width - picture.shape[1])
-    return np.pad(picture, ((0, rows), (0, cols), (0, 0)), constant_values=255)
-
-
-def _picture(image: Image) -> Image:
-    """(3, H, W) to (H, W, 3)."""
-    return np.ascontiguousarray(np.moveaxis(image, 0, -1))
-
-
-RAMP = np.array([[12, 8, 38], [84, 18, 109], [187, 55, 84], [249, 142, 9], [252, 255, 164]], np.float64)
-"""Dark to bright, even in lightness, and in order for colour-blind eyes too; equally spaced."""
+COLOUR_RAMP = np.array([[12, 8, 38], [84, 18, 109], [187, 55, 84], [249, 142, 9], [252, 255, 164]], np.float64)
+"""Equally spaced stops, even in lightness, so that their order also holds for colour-blind eyes and in grey."""
 PEAK_PERCENTILE = 99.5
-"""What is drawn brightest; a single extreme token must not darken the rest."""
+"""Percentile that is drawn brightest."""
 LEAST_PEAK = 3.0
-"""A peak below this many times an even spread is not stretched to full brightness: even must look even."""
+"""Least attention that is drawn brightest, relative to uniform attention."""
 
-
-def colour_ramp(values: NDArray[Any]) -> Image:
-    """Values 0..1 of any shape to (..., 3) colours of ``RAMP``."""
-    stops = np.linspace(0, 1, len(RAMP))
-    channels = [np.interp(values, stops, RAMP[:, c]) for c in range(3)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
-
-
-def normalised(heat: NDArray[Any]) -> NDArray[Any]:
-    """Heat as 0..1; 1 is its peak, or ``LEAST_PEAK`` times its mean where it has no such peak."""
-    peak = max(float(np.percentile(heat, PEAK_PERCENTILE)), LEAST_PEAK * float(heat.mean()))
-    return np.clip(heat / max(peak, 1e-12), 0, 1)
-
-
-def times_even(heat: NDArray[Any]) -> float:
-    """How many times an even spread the drawn peak is."""
-    return float(np.percentile(heat, PEAK_PERCENTILE) / max(float(heat.mean()), 1e-12))
-
-
-def over_image(image: Image, heat: NDArray[Any]) -> Image:
-    """Heat over the darkened grey image; tokens stay squares, since nothing is known between them."""
-    height, width = image.shape[:2]
-    share = normalised(heat)
-    colours = _grown(colour_ramp(share), height, width).astype(np.float64)
-    opacity = _grown(np.rint(255 * (0.1 + 0.75 * np.sqrt(share))).astype(np.uint8), height, width)[..., None] / 255
-    grey = 0.75 * image.mean(axis=2, keepdims=True)
-    return np.rint((1 - opacity) * grey + opacity * colours).astype(np.uint8)
-
-
-def as_overlay(heat: NDArray[Any]) -> Image:
-    """(h, w, 4): the same colours with opacity, to be laid over a map by someone else."""
-    share = normalised(heat)
-    opacity = np.rint(255 * (0.08 + 0.77 * np.sqrt(share))).astype(np.uint8)
-    overlay: Image = np.concatenate([colour_ramp(share), opacity[..., None]], axis=-1)
-    return overlay
-
-
-def mark(image: Image, row: float, col: float, radius_px: float) -> Image:
-    """A white dot with a dark rim at a place of the image."""
-    picture = Pillow.fromarray(image)
-    rim = radius_px + max(1.0, radius_px / 3)
-    draw = ImageDraw.Draw(picture)
-    draw.ellipse((col - rim, row - rim, col + rim, row + rim), fill=INK)
-    draw.ellipse((col - radius_px, row - radius_px, col + radius_px, row + radius_px), fill=PAPER)
-    return np.asarray(picture)
-
-
-def scale_to(image: Image, height: int, width: int) -> Image:
-    """An image at another size: areas averaged on the way down, smooth on the way up."""
-    if height <= image.shape[0]:
-        return resize(image, height, width)
-    return np.asarray(Pillow.fromarray(image).resize((width, height), Pillow.Resampling.BICUBIC))
-
-
-def _grown(cells: Image, height: int, width: int) -> Image:
-    return np.asarray(Pillow.fromarray(cells.astype(np.uint8)).resize((width, height), Pillow.Resampling.NEAREST))
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def explain(
@@ -276,7 +71,7 @@ def explain(
         settings: How to compute.
 
     Returns:
-        Lines that say the same in words.
+        A summary of the figure, line by line.
 
     Raises:
         CaswitError: The image, the place, the model or the file to write cannot be used.
@@ -288,16 +83,16 @@ def explain(
     loaded = load_model(model)
     tile = loaded.info.tile
     with SceneReader(Scene(image=image), bands=loaded.info.bands, read_gsd_m=tile.read_gsd_m) as scene:
-        row, col = pixel_of(scene.image, place)
-        found = explain_pixel(classifier(loaded, settings or ComputeConfig()), scene, row, col, tile.tile_px)
+        row, col = find_pixel(scene.image, place)
+        explanation = explain_pixel(classifier(loaded, settings or ComputeConfig()), scene, row, col, tile.tile_px)
     title = f"{image.name}, row {row}, column {col}, labelled by {loaded.name}"
-    figure = explanation_figure(found, loaded.info.classes, tile.context_factor, title)
+    figure = explanation_figure(explanation, loaded.info.classes, tile.context_factor, title)
     atomic_write_bytes(out, png_bytes(figure))
-    return [title, *in_words(found, loaded.info.classes.names)]
+    return [title, *summary(explanation, loaded.info.classes.names)]
 
 
-def pixel_of(raster: Raster | Mosaic, place: Mapping[str, float]) -> tuple[int, int]:
-    """(row, col) of a place named by pixel, coordinate or longitude and latitude."""
+def find_pixel(raster: Raster | Mosaic, place: Mapping[str, float]) -> tuple[int, int]:
+    """Return (row, col) of a place given as row and col, x and y, or lon and lat."""
     if "row" in place:
         return int(place["row"]), int(place["col"])
     if "x" in place:
@@ -305,11 +100,189 @@ def pixel_of(raster: Raster | Mosaic, place: Mapping[str, float]) -> tuple[int, 
     return pixel_at_lonlat(raster.grid, place["lon"], place["lat"], raster.path)
 
 
-def in_words(found: Explanation, names: tuple[str, ...]) -> list[str]:
-    """A line for each kind of surroundings, and one on the tile."""
+def summary(explanation: Explanation, names: tuple[str, ...]) -> list[str]:
+    """Write the pixel's class for each kind of context, and how much of the tile changes with masked context."""
     lines = []
-    for surroundings, probabilities in found.probabilities.items():
+    for kind, probabilities in explanation.probabilities.items():
         best = int(probabilities.argmax())
-        lines.append(f"surroundings {surroundings}: {names[best]} ({100 * probabilities[best]:.0f} %)")
-    share = 100 * found.changed.mean()
-    return [*lines, f"without surroundings {share:.1f} % of the tile's pixels have another class"]
+        lines.append(f"context {kind}: {names[best]} ({100 * probabilities[best]:.0f} %)")
+    changed = 100 * explanation.changed.mean()
+    return [*lines, f"with masked context {changed:.1f} % of the tile's pixels get another class"]
+
+
+# ---- the figure ----------------------------------------------------------------------------------
+
+
+class Frame(NamedTuple):
+    """The position of a tile and a pixel in a square picture of the context."""
+
+    side_px: int
+    context_px: int
+    """Side of the averaged context, in its pixels."""
+    factor: int
+    pixel: tuple[int, int]
+    """(row, column) in the tile."""
+
+    def annotated(self, picture: Image) -> Image:
+        """Outline the tile and mark the pixel."""
+        first = slice_middle(self.context_px, self.factor).start
+        scale = self.side_px / self.context_px
+        row, col = (scale * (first + (at + 0.5) / self.factor) for at in self.pixel)
+        return mark_pixel(draw_tile(picture, self.factor), row, col, max(3.0, self.side_px / 90))
+
+
+def explanation_figure(explanation: Explanation, classes: ClassTable, context_factor: int, title: str) -> Image:
+    """Draw the whole explanation of one pixel."""
+    frame, context = _framed_context(explanation, context_factor, PANEL_PX)
+    stages = [attention_row(stage, frame, context) for stage in explanation.stages]
+    rows = [_text(title, TEXT_PX + 6), _input_and_classes(explanation, classes, frame, context)]
+    rows += [np.concatenate(stages[at : at + 2], axis=1) for at in range(0, len(stages), 2)]
+    width = max(row.shape[1] for row in rows)
+    rows.append(legend(classes.names, classes.colors, width=width, font_px=TEXT_PX - 2))
+    return np.pad(stack(rows), ((GAP_PX, GAP_PX), (GAP_PX, GAP_PX), (0, 0)), constant_values=255)
+
+
+def attention_row(stage: StageAttention, frame: Frame, context: Image) -> Image:
+    """Draw the mean over the heads, large, and every head, small."""
+    heads, height, width = stage.heads.shape
+    count = "one head" if heads == 1 else f"mean and {heads} heads"
+    peak = f"peak {peak_over_uniform(stage.mean):.1f} x uniform"
+    panels = [frame.annotated(heatmap_over(context, stage.mean))]
+    if heads > 1:
+        panels.append(_heads(stage, frame, context))
+    return stack([_text(f"Stage {stage.stage}: {height} x {width} tokens, {count}; {peak}"), _beside(panels)])
+
+
+def attention_panels(explanation: Explanation, context_factor: int, side_px: int) -> list[tuple[str, Image]]:
+    """Draw the mean attention over the context for each stage, with titles (figure 6)."""
+    frame, context = _framed_context(explanation, context_factor, side_px)
+    return [(f"Stage {s.stage}", frame.annotated(heatmap_over(context, s.mean))) for s in explanation.stages]
+
+
+def _framed_context(explanation: Explanation, context_factor: int, side_px: int) -> tuple[Frame, Image]:
+    frame = Frame(side_px, explanation.context.shape[-1], context_factor, explanation.pixel)
+    return frame, resize(channels_last(explanation.context), side_px, side_px, smooth=True)
+
+
+def _heads(stage: StageAttention, frame: Frame, context: Image) -> Image:
+    """Draw every head, in a grid as high as one panel."""
+    count = len(stage.heads)
+    rows = 1 if count <= 2 else 2 if count <= 8 else 4
+    side = (frame.side_px - (rows - 1) * GAP_PX) // rows
+    small = resize(context, side, side, smooth=True)
+    cells = [frame._replace(side_px=side).annotated(heatmap_over(small, head)) for head in stage.heads]
+    columns = -(-count // rows)
+    lines = [_beside(cells[at : at + columns]) for at in range(0, count, columns)]
+    width = columns * (side + GAP_PX)
+    padded = [np.pad(x, ((0, GAP_PX), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in lines]
+    return np.concatenate(padded)[: frame.side_px]
+
+
+def _input_and_classes(explanation: Explanation, classes: ClassTable, frame: Frame, context: Image) -> Image:
+    """Draw context, tile, class maps with context as is and masked, their difference, and the probabilities."""
+    side = frame.side_px
+    tile = channels_last(explanation.image)
+    row, col = ((at + 0.5) * side / len(tile) for at in explanation.pixel)
+
+    def panel(picture: Image) -> Image:
+        return mark_pixel(picture, row, col, max(3.0, side / 90))
+
+    as_is, masked = (colourise(explanation.classes[kind], classes.colors) for kind in (AS_IS, MASKED))
+    dark = (0.35 * tile).astype(np.uint8)
+    changed = np.where(explanation.changed[..., None], np.array(WRONG_COLOUR, np.uint8), dark)
+    pictures = [
+        ("context, tile outlined", frame.annotated(context)),
+        ("tile", panel(resize(tile, side, side, smooth=True))),
+        ("class, context as is", panel(resize_nearest(as_is, side, side))),
+        ("class, context masked", panel(resize_nearest(masked, side, side))),
+        (f"changed: {100 * explanation.changed.mean():.1f} % of the tile", panel(resize_nearest(changed, side, side))),
+    ]
+    return stack([strip(pictures), _probabilities(explanation, classes)])
+
+
+def _probabilities(explanation: Explanation, classes: ClassTable) -> Image:
+    """Draw a bar for each kind of context and each of the most probable classes."""
+    kinds = list(explanation.probabilities)
+    values = np.stack([explanation.probabilities[kind] for kind in kinds])
+    probable = [k for k in np.argsort(-values.max(0)) if values[:, k].max() >= 0.01][:6]
+    line, label, bar = TEXT_PX + 10, 380, 300
+    height = line * (len(kinds) + 1) + GAP_PX
+    picture = Pillow.new("RGB", (label + len(probable) * (bar + 70), height), PAPER)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT_PX)
+    draw.text((GAP_PX, line / 2), "Probability of the pixel", fill=INK, font=font, anchor="lm")
+    for row, kind in enumerate(kinds, 1):
+        draw.text((GAP_PX, row * line + line / 2), f"context {kind}", fill=MUTED, font=font, anchor="lm")
+    for column, k in enumerate(probable):
+        left = label + column * (bar + 70)
+        draw.text((left, line / 2), classes.names[k], fill=INK, font=font, anchor="lm")
+        for row, value in enumerate(values[:, k], 1):
+            middle, end = row * line + line / 2, left + 2 + value * (bar - 80)
+            rectangle = (left, middle - TEXT_PX / 2.6, end, middle + TEXT_PX / 2.6)
+            draw.rectangle(rectangle, fill=tuple(map(int, classes.colors[k])), outline=INK)
+            draw.text((end + 8, middle), f"{100 * value:.0f} %", fill=INK, font=font, anchor="lm")
+    return np.asarray(picture)
+
+
+def mark_pixel(image: Image, row: float, col: float, radius_px: float) -> Image:
+    """Draw a white dot with a dark rim, as in figure 6."""
+    picture = Pillow.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    for radius, colour in ((radius_px + max(1.0, radius_px / 3), INK), (radius_px, PAPER)):
+        draw.ellipse((col - radius, row - radius, col + radius, row + radius), fill=colour)
+    return np.asarray(picture)
+
+
+def _text(text: str, font_px: int = TEXT_PX) -> Image:
+    """Draw a line of text on white."""
+    font = ImageFont.load_default(font_px)
+    picture = Pillow.new("RGB", (round(font.getlength(text)) + 2 * GAP_PX, round(1.8 * font_px)), PAPER)
+    ImageDraw.Draw(picture).text((GAP_PX, picture.height / 2), text, fill=INK, font=font, anchor="lm")
+    return np.asarray(picture)
+
+
+def _beside(pictures: Sequence[Image]) -> Image:
+    """Join pictures of one height side by side, each after a white gap."""
+    gap = np.full((pictures[0].shape[0], GAP_PX, 3), 255, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (gap, picture)], axis=1)
+
+
+# ---- heatmaps ------------------------------------------------------------------------------------
+
+
+def heatmap_over(image: Image, heatmap: NDArray[Any]) -> Image:
+    """Lay a heatmap over the darkened grey image."""
+    height, width = image.shape[:2]
+    # Tokens stay squares: a smooth heatmap would show places between tokens at which nothing was computed.
+    rgba = resize_nearest(heatmap_overlay(heatmap, 0.1, 0.75), height, width).astype(np.float64)
+    opacity = rgba[..., 3:] / 255
+    grey = 0.75 * image.mean(axis=2, keepdims=True)
+    return np.rint((1 - opacity) * grey + opacity * rgba[..., :3]).astype(np.uint8)
+
+
+def heatmap_overlay(heatmap: NDArray[Any], least: float = 0.08, gain: float = 0.77) -> Image:
+    """Colour a heatmap as (H, W, 4), with opacities from ``least`` to ``least + gain``, for laying over a map."""
+    brightness = normalise_heatmap(heatmap)
+    # The root lets weak attention show: it is spread over most of the context, and adds up.
+    opacity = np.rint(255 * (least + gain * np.sqrt(brightness))).astype(np.uint8)
+    overlay: Image = np.concatenate([ramp_colours(brightness), opacity[..., None]], axis=-1)
+    return overlay
+
+
+def normalise_heatmap(heatmap: NDArray[Any]) -> NDArray[Any]:
+    """Scale a heatmap to 0..1."""
+    # Each stage has its own scale, because weights of more tokens are smaller. A percentile keeps one extreme token
+    # from darkening all others, and the least peak keeps the noise of nearly uniform attention from looking like peaks.
+    peak = max(float(np.percentile(heatmap, PEAK_PERCENTILE)), LEAST_PEAK * float(heatmap.mean()))
+    return np.clip(heatmap / max(peak, 1e-12), 0, 1)
+
+
+def peak_over_uniform(heatmap: NDArray[Any]) -> float:
+    """Return the peak of a heatmap relative to uniform attention, to compare stages whose colours are scaled apart."""
+    return float(np.percentile(heatmap, PEAK_PERCENTILE) / max(float(heatmap.mean()), 1e-12))
+
+
+def ramp_colours(values: NDArray[Any]) -> Image:
+    """Map values of 0..1 and any shape to the (..., 3) colours of ``COLOUR_RAMP``."""
+    stops = np.linspace(0, 1, len(COLOUR_RAMP))
+    channels = [np.interp(values, stops, COLOUR_RAMP[:, c]) for c in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)

@@ -1,1 +1,1 @@
-"""Images and maps in a browser: what is in a folder, tiles of it, live attention, the page."""
+"""The viewer: images, maps and attention in a browser."""

@@ -1,6 +1,6 @@
-"""The web application: tiles, points, areas and attention as addresses, and the page that shows them.
+"""The web application: addresses for tiles, points, areas and attention, and the page that shows them.
 
-Addresses name views and layers by keys that the server made up, never by paths, so there is no path to escape with.
+Addresses name views and layers by keys that the server made, never by paths, so a request cannot reach another file.
 """
 
 import logging
@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 TILE_PX = 256
 READERS = 4
-"""Tiles that are read at once; more requests wait their turn."""
+"""Tiles that are read at once; further requests wait."""
 KEPT_TILES = 2048
-"""Drawn tiles that are kept, some 20 kB each."""
+"""Drawn tiles that are kept in memory, some 20 kB each."""
 _FINEST_READ = 32
-"""A tile never reads more than this many pixels per pixel and axis, overviews taken into account."""
+"""Pixels that a tile may read for each pixel that it draws, along one axis, after overviews are used."""
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
 
@@ -43,17 +43,17 @@ Pixel = Annotated[int, Query(ge=0, description="From 0, in pixels of the image")
 
 
 def make_app(collection: Collection, live: LiveModel | None = None, hosts: tuple[str, ...] = ("*",)) -> FastAPI:
-    """The application.
+    """Make the application.
 
     Args:
-        collection: What to show.
-        live: Answers questions about pixels.
-        hosts: Names under which it may be called, against pages elsewhere that point their own name at us.
+        collection: Views to show.
+        live: Model that answers questions about pixels.
+        hosts: Host names that requests may use, against pages elsewhere that point their own name at this machine.
     """
-    # The usual /docs page loads its scripts from elsewhere; /openapi.json says the same without a network.
+    # FastAPI's /docs page loads its scripts from the network; /openapi.json has the same content without.
     app = FastAPI(title="caswit serve", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_exception_handler(CaswitError, _refuse)
+    app.add_exception_handler(CaswitError, _unprocessable)
     _add_page(app)
     _add_views(app, collection, live)
     _add_points(app, collection, live)
@@ -75,66 +75,68 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None) -> None:
-    draw = _drawing()
+    draw = _tile_drawer()
 
     @app.get("/api/views", summary="Every image and what can be laid over it")
     def views() -> dict[str, Any]:
         return {
             "model": None if live is None else live.loaded.name,
             "explains": live is not None and live.explains,
-            "views": [_described(view) for view in collection.views(anew=True).values()],
+            "views": [_view_json(view) for view in collection.views(refresh=True).values()],
         }
 
     @app.get(
         "/api/views/{view}/layers/{layer}/tiles/{zoom}/{col}/{row}",
-        summary="A picture of 256 x 256 pixels; at the largest zoom one of them is a pixel of the image",
+        summary="A picture of 256 x 256 pixels, which are pixels of the image at the largest zoom",
         response_class=Response,
         responses={200: {"content": {"image/png": {}, "image/jpeg": {}}}},
     )
     def tile(view: str, layer: str, zoom: int, col: int, row: int) -> Response:
-        found = _layer(collection, view, layer)
-        largest = max_zoom(found)
+        drawn = _layer(collection, view, layer)
+        largest = max_zoom(drawn)
         side = TILE_PX * 2 ** (largest - zoom) if 0 <= zoom <= largest else 0
-        if not (0 <= zoom <= largest and 0 <= row * side < found.height and 0 <= col * side < found.width):
+        if not (0 <= zoom <= largest and 0 <= row * side < drawn.height and 0 <= col * side < drawn.width):
             raise HTTPException(404, f"no tile {zoom}/{col}/{row}: zoom is 0-{largest}, and it lies outside the image")
-        if zoom < min_zoom(found):
-            raise HTTPException(404, f"{found.title} has no overviews for zoom {zoom}; make some with gdaladdo")
-        content, kind = draw(found, zoom, col, row)
-        fixed = "max-age=3600" if found.done == 1 else "no-store"
-        return Response(content, media_type=kind, headers={"Cache-Control": fixed})
+        if zoom < min_zoom(drawn):
+            raise HTTPException(404, f"{drawn.title} has no overviews for zoom {zoom}; make some with gdaladdo")
+        content, kind = draw(drawn, zoom, col, row)
+        # A finished map has its revision in the address of its tiles. One that is being computed may get another block
+        # between the listing and this request, so its tiles must not be kept under the revision of the listing.
+        keep = "max-age=3600" if drawn.done == 1 else "no-store"
+        return Response(content, media_type=kind, headers={"Cache-Control": keep})
 
-    @app.get("/api/views/{view}/layers/{layer}/areas", summary="How much of each class there is")
+    @app.get("/api/views/{view}/layers/{layer}/areas", summary="Area of each class")
     def areas(view: str, layer: str) -> list[dict[str, Any]]:
-        found = _layer(collection, view, layer)
-        if found.kind not in ("map", "truth"):
-            raise HTTPException(404, f"{found.title} has no classes to count")
-        return found.areas(_view(collection, view).grid)
+        counted = _layer(collection, view, layer)
+        if counted.kind not in ("map", "truth"):
+            raise HTTPException(404, f"{counted.title} has no classes to count")
+        return counted.areas(_view(collection, view).grid)
 
 
 def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None) -> None:
     @app.get("/api/views/{view}/point", summary="Place, classes and confidence of a pixel")
     def point(view: str, row: Pixel, col: Pixel) -> dict[str, Any]:
-        found = _inside(collection, view, row, col)
-        values = {layer.key: _value(layer, row, col) for layer in found.overlays if layer.kind != "errors"}
+        shown = _view_of_pixel(collection, view, row, col)
+        values = {layer.key: _value(layer, row, col) for layer in shown.overlays if layer.kind != "errors"}
         return {
             "row": row,
             "col": col,
-            "xy": ground_of(found.grid, row + 0.5, col + 0.5),
-            "lonlat": lonlat_of(found.grid, row + 0.5, col + 0.5),
+            "xy": ground_of(shown.grid, row + 0.5, col + 0.5),
+            "lonlat": lonlat_of(shown.grid, row + 0.5, col + 0.5),
             "layers": {key: value for key, value in values.items() if value is not None},
-            "model": None if live is None else live.confidence(found.image.path, row, col),
+            "model": None if live is None else live.confidence(shown.image.path, row, col),
         }
 
-    @app.get("/api/views/{view}/attention", summary="What the model looks at when it labels a pixel")
+    @app.get("/api/views/{view}/attention", summary="Cross-attention of a pixel, and its class with other context")
     def attention(view: str, row: Pixel, col: Pixel) -> dict[str, Any]:
-        found = _inside(collection, view, row, col)
+        shown = _view_of_pixel(collection, view, row, col)
         if live is None:
             raise HTTPException(404, "no model was given: start caswit serve with --model MODEL")
-        return live.attention(found.image.path, row, col)
+        return live.attention(shown.image.path, row, col)
 
 
 def max_zoom(layer: Layer) -> int:
-    """The zoom at which a pixel of the picture is a pixel of the image; at zoom 0 one tile holds it all."""
+    """Return the zoom at which a pixel of a tile is a pixel of the image; at zoom 0 one tile holds the image."""
     zoom = 0
     while TILE_PX * 2**zoom < max(layer.height, layer.width):
         zoom += 1
@@ -142,19 +144,20 @@ def max_zoom(layer: Layer) -> int:
 
 
 def min_zoom(layer: Layer) -> int:
-    """The smallest zoom that can be drawn without reading too much for one tile."""
+    """Return the smallest zoom of which a tile can be drawn without reading too many pixels."""
     zoom = max_zoom(layer)
     while zoom and 2 ** (max_zoom(layer) - zoom + 1) <= _FINEST_READ * layer.coarsest:
         zoom -= 1
     return zoom
 
 
-def _drawing() -> Callable[[Layer, int, int, int], tuple[bytes, str]]:
-    """Draw a tile, or find it among those drawn lately."""
+def _tile_drawer() -> Callable[[Layer, int, int, int], tuple[bytes, str]]:
+    """Return a function that draws a tile, or finds it among those drawn lately."""
     readers = threading.BoundedSemaphore(READERS)
     kept: OrderedDict[tuple[str, int, int, int, int], tuple[bytes, str]] = OrderedDict()
 
     def draw(layer: Layer, zoom: int, col: int, row: int) -> tuple[bytes, str]:
+        # The revision makes tiles of a changed raster miss; they are dropped like all others, the oldest first.
         place = layer.key, layer.revision, zoom, col, row
         if (drawn := kept.get(place)) is not None:
             return drawn
@@ -170,8 +173,9 @@ def _drawing() -> Callable[[Layer, int, int, int], tuple[bytes, str]]:
 
 
 def _encoded(picture: UInt8) -> tuple[bytes, str]:
-    """JPEG for photographs without holes, else PNG."""
+    """Encode as JPEG a photograph without transparent pixels, as PNG everything else."""
     file = BytesIO()
+    # A photograph has many values of red, a class map few: JPEG would blur the colours of its classes.
     if (picture[..., 3] == 255).all() and len(np.unique(picture[::8, ::8, 0])) > 32:
         Pillow.fromarray(picture[..., :3]).save(file, format="JPEG", quality=88)
         return file.getvalue(), "image/jpeg"
@@ -179,7 +183,7 @@ def _encoded(picture: UInt8) -> tuple[bytes, str]:
     return file.getvalue(), "image/png"
 
 
-def _described(view: View) -> dict[str, Any]:
+def _view_json(view: View) -> dict[str, Any]:
     bounds = [lonlat_of(view.grid, *corner) for corner in ((0, 0), (view.grid.height, view.grid.width))]
     return {
         "key": view.key,
@@ -190,11 +194,11 @@ def _described(view: View) -> dict[str, Any]:
         "corners": None if None in bounds else bounds,
         "max_zoom": max_zoom(view.image),
         "min_zoom": min_zoom(view.image),
-        "layers": [_layer_described(layer) for layer in (view.image, *view.overlays)],
+        "layers": [_layer_json(layer) for layer in (view.image, *view.overlays)],
     }
 
 
-def _layer_described(layer: Layer) -> dict[str, Any]:
+def _layer_json(layer: Layer) -> dict[str, Any]:
     return {
         "key": layer.key,
         "kind": layer.kind,
@@ -227,21 +231,21 @@ def _layer(collection: Collection, view: str, key: str) -> Layer:
     return layer
 
 
-def _inside(collection: Collection, view: str, row: int, col: int) -> View:
-    found = _view(collection, view)
-    if row >= found.grid.height or col >= found.grid.width:
-        size = f"{found.grid.height} rows and {found.grid.width} columns"
-        raise HTTPException(404, f"row {row}, column {col} lie outside {found.image.title}, which has {size}")
-    return found
+def _view_of_pixel(collection: Collection, view: str, row: int, col: int) -> View:
+    shown = _view(collection, view)
+    if row >= shown.grid.height or col >= shown.grid.width:
+        size = f"{shown.grid.height} rows and {shown.grid.width} columns"
+        raise HTTPException(404, f"row {row}, column {col} lie outside {shown.image.title}, which has {size}")
+    return shown
 
 
-def _refuse(_request: Request, error: Exception) -> JSONResponse:
-    """A raster that cannot be read, a pixel without data: said in one line."""
+def _unprocessable(_request: Request, error: Exception) -> JSONResponse:
+    """Answer an error that the user can fix, such as a pixel without data, with its one line."""
     return JSONResponse({"detail": str(error)}, status_code=422)
 
 
 def _page_files() -> dict[str, Path]:
-    """Every file of the page by its name: ours, and those of Leaflet, which a package of its own carries."""
+    """Return every file of the page by its name: ours, and Leaflet's from the package that carries them."""
     ours = {file.name: file for file in _PAGE.iterdir() if file.suffix in _TYPES}
     leaflet = distribution("xstatic-leaflet")
     theirs = {f.name: Path(str(leaflet.locate_file(f))) for f in leaflet.files or () if f.suffix in (".js", ".css")}

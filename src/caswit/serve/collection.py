@@ -1,6 +1,6 @@
-"""What there is to look at in a folder: images, and the maps, labels and confidences that belong to each.
+"""The views of a folder: its images, each with the maps, labels and confidences that belong to it.
 
-Nothing outside the folder is opened: not through links, and not through virtual rasters that point elsewhere.
+Nothing outside the folder is opened, neither through links nor through virtual rasters that point elsewhere.
 """
 
 import logging
@@ -24,12 +24,11 @@ log = logging.getLogger(__name__)
 RASTERS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt")
 MAX_FILES = 5000
 _FRESH_S = 2.0
-"""A listing younger than this is not made again."""
-
+"""Age up to which a listing is used again, in seconds."""
 
 Palette = Mapping[int, tuple[int, int, int]]
 Labelled = tuple[Path, Dataset]
-"""The image of a label, and the dataset that says so."""
+"""The image that a label belongs to, and the dataset that lists both."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,21 +41,21 @@ class View:
 
     @property
     def key(self) -> str:
-        """Its name in addresses."""
+        """Name in addresses."""
         return self.image.key
 
     def layer(self, key: str) -> Layer | None:
-        """The image or an overlay."""
+        """Return the image or the overlay with this key."""
         return next((each for each in (self.image, *self.overlays) if each.key == key), None)
 
 
 @dataclass
 class Collection:
-    """The views of a folder, looked up anew when asked after a while.
+    """The views of a folder.
 
     Args:
-        where: A folder, or a raster; of a raster, only what belongs to it is shown.
-        table: Classes for maps that name none: the model's.
+        where: A folder, or one raster, which is shown with what belongs to it.
+        table: Classes of the model, for maps that do not name theirs.
         bands: Bands of the images that are red, green and blue, from 1.
     """
 
@@ -65,11 +64,11 @@ class Collection:
     bands: tuple[int, int, int] = (1, 2, 3)
     _pyramids: dict[Path, tuple[int, Pyramid]] = field(default_factory=dict)
     _views: dict[str, View] = field(default_factory=dict)
-    _looked_s: float = -_FRESH_S
+    _listed_s: float = -_FRESH_S
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        """Refuse what is neither a folder nor a raster."""
+        """Raise DataError unless there is a folder or a raster."""
         if not self.where.exists():
             raise DataError(f"{self.where}: no such folder or raster")
         self.only = None if self.where.is_dir() else self.where.resolve()
@@ -77,35 +76,42 @@ class Collection:
         if self.only is not None:
             Pyramid(self.only).close()
 
-    def views(self, *, anew: bool = False) -> Mapping[str, View]:
-        """Every view by its key, as it was found lately or, if asked, a moment ago."""
+    def views(self, *, refresh: bool = False) -> Mapping[str, View]:
+        """Return every view by its key.
+
+        Args:
+            refresh: List the folder again, unless that was done a moment ago.
+        """
+        # Only the page's list asks for a refresh. Tiles and points use the last listing: a screen full of tiles would
+        # walk the folder dozens of times, and all of them must mean the same state of a map that is being computed.
         with self._lock:
-            if not self._views or (anew and time.monotonic() - self._looked_s > _FRESH_S):
+            if not self._views or (refresh and time.monotonic() - self._listed_s > _FRESH_S):
                 self._views = {view.key: view for view in self._find()}
-                self._looked_s = time.monotonic()
+                self._listed_s = time.monotonic()
             return self._views
 
     def _find(self) -> Iterator[View]:
-        found = {path: pyramid for path in self._files() if (pyramid := self._open(path)) is not None}
+        rasters = {path: pyramid for path in self._files() if (pyramid := self._open(path)) is not None}
         datasets = list(self._datasets())
         labels = {s.label.resolve(): (s.image.resolve(), d) for d in datasets for s in d.scenes if s.label is not None}
-        images = {p: pyramid for p, pyramid in found.items() if p not in labels and _is_image(pyramid.about)}
-        mine: dict[Path, list[tuple[Path, Pyramid]]] = {image: [] for image in images}
-        for path, pyramid in found.items():
+        # A dataset that lists a label wins over what the raster looks like: it may have three bands, or any name.
+        images = {p: pyramid for p, pyramid in rasters.items() if p not in labels and _is_image(pyramid.about)}
+        overlays: dict[Path, list[tuple[Path, Pyramid]]] = {image: [] for image in images}
+        for path, pyramid in rasters.items():
             if path in labels or (path not in images and _is_classes(pyramid.about)):
-                owner = labels[path][0] if path in labels else _image_of(path, pyramid, images)
-                if owner in mine:
-                    mine[owner].append((path, pyramid))
+                image = labels[path][0] if path in labels else _image_of(path, pyramid.about, images)
+                if image in overlays:
+                    overlays[image].append((path, pyramid))
         journals = [f for f in sorted(self.root.rglob(f"*{SUFFIX}")) if f.is_dir() and self._inside(f)]
         for path, pyramid in images.items():
             if self.only in (None, path) or self.only not in images:
-                yield self._view(path, pyramid, mine[path], labels, journals)
+                yield self._view(path, pyramid, overlays[path], labels, journals)
 
     def _view(
         self,
         path: Path,
         pyramid: Pyramid,
-        others: Sequence[tuple[Path, Pyramid]],
+        belonging: Sequence[tuple[Path, Pyramid]],
         labels: Mapping[Path, Labelled],
         journals: Sequence[Path],
     ) -> View:
@@ -113,18 +119,18 @@ class Collection:
         bands = self.bands if about.bands >= max(self.bands) else (1, 2, 3)
         image = raster_layer("image", str(path.relative_to(self.root)), pyramid, bands=bands)
         overlays = []
-        for other, its in others:
-            kind = _kind(other, its.about, other in labels)
-            table = labels[other][1].classes.classes if other in labels else self._classes(its.about)
+        for file, raster in belonging:
+            kind = _kind(file, raster.about, file in labels)
+            table = labels[file][1].classes.classes if file in labels else self._classes(raster.about)
             classes = table if kind != "confidence" else ()
-            overlays.append(raster_layer(kind, str(other.relative_to(self.root)), its, classes=classes))
-        overlays += self._growing(path, about.grid, journals, {layer.path for layer in overlays})
+            overlays.append(raster_layer(kind, str(file.relative_to(self.root)), raster, classes=classes))
+        overlays += self._partial_maps(path, about.grid, journals, {layer.path for layer in overlays})
         truth = next((layer for layer in overlays if layer.kind == "truth"), None)
         if truth is not None:
             overlays += [error_layer(layer, truth) for layer in overlays if layer.kind == "map"]
         return View(image=image, grid=about.grid, overlays=tuple(overlays))
 
-    def _growing(self, image: Path, grid: Grid, journals: Sequence[Path], finished: set[Path]) -> Iterator[Layer]:
+    def _partial_maps(self, image: Path, grid: Grid, journals: Sequence[Path], finished: set[Path]) -> Iterator[Layer]:
         for folder in journals:
             journal = read_journal(folder, grid)
             if journal is None or Path(journal.images.split(" (")[0]).name != image.name:
@@ -144,7 +150,7 @@ class Collection:
             )
 
     def _classes(self, about: About) -> tuple[LandClass, ...]:
-        """The legend of a map: from its tags and palette, else the model's."""
+        """Return the legend of a map, from its tags and palette or else the model's."""
         names = {int(k[6:]): v for k, v in about.tags.items() if k.startswith("CLASS_") and k[6:].isdigit()}
         if not names and self.table is not None:
             return self.table.predicted
@@ -156,7 +162,7 @@ class Collection:
         )
 
     def _files(self) -> Iterator[Path]:
-        """Rasters of the folder, none that lies outside it or links out of it."""
+        """Walk the rasters of the folder, without those that are links to the outside."""
         count = 0
         for folder, folders, names in os.walk(self.root):
             folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(SUFFIX))
@@ -174,8 +180,9 @@ class Collection:
         return path.resolve().is_relative_to(self.root)
 
     def _open(self, path: Path) -> Pyramid | None:
-        """The raster, opened again if it changed; None if it cannot be shown."""
+        """Open a raster, again if its file has changed; None if it cannot be shown."""
         try:
+            # An open handle goes on reading a file that was replaced, as `predict` does when a map is finished.
             changed = path.stat().st_mtime_ns
             if path in self._pyramids and self._pyramids[path][0] == changed:
                 return self._pyramids[path][1]
@@ -200,26 +207,24 @@ class Collection:
                 log.warning("labels are not shown: %s", error)
 
 
-def _image_of(path: Path, pyramid: Pyramid, images: Mapping[Path, Pyramid]) -> Path | None:
-    """The image a map belongs to: by the name in its tags, by its own name, or as the only one on its grid."""
-    about = pyramid.about
-    fitting = [image for image in images if images[image].about.grid[:2] == about.grid[:2]]
-    on_grid = [image for image in fitting if _same_grid(images[image].about.grid, about.grid)]
+def _image_of(path: Path, about: About, images: Mapping[Path, Pyramid]) -> Path | None:
+    """Return the image that a map belongs to; None if no rule leaves exactly one."""
+    same_size = [image for image, pyramid in images.items() if pyramid.about.grid[:2] == about.grid[:2]]
+    same_grid = [image for image in same_size if images[image].about.grid.same_place(about.grid)]
     if name := about.tags.get("CASWIT_IMAGE"):
-        named = [image for image in fitting if image.name == name]
+        named = [image for image in same_size if image.name == name]
     else:
-        begun = [image for image in images if path.stem.startswith(image.stem)]
-        longest = max((len(image.stem) for image in begun), default=0)
-        named = [image for image in begun if len(image.stem) == longest and image in fitting]
-    beside = [image for image in named if image.parent == path.parent]
-    for some in (beside, [image for image in named if image in on_grid], named, [] if named else on_grid):
-        if len(some) == 1:
-            return some[0]
-    return None
-
-
-def _same_grid(one: Grid, other: Grid) -> bool:
-    return one[:2] == other[:2] and one.same_place(other)
+        # The longest name that the map's begins with: tile11_map.tif is a map of tile11.tif and not of tile1.tif. It is
+        # sought among images of every size, so that the shorter name does not win because the longer does not fit.
+        prefixes = [image for image in images if path.stem.startswith(image.stem)]
+        longest = max((len(image.stem) for image in prefixes), default=0)
+        named = [image for image in prefixes if len(image.stem) == longest and image in same_size]
+    # Images of one name lie in several folders: the one beside the map, then the one on its grid. The grid alone
+    # decides only where no name does, since many plain photographs share a size and have no place on the ground.
+    in_folder = [image for image in named if image.parent == path.parent]
+    named_on_grid = [image for image in named if image in same_grid]
+    rules = (in_folder, named_on_grid, named, [] if named else same_grid)
+    return next((candidates[0] for candidates in rules if len(candidates) == 1), None)
 
 
 def _is_image(about: About) -> bool:
@@ -227,7 +232,7 @@ def _is_image(about: About) -> bool:
 
 
 def _is_classes(about: About) -> bool:
-    """A single band of small whole numbers that says, by palette, tags or name, what they mean."""
+    """Whether a raster can be a map, labels or a confidence: a single band of small whole numbers."""
     return about.bands - about.alpha == 1 and about.dtype in ("uint8", "uint16", "int16")
 
 

@@ -1,12 +1,12 @@
-"""What can be laid over an image, and how its pixels become colours.
+"""Layers of the viewer: where their pixels come from, and how they become colours.
 
 A layer's pixels come from a raster, from the parts of a map that is still being computed, or from comparing two other
-layers. Shapes: H x W of the picture that is asked for.
+layers. Shapes: H/W rows and columns of the picture that is asked for.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit.data.classes import LandClass
-from caswit.explain.figure import colour_ramp
+from caswit.explain.figure import ramp_colours
 from caswit.raster.georef import Grid
 from caswit.raster.overviews import Pyramid
 from caswit.raster.reader import Bool, UInt8
@@ -25,27 +25,27 @@ from caswit.viz.pictures import WRONG_COLOUR
 Kind = Literal["image", "map", "truth", "confidence", "errors"]
 NO_CLASS = 255
 _COUNT_PX = 2048
-"""Longest side of the picture on which areas are counted; larger maps are sampled."""
+"""Longest side of the picture on which the areas of classes are counted, in pixels."""
 _UNLABELLED = (40, 42, 46, 150)
 
 
 class Source(Protocol):
-    """Where the pixels of a layer come from."""
+    """The pixels of a layer."""
 
     def read(
         self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
     ) -> tuple[NDArray[Any], Bool]:
-        """(bands, H, W) and where there are data."""
+        """Read a window at the size (H, W): (bands, H, W) values, and (H, W) True where there are data."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """Something to look at, on the grid of its image."""
+    """An image, or something that is laid over it, on the grid of the image."""
 
     kind: Kind
     title: str
     path: Path
-    """What it is called by; two layers of one path and kind are the same layer."""
+    """File of the layer; two layers of one path and kind are the same layer."""
     source: Source
     height: int
     width: int
@@ -53,22 +53,22 @@ class Layer:
     """Legend of a map, truth, or errors."""
     bands: tuple[int, ...] = (1,)
     truth: Source | None = None
-    """What an error layer compares with."""
+    """Labels with which an error layer compares its map."""
     coarsest: int = 1
     """Factor of the coarsest overview."""
     revision: int = 0
-    """Changes with the content."""
+    """Changes whenever the content does; part of the addresses of tiles, so that browsers keep no old ones."""
     done: float = 1.0
-    """Share of a map that is computed."""
+    """Share of the map that is computed, 0..1."""
 
     @cached_property
     def key(self) -> str:
-        """Its name in addresses: nothing of the path can be read off it, and no path can be asked for by it."""
+        """Name in addresses. A digest, so that it does not tell the path and no other path can be asked for."""
         return hashlib.sha256(f"{self.kind}:{self.path}".encode()).hexdigest()[:12]
 
     @cached_property
     def _palette(self) -> UInt8:
-        """(256, 4): value -> red, green, blue, opacity."""
+        """(256, 4): red, green, blue and opacity of each value."""
         table = np.zeros((256, 4), np.uint8)
         for c in self.classes:
             if 0 <= c.id < NO_CLASS and not (c.ignore and self.kind != "truth"):
@@ -76,7 +76,7 @@ class Layer:
         return table
 
     def picture(self, window: Window, height: int, width: int) -> UInt8:
-        """(H, W, 4): red, green, blue, opacity of a window."""
+        """Draw a window as (H, W, 4): red, green, blue, opacity."""
         match self.kind:
             case "image":
                 return self._photograph(window, height, width)
@@ -88,7 +88,7 @@ class Layer:
                 return self._errors(window, height, width)
 
     def values(self, window: Window, height: int, width: int) -> UInt8:
-        """(H, W): class ids, or confidence in percent; NO_CLASS where there is none."""
+        """Read a window as (H, W) class ids, or confidence in percent; NO_CLASS where there is none."""
         return _ids(self.source, window, height, width)
 
     def _photograph(self, window: Window, height: int, width: int) -> UInt8:
@@ -99,27 +99,28 @@ class Layer:
     def _confidence(self, window: Window, height: int, width: int) -> UInt8:
         percent = self.values(window, height, width)
         opacity = np.where(percent == NO_CLASS, 0, 255).astype(np.uint8)
-        return np.concatenate([colour_ramp(np.minimum(percent, 100) / 100), opacity[..., None]], axis=-1)
+        return np.concatenate([ramp_colours(np.minimum(percent, 100) / 100), opacity[..., None]], axis=-1)
 
     def _errors(self, window: Window, height: int, width: int) -> UInt8:
-        """Red where the map is wrong, dark where nobody knows, clear where it is right."""
+        """Draw red where the map is wrong, dark where there is no label, nothing where it is right."""
         assert self.truth is not None
-        found, truth = self.values(window, height, width), _ids(self.truth, window, height, width)
-        known = np.isin(truth, [c.id for c in self.classes if not c.ignore]) & (found != NO_CLASS)
+        predicted, truth = self.values(window, height, width), _ids(self.truth, window, height, width)
+        labelled, mapped = np.isin(truth, [c.id for c in self.classes if not c.ignore]), predicted != NO_CLASS
         picture = np.zeros((height, width, 4), np.uint8)
-        picture[known & (found != truth)] = (*WRONG_COLOUR, 255)
-        picture[~known & (found != NO_CLASS)] = _UNLABELLED
+        picture[mapped & labelled & (predicted != truth)] = (*WRONG_COLOUR, 255)
+        picture[mapped & ~labelled] = _UNLABELLED
         return picture
 
     def areas(self, grid: Grid) -> list[dict[str, Any]]:
-        """A row for each class: pixels, share and, where the ground size is known, square metres."""
+        """Count each class: pixels, share and, where the ground size is known, square metres."""
+        # Counted on nearest pixels of a smaller picture: a page wants shares at once, not a read of the whole map.
         scale = max(1.0, max(self.height, self.width) / _COUNT_PX)
         height, width = max(1, round(self.height / scale)), max(1, round(self.width / scale))
         whole = Window(0, 0, self.height, self.width)
         values = np.bincount(self.values(whole, height, width).ravel(), minlength=256)
         pixels = values * (self.height * self.width / (height * width))
-        shown = [c for c in self.classes if not c.ignore and c.id < NO_CLASS]
-        total = sum(pixels[c.id] for c in shown)
+        counted = [c for c in self.classes if not c.ignore and c.id < NO_CLASS]
+        total = sum(pixels[c.id] for c in counted)
         gsd_m = grid.source_gsd_m
         return [
             {
@@ -129,14 +130,14 @@ class Layer:
                 "area_m2": None if gsd_m is None else float(pixels[c.id] * gsd_m**2),
                 "exact": scale == 1,
             }
-            for c in shown
+            for c in counted
         ]
 
 
 def raster_layer(
     kind: Kind, title: str, pyramid: Pyramid, *, classes: tuple[LandClass, ...] = (), bands: tuple[int, ...] = (1,)
 ) -> Layer:
-    """A layer whose pixels are a raster's."""
+    """Make a layer of a raster."""
     about = pyramid.about
     return Layer(
         kind=kind,
@@ -152,25 +153,20 @@ def raster_layer(
     )
 
 
-def error_layer(found: Layer, truth: Layer) -> Layer:
-    """Where a map differs from the truth."""
-    return Layer(
+def error_layer(predicted: Layer, truth: Layer) -> Layer:
+    """Make the layer that shows where a map differs from the labels."""
+    return replace(
+        predicted,
         kind="errors",
-        title=found.title,
-        path=found.path,
-        source=found.source,
-        height=found.height,
-        width=found.width,
         classes=truth.classes,
         truth=truth.source,
-        coarsest=min(found.coarsest, truth.coarsest),
-        revision=found.revision ^ truth.revision,
-        done=found.done,
+        coarsest=min(predicted.coarsest, truth.coarsest),
+        revision=predicted.revision ^ truth.revision,
     )
 
 
 def class_name(classes: Sequence[LandClass], value: int) -> Mapping[str, Any] | None:
-    """What a hovering pointer says about a value of a map."""
+    """Describe the class of a value; None if it is not in the legend."""
     for c in classes:
         if c.id == value:
             return {"id": c.id, "name": c.name, "color": c.color}

@@ -1,4 +1,8 @@
-"""What only the model can say: the attention of a pixel, and how sure it is there. One question at a time."""
+"""Answers of the model itself: the attention of a pixel, and the class and confidence under the pointer.
+
+The model answers one question at a time. Attention is computed when a pixel is clicked and never stored: for every
+pixel of an image, stage and head it would be larger than the image by orders of magnitude.
+"""
 
 import threading
 from collections import OrderedDict
@@ -11,8 +15,8 @@ from numpy.typing import NDArray
 from caswit.config import ComputeConfig
 from caswit.data.reader import SceneReader, context_window
 from caswit.data.scene import Scene
-from caswit.explain.attention import Explanation, explain_pixel, read_pixel
-from caswit.explain.figure import as_overlay, times_even
+from caswit.explain.attention import Explanation, explain_pixel, pixel_as_read
+from caswit.explain.figure import heatmap_overlay, peak_over_uniform
 from caswit.inference.predictor import classifier
 from caswit.raster.windows import Tile, Window, owner
 from caswit.viz.pictures import data_uri
@@ -34,44 +38,46 @@ class LiveModel:
         self.model = classifier(self.loaded, settings)
         self.tile_px = self.loaded.info.tile.tile_px
         self._busy = threading.Lock()
-        self._seen: OrderedDict[tuple[Path, Window], NDArray[np.float32]] = OrderedDict()
+        self._tiles: OrderedDict[tuple[Path, Window], NDArray[np.float32]] = OrderedDict()
 
     @property
     def explains(self) -> bool:
-        """False for a model that reads no context."""
+        """Whether there is attention to show: False for a model that reads no context."""
         return self.model.network.reads_context
 
     def attention(self, image: Path, row: int, col: int) -> dict[str, Any]:
-        """Attention by stage and head as pictures, and the probabilities with other surroundings."""
+        """Explain a pixel: attention by stage and head as pictures, and the probabilities for each kind of context."""
         with self._busy, self._scene(image) as scene:
-            found = explain_pixel(self.model, scene, row, col, self.tile_px)
+            explanation = explain_pixel(self.model, scene, row, col, self.tile_px)
             ratio = scene.ratio
+        tile = explanation.tile.window
         return {
             "row": row,
             "col": col,
-            "tile": [ratio * side for side in found.tile.window],
-            "context": [ratio * side for side in context_window(found.tile.window, self.model.context_factor)],
-            "changed": float(found.changed.mean()),
-            "probabilities": self._probabilities(found),
+            "tile": [ratio * side for side in tile],
+            "context": [ratio * side for side in context_window(tile, self.model.context_factor)],
+            "changed": float(explanation.changed.mean()),
+            "probabilities": self._probabilities(explanation),
             "stages": [
                 {
                     "stage": s.stage,
                     "tokens": list(s.mean.shape),
-                    "peak": times_even(s.mean),
-                    "mean": data_uri(as_overlay(s.mean)),
-                    "heads": [data_uri(as_overlay(head)) for head in s.heads],
+                    "peak": peak_over_uniform(s.mean),
+                    "mean": data_uri(heatmap_overlay(s.mean)),
+                    "heads": [data_uri(heatmap_overlay(head)) for head in s.heads],
                 }
-                for s in found.stages
+                for s in explanation.stages
             ],
         }
 
     def confidence(self, image: Path, row: int, col: int) -> dict[str, Any] | None:
-        """The model's class at a pixel and its probability; None while the model is busy with something else."""
+        """Return the model's class at a pixel and its probability; None while the model is busy."""
+        # A pointer asks many times a second: an answer that comes late is of a place it has left, so none is queued.
         if not self._busy.acquire(blocking=False):
             return None
         try:
             with self._scene(image) as scene:
-                at = read_pixel(scene, row, col)
+                at = pixel_as_read(scene, row, col)
                 tile = owner(scene.height, scene.width, self.tile_px, self.tile_px // 4, *at)
                 probabilities = self._tile(image, scene, tile)
         finally:
@@ -81,27 +87,27 @@ class LiveModel:
         return {"name": best.name, "color": best.color, "confidence": float(values.max())}
 
     def _tile(self, image: Path, scene: SceneReader, tile: Tile) -> NDArray[np.float32]:
-        """(K, T, T) probabilities; the last few tiles are kept, since a pointer moves little."""
+        """Return (K, T, T) probabilities of a tile. The last few tiles are kept, since a pointer moves little."""
         place = image, tile.window
-        if place not in self._seen:
+        if place not in self._tiles:
             region = scene.region(context_window(tile.window, self.model.context_factor))
-            self._seen[place] = self.model.logits(region, [tile])[0].softmax(0).cpu().numpy()
-            if len(self._seen) > _KEPT_TILES:
-                self._seen.popitem(last=False)
-        return self._seen[place]
+            self._tiles[place] = self.model.logits(region, [tile])[0].softmax(0).cpu().numpy()
+            if len(self._tiles) > _KEPT_TILES:
+                self._tiles.popitem(last=False)
+        return self._tiles[place]
 
     def _scene(self, image: Path) -> SceneReader:
         info = self.loaded.info
         return SceneReader(Scene(image=image), bands=info.bands, read_gsd_m=info.tile.read_gsd_m)
 
-    def _probabilities(self, found: Explanation) -> list[dict[str, Any]]:
+    def _probabilities(self, explanation: Explanation) -> list[dict[str, Any]]:
         classes = self.loaded.info.classes.predicted
-        order = np.argsort(-np.max([*found.probabilities.values()], axis=0))
+        order = np.argsort(-np.max([*explanation.probabilities.values()], axis=0))
         return [
             {
                 "name": classes[k].name,
                 "color": classes[k].color,
-                "values": {name: float(p[k]) for name, p in found.probabilities.items()},
+                "values": {kind: float(p[k]) for kind, p in explanation.probabilities.items()},
             }
             for k in order
         ]

@@ -1,4 +1,4 @@
-"""caswit serve: bind, say where, answer until interrupted."""
+"""caswit serve: listen, print the address, answer until interrupted."""
 
 import socket
 from collections.abc import Callable
@@ -20,10 +20,10 @@ def serve(where: Path, model: Path | None, settings: ServeConfig, *, say: Callab
     """Serve a folder or a raster until interrupted.
 
     Args:
-        where: What to show.
-        model: Model folder; None shows no attention and no live confidence.
+        where: Folder or raster to show.
+        model: Model folder; without one there is no attention and no live confidence.
         settings: Where to listen and how to compute.
-        say: Is told the address.
+        say: Called with the lines to print, the address among them.
 
     Raises:
         CaswitError: The folder, the model or the address cannot be used.
@@ -38,18 +38,21 @@ def serve(where: Path, model: Path | None, settings: ServeConfig, *, say: Callab
     count = len(collection.views())
     if not count:
         raise ConfigError(f"{where}: holds no image to show; give a folder with RGB uint8 rasters, or one of them")
+    # A page elsewhere can point its own name at this machine and ask the visitor's browser to read from it. On the
+    # loopback only loopback names are answered; on another address the names of the machine are not known.
     hosts = (*_LOOPBACK, "[::1]") if settings.host in _LOOPBACK else ("*",)
     server = uvicorn.Server(uvicorn.Config(make_app(collection, live, hosts), log_level="warning", access_log=False))
     with bounded_cache(), _bound(settings) as listening:
         address, port = listening.getsockname()[:2]
         say(f"{count} image{'s' * (count > 1)}: http://{f'[{address}]' if ':' in address else address}:{port}")
         if settings.host not in _LOOPBACK:
-            say("every machine that can reach this one can look; there is no password")
+            say("every machine that can reach this one can read what is served; there is no password")
         say("stop with Ctrl-C")
         server.run(sockets=[listening])
 
 
 def _bound(settings: ServeConfig) -> socket.socket:
+    # Bound here and not by uvicorn, so that port 0 is known before it is printed and a taken port is one line.
     listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -1,1 +1,1 @@
-"""Pictures and pages."""
+"""Draw pictures with Pillow and fill HTML and Markdown templates."""

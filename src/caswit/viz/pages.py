@@ -7,13 +7,13 @@ from typing import Any
 
 import jinja2
 
-from caswit.viz import pictures as viz
+from caswit.viz.pictures import WRONG_COLOUR
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template_name: str, **values: Any) -> str:
-    """Fill a template of `caswit/viz/templates`; a value it needs and does not get is an error."""
+    """Fill a template of ``caswit/viz/templates``; a missing value is an error."""
     return _environment().get_template(template_name).render(**values)
 
 
@@ -21,6 +21,7 @@ def render(template_name: str, **values: Any) -> str:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
+        # Names of classes and files come from users: HTML escapes them, Markdown pages use the filter `cell`.
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -28,22 +29,22 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, duration=duration, cell=table_cell)
-    environment.globals["wrong_colour"] = hex_colour(viz.WRONG_COLOUR)
+    environment.globals["wrong_colour"] = hex_colour(WRONG_COLOUR)
     return environment
 
 
 def hex_colour(colour: Iterable[int]) -> str:
-    """#rrggbb."""
+    """Write red, green and blue (0..255) as #rrggbb."""
     return "#" + "".join(f"{value:02x}" for value in colour)
 
 
 def percent(fraction: float, digits: int = 2) -> str:
-    """A fraction in percent, without the sign."""
+    """Write a fraction of 0..1 in percent, without the percent sign."""
     return f"{100 * fraction:.{digits}f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as one reads them: 12.3 s, 4 min 5 s, 2 h 10 min."""
+    """Write seconds for a reader: 12.3 s, 4 min 5 s, 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -52,5 +53,5 @@ def duration(seconds: float) -> str:
 
 
 def table_cell(text: str) -> str:
-    """Text that cannot end a Markdown table cell."""
+    """Escape text for a cell of a Markdown table."""
     return text.replace("|", "\\|")

@@ -1,7 +1,7 @@
 """Pictures of images and class maps, made with numpy and Pillow.
 
-An image is (H, W, 3) uint8. A class map is (H, W) class indices; any value outside 0..C-1 is no
-class. Colours are (C, 3) uint8, one row per class. Nothing here changes its input.
+An image is (H, W, 3) uint8. A class map is (H, W) class indices; any value outside 0..C-1 is
+treated as unlabelled. Colours are (C, 3) uint8, one row per class. No function changes its input.
 """
 
 import base64
@@ -26,7 +26,7 @@ INK: Colour = (28, 30, 34)
 
 
 def colourise(classes: ClassMap, colours: Image, ignore_colour: Colour = IGNORED_COLOUR) -> Image:
-    """Paint a class map: (H, W) indices to (H, W, 3). What is no class gets the ignore colour."""
+    """Paint a class map: (H, W) indices to (H, W, 3). Unlabelled pixels get ``ignore_colour``."""
     palette = np.concatenate([colours, np.asarray([ignore_colour])]).astype(np.uint8)
     known = (classes >= 0) & (classes < len(colours))
     picture: Image = palette[np.where(known, classes, len(colours))]
@@ -34,14 +34,14 @@ def colourise(classes: ClassMap, colours: Image, ignore_colour: Colour = IGNORED
 
 
 def overlay(image: Image, classes: ClassMap, colours: Image, opacity: float = 0.5) -> Image:
-    """Lay a class map over its image; opacity 0..1. Where there is no class the image stays."""
+    """Blend a class map over its image with an opacity of 0..1. Unlabelled pixels show the image."""
     known = (classes >= 0) & (classes < len(colours))
     blended = _blend(image, colourise(classes, colours), opacity)
     return np.where(known[..., None], blended, image)
 
 
 def error_map(image: Image, *, wrong: Mask, ignored: Mask) -> Image:
-    """Wrong pixels in red on the dimmed grey image; ignored ones hatched. Both masks (H, W)."""
+    """Draw wrong pixels in red on the dimmed grey image and hatch ignored ones. Both masks are (H, W)."""
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
     picture = _blend(grey, (0, 0, 0), 0.4)
     picture[wrong] = _blend(grey, WRONG_COLOUR, 0.75)[wrong]
@@ -50,7 +50,7 @@ def error_map(image: Image, *, wrong: Mask, ignored: Mask) -> Image:
 
 
 def hatched(image: Image, where: Mask) -> Image:
-    """Hatch what is not there, so that nobody takes it for a dark part of the image."""
+    """Hatch the pixels of a mask (H, W), so that missing data are not taken for a dark part of the image."""
     picture = image.copy()
     picture[where] = _hatched(where.shape)[where]
     return picture
@@ -62,7 +62,7 @@ def draw_box(
     colour: Colour = PAPER,
     line_px: int = 2,
 ) -> Image:
-    """Outline a window (row, col, height, width) from the inside; it may reach off the image."""
+    """Outline a window (row, col, height, width) from the inside; it may reach outside the image."""
     row, col, height, width = window
     picture = Pillow.fromarray(image)
     corners = (col, row, col + width - 1, row + height - 1)
@@ -72,11 +72,18 @@ def draw_box(
     return np.asarray(picture)
 
 
-def shrink(picture: NDArray[Any], max_side: int) -> NDArray[Any]:
-    """Make the longer side at most `max_side`, never larger than it was.
+def draw_tile(context: Image, context_factor: float, line_px: int = 2) -> Image:
+    """Outline the tile in a square picture of its context, of which it is the central part."""
+    side = round(len(context) / context_factor)
+    first = (len(context) - side) // 2
+    return draw_box(context, (first, first, side, side), line_px=line_px)
 
-    (H, W, 3) images are averaged over areas. (H, W) class maps take the nearest pixel, so that no
-    class appears that was not there.
+
+def shrink(picture: NDArray[Any], max_side: int) -> NDArray[Any]:
+    """Reduce the longer side to at most ``max_side``; smaller pictures are returned as they are.
+
+    (H, W, 3) images are averaged over areas. (H, W) class maps take the nearest pixel, because the mean of
+    two class indices is a third class.
     """
     height, width = picture.shape[:2]
     scale = min(1.0, max_side / max(height, width))
@@ -89,7 +96,7 @@ def shrink(picture: NDArray[Any], max_side: int) -> NDArray[Any]:
 
 
 def strip(panels: Sequence[tuple[str, Image]], *, height: int | None = None) -> Image:
-    """Join titled images side by side on white, all of one height (default: the tallest)."""
+    """Join titled images side by side on white, scaled to one height in pixels (default: the tallest)."""
     height = height or max(image.shape[0] for _, image in panels)
     font_px, gap = max(12, height // 22), max(6, height // 60)
     font, header = ImageFont.load_default(font_px), round(1.6 * font_px)
@@ -109,7 +116,7 @@ def strip(panels: Sequence[tuple[str, Image]], *, height: int | None = None) -> 
 
 
 def stack(pictures: Sequence[Image]) -> Image:
-    """Join pictures under one another, left-aligned on white."""
+    """Join pictures from top to bottom, left-aligned on white."""
     width = max(picture.shape[1] for picture in pictures)
     padded = [
         np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255) for picture in pictures
@@ -118,7 +125,7 @@ def stack(pictures: Sequence[Image]) -> Image:
 
 
 def legend(names: Sequence[str], colours: Image, *, width: int = 900, font_px: int = 16) -> Image:
-    """Colour swatches with class names, wrapped to a width in pixels, on white."""
+    """Draw colour swatches with class names on white, wrapped to a width in pixels."""
     font = ImageFont.load_default(font_px)
     line = round(1.8 * font_px)
     places, left, top = [], font_px, 0
@@ -139,41 +146,52 @@ def legend(names: Sequence[str], colours: Image, *, width: int = 900, font_px: i
 
 
 def png_bytes(image: Image) -> bytes:
-    """Encode without loss: class maps, drawings."""
+    """Encode as PNG, without loss: for class maps and drawings."""
     file = io.BytesIO()
     Pillow.fromarray(image).save(file, format="PNG", optimize=True)
     return file.getvalue()
 
 
 def jpeg_bytes(image: Image) -> bytes:
-    """Encode a photograph, about a tenth of its PNG."""
+    """Encode as JPEG, about a tenth of the size of a PNG: for photographs."""
     file = io.BytesIO()
     Pillow.fromarray(image).save(file, format="JPEG", quality=85)
     return file.getvalue()
 
 
 def data_uri(image: Image, *, photo: bool = False) -> str:
-    """An image as text for an HTML `src`: PNG, or JPEG if it is a photograph."""
+    """Encode an image as the text of an HTML ``src``, so that a page is one file: PNG, or JPEG for a photograph."""
     kind, content = ("jpeg", jpeg_bytes(image)) if photo else ("png", png_bytes(image))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _blend(below: NDArray[Any], above: Any, opacity: float) -> Image:
-    """(H, W, 3) `below` with `above` laid over it."""
+    """Lay ``above`` over ``below`` (H, W, 3) with an opacity of 0..1."""
     mixed = (1 - opacity) * below + opacity * np.asarray(above)
     return np.rint(mixed).astype(np.uint8)
 
 
 def _hatched(shape: tuple[int, ...]) -> Image:
-    """Dark grey with lighter diagonals, which cannot be taken for part of the photograph."""
+    """Return dark grey with lighter diagonals, a pattern that no photograph has."""
     row, column = np.indices(shape)
     colours = np.asarray([(44, 46, 50), IGNORED_COLOUR], np.uint8)
     picture: Image = colours[((row + column) % 8 < 2).astype(np.intp)]
     return picture
 
 
-def resize(image: Image, height: int, width: int) -> Image:
-    """Average areas on the way down, repeat pixels on the way up."""
+def resize(image: Image, height: int, width: int, *, smooth: bool = False) -> Image:
+    """Resize an image: average areas on the way down; on the way up repeat pixels or, if ``smooth``, interpolate."""
     filters = Pillow.Resampling
-    chosen = filters.BOX if height < image.shape[0] else filters.NEAREST
+    enlarging = filters.BICUBIC if smooth else filters.NEAREST
+    chosen = filters.BOX if height < image.shape[0] else enlarging
     return np.asarray(Pillow.fromarray(image).resize((width, height), chosen))
+
+
+def resize_nearest(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize a picture whose values must not mix, such as a class map or the tokens of a heatmap."""
+    return np.asarray(Pillow.fromarray(picture).resize((width, height), Pillow.Resampling.NEAREST))
+
+
+def channels_last(image: NDArray[np.uint8]) -> Image:
+    """Turn the (3, H, W) of a raster into the (H, W, 3) of a picture."""
+    return np.ascontiguousarray(np.moveaxis(image, 0, -1))

@@ -9,14 +9,13 @@ const by = (id) => document.getElementById(id);
 
 const state = { views: [], explains: false, view: null, layer: null, stage: null, found: null, clicks: 0 };
 const map = L.map("map", { crs: L.CRS.Simple, attributionControl: false, zoomSnap: 0.25, wheelPxPerZoomLevel: 90 });
-for (const [name, order] of [["layer", 300], ["heat", 350]]) map.createPane(name).style.zIndex = order;
-const drawn = { image: null, layer: null, heat: null, marks: L.layerGroup().addTo(map) };
+for (const [name, order] of [["layer", 300], ["heatmap", 350]]) map.createPane(name).style.zIndex = order;
+const drawn = { image: null, layer: null, heatmap: null, marks: L.layerGroup().addTo(map) };
 
 const place = (row, col) => L.latLng(-row / state.scale, col / state.scale);
 const box = ([row, col, height, width]) => L.latLngBounds(place(row, col), place(row + height, col + width));
 const pixel = (latlng) => [Math.floor(-latlng.lat * state.scale), Math.floor(latlng.lng * state.scale)];
 const inside = ([row, col]) => row >= 0 && col >= 0 && row < state.view.height && col < state.view.width;
-const SHORT = { "as they are": "as is", "from elsewhere": "elsewhere" };
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 && share > 0 ? 1 : 0)} %`;
 
 async function ask(address, options) {
@@ -140,18 +139,19 @@ function showProgress() {
 }
 
 async function refresh() {
+  // The folder is listed again only while a map is being computed: otherwise the page asks for nothing when left open.
   const all = state.views.flatMap((view) => view.layers);
   if (!all.some((layer) => layer.done < 1) && state.views.length) return;
   const { views } = await ask("api/views").catch(() => ({ views: [] }));
   for (const view of views.filter((v) => v.key === state.view?.key)) {
     const fresh = view.layers.find((layer) => layer.key === state.layer?.key);
-    const grown = fresh && fresh.revision !== state.layer.revision;
+    const changed = fresh && fresh.revision !== state.layer.revision;
     const keys = (v) => v.layers.map((layer) => layer.key).join();
     if (keys(view) !== keys(state.view)) return loadViews();
     Object.assign(state.view, view);
-    if (!grown) continue;
+    if (!changed) continue;
     state.layer = fresh;
-    // Only new pictures are fetched into the tiles that are there: nothing flickers.
+    // New pictures are fetched into the tiles that are there, since tiles made anew would flicker.
     drawn.layer.setUrl(tileAddress(fresh), true);
     for (const tile of Object.values(drawn.layer._tiles)) tile.el.src = drawn.layer.getTileUrl(tile.coords);
     showProgress();
@@ -202,6 +202,7 @@ let waiting = 0;
 
 function hover(event) {
   clearTimeout(waiting);
+  // Only where the pointer rests: the model needs longer for a tile than the pointer to cross it.
   waiting = setTimeout(async () => {
     if (!state.view) return;
     const at = pixel(event.latlng);
@@ -240,17 +241,17 @@ function showPoint(found) {
 
 // ---- attention -----------------------------------------------------------------------------------------------------------
 
-async function lookAt(event) {
+async function explainPixel(event) {
   if (!state.explains || !state.view) return;
   const at = pixel(event.latlng);
   if (!inside(at)) return;
   const hint = by("attention").querySelector("[data-hint]");
   const click = ++state.clicks;
   hint.hidden = false;
-  hint.textContent = "Looking …";
+  hint.textContent = "Computing …";
   try {
     const found = await ask(`api/views/${state.view.key}/attention?row=${at[0]}&col=${at[1]}`);
-    if (click !== state.clicks) return;
+    if (click !== state.clicks) return; // a later click, or another view, has taken its place
     hint.hidden = true;
     showFound(found);
   } catch (error) {
@@ -286,35 +287,35 @@ function showStage(stage) {
   for (const button of by("attention").querySelectorAll(".stages button"))
     button.setAttribute("aria-pressed", button.textContent === String(stage));
   by("head").replaceChildren(new Option("mean", -1), ...shown.heads.map((_, k) => new Option(`head ${k + 1}`, k)));
-  by("peak").textContent = `${shown.tokens.join(" × ")} tokens; the brightest gets ${shown.peak.toFixed(1)} times an even share`;
+  by("peak").textContent = `${shown.tokens.join(" × ")} tokens; peak ${shown.peak.toFixed(1)} times uniform attention`;
   showHead();
 }
 
 function showHead() {
   const shown = state.found.stages.find((s) => s.stage === state.stage);
   const head = Number(by("head").value);
-  drawn.heat?.remove();
-  const options = { pane: "heat", className: "heat", alt: `Attention of stage ${state.stage}` };
-  drawn.heat = L.imageOverlay(head < 0 ? shown.mean : shown.heads[head], box(state.found.context), options).addTo(map);
-  map.getPane("layer").style.opacity = 0.12; // colours of classes under colours of attention would say nothing
+  drawn.heatmap?.remove();
+  const options = { pane: "heatmap", className: "heatmap", alt: `Attention of stage ${state.stage}` };
+  drawn.heatmap = L.imageOverlay(head < 0 ? shown.mean : shown.heads[head], box(state.found.context), options).addTo(map);
+  map.getPane("layer").style.opacity = 0.12; // two palettes over one another cannot be read
 }
 
 function showProbabilities({ probabilities, changed }) {
   const kinds = Object.keys(probabilities[0].values);
   const top = document.createElement("thead");
-  top.append(row(element("th", "surroundings"), ...kinds.map((kind) => element("th", SHORT[kind] || kind))));
+  top.append(row(element("th", "context"), ...kinds.map((kind) => element("th", kind))));
   const body = document.createElement("tbody");
   const shown = probabilities.filter((p) => Math.max(...Object.values(p.values)) >= 0.01).slice(0, 6);
   body.append(...shown.map((p) => row(element("td", p.name, p.color), ...kinds.map((k) => element("td", percent(p.values[k]))))));
   by("probabilities").replaceChildren(top, body);
-  by("changed").textContent = `With black surroundings ${percent(changed)} of the tile's pixels have another class.`;
+  by("changed").textContent = `With masked context ${percent(changed)} of the tile's pixels get another class.`;
 }
 
 function forget() {
   state.found = null;
   state.clicks += 1;
-  drawn.heat?.remove();
-  drawn.heat = null;
+  drawn.heatmap?.remove();
+  drawn.heatmap = null;
   map.getPane("layer").style.opacity = "";
   drawn.marks.clearLayers();
   by("attention").hidden = !state.explains;
@@ -372,6 +373,6 @@ by("fold").onclick = () => {
 };
 map.on("move zoom resize viewreset", () => { clip(); showScale(); });
 map.on("mousemove", hover);
-map.on("click", lookAt);
+map.on("click", explainPixel);
 setInterval(refresh, POLL_MS);
 loadViews();
