@@ -6,7 +6,7 @@ import pytest
 import rasterio
 
 from caswit.config import DemoConfig
-from caswit.data import landscapes
+from caswit.data import synthetic
 from caswit.data.synthetic import CONTEXT_CLASSES
 from caswit.errors import ConfigError
 from caswit.experiments.demo import demo
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(landscapes, "SCENE_PX", 256)
-    monkeypatch.setattr(landscapes, "MAP_PX", 300)
+    monkeypatch.setattr(synthetic, "SCENE_PX", 256)
+    monkeypatch.setattr(synthetic, "MAP_PX", 300)
 
 
 def test_the_demonstration_writes_a_page_a_map_and_models(tmp_path, small):

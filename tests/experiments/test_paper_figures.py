@@ -36,7 +36,7 @@ def test_three_figures_are_drawn(dataset_file, model_folder, make_model, tmp_pat
     assert {tuple(c) for c in CLASSES.colors} <= colours  # the legend
 
 
-def test_without_a_baseline_the_surroundings_are_taken_away(dataset_file, model_folder, tmp_path):
+def test_without_a_baseline_the_context_is_masked(dataset_file, model_folder, tmp_path):
     assert len(figures(model_folder, dataset_file, tmp_path, settings=SMALL)) == 3
 
 
@@ -54,17 +54,17 @@ class TestRefusals:
             FiguresConfig(candidates=4)
 
 
-def test_the_report_says_what_context_is_worth(dataset_file, model_folder, make_model, tmp_path):
+def test_the_report_shows_the_effect_of_context(dataset_file, model_folder, make_model, tmp_path):
     settings = EvaluateConfig(device="cpu", precision="fp32", masked_context=True, pictures=4)
     found = evaluate(model_folder, dataset_file, tmp_path / "scores", settings=settings)
-    assert found.counts_without is not None
-    assert found.counts_without.confusion.sum() == found.counts.confusion.sum()
-    assert not np.array_equal(found.counts_without.confusion, found.counts.confusion)
+    assert found.masked_context_counts is not None
+    assert found.masked_context_counts.confusion.sum() == found.counts.confusion.sum()
+    assert not np.array_equal(found.masked_context_counts.confusion, found.counts.confusion)
     content = json.loads((tmp_path / "scores" / "report.json").read_text())
-    assert content["without_surroundings"]["miou"] == score(found.counts_without).miou
+    assert content["without_surroundings"]["miou"] == score(found.masked_context_counts).miou
     assert 0 < content["edges"]["errors_near"] <= 1
     page = (tmp_path / "scores" / "report.html").read_text()
-    for heading in ("What context is worth", "Where the errors lie", "Worst tiles", "Best tiles", "Surroundings black"):
+    for heading in ("Effect of context", "Where the errors lie", "Worst tiles", "Best tiles", "Masked context"):
         assert heading in page
     groups = [example.group for example in found.examples]
     assert groups == ["Worst tiles"] * 2 + ["Best tiles"] * 2
@@ -76,5 +76,5 @@ def test_the_report_says_what_context_is_worth(dataset_file, model_folder, make_
     worst, best = (max(map(right, found.examples[:2])), min(map(right, found.examples[2:])))
     assert worst <= best
     alone = evaluate(make_model(()), dataset_file, tmp_path / "alone", settings=settings)
-    assert alone.counts_without is None
-    assert "What context is worth" not in (tmp_path / "alone" / "report.html").read_text()
+    assert alone.masked_context_counts is None
+    assert "Effect of context" not in (tmp_path / "alone" / "report.html").read_text()

@@ -13,7 +13,7 @@ from caswit.cli.main import main
 from caswit.config import Recipe, TableConfig
 from caswit.errors import CaswitError
 from caswit.experiments.memory import peak_memory
-from caswit.experiments.paper_tables import TableRow, scaled, stand_in, table
+from caswit.experiments.paper_tables import TableRow, scaled_recipe, scaled_size, table
 
 pytestmark = pytest.mark.e2e
 
@@ -62,7 +62,7 @@ def test_rows_are_trained_scored_and_found_again(recipes, monkeypatch):
     out = recipes / "out"
     results = table(rows(recipes, "alone", "seeing", "pspnet"), out, FAST)
     assert [sorted(r.reports) for r in results] == [[0, 1]] * 3
-    assert all(r.steps == 2 and r.trouble is None for r in results)
+    assert all(r.steps == 2 and r.error is None for r in results)
     scores = [r.reports[0]["confusion"]["pixels"] for r in results]
     assert scores[0] != scores[1]
     page = (out / "table.md").read_text()
@@ -72,7 +72,7 @@ def test_rows_are_trained_scored_and_found_again(recipes, monkeypatch):
     assert (out / "classes.csv").read_text().count("\n") == 1 + 6 * 3
 
     def never(*_, **__):
-        raise AssertionError("done before")
+        raise AssertionError("already done")
 
     monkeypatch.setattr(caswit.experiments.paper_tables, "train", never)
     monkeypatch.setattr(caswit.experiments.paper_tables, "evaluate", never)
@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on(recipes, monkeypatch):
     settings = dataclasses.replace(FAST, seeds=(0,), max_steps=4)
     whole = table(rows(recipes, "alone"), recipes / "whole", settings)[0].reports[0]
     row = rows(recipes, "alone")[0]
-    recipe = scaled(row, 0, recipes / "out", settings)
+    recipe = scaled_recipe(row, 0, recipes / "out", settings)
     quick = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, save_every_s=1e-6))
     run = recipes / "out" / "runs" / "stripes" / "alone-s0"
 
@@ -127,14 +127,14 @@ def test_a_row_that_cannot_start_says_so_and_the_others_run(recipes, caplog):
         alone, ssl = table(rows(recipes, "alone", "ssl"), recipes / "out", settings)
     assert alone.reports
     assert not ssl.reports
-    assert "which is not there; make it with: caswit pretrain recipes/p.yaml --out " in ssl.trouble
-    assert "\n" not in ssl.trouble
-    assert f"- SSL: not run: {ssl.trouble}" in (recipes / "out" / "table.md").read_text()
+    assert "which does not exist; make it with: caswit pretrain recipes/p.yaml --out " in ssl.error
+    assert "\n" not in ssl.error
+    assert f"- SSL: not run: {ssl.error}" in (recipes / "out" / "table.md").read_text()
     assert any("SSL, seed 0: not run: " in message for message in caplog.messages)
 
 
 def test_a_table_of_which_nothing_runs_is_an_error(recipes):
-    with pytest.raises(CaswitError, match="which is not there"):
+    with pytest.raises(CaswitError, match="which does not exist"):
         table(rows(recipes, "ssl"), recipes / "out", FAST)
 
 
@@ -146,18 +146,18 @@ class TestScale:
         )
 
     def test_sizes(self):
-        assert [stand_in(size, "nano") for size in ("tiny", "small", "base", "large")] == [
+        assert [scaled_size(size, "nano") for size in ("tiny", "small", "base", "large")] == [
             "pico",
             "pico",
             "nano",
             "tiny",
         ]
-        assert [stand_in(size, "tiny") for size in ("tiny", "base", "large")] == ["nano", "tiny", "small"]
-        assert stand_in("tiny", "pico") == "pico"
+        assert [scaled_size(size, "tiny") for size in ("tiny", "base", "large")] == ["nano", "tiny", "small"]
+        assert scaled_size("tiny", "pico") == "pico"
 
     def test_another_dataset_size_and_length(self, recipes):
         settings = TableConfig(dataset="x.yaml", size="nano", max_steps=7, seeds=(5,))
-        made = scaled(self.row(recipes, size="base"), 5, recipes, settings)
+        made = scaled_recipe(self.row(recipes, size="base"), 5, recipes, settings)
         assert (made.data.dataset, made.data.val_split, made.train.keep) == ("x.yaml", None, "last")
         assert (made.model.size, made.train.max_steps, made.train.seed) == ("nano", 7, 5)
         assert made.init == {"from": "caswit", "path": str(recipes / "pretrained")}
@@ -165,17 +165,17 @@ class TestScale:
     def test_weights_of_others_have_their_own_size(self, recipes):
         row = self.row(recipes, size="base")
         row = dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, init={"from": "timm", "timm": True}))
-        assert scaled(row, 0, recipes, TableConfig(size="nano")).init is None
-        assert scaled(row, 0, recipes, TableConfig()).init == {"from": "timm", "timm": True}
+        assert scaled_recipe(row, 0, recipes, TableConfig(size="nano")).init is None
+        assert scaled_recipe(row, 0, recipes, TableConfig()).init == {"from": "timm", "timm": True}
 
     def test_pretrained_elsewhere(self, recipes):
-        made = scaled(self.row(recipes), 3, recipes, TableConfig(pretrained="p-{seed}/model"))
+        made = scaled_recipe(self.row(recipes), 3, recipes, TableConfig(pretrained="p-{seed}/model"))
         assert made.init == {"from": "caswit", "path": "p-3/model"}
-        assert scaled(self.row(recipes, "alone"), 0, recipes, TableConfig(pretrained="p/model")).init is None
+        assert scaled_recipe(self.row(recipes, "alone"), 0, recipes, TableConfig(pretrained="p/model")).init is None
 
     def test_a_baseline_keeps_its_encoder_and_downloads_nothing(self, recipes):
         row = self.row(recipes, "pspnet", encoder_weights="imagenet")
-        made = scaled(row, 0, recipes, TableConfig(size="nano"))
+        made = scaled_recipe(row, 0, recipes, TableConfig(size="nano"))
         assert made.model == rows(recipes, "pspnet")[0].recipe.model
 
     def test_landscapes_are_drawn_once_for_each_seed(self, recipes, monkeypatch):
@@ -189,7 +189,7 @@ class TestScale:
 
         monkeypatch.setattr(caswit.experiments.paper_tables, "write_landscapes", draw)
         settings = TableConfig(dataset="landscapes")
-        made = [scaled(self.row(recipes), seed, recipes / "out", settings).data.dataset for seed in (0, 1, 0)]
+        made = [scaled_recipe(self.row(recipes), seed, recipes / "out", settings).data.dataset for seed in (0, 1, 0)]
         assert drawn == [0, 1]
         assert made == [str(recipes / "out" / "landscapes" / f"seed-{seed}" / "dataset.yaml") for seed in (0, 1, 0)]
 

@@ -6,7 +6,7 @@ import statistics
 
 from caswit.config import PaperFigures, RowConfig
 from caswit.experiments.memory import PeakMemory
-from caswit.experiments.table_format import RowResult, classes_csv, markdown, scores_csv, spread
+from caswit.experiments.table_format import RowResult, classes_csv, markdown, mean_std, scores_csv
 
 EVALUATED = {"dataset": "d", "split": "val", "protocol": None, "band_px": 4, "tile_px": 128, "tiles": 9}
 
@@ -33,7 +33,7 @@ SECOND = RowResult(
     reports={1: report(0.63, house=0.5), 0: report(0.51, house=0.3)},
     memory=PeakMemory(device="cpu", precision="fp32", resident_mb=812.4, before_mb=400.6),
 )
-ABSENT = RowResult(row=RowConfig(name="SSL", table="3"), trouble="r.yaml: starts from x, which is not there")
+ABSENT = RowResult(row=RowConfig(name="SSL", table="3"), error="r.yaml: starts from x, which does not exist")
 
 
 def cells(text: str, name: str) -> list[str]:
@@ -41,10 +41,10 @@ def cells(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_spread():
-    assert spread([]) == "-"
-    assert spread([1.234]) == "1.23"
-    assert spread([1.0, 2.0, 4.0]) == f"2.33 ± {statistics.stdev([1, 2, 4]):.2f}"
+def test_mean_std():
+    assert mean_std([]) == "-"
+    assert mean_std([1.234]) == "1.23"
+    assert mean_std([1.0, 2.0, 4.0]) == f"2.33 ± {statistics.stdev([1, 2, 4]):.2f}"
 
 
 def test_a_row_has_the_papers_figures_and_ours():
@@ -66,7 +66,7 @@ def test_differences_are_taken_seed_by_seed():
 def test_classes_and_what_is_missing():
     text = markdown([FIRST, SECOND, ABSENT])
     assert cells(text, "house") == ["house", "30.00 ± 14.14", "40.00 ± 14.14 (33.00)", "-"]
-    assert "- SSL: not run: r.yaml: starts from x, which is not there\n" in text
+    assert "- SSL: not run: r.yaml: starts from x, which does not exist\n" in text
     assert "resident memory of the process" in text
 
 

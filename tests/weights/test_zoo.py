@@ -9,7 +9,7 @@ import rasterio
 
 from caswit.cli.main import main
 from caswit.errors import ConfigError, ModelError
-from caswit.experiments.demo import showcase
+from caswit.experiments.demo import map_zoo_samples
 from caswit.weights import zoo as box
 from caswit.weights.convert import find_weights
 from caswit.weights.model_folder import load_model
@@ -150,10 +150,10 @@ def test_a_training_starts_from_one_by_its_name(filled):
     assert find_weights("fine") == filled / "fine" / "model.safetensors"
 
 
-def test_the_showcase_maps_every_sample(filled, tmp_path):
-    shown = showcase(tmp_path / "shown")
-    assert [s.model.name for s in shown] == ["coarse", "fine"]
-    for one in shown:
+def test_every_sample_is_mapped(filled, tmp_path):
+    samples = map_zoo_samples(tmp_path / "zoo")
+    assert [s.model.name for s in samples] == ["coarse", "fine"]
+    for one in samples:
         with rasterio.open(one.map) as found:
             assert found.shape == (80, 96)
         assert [name for name, _ in one.legend] == ["building", "land", "water"]

@@ -1,1 +1,1 @@
-"""The demonstration, the paper's tables and figures, and what they share."""
+"""Experiments that need several trainings or models: the demonstration, tables and figures of the paper."""

@@ -1,7 +1,8 @@
-"""The demonstration: does seeing the surroundings help where local texture cannot decide?
+"""The demonstration: how much context helps where local texture cannot decide.
 
-Makes seeded landscapes, trains nano with and without context for the same number of steps, scores both on
-landscapes neither has seen, maps one more, and writes a report a newcomer understands.
+It draws landscapes from a seed, trains nano with and without context for the same number of steps, scores both on
+landscapes that neither was trained on, maps one more, and writes a report for newcomers. The models of the zoo map
+their sample images beside it.
 """
 
 import time
@@ -37,20 +38,23 @@ from caswit.raster.reader import Raster, UInt8
 from caswit.raster.windows import Window
 from caswit.training.supervised import train
 from caswit.viz.pages import render
-from caswit.viz.pictures import colourise, data_uri, overlay, shrink
+from caswit.viz.pictures import channels_last, colourise, data_uri, overlay, shrink
 from caswit.weights.model_folder import load_model
 from caswit.weights.zoo import ZooModel, zoo_models
 
 TILE = TileConfig(tile_px=128, context_factor=2)
 VARIANTS: Mapping[str, tuple[int, ...]] = {"tile-only": (), "with-context": (1, 2, 3, 4)}
+"""Fusion stages of both networks."""
+_SIDE_PX = 640
+"""Longest side of a map in the report."""
 
 
 class DemoResult(NamedTuple):
-    """What the demonstration found; fractions 0..1."""
+    """Report and scores of the demonstration; scores are fractions of 0..1."""
 
     report: Path
     context_miou: dict[str, float]
-    """Mean IoU of the classes that only the surroundings decide, by variant."""
+    """Mean IoU of the classes that only the context decides, by variant."""
     miou: dict[str, float]
     """Mean IoU of all classes, by variant."""
 
@@ -73,10 +77,9 @@ def demo(out: Path, settings: DemoConfig | None = None) -> DemoResult:
     reports, models = {}, {}
     for variant, stages in VARIANTS.items():
         models[variant] = train(recipe(dataset, stages, settings), out / "runs" / variant, resume=True)
-        found = evaluate(
-            models[variant], dataset.path, out / "scores" / variant, split="test", settings=EvaluateConfig(batch=8)
-        )
-        reports[variant] = report_values(found)
+        scores = out / "scores" / variant
+        evaluation = evaluate(models[variant], dataset.path, scores, split="test", settings=EvaluateConfig(batch=8))
+        reports[variant] = report_values(evaluation)
     maps = {"tile-only": out / "map-tile-only.tif", "with-context": out / "map.tif"}
     for variant, file in maps.items():
         predict(out / "data" / "map.tif", file, models[variant], PredictConfig(batch=8))
@@ -86,7 +89,7 @@ def demo(out: Path, settings: DemoConfig | None = None) -> DemoResult:
         groups=_groups(reports),
         map_panels=_map_panels(out / "data", maps, dataset),
         rows=_tile_rows(dataset, models),
-        boxed=showcase(out / "box"),
+        zoo=map_zoo_samples(out / "zoo"),
         settings=settings,
         scenes=SPLITS,
         tile=TILE,
@@ -100,7 +103,7 @@ def demo(out: Path, settings: DemoConfig | None = None) -> DemoResult:
 
 
 def recipe(dataset: Dataset, fusion_stages: tuple[int, ...], settings: DemoConfig) -> Recipe:
-    """The same recipe for both variants but for the fusion stages."""
+    """Return the recipe of a variant; the variants differ in their fusion stages only."""
     return Recipe(
         data=DataConfig(dataset=str(dataset.path), val_split=None, sampling="random"),
         model=ModelConfig(size="nano", fusion_stages=fusion_stages),
@@ -126,11 +129,11 @@ def _mean(report: Mapping[str, Any], names: Sequence[str]) -> float:
 
 
 def _groups(reports: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[float]]]:
-    """Mean IoU by group of classes, in the order of the variants."""
+    """Return the mean IoU of each group of classes, in the order of the variants."""
     others = [name for _, name, _ in CLASSES if name not in CONTEXT_CLASSES]
     groups = {
-        "classes that only the surroundings decide": CONTEXT_CLASSES,
-        "classes that look like themselves": others,
+        "classes that only the context decides": CONTEXT_CLASSES,
+        "classes that their own texture decides": others,
         "all classes": [name for _, name, _ in CLASSES],
     }
     return [(title, [_mean(report, names) for report in reports.values()]) for title, names in groups.items()]
@@ -138,66 +141,50 @@ def _groups(reports: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[fl
 
 def _map_panels(folder: Path, maps: Mapping[str, Path], dataset: Dataset) -> list[Panel]:
     colors = dataset.classes.colors
-    picture = np.moveaxis(_whole(folder / "map.tif"), 0, -1)
-    truth = dataset.classes.indices(_band(folder / "map_label.tif"), "map_label.tif")
+    image = shrink(channels_last(_read_image(folder / "map.tif")), _SIDE_PX)
+    truth = dataset.classes.indices(_read_classes(folder / "map_label.tif"), "map_label.tif")
     panels = [
-        Panel("Image", "Aerial image of the landscape", data_uri(shrink(picture, 640), photo=True)),
-        Panel("Truth", "True land cover", data_uri(colourise(shrink(truth, 640), colors))),
+        Panel("Image", "Aerial image of the landscape", data_uri(image, photo=True)),
+        Panel("Truth", "True land cover", data_uri(colourise(shrink(truth, _SIDE_PX), colors))),
     ]
     captions = {"tile-only": "Map from tiles alone", "with-context": "Map with context"}
     for variant, file in maps.items():
-        classes = dataset.classes.indices(_band(file), file.name)
-        right = f"{(classes == truth).mean():.1%}"
-        caption = f"{captions[variant]} ({right} right)"
-        panels.append(Panel(caption, caption, data_uri(colourise(shrink(classes, 640), colors))))
+        classes = dataset.classes.indices(_read_classes(file), file.name)
+        caption = f"{captions[variant]} ({(classes == truth).mean():.1%} right)"
+        panels.append(Panel(caption, caption, data_uri(colourise(shrink(classes, _SIDE_PX), colors))))
     return panels
 
 
 def _tile_rows(dataset: Dataset, models: Mapping[str, Path]) -> list[tuple[str, list[Panel]]]:
-    """Of many test tiles those where context changed most for the better, and the one most for the worse."""
+    """Draw the three test tiles that context improves most, and the one that it improves least or makes worse."""
     compute = EvaluateConfig()
     both = [classifier(load_model(models[variant]), compute) for variant in VARIANTS]
     changes: list[tuple[float, TilePicture, TilePicture]] = []
     for scene, tile in spread_tiles(dataset, dataset.split("test"), TILE.tile_px, 64):
         with open_dataset_scene(dataset, scene) as opened:
-            alone, seeing = (tile_picture(model, opened, tile, TILE.context_factor) for model in both)
-        truth = alone.truth
-        gain = (seeing.prediction == truth).mean() - (alone.prediction == truth).mean()
-        changes.append((float(gain), alone, seeing))
+            alone, with_context = (tile_picture(model, opened, tile, TILE.context_factor) for model in both)
+        gain = (with_context.prediction == alone.truth).mean() - (alone.prediction == alone.truth).mean()
+        changes.append((float(gain), alone, with_context))
     changes.sort(key=lambda change: -change[0])
     return [_tile_row(dataset, *change) for change in [*changes[:3], changes[-1]]]
 
 
-def _tile_row(dataset: Dataset, gain: float, alone: TilePicture, seeing: TilePicture) -> tuple[str, list[Panel]]:
-    """Title and pictures of one tile, mapped by both networks."""
-    context, tile, truth, found, _ = (image for _, image in seeing.panels(dataset, TILE.context_factor))
-    without = colourise(alone.prediction, dataset.classes.colors)
+def _tile_row(dataset: Dataset, gain: float, alone: TilePicture, with_context: TilePicture) -> tuple[str, list[Panel]]:
+    """Return title and pictures of one tile, mapped by both networks."""
+    context, tile, truth, prediction, _ = (x for _, x in with_context.panels(dataset, TILE.context_factor))
+    from_tile = colourise(alone.prediction, dataset.classes.colors)
     panels = [
-        Panel("Context; the tile is the box", "Surroundings of the tile", data_uri(context, photo=True)),
+        Panel("Context, tile outlined", "Context of the tile", data_uri(context, photo=True)),
         Panel("Tile", "Aerial image of the tile", data_uri(tile, photo=True)),
         Panel("Truth", "True land cover of the tile", data_uri(truth)),
-        Panel("From the tile alone", "Predicted map from the tile alone", data_uri(without)),
-        Panel("With context", "Predicted map with context", data_uri(found)),
+        Panel("From the tile alone", "Predicted map from the tile alone", data_uri(from_tile)),
+        Panel("With context", "Predicted map with context", data_uri(prediction)),
     ]
-    return f"{seeing.title}: {100 * gain:+.0f} points of pixels right", panels
+    return f"{with_context.title}: {100 * gain:+.0f} points of overall accuracy", panels
 
 
-def _whole(file: Path) -> UInt8:
-    with Raster(file) as raster:
-        return raster.read_image(Window(0, 0, raster.height, raster.width))[0]
-
-
-def _band(file: Path) -> UInt8:
-    with Raster(file) as raster:
-        band: UInt8 = raster.read_band(Window(0, 0, raster.height, raster.width), fill=255).astype(np.uint8)
-        return band
-
-
-_SIDE_PX = 640
-
-
-class Shown(NamedTuple):
-    """A model and what it made of its sample."""
+class ZooSample(NamedTuple):
+    """The map that a model of the zoo makes of its sample image."""
 
     model: ZooModel
     legend: list[tuple[str, str]]
@@ -207,28 +194,36 @@ class Shown(NamedTuple):
     """GeoTIFF."""
 
 
-def showcase(folder: Path) -> list[Shown]:
-    """Map every model's sample into a folder, as ``caswit predict`` would.
+def map_zoo_samples(folder: Path) -> list[ZooSample]:
+    """Map the sample image of every model of the zoo into a folder, as ``caswit predict`` would.
 
     Raises:
         CaswitError: The folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return [_shown(model, folder / f"{model.name}.tif") for model in zoo_models()]
+    return [_map_sample(model, folder / f"{model.name}.tif") for model in zoo_models()]
 
 
-def _shown(model: ZooModel, out: Path) -> Shown:
+def _map_sample(model: ZooModel, out: Path) -> ZooSample:
     predict(model.sample, out, model.name, PredictConfig(gsd_m=model.sample_gsd_m))
     classes = load_model(model.name).info.classes
-    with Raster(model.sample) as photo, Raster(out) as found:
-        whole = Window(0, 0, photo.height, photo.width)
-        pixels = np.moveaxis(photo.read_image(whole)[0], 0, -1)
-        ids = found.read_band(whole, fill=255)
+    ids = _read_classes(out)
     indices = shrink(classes.indices(ids, out.name, ids == 255), _SIDE_PX)
-    image = shrink(pixels, _SIDE_PX)
+    image = shrink(channels_last(_read_image(model.sample)), _SIDE_PX)
     panels = [
-        Panel("Image", f"Sample of {model.name}", data_uri(image, photo=True)),
-        Panel("Map", f"Land cover that {model.name} found", data_uri(colourise(indices, classes.colors))),
+        Panel("Image", f"Sample image of {model.name}", data_uri(image, photo=True)),
+        Panel("Map", f"Land cover predicted by {model.name}", data_uri(colourise(indices, classes.colors))),
         Panel("Both", "The map over the image", data_uri(overlay(image, indices, classes.colors), photo=True)),
     ]
-    return Shown(model, [(c.name, c.color) for c in classes.predicted], panels, out)
+    return ZooSample(model, [(c.name, c.color) for c in classes.predicted], panels, out)
+
+
+def _read_image(file: Path) -> UInt8:
+    with Raster(file) as raster:
+        return raster.read_image(Window(0, 0, raster.height, raster.width))[0]
+
+
+def _read_classes(file: Path) -> UInt8:
+    with Raster(file) as raster:
+        ids: UInt8 = raster.read_band(Window(0, 0, raster.height, raster.width), fill=255).astype(np.uint8)
+        return ids

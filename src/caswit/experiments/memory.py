@@ -1,7 +1,7 @@
-"""Peak memory of a model at inference, batch 1, as in the paper's table 2; in a process of its own.
+"""Measure the peak memory of a model at inference with batch 1 (table 2 of the paper), in a process of its own.
 
-On a GPU what torch allocated and what it reserved; on the CPU the resident memory of the process, and what of it was
-there before the model was read (Python and the libraries).
+On a GPU this is what torch allocated and what it reserved; on the CPU the resident memory of the process, and how much
+of it Python and the libraries took before the model was read.
 """
 
 import json
@@ -24,20 +24,20 @@ MB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class PeakMemory:
-    """Highest use over a few tiles, in MB of 2^20 bytes."""
+    """Peak memory over a few tiles, in MB of 2^20 bytes."""
 
     device: str
     """Name of the GPU, or cpu."""
     precision: str
     """bf16 or fp32."""
     allocated_mb: float | None = None
-    """Of tensors on the GPU."""
+    """Memory of tensors on the GPU."""
     reserved_mb: float | None = None
-    """Held by torch on the GPU."""
+    """Memory held by torch on the GPU."""
     resident_mb: float | None = None
-    """Of the process, on the CPU."""
+    """Memory of the process, on the CPU."""
     before_mb: float | None = None
-    """Of the process before the model was read, on the CPU."""
+    """Memory of the process before the model was read, on the CPU."""
 
     def __str__(self) -> str:
         if self.allocated_mb is not None:
@@ -45,8 +45,8 @@ class PeakMemory:
         return f"{self.resident_mb:.0f} ({self.before_mb:.0f})"
 
     @property
-    def meaning(self) -> str:
-        """What the figures of ``str`` are."""
+    def description(self) -> str:
+        """Describe the numbers of ``str``."""
         what = (
             "allocated / reserved by torch"
             if self.allocated_mb is not None
@@ -59,7 +59,7 @@ def peak_memory(model: Path, *, device: str = "auto", precision: Precision = "au
     """Measure a model folder in a fresh process.
 
     Raises:
-        ModelError: It is no model folder, or the process did not end well.
+        ModelError: The folder is no model folder, or the process failed.
     """
     model_folder(model)
     here = str(Path(__file__).parents[1])
@@ -74,7 +74,7 @@ def peak_memory(model: Path, *, device: str = "auto", precision: Precision = "au
 
 
 def measure(model: Path, device: str, precision: Precision) -> PeakMemory:
-    """Measure in this process; its peak must not have been higher before."""
+    """Measure in this process, whose peak must not have been higher before."""
     before_mb = _resident_mb()
     loaded = load_model(model)
     ready = classifier(loaded, ComputeConfig(batch=1, device=device, precision=precision))

@@ -1,7 +1,8 @@
 """caswit figures: the paper's figures 5, 6 and 8 for a user's data, at print quality.
 
-Figure 5 shows one tile: context, tile, truth, baseline, CASWiT; figure 8 several; figure 6 the attention of one
-pixel at each stage. Without a baseline model, the model itself with black surroundings stands in its place.
+Figure 5 shows context, image, truth, baseline and CASWiT for one tile, figure 8 for several; figure 6 shows the
+attention of one pixel at each stage. The paper's baseline is trained without context. Where no such model is given, its
+place is taken by the model itself with masked context, and the title says so.
 """
 
 import io
@@ -19,20 +20,20 @@ from caswit.data.scene import Scene
 from caswit.errors import ConfigError, ModelError
 from caswit.evaluation.protocols import check_same_classes
 from caswit.evaluation.tile_pictures import TilePicture, spread_tiles, tile_picture
-from caswit.explain.attention import Explanation, check_reads_context, explain_pixel
-from caswit.explain.figure import attention_panels, scale_to
+from caswit.explain.attention import check_reads_context, explain_pixel
+from caswit.explain.figure import attention_panels
 from caswit.files import atomic_write_bytes
 from caswit.inference.masked_context import without_surroundings
 from caswit.inference.predictor import Predictor, classifier
 from caswit.raster.windows import Tile
-from caswit.viz.pictures import Image, draw_box, legend, overlay, stack, strip
+from caswit.viz.pictures import Image, channels_last, draw_tile, legend, overlay, resize, resize_nearest, stack, strip
 from caswit.weights.model_folder import LoadedModel, load_model
 
 DOTS_PER_INCH = 300
 
 
-class Pair(NamedTuple):
-    """One tile as both networks map it."""
+class TilePair(NamedTuple):
+    """One tile with the predictions of both networks."""
 
     scene: Scene
     tile: Tile
@@ -41,7 +42,7 @@ class Pair(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """Share of the labelled pixels that the context gets right, less those it gets wrong."""
+        """Pixels that only our prediction gets right less those that only the baseline does, as a share of the tile."""
         truth = self.ours.truth
         right = (self.ours.prediction == truth).astype(int) - (self.baseline.prediction == truth)
         return float(right[truth != IGNORE_INDEX].sum() / truth.size)
@@ -58,19 +59,19 @@ def figures(
 ) -> list[Path]:
     """Write figure5.png, figure6.png and figure8.png.
 
-    Tiles are those, of a fixed choice spread over the split, that the model maps better than the baseline by most;
-    figures chosen so show what context can do, not what it does on average, which is what ``evaluate`` is for.
+    Of candidates spread over the split, those tiles are drawn that the model improves most over the baseline. Such
+    figures show what context can do and not what it does on average; ``evaluate`` measures that.
 
     Args:
         model: Model folder of a network that reads its context.
         dataset: dataset.yaml.
         out: Folder to write.
-        baseline: Model folder; None takes the model with black surroundings.
+        baseline: Model folder; None takes the model itself with masked context.
         split: Split whose scenes are drawn.
-        settings: How many, how large, and how to compute.
+        settings: Number and size of the tiles, and how to compute.
 
     Returns:
-        The files.
+        The files that were written.
 
     Raises:
         CaswitError: The models, the data or the folder cannot be used, or do not fit each other.
@@ -100,99 +101,87 @@ def figures(
 
 def _baseline(loaded: LoadedModel, folder: Path | None, data: Dataset) -> tuple[LoadedModel, str]:
     if folder is None:
-        return without_surroundings(loaded), f"{loaded.name}, surroundings black"
+        return without_surroundings(loaded), f"{loaded.name}, context masked"
     other = load_model(folder)
     check_same_classes(other.info.classes, data)
     theirs, ours = ((i.tile.tile_px, i.tile.read_gsd_m) for i in (other.info, loaded.info))
     if theirs != ours:
         raise ModelError(
             f"{folder}: has tiles of {theirs[0]} px (read_gsd_m {theirs[1]}), the model of {ours[0]} px "
-            f"(read_gsd_m {ours[1]}); "
-            "figures compare models with the same tiles"
+            f"(read_gsd_m {ours[1]}); figures compare models with the same tiles"
         )
     return other, other.name
 
 
 def _pairs(
     ours: Predictor, baseline: Predictor, data: Dataset, split: str, tile_px: int, candidates: int
-) -> list[Pair]:
+) -> list[TilePair]:
     pairs = []
     for scene, tile in spread_tiles(data, data.split(split), tile_px, candidates):
         with open_dataset_scene(data, scene) as opened:
             pictures = (tile_picture(model, opened, tile, ours.context_factor) for model in (ours, baseline))
-            pairs.append(Pair(scene, tile, *pictures))
+            pairs.append(TilePair(scene, tile, *pictures))
     labelled = [pair for pair in pairs if (pair.ours.truth != IGNORE_INDEX).any()]
     if not labelled:
         raise ConfigError(
-            f"{data.path}: none of the tiles looked at in split {split!r} has a label; try more candidates"
+            f"{data.path}: no label in the {candidates} candidate tiles of split {split!r}; try more candidates"
         )
     return labelled
 
 
 def _comparison(
-    pairs: Sequence[Pair], captions: Sequence[str], data: Dataset, factor: int, settings: FiguresConfig
+    pairs: Sequence[TilePair], captions: Sequence[str], data: Dataset, factor: int, settings: FiguresConfig
 ) -> Image:
-    """A row for each tile: context, tile, truth, baseline, ours; the legend below."""
+    """Draw a row for each tile: context, tile, truth, baseline, ours; and the legend below."""
     rows = []
     for number, pair in enumerate(pairs):
         titles = captions if number == 0 else [""] * len(captions)
-        rows.append(
-            strip(list(zip(titles, _panels(pair, data, factor, settings), strict=True)), height=settings.panel_px)
-        )
-    return _with_legend(rows, data, settings)
+        panels = zip(titles, _panels(pair, data, factor, settings), strict=True)
+        rows.append(strip(list(panels), height=settings.panel_px))
+    width, font_px = max(row.shape[1] for row in rows), max(12, settings.panel_px // 22)
+    return stack([*rows, legend(data.classes.names, data.classes.colors, width=width, font_px=font_px)])
 
 
-def _panels(pair: Pair, data: Dataset, factor: int, settings: FiguresConfig) -> list[Image]:
-    side, colors = settings.panel_px, data.classes.colors
-    tile = _sized(pair.ours.tile, side)
-    inner = round(side / factor)
-    first = (side - inner) // 2
-    context = draw_box(_sized(pair.ours.context, side), (first, first, inner, inner), line_px=max(2, side // 200))
+def _panels(pair: TilePair, data: Dataset, factor: int, settings: FiguresConfig) -> list[Image]:
+    side = settings.panel_px
+    tile = _resized(pair.ours.tile, side)
+    context = draw_tile(_resized(pair.ours.context, side), factor, line_px=max(2, side // 200))
 
     def over(classes: Image) -> Image:
-        large = np.asarray(Pillow.fromarray(classes).resize((side, side), Pillow.Resampling.NEAREST))
-        return overlay(tile, large, colors, settings.opacity)
+        return overlay(tile, resize_nearest(classes, side, side), data.classes.colors, settings.opacity)
 
     return [context, tile, *(over(c) for c in (pair.ours.truth, pair.baseline.prediction, pair.ours.prediction))]
 
 
-def _attention(ours: Predictor, pair: Pair, data: Dataset, tile_px: int, settings: FiguresConfig) -> Image:
-    """The pixel, of those the context puts right, that lies deepest among its like; attention at each stage."""
+def _attention(ours: Predictor, pair: TilePair, data: Dataset, tile_px: int, settings: FiguresConfig) -> Image:
+    """Draw the attention at each stage of a pixel that the context puts right."""
     with open_dataset_scene(data, pair.scene) as scene:
-        row, col = (int((at + 0.5) * scene.ratio) for at in _telling_pixel(pair))
-        found: Explanation = explain_pixel(ours, scene, row, col, tile_px)
-    panels = attention_panels(found, ours.context_factor, settings.panel_px)
-    context = _sized(found.context, settings.panel_px)
+        row, col = (int((at + 0.5) * scene.ratio) for at in _innermost_gain(pair))
+        explanation = explain_pixel(ours, scene, row, col, tile_px)
+    context = _resized(explanation.context, settings.panel_px)
     name = f"{pair.scene.name}, row {row}, column {col}"
-    return stack([strip([(name, context), *panels])])
+    return strip([(name, context), *attention_panels(explanation, ours.context_factor, settings.panel_px)])
 
 
-def _telling_pixel(pair: Pair) -> tuple[int, int]:
-    """(row, col), in pixels that are read, deepest inside what the context puts right; else the tile's middle."""
+def _innermost_gain(pair: TilePair) -> tuple[int, int]:
+    """Return (row, col), in pixels that are read, deepest inside what only our prediction gets right, or the centre."""
+    # At the edge of such an area the two models differ by where they draw an outline, which says little about context.
+    # Outside the owned part the pixel would be explained in another tile than the one that is shown.
     ours, other = pair.ours, pair.baseline
-    depth = ((ours.prediction == ours.truth) & (other.prediction != ours.truth)).astype(np.int64)
+    mask = np.zeros(ours.truth.shape, bool)
     owned = pair.tile.owned.inside(pair.tile.window)
-    inside = np.zeros_like(depth)
-    inside[owned] = 1
-    mask = (depth & inside).astype(bool)
-    place = len(mask) // 2, len(mask) // 2
-    while mask.any():  # peel until nothing is left; what goes last lies deepest
+    mask[owned] = ((ours.prediction == ours.truth) & (other.prediction != ours.truth))[owned]
+    pixel = len(mask) // 2, len(mask) // 2
+    while mask.any():  # peel layer by layer: what is left last lies deepest
         rows, cols = np.nonzero(mask)
-        place = int(rows[len(rows) // 2]), int(cols[len(cols) // 2])
+        pixel = int(rows[len(rows) // 2]), int(cols[len(cols) // 2])
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    row, col = pair.tile.window.row + place[0], pair.tile.window.col + place[1]
-    return row, col
+    return pair.tile.window.row + pixel[0], pair.tile.window.col + pixel[1]
 
 
-def _with_legend(rows: Sequence[Image], data: Dataset, settings: FiguresConfig) -> Image:
-    width = max(row.shape[1] for row in rows)
-    font_px = max(12, settings.panel_px // 22)
-    return stack([*rows, legend(data.classes.names, data.classes.colors, width=width, font_px=font_px)])
-
-
-def _sized(image: Image, side: int) -> Image:
-    return scale_to(np.ascontiguousarray(np.moveaxis(image, 0, -1)), side, side)
+def _resized(image: Image, side: int) -> Image:
+    return resize(channels_last(image), side, side, smooth=True)
 
 
 def _print_png(picture: Image) -> bytes:

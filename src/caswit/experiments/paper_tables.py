@@ -1,6 +1,7 @@
-"""Rows of the paper's tables: train what is not trained yet, score what is not scored yet, print beside the paper.
+"""Reproduce rows of the paper's tables: train, score and print them beside the paper's figures.
 
-Every finished run, report and measurement is found again by what it was made from, so an interrupted table continues.
+A finished run, report or measurement is used again if it was made from the same recipe, model and settings, so an
+interrupted table continues where it stopped.
 """
 
 import json
@@ -32,12 +33,12 @@ from caswit.weights.model_folder import file_digest
 log = logging.getLogger(__name__)
 
 LANDSCAPES = "landscapes"
-"""Stands for a dataset.yaml: synthetic landscapes, drawn when first needed."""
+"""Name that takes the place of a dataset.yaml: synthetic landscapes, drawn when first needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """A recipe file and the row that it stands for."""
+    """A recipe and the row of the table that it reproduces."""
 
     file: Path
     row: RowConfig
@@ -45,49 +46,49 @@ class TableRow:
 
 
 def table(rows: Sequence[TableRow], out: Path, settings: TableConfig | None = None) -> list[RowResult]:
-    """Run rows with every seed and write table.md, table.csv and classes.csv, anew after each run.
+    """Run rows with every seed and write table.md, table.csv and classes.csv, again after each run.
 
     Args:
-        rows: In the order in which they are printed; differences are to the first of each table.
+        rows: Rows in the order in which they are printed; differences are to the first of each table.
         out: Folder of runs, reports and tables.
         settings: Scale and seeds.
 
     Raises:
-        CaswitError: No row could be run; otherwise what stands in a row's way is said in its line.
+        CaswitError: No row could be run. If only some fail, their errors are printed with the table.
     """
     settings = settings or TableConfig()
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
-    results = [RowResult(row=_shown(row.row, settings)) for row in rows]
-    troubles: list[CaswitError] = []
-    for seed in settings.seeds:  # seeds outside, so that a table cut short has whole columns
+    results = [RowResult(row=_printed(row.row, settings)) for row in rows]
+    errors: list[CaswitError] = []
+    for seed in settings.seeds:  # the outer loop, so that an interrupted table compares rows of the same seeds
         for number, row in enumerate(rows):
             try:
                 results[number] = _run(row, results[number], seed, out, settings)
             except CaswitError as error:
                 log.info("%s, seed %d: not run: %s", row.row.name, seed, error)
-                troubles.append(error)
-                results[number] = replace(results[number], trouble=str(error))
+                errors.append(error)
+                results[number] = replace(results[number], error=str(error))
             _write(results, out)
     if not any(result.reports for result in results):
-        raise troubles[0]
+        raise errors[0]
     return results
 
 
 def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: TableConfig) -> RowResult:
-    """Train, score and measure one row with one seed, as far as that is not done yet."""
-    recipe = scaled(row, seed, out, settings)
+    """Train, score and measure one row with one seed; what is done already is read."""
+    recipe = scaled_recipe(row, seed, out, settings)
     dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken)
     name = f"{slug(row.row.name)}-s{seed}"
     folder = out / "runs" / slug(dataset.name) / name
-    model = _model(recipe, row, folder)
+    model = _trained_model(recipe, row, folder)
     digest = file_digest(model)
     split = settings.split or ("test" if settings.dataset == LANDSCAPES else row.row.split)
     protocol = settings.protocol or (None if settings.dataset else row.row.protocol)
     scoring = {f.name: getattr(settings, f.name) for f in fields(EvaluateConfig)} | {"protocol": protocol}
     scores = out / "scores" / slug(dataset.name) / f"{name}-{slug(split)}"
-    report = _report(model, digest, dataset, scores, split, EvaluateConfig(**scoring), recipe.tile.tile_px)
+    report = _scored_report(model, digest, dataset, scores, split, EvaluateConfig(**scoring), recipe.tile.tile_px)
     memory = so_far.memory
     if settings.measure_memory and memory is None:
         memory = _memory(model, digest, out / "memory" / slug(dataset.name) / f"{name}.json", settings)
@@ -95,12 +96,8 @@ def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: Table
     return replace(so_far, steps=steps, reports={**so_far.reports, seed: report}, memory=memory)
 
 
-def scaled(row: TableRow, seed: int, out: Path, settings: TableConfig) -> Recipe:
-    """A row's recipe at the scale of the table.
-
-    Another dataset has no validation during training, so the last weights are kept. Another size has no weights to
-    start from but those of caswit, since everybody else's have a size of their own.
-    """
+def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig) -> Recipe:
+    """Return a row's recipe at the scale of the table."""
     recipe = row.recipe
     if settings.skip_broken:
         recipe = replace(recipe, data=replace(recipe.data, skip_broken=True))
@@ -108,7 +105,7 @@ def scaled(row: TableRow, seed: int, out: Path, settings: TableConfig) -> Recipe
     if settings.max_steps is not None:
         learning["max_steps"] = settings.max_steps
     if settings.dataset is not None:
-        learning["keep"] = "last"
+        learning["keep"] = "last"  # another dataset has no validation split by which the best could be chosen
         dataset = settings.dataset
         if dataset == LANDSCAPES:
             dataset = str(_landscapes(out / LANDSCAPES / f"seed-{seed}", seed))
@@ -116,8 +113,9 @@ def scaled(row: TableRow, seed: int, out: Path, settings: TableConfig) -> Recipe
     if settings.size is not None:
         model = replace(recipe.model, encoder_weights=None)
         if model.arch == "caswit":
-            model = replace(model, size=stand_in(model.size, settings.size))
+            model = replace(model, size=scaled_size(model.size, settings.size))
         recipe = replace(recipe, model=model)
+        # Published weights have the size of the paper's model; only our own can be pretrained at another size.
         if recipe.start is not None and recipe.start.source != "caswit":
             recipe = replace(recipe, init=None)
     if settings.pretrained is not None and recipe.start is not None and recipe.start.source == "caswit":
@@ -126,8 +124,9 @@ def scaled(row: TableRow, seed: int, out: Path, settings: TableConfig) -> Recipe
     return replace(recipe, train=replace(recipe.train, **learning))
 
 
-def stand_in(size: Size, base: Size) -> Size:
-    """The size that stands for ``size`` where ``base`` stands for the paper's base."""
+def scaled_size(size: Size, base: Size) -> Size:
+    """Return the size that takes the place of ``size`` in a table whose base is ``base``."""
+    # One step up or down at most: a table at small scale keeps the order of its rows, and its largest stays affordable.
     order: tuple[Size, ...] = get_args(Size)
     distance = order.index(size) - order.index("base")
     step = (distance > 0) - (distance < 0)
@@ -135,12 +134,12 @@ def stand_in(size: Size, base: Size) -> Size:
 
 
 def slug(name: str) -> str:
-    """A name as part of a path."""
+    """Return a name as part of a path."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _shown(row: RowConfig, settings: TableConfig) -> RowConfig:
-    """A row as it is printed: classes of another dataset are not the paper's, even where they share a name."""
+def _printed(row: RowConfig, settings: TableConfig) -> RowConfig:
+    """Return a row as it is printed: without the paper's classes where the dataset is not the paper's."""
     return row if settings.dataset is None else replace(row, paper=replace(row.paper, per_class=None))
 
 
@@ -149,44 +148,44 @@ def _landscapes(folder: Path, seed: int) -> Path:
     return file if file.is_file() else write_landscapes(folder, seed).path
 
 
-def _model(recipe: Recipe, row: TableRow, folder: Path) -> Path:
-    """The model of a finished run, or of one that is run now."""
+def _trained_model(recipe: Recipe, row: TableRow, folder: Path) -> Path:
+    """Return the model of a finished run, or train it."""
     run = RunFolder(folder)
     if run.finished(recipe):
-        log.info("%s: finished before", folder)
+        log.info("%s: already trained", folder)
         return run.model
     start = recipe.start
     if start is not None and start.source == "caswit" and start.path is not None:
-        # A variable that is not set stays as it is, and is not there either.
+        # A variable that is not set stays in the path, which then does not exist: one message for both.
         path = Path(os.path.expandvars(start.path)).expanduser()
         if not path.exists() and not is_on_hub(start.path):
             recipe_file = row.row.pretraining or "RECIPE"
             raise ConfigError(
-                f"{row.file}: starts from {path}, which is not there; make it with: "
+                f"{row.file}: starts from {path}, which does not exist; make it with: "
                 f"caswit pretrain {recipe_file} --out {path}, or name it with --pretrained"
             )
     log.info("%s: training", folder)
     if recipe.train.devices == 1:
         return train(recipe, folder, resume=True)
-    _train_apart(recipe, folder)
+    _train_in_subprocess(recipe, folder)
     return run.model
 
 
-def _train_apart(recipe: Recipe, folder: Path) -> None:
-    """Train with a command of its own: data-parallel processes are started by running the command again."""
+def _train_in_subprocess(recipe: Recipe, folder: Path) -> None:
+    """Train with a command of its own, because data-parallel processes start by running the command line again."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.with_name(f"{folder.name}.yaml")
-    plain = json.loads(json.dumps(asdict(recipe)))  # tuples as lists
+    plain = json.loads(json.dumps(asdict(recipe)))  # YAML has no tuples
     atomic_write_bytes(file, yaml.safe_dump(plain, sort_keys=False).encode())
     words = [sys.executable, "-m", "caswit", "train", str(file), "--out", str(folder), "--resume"]
     if subprocess.run(words, check=False).returncode != 0:
         raise ConfigError(f"{folder}: its training stopped, see above; the same table command continues it")
 
 
-def _report(
+def _scored_report(
     model: Path, digest: str, dataset: Dataset, out: Path, split: str, settings: EvaluateConfig, tile_px: int
 ) -> dict[str, Any]:
-    """report.json of this very evaluation, found or made."""
+    """Return the report.json of this evaluation, or evaluate."""
     wanted = {
         "dataset": dataset.name,
         "split": split,
@@ -194,26 +193,26 @@ def _report(
         "model_sha256": digest,
         "band_px": band_width_px(tile_px, settings),
     }
-    found = _read_json(out / "report.json")
-    if any(found.get("evaluated", {}).get(key) != value for key, value in wanted.items()):
+    report = _read_json(out / "report.json")
+    if any(report.get("evaluated", {}).get(key) != value for key, value in wanted.items()):
         evaluate(model, dataset.path, out, split=split, settings=settings)
-        found = _read_json(out / "report.json")
-    return found
+        report = _read_json(out / "report.json")
+    return report
 
 
 def _memory(model: Path, digest: str, file: Path, settings: TableConfig) -> PeakMemory:
     wanted = {"model_sha256": digest, "device": settings.device, "precision": settings.precision}
-    found = _read_json(file)
-    if any(found.get(key) != value for key, value in wanted.items()):
+    measured = _read_json(file)
+    if any(measured.get(key) != value for key, value in wanted.items()):
         peak = peak_memory(model, device=settings.device, precision=settings.precision)
-        found = wanted | {"peak": asdict(peak)}
+        measured = wanted | {"peak": asdict(peak)}
         file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(file, json.dumps(found, indent=2).encode())
-    return PeakMemory(**found["peak"])
+        atomic_write_bytes(file, json.dumps(measured, indent=2).encode())
+    return PeakMemory(**measured["peak"])
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """What a file says, nothing where it is not there or damaged."""
+    """Read a JSON object; empty if the file does not exist or is damaged, so that it is made again."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Our rows beside the paper's, as Markdown and CSV. Scores are percent; spread is the standard deviation over seeds."""
+"""Print our rows beside the paper's as Markdown and CSV; scores are percent."""
 
 import csv
 import io
@@ -11,33 +11,33 @@ from caswit.config import PaperFigures, RowConfig
 from caswit.experiments.memory import PeakMemory
 
 SCORES = {"miou": "mIoU", "mf1": "mF1", "mbiou": "mBIoU"}
-NOTHING = "-"
+MISSING = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowResult:
-    """What is known about one row."""
+    """Everything measured of one row, so far."""
 
     row: RowConfig
     steps: int | None = None
     """Training steps; None where nothing was trained."""
     reports: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """By seed: what report.json says."""
+    """Content of report.json, by seed."""
     memory: PeakMemory | None = None
-    trouble: str | None = None
-    """Why a seed is missing, in one line."""
+    error: str | None = None
+    """Reason why a seed is missing, in one line."""
 
     def values(self, pick: Callable[[Mapping[str, Any]], float]) -> dict[int, float]:
-        """A score in percent, by seed."""
+        """Pick a score from every report, in percent, by seed."""
         return {seed: 100 * pick(report) for seed, report in self.reports.items()}
 
     def score(self, key: str) -> dict[int, float]:
-        """One of ``SCORES`` in percent, by seed."""
+        """Return one of ``SCORES`` in percent, by seed."""
         return self.values(lambda report: report[key])
 
 
 def markdown(results: Sequence[RowResult]) -> str:
-    """A page: for each table of the paper the rows, then the classes, then how it was measured."""
+    """Write a page: for each table of the paper its rows, its classes, and how they were measured."""
     parts = []
     for name in dict.fromkeys(r.row.table for r in results):
         rows = [r for r in results if r.row.table == name]
@@ -47,49 +47,48 @@ def markdown(results: Sequence[RowResult]) -> str:
 
 
 def _scores(rows: Sequence[RowResult]) -> Iterator[str]:
-    """The table of means. Differences are to the first row, seed by seed."""
+    """Write the table of means, with differences to the first row."""
     first = rows[0]
     head = ["row", *(f"{name}, {who}" for name in SCORES.values() for who in ("paper", "ours"))]
     head += ["mIoU to first row, paper", "ours", "memory MB, paper", "ours"]
-    yield _line(head)
-    yield _line(["---", *["---:"] * (len(head) - 1)])
+    yield _table_line(head)
+    yield _table_line(["---", *["---:"] * (len(head) - 1)])
     for each in rows:
         paper = each.row.paper
         cells = [each.row.name]
         for key in SCORES:
-            cells += [_figure(getattr(paper, key)), spread(each.score(key).values())]
+            cells += [_number(getattr(paper, key)), mean_std(each.score(key).values())]
         ours = _difference(each.score("miou"), first.score("miou"))
         theirs = None
         if paper.miou is not None and first.row.paper.miou is not None:
             theirs = paper.miou - first.row.paper.miou
-        is_first = each is first
-        cells += [NOTHING if is_first else _figure(theirs, "+.2f"), NOTHING if is_first else spread(ours, "+.2f")]
-        memory = NOTHING if each.memory is None else str(each.memory)
-        yield _line([*cells, _figure(paper.memory_mb, ".0f"), memory])
+        cells += [MISSING] * 2 if each is first else [_number(theirs, "+.2f"), mean_std(ours, "+.2f")]
+        memory = MISSING if each.memory is None else str(each.memory)
+        yield _table_line([*cells, _number(paper.memory_mb, ".0f"), memory])
 
 
 def _classes(rows: Sequence[RowResult]) -> Iterator[str]:
-    """IoU by class; the paper's in brackets."""
+    """Write the IoU by class, the paper's in brackets."""
     names = list(dict.fromkeys(name for r in rows for report in r.reports.values() for name in report["per_class"]))
     if not names:
         return
     yield "IoU by class" + (", the paper's in brackets" if any(r.row.paper.per_class for r in rows) else "")
     yield ""
-    yield _line(["class", *(r.row.name for r in rows)])
-    yield _line(["---", *["---:"] * len(rows)])
+    yield _table_line(["class", *(r.row.name for r in rows)])
+    yield _table_line(["---", *["---:"] * len(rows)])
     for name in names:
-        yield _line([name, *(_class_cell(r, name) for r in rows)])
+        yield _table_line([name, *(_class_cell(r, name) for r in rows)])
     yield ""
 
 
 def _class_cell(result: RowResult, name: str) -> str:
-    ours = spread(result.values(lambda report: report["per_class"].get(name, {"iou": float("nan")})["iou"]).values())
+    ours = mean_std(result.values(lambda report: report["per_class"].get(name, {"iou": float("nan")})["iou"]).values())
     paper = _paper_class(result.row.paper, name)
     return ours if paper is None else f"{ours} ({paper:.2f})"
 
 
 def _paper_class(paper: PaperFigures, name: str) -> float | None:
-    """The paper's figure for a class, whatever the spelling ("Swimming pool", "swimming_pool")."""
+    """Return the paper's IoU of a class, however it is spelled ("Swimming pool", "swimming_pool")."""
 
     def plain(text: str) -> str:
         return text.lower().replace("_", " ")
@@ -98,7 +97,7 @@ def _paper_class(paper: PaperFigures, name: str) -> float | None:
 
 
 def _notes(rows: Sequence[RowResult]) -> Iterator[str]:
-    """How ours were measured, rows alike in one line, and what is missing."""
+    """Write how rows were measured, one line for all that were measured alike, and why some are missing."""
     alike: dict[str, list[str]] = {}
     for each in rows:
         for report in list(each.reports.values())[:1]:
@@ -106,11 +105,11 @@ def _notes(rows: Sequence[RowResult]) -> Iterator[str]:
     for how, names in alike.items():
         yield f"- {'ours' if len(alike) == 1 else ', '.join(names)}: {how}"
     for each in rows:
-        if each.trouble:
-            yield f"- {each.row.name}: not run: {each.trouble}"
-    for meaning in dict.fromkeys(r.memory.meaning for r in rows if r.memory):
-        yield f"- memory: peak at inference, batch 1: {meaning}"
-    yield "- the paper's figures are of its own data, sizes and training"
+        if each.error:
+            yield f"- {each.row.name}: not run: {each.error}"
+    for description in dict.fromkeys(r.memory.description for r in rows if r.memory):
+        yield f"- memory: peak at inference, batch 1: {description}"
+    yield "- the paper's figures are for its own data, model sizes and training"
     yield "- percent; with several seeds the mean ± the standard deviation over seeds, differences seed by seed"
 
 
@@ -124,7 +123,7 @@ def _measured(result: RowResult, what: Mapping[str, Any]) -> str:
 
 
 def scores_csv(results: Sequence[RowResult]) -> str:
-    """A line for each row and seed."""
+    """Write a CSV line for each row and seed."""
     lines = []
     for each in results:
         for seed, report in each.reports.items():
@@ -141,7 +140,7 @@ def scores_csv(results: Sequence[RowResult]) -> str:
 
 
 def classes_csv(results: Sequence[RowResult]) -> str:
-    """A line for each row, seed and class."""
+    """Write a CSV line for each row, seed and class."""
     return _csv(
         [
             {"table": each.row.table, "row": each.row.name, "seed": seed, "class": name}
@@ -153,25 +152,27 @@ def classes_csv(results: Sequence[RowResult]) -> str:
     )
 
 
-def spread(values: Any, form: str = ".2f") -> str:
-    """Mean, and standard deviation where there are two or more."""
+def mean_std(values: Any, form: str = ".2f") -> str:
+    """Write the mean, and the standard deviation over two or more seeds."""
     numbers = list(values)
     if not numbers:
-        return NOTHING
+        return MISSING
     mean = format(statistics.fmean(numbers), form)
     return mean if len(numbers) == 1 else f"{mean} ± {statistics.stdev(numbers):.2f}"
 
 
 def _difference(ours: Mapping[int, float], first: Mapping[int, float]) -> list[float]:
-    """Seed by seed, over seeds that both have."""
+    """Subtract the first row seed by seed, over seeds that both have."""
+    # A seed draws the landscapes and the order of the data for all rows alike, so that differences within a seed vary
+    # less than the scores do.
     return [value - first[seed] for seed, value in ours.items() if seed in first]
 
 
-def _figure(value: float | None, form: str = ".2f") -> str:
-    return NOTHING if value is None else format(value, form)
+def _number(value: float | None, form: str = ".2f") -> str:
+    return MISSING if value is None else format(value, form)
 
 
-def _line(cells: Sequence[str]) -> str:
+def _table_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
