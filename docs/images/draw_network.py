@@ -1,4 +1,4 @@
-"""Draws docs/images/network.svg: the two branches, the fusion after each stage, the decoder."""
+"""Draw docs/images/network.svg: the two branches, the fusion after each stage, the decoder (figure 1 of the paper)."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ FIRST, STEP, WIDTH, HEIGHT = 190, 168, 108, 50
 
 
 def box(x: float, y: float, text: list[str], colour: str, width: float = WIDTH, height: float = HEIGHT) -> str:
-    """A filled rectangle with lines of text in its middle."""
+    """Return a filled rectangle with lines of text in its middle."""
     lines = [
         f'<text x="{x + width / 2}" y="{y + height / 2 + 5 + 17 * (k - (len(text) - 1) / 2)}" '
         f'fill="{PAPER}" text-anchor="middle">{line}</text>'
@@ -18,18 +18,18 @@ def box(x: float, y: float, text: list[str], colour: str, width: float = WIDTH, 
 
 
 def arrow(*points: tuple[float, float]) -> str:
-    """A line through points with a tip at its end."""
+    """Return a line through points with a tip at its end."""
     path = " ".join(f"{'ML'[k > 0]}{x} {y}" for k, (x, y) in enumerate(points))
     return f'<path d="{path}" fill="none" stroke="{INK}" stroke-width="2" marker-end="url(#tip)"/>'
 
 
 def label(x: float, y: float, text: str, anchor: str = "middle", size: int = 13) -> str:
-    """A line of text."""
+    """Return a line of text."""
     return f'<text x="{x}" y="{y}" fill="{INK}" text-anchor="{anchor}" font-size="{size}">{text}</text>'
 
 
 def drawing() -> str:
-    """The whole SVG."""
+    """Return the whole SVG."""
     parts = [
         box(20, TOP, ["tile", "512 px"], "#5b6470", 96),
         box(20, BOTTOM, ["context", "1024 px / 2"], "#5b6470", 96),
@@ -49,8 +49,8 @@ def drawing() -> str:
             label(middle + 8, BOTTOM - 25, "K, V", "start"),
         ]
         if stage < 3:
-            turn = x + WIDTH + 30
-            parts += [arrow((x + WIDTH, MIDDLE + 25), (turn, MIDDLE + 25), (turn, TOP + 25), (x + STEP - 7, TOP + 25))]
+            bend = x + WIDTH + 30
+            parts += [arrow((x + WIDTH, MIDDLE + 25), (bend, MIDDLE + 25), (bend, TOP + 25), (x + STEP - 7, TOP + 25))]
             parts += [arrow((x + WIDTH, BOTTOM + 25), (x + STEP - 7, BOTTOM + 25))]
         # Every fused map goes to the decoder, over the top.
         parts += [arrow((x + WIDTH - 14, MIDDLE), (x + WIDTH - 14, MIDDLE - 22), (x + WIDTH + 15, MIDDLE - 22),

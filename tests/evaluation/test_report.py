@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caswit import metrics, report
 from caswit.config import IGNORE_INDEX
+from caswit.evaluation import metrics, report
 from caswit.files import atomic_path, atomic_write_bytes
+from caswit.viz import pages
 
 NAMES = ("building", "<b>bare & | soil", "water", "snow")
 COLOURS = np.array([[219, 14, 154], [169, 113, 1], [21, 83, 174], [255, 255, 255]], np.uint8)
@@ -256,7 +257,7 @@ def test_comparison_table_subtracts_the_first_from_the_last(evaluation):
         '{{ parts.comparison_table([("without", first), ("with", last)]) }}'
         '{{ parts.class_table(first, "Compact", compact=true) }}'
     )
-    page = Page(report._environment().from_string(source).render(first=first, last=last))
+    page = Page(pages._environment().from_string(source).render(first=first, last=last))
     assert "+5.0" in page.text
     assert "-25.0" in page.text
     assert page.text.count("+0.0") == 6

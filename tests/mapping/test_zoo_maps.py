@@ -34,10 +34,10 @@ def test_a_model_is_small_and_never_saw_the_scenes_that_score_it(model):
     card = (model.folder / "README.md").read_text()
     for section in (
         "## Classes",
-        "## What it learned from",
-        "## How it was made",
+        "## Training data",
+        "## Training",
         "## Scores",
-        "## What it is not good for",
+        "## Limits",
     ):
         assert section in card
     for picture_file in re.findall(r"!\[.*?\]\((.*?)\)", card):

@@ -112,8 +112,8 @@ def evaluate_scenes(
         elapsed_s=time.perf_counter() - began_s,
         software_version=__version__,
         examples=tuple(_examples(model, blind, data, candidates, settings.pictures, classes)),
-        edges=edges,
-        counts_without=counts_without,
+        boundary_errors=edges,
+        masked_context_counts=counts_without,
     )
 
 
@@ -147,7 +147,7 @@ def _examples(
             image=np.ascontiguousarray(np.moveaxis(picture.tile, 0, -1)),
             truth=truth,
             prediction=prediction,
-            without_surroundings=without,
+            masked_context=without,
         )
 
 

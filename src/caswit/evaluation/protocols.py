@@ -1,7 +1,7 @@
-"""Which classes a score counts: those of the dataset, or those of a named benchmark (paper section 4.2).
+"""Choose the classes that are scored: those of the dataset, or those of a named benchmark (paper section 4.2).
 
-A protocol is a list of class ids. Truth of any other class is ignored; where a model predicts any other class, the
-pixel is dropped, as the rows *and columns* of FLAIR-HUB's unused classes are dropped from its confusion matrix.
+A protocol is a list of class ids. Truth of any other class is ignored, and so is a pixel where the model predicts any
+other class, as FLAIR-HUB drops both the rows and the columns of its unused classes from the confusion matrix.
 """
 
 from dataclasses import dataclass
@@ -16,33 +16,32 @@ from caswit.data.dataset import Dataset
 from caswit.errors import DataError
 
 PROTOCOL_IDS: dict[ProtocolName, tuple[int, ...]] = {"flair15": tuple(range(15)), "urur8": tuple(range(8))}
-"""flair15: of 19 classes the first 15. urur8: all eight, class 0 "others" among them."""
+"""flair15: the first 15 of FLAIR-HUB's 19 classes. urur8: all eight of URUR, class 0 "others" included."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
-    """The classes that are scored, and how indices of truth and prediction become theirs."""
+    """The classes that are scored, and tables from class indices of truth and prediction to scored ones."""
 
     classes: ClassTable
-    """Of the dataset, without what the protocol leaves out."""
+    """Classes of the dataset, without those that the protocol leaves out."""
     truth: NDArray[np.uint8]
-    """(256,) index in the dataset's table -> scored index, IGNORE_INDEX where it does not count."""
+    """(256,) index in the dataset's table -> scored index; IGNORE_INDEX for a class that is not scored."""
     prediction: NDArray[np.uint8]
-    """(256,) index in the model's table -> scored index, IGNORE_INDEX where the pixel is dropped."""
+    """(256,) index in the model's table -> scored index; IGNORE_INDEX for a class whose pixels are dropped."""
 
     def pair(self, truth: NDArray[Any], prediction: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Truth and prediction as scored indices; dropped pixels are ignored in truth."""
-        kept = self.prediction[prediction]
-        there = self.truth[truth]
-        there[kept == IGNORE_INDEX] = IGNORE_INDEX
-        return there, kept
+        """Convert truth and prediction to scored indices; dropped pixels become ignored truth."""
+        scored_truth, scored_prediction = self.truth[truth], self.prediction[prediction]
+        scored_truth[scored_prediction == IGNORE_INDEX] = IGNORE_INDEX
+        return scored_truth, scored_prediction
 
 
 def scored_classes(table: ClassTable, data: Dataset, protocol: ProtocolName | None) -> Scored:
-    """What is scored of a model that predicts ``table``.
+    """Return the classes that are scored of a model that predicts ``table``.
 
     Raises:
-        DataError: Model and dataset do not have the same classes, or not those of the protocol.
+        DataError: Model and dataset differ in their classes, or lack classes of the protocol.
     """
     if protocol is None:
         ids = tuple(c.id for c in data.classes.predicted)
@@ -82,12 +81,11 @@ def _check_protocol(table: ClassTable, data: Dataset, protocol: ProtocolName) ->
 
 
 def _lookup(table: ClassTable, ids: tuple[int, ...]) -> NDArray[np.uint8]:
-    found = np.full(256, IGNORE_INDEX, np.uint8)
-    order = [c.id for c in table.predicted if c.id in ids]
-    for index, each in enumerate(table.predicted):
-        if each.id in ids:
-            found[index] = order.index(each.id)
-    return found
+    """Return (256,): index in ``table`` -> position among its classes with one of the ids, IGNORE_INDEX for others."""
+    lookup = np.full(256, IGNORE_INDEX, np.uint8)
+    indices = [index for index, each in enumerate(table.predicted) if each.id in ids]
+    lookup[indices] = np.arange(len(indices))
+    return lookup
 
 
 def _named(table: ClassTable) -> list[tuple[int, str]]:

@@ -1,6 +1,6 @@
-"""The evaluation report: `report.json` for programs, `report.md` and `report.html` for people.
+"""Write the evaluation report: ``report.json`` for programs, ``report.md`` and ``report.html`` for people.
 
-All three are renderings of one value, `report_values`, so they cannot disagree.
+All three are made from one value, ``report_values``, so they cannot disagree.
 """
 
 import json
@@ -16,40 +16,40 @@ from caswit.config import IGNORE_INDEX
 from caswit.evaluation.boundary_errors import EdgeCounts
 from caswit.evaluation.metrics import Counts, score
 from caswit.files import atomic_write_bytes
-from caswit.viz import pictures as viz
 from caswit.viz.pages import hex_colour, percent, render
+from caswit.viz.pictures import Image, colourise, data_uri, error_map, shrink
 
 PICTURE_PX = 640
-"""Longest side of a picture in the report: sharp on a dense screen, small enough to mail."""
+"""Longest side of a picture: sharp on a dense screen, and a report small enough to send by mail."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """One tile to show."""
+    """One tile that the report shows."""
 
     title: str
-    image: viz.Image
+    image: Image
     """(H, W, 3)."""
     truth: NDArray[Any]
-    """(H, W) class indices, `IGNORE_INDEX` where unlabelled."""
+    """(H, W) class indices, IGNORE_INDEX where unlabelled."""
     prediction: NDArray[Any]
     """(H, W) class indices."""
-    without_surroundings: NDArray[Any] | None = None
-    """(H, W) class indices of the same model with black surroundings."""
+    masked_context: NDArray[Any] | None = None
+    """(H, W) class indices that the same model predicts with masked context."""
     group: str = "Examples"
     """Heading under which it is shown."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """What was evaluated, how, and what was counted. Scores follow from the counts."""
+    """An evaluation: the model, the data, the protocol and the counts. Scores are computed from the counts."""
 
     title: str
     dataset: str
     split: str
     model: str
     class_names: Sequence[str]
-    class_colours: viz.Image
+    class_colours: Image
     """(C, 3)."""
     counts: Counts
     band_px: int
@@ -58,24 +58,24 @@ class Evaluation:
     """The same width as a fraction of the tile's diagonal."""
     tile_px: int
     context_factor: int | None
-    """None: the model has no context branch."""
+    """Side of the context in tile sides; None for a model without context branch."""
     scenes: int
     tiles: int
     elapsed_s: float
     software_version: str
     examples: Sequence[Example] = field(default=())
-    edges: EdgeCounts | None = None
-    """Where the errors lie."""
-    counts_without: Counts | None = None
-    """The same with the surroundings of every tile black; None where that was not asked for."""
+    boundary_errors: EdgeCounts | None = None
+    """Errors near the outlines of the truth and elsewhere."""
+    masked_context_counts: Counts | None = None
+    """Counts of the same model and tiles with masked context; None if that was not evaluated."""
     protocol: str | None = None
-    """The named benchmark whose classes were scored; None: those of the dataset."""
+    """Named benchmark whose classes are scored; None for the classes of the dataset."""
     model_sha256: str = ""
-    """First digits of the checksum of the model's weights."""
+    """First digits of the SHA-256 of the model's weights."""
 
 
 class Panel(NamedTuple):
-    """One picture of a row, as the `picture_row` macro takes it."""
+    """One picture of a row, for the template macro ``picture_row``."""
 
     caption: str
     alt: str
@@ -83,21 +83,19 @@ class Panel(NamedTuple):
 
 
 def write_report(evaluation: Evaluation, out: Path) -> None:
-    """Write `report.html`, `report.md` and `report.json` into the folder `out`.
-
-    Everything is rendered before the first file is written, and `report.json` comes last: where it
-    is, the report is complete.
-    """
+    """Write ``report.html``, ``report.md`` and ``report.json`` into the folder ``out``."""
     report = report_values(evaluation)
     rows: dict[str, list[tuple[str, list[Panel]]]] = {}
     for example in evaluation.examples:
         panels = example_panels(example, evaluation.class_names, evaluation.class_colours)
         rows.setdefault(example.group, []).append((example.title, panels))
-    blind = None
-    if evaluation.counts_without is not None:
-        blind = report_values(replace(evaluation, counts=evaluation.counts_without, counts_without=None))
+    masked = None
+    if (counts := evaluation.masked_context_counts) is not None:
+        masked = report_values(replace(evaluation, counts=counts, masked_context_counts=None))
+    # Everything is rendered before the first file is written, and report.json comes last: where it is, the report is
+    # complete, which the table of experiments relies on when it continues.
     files = {
-        "report.html": render("report.html.j2", report=report, rows=rows, blind=blind),
+        "report.html": render("report.html.j2", report=report, rows=rows, masked_context=masked),
         "report.md": render("report.md.j2", report=report),
         "report.json": json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
     }
@@ -107,12 +105,17 @@ def write_report(evaluation: Evaluation, out: Path) -> None:
 
 
 def report_values(evaluation: Evaluation) -> dict[str, Any]:
-    """The content of `report.json`: plain numbers and strings, scores as fractions in 0..1."""
+    """Return the content of ``report.json``: plain numbers and strings, scores as fractions of 0..1."""
     scores = score(evaluation.counts)
     names = list(evaluation.class_names)
     per_class = ("iou", "f1", "biou", "precision", "recall", "support", "present")
     means = ("miou", "mf1", "mbiou", "overall_accuracy")
     means_present = ("miou_present", "mf1_present", "mbiou_present")
+    optional = {}  # under the keys of earlier versions, since other programs read them
+    if evaluation.boundary_errors is not None:
+        optional["edges"] = evaluation.boundary_errors.values()
+    if evaluation.masked_context_counts is not None:
+        optional["without_surroundings"] = _means(evaluation.masked_context_counts)
     return {
         "title": evaluation.title,
         **{key: getattr(scores, key) for key in means + means_present},
@@ -132,8 +135,7 @@ def report_values(evaluation: Evaluation) -> dict[str, Any]:
             "intersection": evaluation.counts.boundary_intersection.tolist(),
             "union": evaluation.counts.boundary_union.tolist(),
         },
-        **({} if evaluation.edges is None else {"edges": evaluation.edges.values()}),
-        **({} if evaluation.counts_without is None else {"without_surroundings": _means(evaluation.counts_without)}),
+        **optional,
         "evaluated": _evaluated(evaluation),
         "software": {"name": "caswit", "version": evaluation.software_version},
     }
@@ -147,32 +149,29 @@ def _means(counts: Counts) -> dict[str, Any]:
     }
 
 
-def example_panels(example: Example, class_names: Sequence[str], class_colours: viz.Image) -> list[Panel]:
-    """Image, truth, prediction and errors of one tile."""
-    image = viz.shrink(example.image, PICTURE_PX)
-    truth = viz.shrink(example.truth, PICTURE_PX)
-    prediction = viz.shrink(example.prediction, PICTURE_PX)
-    ignored = truth == IGNORE_INDEX
+def example_panels(example: Example, class_names: Sequence[str], class_colours: Image) -> list[Panel]:
+    """Draw image, truth, prediction and errors of one tile, and the prediction with masked context."""
+    image, truth, prediction = (shrink(x, PICTURE_PX) for x in (example.image, example.truth, example.prediction))
     right = _share_right(example)
-    errors = viz.error_map(image, wrong=truth != prediction, ignored=ignored)
-    truth_picture = viz.colourise(truth, class_colours)
-    prediction_picture = viz.colourise(prediction, class_colours)
-    in_truth, in_prediction = (_mentioned(each, class_names) for each in (truth, prediction))
-    blind = []
-    if example.without_surroundings is not None:
-        picture = viz.colourise(viz.shrink(example.without_surroundings, PICTURE_PX), class_colours)
-        blind = [Panel("Surroundings black", "Predicted map with black surroundings", viz.data_uri(picture))]
-    return [
-        Panel("Image", f"Aerial image: {example.title}", viz.data_uri(image, photo=True)),
-        Panel("Truth", f"Labelled map: {in_truth}", viz.data_uri(truth_picture)),
-        Panel("Prediction", f"Predicted map: {in_prediction}", viz.data_uri(prediction_picture)),
-        Panel(f"Errors ({right} right)", f"Errors: {right} right", viz.data_uri(errors, photo=True)),
-        *blind,
+    errors = error_map(image, wrong=truth != prediction, ignored=truth == IGNORE_INDEX)
+
+    def class_map(caption: str, alt: str, classes: NDArray[Any]) -> Panel:
+        return Panel(caption, alt, data_uri(colourise(classes, class_colours)))
+
+    panels = [
+        Panel("Image", f"Aerial image: {example.title}", data_uri(image, photo=True)),
+        class_map("Truth", f"Labelled map: {_listed(truth, class_names)}", truth),
+        class_map("Prediction", f"Predicted map: {_listed(prediction, class_names)}", prediction),
+        Panel(f"Errors ({right} right)", f"Errors: {right} right", data_uri(errors, photo=True)),
     ]
+    if example.masked_context is not None:
+        masked = shrink(example.masked_context, PICTURE_PX)
+        panels.append(class_map("Masked context", "Predicted map with masked context", masked))
+    return panels
 
 
 def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
-    """Everything a reader needs to compare these scores with others."""
+    """Return everything that must be equal, or at least known, to compare these scores with others."""
     keys = ("dataset", "split", "model", "model_sha256", "protocol", "scenes", "tiles", "tile_px", "context_factor")
     return {
         **{key: getattr(evaluation, key) for key in keys},
@@ -184,14 +183,14 @@ def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _share_right(example: Example) -> str:
-    """Overall accuracy of one tile as text."""
+    """Write the overall accuracy of one tile."""
     labelled = example.truth != IGNORE_INDEX
     if not labelled.any():
         return "no labelled pixel"
     return f"{percent((example.truth == example.prediction)[labelled].mean(), 1)} %"
 
 
-def _mentioned(classes: NDArray[Any], class_names: Sequence[str]) -> str:
-    """The classes of a map, most frequent first, for those who cannot see it."""
+def _listed(classes: NDArray[Any], class_names: Sequence[str]) -> str:
+    """List the classes of a map, the most frequent first, as its text alternative."""
     indices, pixels = np.unique(classes[classes < len(class_names)], return_counts=True)
     return ", ".join(class_names[index] for index in indices[np.argsort(-pixels)]) or "nothing"

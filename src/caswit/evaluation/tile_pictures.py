@@ -1,4 +1,4 @@
-"""Pictures of labelled tiles: what the model saw, what is true, what it said."""
+"""Draw labelled tiles: context, image, truth, prediction, errors."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,15 +12,15 @@ from caswit.data.scene import Scene
 from caswit.inference.predictor import Predictor
 from caswit.raster.reader import UInt8
 from caswit.raster.windows import Tile, area_tiles
-from caswit.viz.pictures import colourise, draw_box, error_map, legend, stack, strip
+from caswit.viz.pictures import channels_last, colourise, draw_tile, error_map, legend, stack, strip
 
 
 class TilePicture(NamedTuple):
-    """A tile with its surroundings, labels and prediction."""
+    """A tile with its context, labels and prediction."""
 
     title: str
     context: UInt8
-    """(3, T, T), averaged."""
+    """(3, T, T), averaged to the size of the tile."""
     tile: UInt8
     """(3, T, T)."""
     truth: UInt8
@@ -29,16 +29,12 @@ class TilePicture(NamedTuple):
     """(T, T) class indices."""
 
     def panels(self, dataset: Dataset, context_factor: int) -> list[tuple[str, UInt8]]:
-        """Titled pictures, left to right."""
-        side = len(self.truth)
-        inner = side // context_factor
-        first = (side - inner) // 2
-        colors, tile = dataset.classes.colors, np.moveaxis(self.tile, 0, -1)
-        surroundings = draw_box(np.moveaxis(self.context, 0, -1).copy(), (first, first, inner, inner))
+        """Draw titled pictures, left to right."""
+        colors, tile = dataset.classes.colors, channels_last(self.tile)
         ignored = self.truth == IGNORE_INDEX
         wrong = (self.truth != self.prediction) & ~ignored
         return [
-            ("context", surroundings),
+            ("context", draw_tile(channels_last(self.context), context_factor)),
             ("tile", tile),
             ("truth", colourise(self.truth, colors)),
             ("prediction", colourise(self.prediction, colors)),
@@ -47,14 +43,15 @@ class TilePicture(NamedTuple):
 
 
 def tile_picture(model: Predictor, scene: SceneReader, tile: Tile, context_factor: int) -> TilePicture:
-    """Predict one tile and read what belongs beside it."""
+    """Read one tile with its context and labels, and predict it."""
     sample = scene.read(tile.window, context_factor)
     title = f"{scene.scene.name} at row {tile.window.row}, column {tile.window.col}"
     return TilePicture(title, sample.context, sample.tile, sample.label, model.tile(scene, tile.window))
 
 
 def spread_tiles(dataset: Dataset, scenes: Sequence[Scene], tile_px: int, count: int) -> list[tuple[Scene, Tile]]:
-    """At most ``count`` tiles of the fixed grid, evenly spread over the scenes."""
+    """Return at most ``count`` tiles of the grid without overlap, evenly spread over the scenes."""
+    # Fixed places, not random ones: pictures of two runs or models show the same tiles.
     everything = []
     for scene in scenes:
         everything += [(scene, t) for t in area_tiles(scene_areas(dataset, scene), tile_px)]
@@ -63,7 +60,7 @@ def spread_tiles(dataset: Dataset, scenes: Sequence[Scene], tile_px: int, count:
 
 
 def sheet(model: Predictor, dataset: Dataset, tiles: Sequence[tuple[Scene, Tile]], context_factor: int) -> UInt8:
-    """One picture (H, W, 3): a row for each tile, and the legend."""
+    """Draw one picture (H, W, 3): a row for each tile, and the legend."""
     rows = []
     for scene, tile in tiles:
         with open_dataset_scene(dataset, scene) as opened:
