@@ -73,6 +73,7 @@ class Command:
 class _Help(DefaultHelpFormatter):
     """Shows options with dashes, and that ``--blend`` needs no value."""
 
+    # Only what is shown changes: jsonargparse recognises nested and list options by their registered spelling.
     def _format_action_invocation(self, action: Action) -> str:
         shown = copy.copy(action)
         shown.option_strings = [dashed(option) for option in action.option_strings]
@@ -106,6 +107,7 @@ def _add_settings(parser: ArgumentParser, kind: Any) -> None:
 
     jsonargparse would want ``--seeds '[0, 1]'``; people type ``--seeds 0 1``.
     """
+    # A parser of its own reads the help of all fields, because the one below must skip some.
     tuples = {field.name: field for field in dataclasses.fields(kind) if _tuple_items(field.type)}
     described = ArgumentParser()
     described.add_class_arguments(kind)
@@ -152,9 +154,10 @@ def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], dict[str, 
     """
     parser = make_parser(command)
     switches = {option for action in parser._actions if _is_bool(action) for option in action.option_strings}
+    # "--blend map.tif" must not take the image for a value, so only words that can be values are taken.
     complete = [
         f"{word}=true" if word in switches and following.lower() not in _BOOLEANS else word
-        for word, following in zip(words, [*words[1:], ""], strict=True)
+        for word, following in zip(words, [*words[1:], ""], strict=False)
     ]
     try:
         found = parser.instantiate(parser.parse_args(complete))
