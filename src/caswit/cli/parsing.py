@@ -200,7 +200,7 @@ def plain_message(message: str) -> str:
     text = re.sub(r"Does not validate .* Subtypes: \[(.*?)\] Errors: .* Given value: ", r"expected \1, got ", text)
     text = re.sub(r"Expected an? (.*)\. Got value: ", r"expected \1, got ", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null").replace("typing.Literal", "one of ")
-    return re.sub(r'^Parser key "(.*?)": ', r"--\1: ", text)
+    return re.sub(r'^Parser key "(.*?)"(?: element \d+)?: ', r"--\1: ", text)
 
 
 def closest(word: str, words: Iterable[str]) -> str:
