@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo check test docs lock clean
+.PHONY: setup demo check test golden docs lock clean
 
 setup: .venv/ready
 
@@ -24,6 +24,12 @@ check: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Files that tests compare with: help.txt and the losses in tests/golden, and docs/settings.md.
+# A changed one needs a sentence in the commit that says why.
+golden: setup
+	$(BIN)/python docs/settings_page.py
+	CASWIT_GOLDEN=write OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m golden
 
 # The site in site/; a broken link is an error.
 docs: setup

@@ -15,8 +15,8 @@ from typing import Any
 from unittest.mock import patch
 
 from caswit import loop
-from caswit.cli.commands.parsing import settings_of
-from caswit.cli.commands.train import parser
+from caswit.cli.commands import COMMANDS
+from caswit.cli.parsing import make_parser, settings_of
 from caswit.config import Recipe
 from caswit.training.supervised import train
 
@@ -35,7 +35,7 @@ def main(words: list[str]) -> None:
             yield batch
 
     with tempfile.TemporaryDirectory() as folder, patch.object(loop, "training_loader", timed):
-        reads = parser()
+        reads = make_parser(COMMANDS["train"])
         parsed = reads.parse_args(["--recipe", *words, "--out", str(Path(folder) / "run")])
         recipe = settings_of(Recipe, reads.instantiate(parsed))
         train(recipe, Path(folder) / "run")

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 import caswit
-from caswit.cli.main import COMMANDS, main
+from caswit.cli.commands import COMMANDS
+from caswit.cli.main import main
 from conftest import picture
 
 pytestmark = pytest.mark.e2e
@@ -117,7 +118,7 @@ class TestMistakes:
         [
             ("--batch", "many", "--batch: expected int, got many"),
             ("--batch", "1.5", "--batch: expected int, got 1.5"),
-            ("--overlap_px", "x", "--overlap_px: expected int, null, got x"),
+            ("--overlap_px", "x", "--overlap-px: expected int, null, got x"),
             ("--precision", "fp16", "--precision: expected one of ['auto', 'bf16', 'fp32'], got fp16"),
         ],
     )
@@ -177,7 +178,7 @@ class TestMistakes:
 
     def test_options_and_commands_that_are_not_there(self, capsys):
         assert refused(capsys, "predict", "a", "b", "--gsdm=3") == (
-            "caswit: caswit predict takes no --gsdm=3; did you mean --gsd_m?\n"
+            "caswit: caswit predict takes no --gsdm=3; did you mean --gsd-m?\n"
         )
         assert refused(capsys, "evaluate", "a", "b", "c", "--out", "d") == "caswit: caswit evaluate takes no c\n"
         assert refused(capsys, "predct").endswith("push; did you mean predict?\n")
@@ -185,7 +186,7 @@ class TestMistakes:
     def test_what_is_missing_is_called_as_it_is_typed(self, capsys):
         said = refused(capsys, "explain", "a.tif", "--row", "3")
         assert said == "caswit: missing: --model, --out; caswit explain --help says what they are\n"
-        assert refused(capsys, "predict").startswith("caswit: missing: IMAGES, OUT; ")
+        assert refused(capsys, "predict").startswith("caswit: missing: IMAGES, OUT.tif; ")
 
     def test_model_that_is_not_there(self, capsys, tmp_path, dataset_file):
         words = refused(capsys, "predict", dataset_file.with_name("scene.tif"), tmp_path / "b.tif", "--model", "none")
@@ -242,7 +243,7 @@ class TestMistakes:
 
     def test_options_may_be_written_with_a_hyphen(self, capsys):
         words = refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--overlap-px", "x", "--block-px=64")
-        assert "--overlap_px: expected int, null, got x" in words
+        assert "--overlap-px: expected int, null, got x" in words
 
     def test_address_of_an_image(self, capsys, tmp_path, model_folder):
         """Its two slashes became one."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from caswit.cli.commands.recipe import merge, parse_recipe, parse_row, read_recipe
+from caswit.cli.recipe import merge, parse_recipe, parse_row, read_recipe
 from caswit.errors import CaswitError, ConfigError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -64,7 +64,7 @@ class TestMistakes:
     def test_circle(self, tmp_path):
         write(tmp_path / "a.yaml", base="b.yaml")
         file = write(tmp_path / "b.yaml", base="a.yaml")
-        self.refused(file, "bases go round in a circle")
+        self.refused(file, "the recipe is its own base")
 
     def test_base_of_the_wrong_type(self, tmp_path):
         self.refused(write(tmp_path / "r.yaml", base=[1]), "base must be a recipe or a list of them, got [1]")

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 import caswit.experiments.paper_tables
-from caswit.cli.commands.recipe import parse_recipe, parse_row, read_recipe
 from caswit.cli.main import main
+from caswit.cli.recipe import parse_recipe, parse_row, read_recipe
 from caswit.config import Recipe, TableConfig
 from caswit.errors import CaswitError
 from caswit.experiments.memory import peak_memory

@@ -291,7 +291,7 @@ class TestInterruptions:
         code = """
 import errno, sys
 from pathlib import Path
-from caswit.cli import main
+from caswit.cli.main import main
 image, model, disk = sys.argv[1:]
 out = Path(disk) / "map.tif"
 words = ["predict", image, str(out), "--model", model, "--precision", "fp32", "--batch", "1", "--device", "cpu",

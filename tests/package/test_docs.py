@@ -1,15 +1,19 @@
 """What the documentation tells a user to type works."""
 
+import dataclasses
+import importlib
 import os
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import caswit
-from caswit.cli.main import COMMANDS, main
+import caswit.config
+from caswit.cli.commands import COMMANDS
+from caswit.cli.main import main
 from caswit.raster.reader import write_raster
 from conftest import picture
 
@@ -91,10 +95,29 @@ def test_every_command_in_the_pages_exists(page):
 
 
 def test_the_network_is_drawn_by_its_script():
-    import runpy
-
     module = runpy.run_path(str(DOCS / "images" / "draw_network.py"))
     assert module["drawing"]() == (DOCS / "images" / "network.svg").read_text(encoding="utf-8")
+
+
+def test_the_page_of_settings_is_current():
+    """Regenerate with ``make golden``."""
+    module = runpy.run_path(str(DOCS / "settings_page.py"))
+    page = module["page"]()
+    assert page == (DOCS / "settings.md").read_text(encoding="utf-8")
+    for kind in vars(caswit.config).values():
+        if dataclasses.is_dataclass(kind):
+            for field in dataclasses.fields(kind):
+                assert re.search(rf"\b{field.name.replace('_', '[-_]')}\b", page), (kind, field.name)
+
+
+def test_every_name_in_the_reference_exists():
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^::: ([\w.]+)\n(?: +options: \{members: \[(.*?)\]\})?", text, re.MULTILINE)
+    assert len(entries) > 10
+    for name, members in entries:
+        module = importlib.import_module(name)
+        for member in filter(None, members.split(", ")):
+            assert getattr(module, member).__module__ == name, (name, member)
 
 
 def test_pictures_are_small():

@@ -1,29 +1,89 @@
-"""What keeps the package readable, counted."""
+"""The house: what lies where, what imports what, and what is public."""
 
 import ast
+import graphlib
+import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import caswit
+
 SOURCE = Path(__file__).parents[2] / "src" / "caswit"
-MODULES = sorted(SOURCE.rglob("*.py"))
+PROJECT = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())
+MODULES = {
+    ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted(SOURCE.rglob("*.py"))
+}
+ROOT = {"__init__", "__main__", "errors", "progress", "files"}
 
 
-@pytest.mark.parametrize("file", MODULES, ids=lambda f: str(f.relative_to(SOURCE)))
-def test_a_module_has_at_most_300_lines_and_says_what_it_is(file):
-    text = file.read_text()
-    assert text.count("\n") <= 300
-    assert ast.get_docstring(ast.parse(text))
+def test_packages_and_five_modules_lie_in_the_root():
+    entries = [entry for entry in SOURCE.iterdir() if entry.name != "__pycache__"]
+    assert {entry.name for entry in entries if entry.is_file()} == {f"{name}.py" for name in ROOT} | {"py.typed"}
+    assert all((entry / "__init__.py").is_file() for entry in entries if entry.is_dir())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_says_what_it_is(module):
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text()))
+
+
+def test_the_contract_has_at_most_ten_layers_and_holds_every_package():
+    contracts = PROJECT["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    assert len(layers) <= 10
+    named = [name.strip() for layer in layers for name in layer.replace("|", ":").split(":")]
+    packages = {f"caswit.{folder.parent.name}" for folder in SOURCE.glob("*/__init__.py")}
+    assert sorted(named) == sorted(packages | {f"caswit.{name}" for name in ROOT if "__" not in name})
+
+
+def imports(file: Path) -> set[str]:
+    """The modules of the package that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        parents = [f"{node.module}.{name}" for name in names] if isinstance(node, ast.ImportFrom) else names
+        found |= {name if name in MODULES else name.rpartition(".")[0] for name in parents} & MODULES.keys()
+    return found
+
+
+def test_no_two_files_import_each_other_directly_or_through_others():
+    """``caswit`` itself stands apart: it imports what it exports when that is first used."""
+    graph = {module: imports(file) - {module, "caswit"} for module, file in MODULES.items() if module != "caswit"}
+    assert len(graph) > 100
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, with the circle
+
+
+def test_imports_are_statements():
+    """An import by name would hide an arrow from the contract and from the test above."""
+    assert not [module for module, file in MODULES.items() if "import_module" in file.read_text()]
+
+
+def test_the_version_is_the_package_metadatas():
+    assert caswit.__version__ == importlib.metadata.version("caswit")
+    assert "__version__ = version(" in MODULES["caswit"].read_text()
 
 
 def test_the_public_surface_is_as_listed():
-    import caswit
-
     assert sorted(caswit.__all__) == ["CASWiT", "__version__", "load_model"]
     assert all(hasattr(caswit, name) for name in caswit.__all__)
     assert not hasattr(caswit, "something_else")
+
+
+def test_the_script_is_a_function():
+    """``caswit = "caswit.cli:main"`` named a module after the command line became a package."""
+    module, _, name = PROJECT["project"]["scripts"]["caswit"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_extras_are_those_of_the_package():
+    from caswit.cli.main import EXTRAS
+
+    assert EXTRAS.keys() <= PROJECT["project"]["optional-dependencies"].keys()
 
 
 def test_help_does_not_import_torch():

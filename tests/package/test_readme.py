@@ -19,7 +19,7 @@ def test_python_blocks_run(capsys):
 
 
 def test_commands_exist():
-    from caswit.cli.main import COMMANDS
+    from caswit.cli.commands import COMMANDS
 
     used = re.findall(r"caswit (\w+)", "\n".join(blocks("console")))
     assert used

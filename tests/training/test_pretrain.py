@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import caswit.training.pretrain
-from caswit.cli.commands import pretrain as pretrain_command
-from caswit.cli.commands.recipe import recipe_text
+from caswit.cli.commands import COMMANDS
 from caswit.cli.main import main
+from caswit.cli.parsing import make_parser
+from caswit.cli.recipe import recipe_text
 from caswit.config import (
     AugmentConfig,
     DataConfig,
@@ -250,7 +251,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("pretrain-*.yaml")
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda f: f.stem)
 def test_the_recipes_of_the_repository_say_what_they_may(recipe):
-    parser = pretrain_command.parser()
+    parser = make_parser(COMMANDS["pretrain"])
     text = recipe_text(recipe, PretrainRecipe)
     settings = parser.instantiate(parser.parse_args(["--recipe", text, "--out", "x"]))
     assert settings.model.drop_path == 0
@@ -260,7 +261,7 @@ def test_the_recipes_of_the_repository_say_what_they_may(recipe):
 def test_drop_path_is_0_unless_the_recipe_says_otherwise(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("data: {dataset: x}\nmodel: {size: nano}\n")
-    parser = pretrain_command.parser()
+    parser = make_parser(COMMANDS["pretrain"])
     settings = parser.instantiate(parser.parse_args(["--recipe", str(recipe), "--out", "x"]))
     assert (settings.model.size, settings.model.drop_path) == ("nano", 0.0)
 

@@ -172,6 +172,7 @@ def test_two_processes_have_the_loss_of_one_with_twice_the_batch(landscapes, tmp
     assert max(drift) < 1e-3
 
 
+@pytest.mark.golden
 def test_losses_are_the_golden_ones(landscapes, tmp_path):
     """Regenerate with ``CASWIT_GOLDEN=write pytest -k golden`` and say in the commit why they changed.
 

@@ -1,9 +1,9 @@
-"""What the settings have in common."""
+"""Checks and constants that the settings share."""
 
 from caswit.errors import ConfigError
 
 IGNORE_INDEX = 255
-"""Class index of pixels that count neither in the loss nor in any score; also nodata of class maps."""
+"""Class index of pixels that are left out of the loss and of every score; also the nodata value of class maps."""
 
 
 def check(ok: bool, message: str) -> None:

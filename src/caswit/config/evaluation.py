@@ -1,4 +1,4 @@
-"""Settings of scoring a model, and of looking at a dataset."""
+"""Settings of scoring a model and of inspecting a dataset."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -15,21 +15,21 @@ class EvaluateConfig(TTAConfig):
     """How labelled scenes are scored."""
 
     protocol: ProtocolName | None = None
-    """Classes that count: flair15 (FLAIR-HUB without ids 15-18, predicted or true), urur8 (URUR with "others"); null:
-    those of the dataset."""
+    """Classes that are scored: flair15 (FLAIR-HUB without ids 15-18, predicted or true), urur8 (URUR with "others");
+    null: those of the dataset."""
     boundary_ratio: float = 0.02
-    """Width of the band of Boundary IoU, as a share of the tile's diagonal (0.02: the reference)."""
+    """Width of the band of Boundary IoU as a share of the tile's diagonal; 0.02 is the reference's."""
     boundary_px: int | None = None
-    """The same in pixels, instead of the share."""
+    """Width of the band of Boundary IoU in pixels, in place of boundary_ratio; null: boundary_ratio is used."""
     pictures: int = 6
-    """Tiles shown in the report: half of them the worst, half the best."""
+    """Number of tiles shown in the report: half of them the worst, half the best."""
     masked_context: bool = False
-    """Score once more with the surroundings of every tile black: what context is worth. Doubles the time."""
+    """Score a second time with the context around every tile blacked out, to show its worth; doubles the time."""
     skip_broken: bool = False
     """Leave out files that are missing or broken, and list them."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot score."""
+        """Raise ConfigError for settings that cannot be scored with."""
         super().__post_init__()
         check(self.pictures >= 0, f"pictures must be 0 or more, got {self.pictures}")
         allowed = get_args(ProtocolName)
@@ -49,15 +49,15 @@ class EvaluateConfig(TTAConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """How a dataset is looked at."""
+    """How tiles of a dataset are shown."""
 
     tile_px: int = 512
-    """Side of the tiles that are shown."""
+    """Side of the tiles that are shown, in pixels."""
     context_factor: int = 2
     """The context covers this many times the tile's side."""
     read_gsd_m: float | None = None
     """Ground size in metres that images are resampled to while they are read; null: pixels as they are."""
 
     def __post_init__(self) -> None:
-        """Refuse tiles that no model could have."""
+        """Raise ConfigError for tiles that no model could have."""
         TileConfig(tile_px=self.tile_px, context_factor=self.context_factor, read_gsd_m=self.read_gsd_m)

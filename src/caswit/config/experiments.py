@@ -1,4 +1,4 @@
-"""Settings of the demonstration, the paper's tables and its figures."""
+"""Settings of the demonstration, of the paper's tables and of its figures."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from caswit.config.nn import Size
 
 @dataclass(frozen=True, kw_only=True)
 class PaperFigures:
-    """What the paper prints for a row; percent and MB. Null: it prints nothing."""
+    """The paper's figures for a row, in percent and MB; null where it prints none."""
 
     miou: float | None = None
     """Mean intersection over union."""
@@ -19,27 +19,27 @@ class PaperFigures:
     mbiou: float | None = None
     """Mean Boundary IoU."""
     memory_mb: float | None = None
-    """Peak memory at inference."""
+    """Peak memory at inference, in MB."""
     per_class: dict[str, float] | None = None
     """IoU by class name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowConfig:
-    """The row of a table that a recipe stands for. ``caswit train`` does not look at it."""
+    """The row of a table that a recipe describes, for ``caswit table``; ``caswit train`` ignores it."""
 
     name: str
-    """As the paper calls it."""
+    """Name of the row in the paper."""
     table: str = ""
-    """The table of the paper it is from."""
+    """Number of the table in the paper."""
     split: str = "test"
     """Split that is scored."""
     protocol: ProtocolName | None = None
-    """Classes that count; see caswit evaluate."""
+    """Classes that are scored, as in caswit evaluate; null: those of the dataset."""
     pretraining: str | None = None
-    """The pretraining recipe whose weights ``init`` names; said where they are missing."""
+    """Pretraining recipe whose weights ``init`` names, for the message when they are missing."""
     paper: PaperFigures = field(default_factory=PaperFigures)
-    """What the paper prints."""
+    """The paper's figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,25 +47,24 @@ class TableConfig(EvaluateConfig):
     """How the rows are run and scored."""
 
     dataset: str | None = None
-    """Run the rows on this dataset.yaml instead of their own; "landscapes": synthetic ones, others for each seed."""
+    """Dataset.yaml for every row, in place of its own; "landscapes": synthetic ones, different for each seed."""
     split: str | None = None
     """Split that is scored; null: the row's own, or test on landscapes."""
     size: Size | None = None
-    """Size that stands for the paper's base; smaller rows get the next smaller size, larger rows the next larger."""
+    """Swin size in place of the paper's base; rows with a smaller or larger one get the next smaller or larger size."""
     max_steps: int | None = None
-    """Training steps of every row; null: the recipe's."""
+    """Number of training steps of every row; null: the recipe's."""
     seeds: tuple[int, ...] = (0,)
-    """Train and score every row once with each."""
+    """Seeds: every row is trained and scored once with each."""
     pretrained: str | None = None
-    """What rows start from whose recipe starts from weights of caswit, {seed} in it is the seed; null: what the recipe
-    names."""
+    """Pretrained weights for rows whose recipe starts from weights of caswit; {seed} in the path is replaced by the
+    seed; null: those that the recipe names."""
     measure_memory: bool = True
-    """Measure the peak memory of every row at inference, batch 1, in a process of its own."""
+    """Measure the peak memory of every row at inference with batch 1, in a process of its own."""
 
     def __post_init__(self) -> None:
-        """Refuse a table of nothing."""
+        """Raise ConfigError for a table without runs."""
         super().__post_init__()
-        object.__setattr__(self, "seeds", tuple(self.seeds))
         check(len(self.seeds) > 0, "seeds needs at least one number; try --seeds 0")
         check(len(set(self.seeds)) == len(self.seeds), f"seeds must differ, got {list(self.seeds)}")
         check(min(self.seeds) >= 0, f"seeds must be 0 or more, got {list(self.seeds)}")
@@ -74,19 +73,19 @@ class TableConfig(EvaluateConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FiguresConfig(ComputeConfig):
-    """What is drawn."""
+    """How the paper's figures are drawn."""
 
     tiles: int = 8
-    """Rows of figure 8."""
+    """Number of rows of figure 8."""
     candidates: int = 64
-    """Tiles, spread over the split, among which those that show most are looked for."""
+    """Number of tiles, spread over the split, from which those with the clearest difference are chosen."""
     panel_px: int = 640
-    """Side of a picture; 640 is 54 mm at 300 dots per inch."""
+    """Side of a picture in pixels; 640 is 54 mm at 300 dots per inch."""
     opacity: float = 0.5
-    """Of the classes over the photograph."""
+    """Opacity of the classes drawn over the photograph, above 0 and at most 1."""
 
     def __post_init__(self) -> None:
-        """Refuse figures of nothing."""
+        """Raise ConfigError for figures that cannot be drawn."""
         super().__post_init__()
         check(1 <= self.tiles <= 64, f"tiles must be in 1..64, got {self.tiles}; try 8")
         check(
@@ -99,14 +98,14 @@ class FiguresConfig(ComputeConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The demonstration."""
+    """How long the demonstration trains."""
 
     seed: int = 0
-    """Fixes the landscapes and both trainings."""
+    """Seed of the landscapes and of both trainings."""
     steps: int = 300
-    """Training steps of each of the two networks."""
+    """Number of training steps of each of the two networks."""
 
     def __post_init__(self) -> None:
-        """Refuse a demonstration that trains nothing."""
+        """Raise ConfigError for a demonstration without training."""
         check(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         check(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")

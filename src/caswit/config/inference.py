@@ -1,4 +1,4 @@
-"""Settings of a trained model at work."""
+"""Settings of running a trained model."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,23 +15,23 @@ class ComputeConfig:
     batch: int = 4
     """Tiles per forward pass."""
     precision: Precision = "auto"
-    """fp32 is the plain network. bf16 and auto, which is bf16 where the device has it, take the fast path on a CPU."""
+    """auto is bf16 where the device has it. On a CPU bf16 and auto run the faster network, fp32 the plain one."""
     device: str = "auto"
-    """torch device: auto, cpu, cuda, cuda:1, mps."""
+    """torch device: auto, cpu, cuda, cuda:1 or mps."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty batch."""
+        """Raise ConfigError for an empty batch."""
         check(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TTAConfig(ComputeConfig):
-    """How a trained model is run where its answers to several questions are averaged."""
+    """How a trained model is run, with test-time augmentation."""
 
     tta: Literal[1, 2, 4, 8] = 1
-    """Average over so many flips and quarter turns of each tile: 8 times the work for steadier maps."""
+    """Test-time augmentation: average over this many flips and rotations of each tile; 8 takes 8 times as long."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are no set of symmetries."""
+        """Raise ConfigError for a number that is not one of the sets of flips and rotations."""
         super().__post_init__()
         check(self.tta in (1, 2, 4, 8), f"tta must be 1, 2, 4 or 8, got {self.tta}")

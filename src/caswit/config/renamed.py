@@ -14,7 +14,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "train": {"average": "ema_decay"},
     "augment": {"hide_context": "context_dropout"},
 }
-"""By section of a recipe (``tile`` is one of a model folder too): old name -> name."""
+"""By section of a recipe (``tile`` is also in a model's config.json): old name -> name."""
 
 OPTIONS: dict[str, dict[str, str]] = {
     "predict": {"turns": "tta"},
@@ -25,16 +25,23 @@ OPTIONS: dict[str, dict[str, str]] = {
 """By command: old name -> name of an option."""
 
 
+def old_options(command: str, *, recipe: bool) -> dict[str, str]:
+    """Return the options of a command that had another name: old option -> option, spelled with underscores."""
+    if recipe:
+        return {f"--{s}.{old}": f"--{s}.{new}" for s, names in SECTIONS.items() for old, new in names.items()}
+    return {f"--{old}": f"--{new}" for old, new in OPTIONS.get(command, {}).items()}
+
+
 def with_new_names(section: str, content: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
-    """The settings of a section under the names of today.
+    """Return the settings of a section under the names of today.
 
     Args:
         section: Name of the section, such as ``tile``.
         content: Its settings, under old names or new ones.
-        where: What to call the file when an old name is said; None says nothing, for files that caswit wrote.
+        where: The file, for messages; None logs nothing, for files that caswit wrote itself.
 
     Raises:
-        ConfigError: A setting is there under both names.
+        ConfigError: A setting is given under both names.
     """
     names = SECTIONS.get(section, {})
     for old in names.keys() & content.keys():
@@ -47,5 +54,5 @@ def with_new_names(section: str, content: Mapping[str, Any], where: str | None =
 
 @functools.cache
 def say_once(old: str, new: str) -> None:
-    """Tell the user the new name of something, the first time the old one is used."""
+    """Log the new name of something, the first time its old name is used."""
     log.warning("%s is now called %s; the old name still works", old, new)

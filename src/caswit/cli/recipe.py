@@ -1,14 +1,14 @@
-"""Recipe files: what they inherit, and their mistakes in a clear line before they are parsed."""
+"""Recipe files: read with what they inherit, and checked before they are parsed so that a mistake is one clear line."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from caswit.cli.commands.parsing import plain_message
+from caswit.cli.parsing import plain_message
 from caswit.config import Recipe, RowConfig
 from caswit.config.renamed import with_new_names
 from caswit.errors import CaswitError, ConfigError
@@ -18,27 +18,41 @@ BASE, ROW = "base", "row"
 
 
 def read_recipe(file: Path, kind: type = Recipe) -> dict[str, Any]:
-    """What a recipe file says, with everything it inherits.
+    """Return the settings of a recipe file, with everything it inherits.
 
     ``base: ../base.yaml`` takes the settings of another recipe, or of several, later ones over earlier ones; paths are
-    relative to the file that says so. What the file says itself replaces them field by field, and ``init`` as a
-    whole. ``row`` is for ``caswit table``.
+    relative to the file that names them. The file's own settings replace inherited ones field by field, and ``init``
+    as a whole. ``row`` is for ``caswit table``.
 
     Raises:
-        CaswitError: A file is missing, is not YAML, has an unknown section or field, or bases go round in a circle.
+        CaswitError: A file is missing, is not YAML, has an unknown section or field, or is its own base.
     """
     return _read(file, kind, ())
 
 
 def recipe_text(file: Path, kind: type = Recipe) -> str:
-    """A recipe as one YAML text without what it inherits from or says to others, for a command's parser."""
+    """Return a recipe as one YAML text for a command's parser, with its bases merged in and without its row."""
     content = read_recipe(file, kind)
     content.pop(ROW, None)
     return yaml.safe_dump(content, sort_keys=False)
 
 
+def with_recipe(words: Sequence[str], kind: type) -> list[str]:
+    """Return the words of a command with its recipe file, which may come first, replaced by the recipe as YAML text."""
+    complete = ["--recipe", *words] if words and not words[0].startswith("-") else list(words)
+    for number, word in enumerate(complete):
+        option, equals, file = word.partition("=")
+        if option != "--recipe":
+            continue
+        if equals:
+            complete[number] = f"--recipe={recipe_text(Path(file), kind)}"
+        elif number + 1 < len(complete):
+            complete[number + 1] = recipe_text(Path(complete[number + 1]), kind)
+    return complete
+
+
 def parse_recipe(content: Mapping[str, Any], where: Path) -> Recipe:
-    """The settings behind what ``read_recipe`` gave.
+    """Return the settings that ``read_recipe`` found as config classes.
 
     Raises:
         ConfigError: A value is not allowed, or one is missing.
@@ -49,15 +63,16 @@ def parse_recipe(content: Mapping[str, Any], where: Path) -> Recipe:
 
 
 def parse_row(content: Mapping[str, Any], where: Path) -> RowConfig:
-    """The row of a table that a recipe stands for; its file name where it says none."""
+    """Return the table row that a recipe describes, named after its file unless it has a name."""
     row: RowConfig = _parse(RowConfig, {"name": where.stem, **content.get(ROW, {})}, where)
     return row
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of both; those of ``over`` replace others field by field, except ``init``, which is one value."""
+    """Return the settings of both; those of ``over`` win, field by field, except ``init``, which is one value."""
     merged = dict(under)
     for name, value in over.items():
+        # Two descriptions of weights, merged, would describe a third that nobody wrote.
         mapping = name != "init" and isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = merge(merged[name], value) if mapping else value
     return merged
@@ -72,7 +87,7 @@ def _read(file: Path, kind: type, includers: tuple[Path, ...]) -> dict[str, Any]
         raise CaswitError(f"{file}: no such recipe file")
     if file.resolve() in [each.resolve() for each in includers]:
         chain = " -> ".join(str(each) for each in (*includers, file))
-        raise CaswitError(f"{includers[0]}: bases go round in a circle ({chain}); take one base away")
+        raise CaswitError(f"{includers[0]}: the recipe is its own base ({chain}); remove one base")
     content = read_yaml(file)
     if isinstance(content, dict):
         content = {
@@ -91,7 +106,7 @@ def _read(file: Path, kind: type, includers: tuple[Path, ...]) -> dict[str, Any]
 
 
 def _check(file: Path, content: Any, kind: type) -> None:
-    """Raise CaswitError unless a file has settings of a recipe in its sections."""
+    """Raise CaswitError if a file has sections or fields that recipes do not have."""
     sections: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(kind) if dataclasses.is_dataclass(f.type)}
     sections[ROW] = RowConfig
     _check_keys(f"{file}", content, {*_names(kind), ROW, BASE, "out", "resume"})

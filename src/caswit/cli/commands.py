@@ -1,0 +1,173 @@
+"""The table of commands. ``caswit --help``, every command's help and docs/settings.md are made from it.
+
+A command is a function, its docstring the help. Its options are the fields of config classes, whose docstrings are
+their help; only arguments that are no settings stand here.
+"""
+
+from caswit.cli import maps, models, training
+from caswit.cli.parsing import Command, argument
+from caswit.config import (
+    ComputeConfig,
+    DemoConfig,
+    EvaluateConfig,
+    FiguresConfig,
+    InspectConfig,
+    MapRunConfig,
+    OutputConfig,
+    PredictConfig,
+    PretrainRecipe,
+    Recipe,
+    ServeConfig,
+    TableConfig,
+)
+
+_MODEL = argument("model", "model folder, hf:owner/name or name (caswit models)")
+_IMAGE = argument("image", "RGB uint8 raster, any format GDAL reads")
+_LABELLED = argument("dataset", "dataset.yaml with labelled scenes")
+_OUT_PNG = argument("--out", "PNG to write", required=True, metavar="FILE.png")
+_OUT_FOLDER = argument("--out", "folder to write", required=True, metavar="DIR")
+_SKIP_BROKEN = argument("--skip_broken", "leave out what is missing or broken, and list it", bool, default=False)
+_RUN = (
+    argument("--out", "run folder; its model/ is the result", required=True, metavar="DIR"),
+    argument("--resume", "continue the run in --out from its last checkpoint", bool, default=False),
+)
+
+_TABLE = (
+    Command(
+        training.demo,
+        (argument("--out", "folder to write, or to continue in", default="demo", metavar="DIR"),),
+        (DemoConfig,),
+    ),
+    Command(training.train, _RUN, (Recipe,), reads_recipe=True),
+    Command(training.pretrain, _RUN, (PretrainRecipe,), reads_recipe=True),
+    Command(
+        training.reconstruct,
+        (
+            argument("model", "model/ of a caswit pretrain run, or hf:owner/name"),
+            _IMAGE,
+            _OUT_PNG,
+            argument("--tiles", "tiles to draw, spread over the image", int, default=4),
+            argument("--seed", "chooses the masked cells", int, default=0),
+            argument("--device", "torch device", default=ComputeConfig.device),
+        ),
+    ),
+    Command(
+        training.evaluate,
+        (
+            _MODEL,
+            _LABELLED,
+            argument("--split", "split whose scenes are scored", default="test"),
+            argument("--out", "folder of the report", required=True, metavar="DIR"),
+        ),
+        (EvaluateConfig,),
+    ),
+    Command(
+        training.table,
+        (
+            argument("recipes", "recipe files, in the order of the rows", nargs="+"),
+            argument("--out", "folder of runs, reports and table.md, or to continue in", required=True, metavar="DIR"),
+            argument("--over", "recipe file whose settings replace those of every row"),
+        ),
+        (TableConfig,),
+    ),
+    Command(
+        maps.predict,
+        (
+            argument("images", "rasters of one grid: files, addresses, folders, patterns, lists in .txt", nargs="+"),
+            argument("out", "Cloud-Optimized GeoTIFF to write, on the grid of the images", metavar="OUT.tif"),
+            argument("--model", "folder, hf:owner/name or name (caswit models); default: by ground size"),
+        ),
+        (PredictConfig, OutputConfig, MapRunConfig),
+    ),
+    Command(
+        maps.explain,
+        (
+            _IMAGE,
+            argument("--row", "row of the pixel, from 0", int),
+            argument("--col", "column of the pixel, from 0", int),
+            argument("--x", "instead: easting in the image's CRS", float),
+            argument("--y", "northing in the image's CRS", float),
+            argument("--lon", "instead: longitude in degrees", float),
+            argument("--lat", "latitude in degrees", float),
+            argument("--model", "model folder, hf:owner/name or name (caswit models)", required=True),
+            _OUT_PNG,
+        ),
+        (ComputeConfig,),
+    ),
+    Command(
+        maps.serve,
+        (
+            argument("where", "folder of images and maps, or one image"),
+            argument("--model", "model folder, for confidence and attention at a click"),
+        ),
+        (ServeConfig,),
+    ),
+    Command(
+        training.figures,
+        (
+            argument("model", "model folder of a network that reads its context"),
+            _LABELLED,
+            _OUT_FOLDER,
+            argument("--baseline", "model folder of the column beside it; default: the same with masked context"),
+            argument("--split", "split whose scenes are drawn", default="test"),
+        ),
+        (FiguresConfig,),
+    ),
+    Command(models.models, (argument("name", "print this model's card instead", nargs="?"),)),
+    Command(models.info, (_MODEL,)),
+    Command(
+        maps.inspect,
+        (
+            argument("dataset", "dataset.yaml"),
+            argument("--split", "split to show", default="train"),
+            argument("--n", "tiles to show, spread over the split", int, default=6),
+            _OUT_FOLDER,
+            _SKIP_BROKEN,
+        ),
+        (InspectConfig,),
+    ),
+    Command(
+        training.prepare,
+        (
+            argument("kind", "the dataset", choices=["urur"]),
+            argument("root", "folder that holds train/, val/ and test/"),
+            argument("--workers", "files written at the same time", int, default=2),
+            _SKIP_BROKEN,
+        ),
+    ),
+    Command(
+        models.export,
+        (
+            _MODEL,
+            argument("out", "ONNX file to write", metavar="OUT.onnx"),
+            argument(
+                "--single_input",
+                "the file takes one wider window, of which it makes tile and context itself",
+                bool,
+                default=False,
+            ),
+            argument(
+                "--deepness",
+                "for the QGIS plugin Deepness: one window of 0-1 in, probabilities of the same size out, and its "
+                "metadata",
+                bool,
+                default=False,
+            ),
+        ),
+    ),
+    Command(
+        models.push,
+        (
+            argument("model", "model folder, trained or pretrained"),
+            argument("repo", "owner/name on the hub; or a folder as ./name, to check before publishing"),
+            argument("--report", "report of caswit evaluate, for the card's scores"),
+            argument("--license", "licence of the weights for the card, e.g. cc-by-4.0"),
+            argument("--about", "YAML file of what the card says: data, limits, ..."),
+            argument("--half", "store weights in 16 bits: half the size", bool, default=False),
+            argument("--private", "make a new repository private", bool, default=False),
+        ),
+    ),
+)
+
+COMMANDS = {command.name: command for command in _TABLE}
+"""Every command by name, in the order in which ``caswit --help`` lists them."""

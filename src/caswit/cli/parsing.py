@@ -1,0 +1,215 @@
+"""From the words of a command line to settings: parsers made from the table of commands, and a user's mistakes.
+
+Options are shown with dashes (``--gsd-m``) and fields are named with underscores (``gsd_m``); both spellings are read.
+"""
+
+import copy
+import dataclasses
+import difflib
+import inspect
+import re
+from argparse import Action
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, get_args, get_origin
+
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+
+from caswit.config.renamed import old_options, say_once
+from caswit.errors import CaswitError
+
+T = TypeVar("T")
+
+_METAVARS = {"bands": ("R", "G", "B"), "rescale": ("LOW", "HIGH")}
+"""Placeholders of options that take several values."""
+_SHORTCUTS = {"--skip_broken": "--data.skip_broken"}
+"""Options of a command with a recipe that need no section."""
+_BOOLEANS = {"true", "false", "yes", "no", "on", "off"}
+_UNKNOWN = "unrecognized arguments: "
+_MISSING = "the following arguments are required: "
+
+Argument = tuple[str, dict[str, Any]]
+"""Name and options of an argument that is not a field of a config class."""
+
+
+def argument(name: str, about: str, kind: Any = str, **options: Any) -> Argument:
+    """Describe an argument: ``model`` is given by its place, ``--out`` by its name. Not required, it is None."""
+    return name, {"type": kind, "help": about, "metavar": name.removeprefix("--").upper(), **options}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command: its function, whose docstring is the help, and what the function takes."""
+
+    run: Callable[..., None]
+    """Called with one object of each class in ``settings``, and the ``arguments`` by name."""
+    arguments: tuple[Argument, ...] = ()
+    """Everything that is not a field of a config class."""
+    settings: tuple[type, ...] = ()
+    """Config classes, each field of which is an option; with ``reads_recipe`` a recipe, whose fields are sections."""
+    reads_recipe: bool = False
+    """Whether the first word is a recipe file."""
+
+    @property
+    def name(self) -> str:
+        """The word after ``caswit``."""
+        return self.run.__name__
+
+    @property
+    def help(self) -> list[str]:
+        """The paragraphs of the help; the first is the line in ``caswit --help``."""
+        return [" ".join(paragraph.split()) for paragraph in (inspect.getdoc(self.run) or "").split("\n\n")]
+
+    @property
+    def synopsis(self) -> str:
+        """The name and the arguments that are given by their place."""
+        words = [self.name, "RECIPE"] if self.reads_recipe else [self.name]
+        for name, options in self.arguments:
+            if not name.startswith("--"):
+                word = str(options["metavar"])
+                words.append({"+": f"{word}...", "?": f"[{word}]"}.get(options.get("nargs", ""), word))
+        return " ".join(words)
+
+
+class _Help(DefaultHelpFormatter):
+    """Shows options with dashes, and that ``--blend`` needs no value."""
+
+    # Only what is shown changes: jsonargparse recognises nested and list options by their registered spelling.
+    def _format_action_invocation(self, action: Action) -> str:
+        shown = copy.copy(action)
+        shown.option_strings = [dashed(option) for option in action.option_strings]
+        shown.nargs = "?" if _is_bool(action) else action.nargs
+        return super()._format_action_invocation(shown)
+
+
+def make_parser(command: Command) -> ArgumentParser:
+    """Return the parser of a command, which raises instead of exiting."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # fields' docstrings are their help
+    required = [f"{name} {options['metavar']}" for name, options in command.arguments if options.get("required")]
+    parser = ArgumentParser(
+        prog=f"caswit {command.name}",
+        usage=" ".join(["caswit", command.synopsis, *required, "[options]"]),
+        description=" ".join(command.help),
+        formatter_class=_Help,
+        exit_on_error=False,
+        allow_abbrev=False,  # a misspelt option must not be taken for another
+    )
+    if command.reads_recipe:
+        parser.add_argument("--recipe", action="config", help="YAML file with the settings below (or first argument)")
+    for name, options in command.arguments:
+        parser.add_argument(name, **options)
+    for kind in command.settings:
+        _add_settings(parser, kind)
+    return parser
+
+
+def _add_settings(parser: ArgumentParser, kind: Any) -> None:
+    """Add every field of a config class; those that are tuples take their values as separate words.
+
+    jsonargparse would want ``--seeds '[0, 1]'``; people type ``--seeds 0 1``.
+    """
+    # A parser of its own reads the help of all fields, because the one below must skip some.
+    tuples = {field.name: field for field in dataclasses.fields(kind) if _tuple_items(field.type)}
+    described = ArgumentParser()
+    described.add_class_arguments(kind)
+    about = {action.dest: action.help for action in described._actions}
+    parser.add_class_arguments(kind, fail_untyped=True, skip=set(tuples))
+    for name, field in tuples.items():
+        item, *others = _tuple_items(field.type)
+        default: Any = field.default
+        parser._action_groups[-1].add_argument(
+            f"--{name}",
+            type=item,
+            nargs="+" if others == [...] else 1 + len(others),
+            metavar=_METAVARS.get(name),
+            default=default and list(default),
+            help=about[name],
+        )
+
+
+def _tuple_items(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a tuple's items, also of ``tuple[...] | None``; nothing for other types."""
+    return next((get_args(kind) for kind in (hint, *get_args(hint)) if get_origin(kind) is tuple), ())
+
+
+def current_words(command: Command, words: Iterable[str]) -> list[str]:
+    """Return the words with options under today's names, spelled as fields are: ``--turns 2`` is ``--tta 2``."""
+    renamed = old_options(command.name, recipe=command.reads_recipe)
+    shortcuts = _SHORTCUTS if command.reads_recipe else {}
+    found = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option.startswith("--"):
+            option = option[:2] + option[2:].replace("-", "_")
+        if option in renamed:
+            say_once(dashed(option), dashed(renamed[option]))
+        found.append(renamed.get(option, shortcuts.get(option, option)) + equals + value)
+    return found
+
+
+def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Return an object of each of a command's settings, and its other arguments by name.
+
+    Raises:
+        CaswitError: A word is unknown, missing, or not a value that is allowed.
+    """
+    parser = make_parser(command)
+    switches = {option for action in parser._actions if _is_bool(action) for option in action.option_strings}
+    # "--blend map.tif" must not take the image for a value, so only words that can be values are taken.
+    complete = [
+        f"{word}=true" if word in switches and following.lower() not in _BOOLEANS else word
+        for word, following in zip(words, [*words[1:], ""], strict=False)
+    ]
+    try:
+        found = parser.instantiate(parser.parse_args(complete))
+    except ArgumentError as error:
+        raise CaswitError(_command_message(str(error), parser)) from error
+    names = [name.removeprefix("--") for name, _ in command.arguments]
+    return [settings_of(kind, found) for kind in command.settings], {name: found[name] for name in names}
+
+
+def settings_of(kind: type[T], found: Namespace) -> T:
+    """Return the settings of one config class out of everything that was parsed."""
+    values = {field.name: found[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _is_bool(action: Action) -> bool:
+    return getattr(action, "_typehint", None) is bool
+
+
+def dashed(text: str) -> str:
+    """Return a text whose options are written with dashes."""
+    return re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), text)
+
+
+def _command_message(message: str, parser: ArgumentParser) -> str:
+    """Return what jsonargparse says about the words of a command, in a user's words and one line."""
+    text = plain_message(message)
+    if text.startswith(_UNKNOWN):
+        return _unknown_message(dashed(text.removeprefix(_UNKNOWN)), parser)
+    if text.startswith(_MISSING):
+        words = {a.dest: a.option_strings[0] if a.option_strings else a.metavar for a in parser._actions}
+        missing = dashed(", ".join(str(words.get(name, name)) for name in text.removeprefix(_MISSING).split(", ")))
+        return f"missing: {missing}; {parser.prog} --help says what they are"
+    return dashed(text)
+
+
+def plain_message(message: str) -> str:
+    """Return what jsonargparse says about a value, in a user's words and one line."""
+    text = " ".join(message.split())
+    text = re.sub(r"Does not validate .* Subtypes: \[(.*?)\] Errors: .* Given value: ", r"expected \1, got ", text)
+    text = re.sub(r"Expected an? (.*)\. Got value: ", r"expected \1, got ", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null").replace("typing.Literal", "one of ")
+    return re.sub(r'^Parser key "(.*?)"(?: element \d+)?: ', r"--\1: ", text)
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """Return a question whether the most similar of some words was meant, or nothing."""
+    found = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _unknown_message(words: str, parser: ArgumentParser) -> str:
+    options = [dashed(option) for action in parser._actions for option in action.option_strings]
+    first = words.split()[0].split("=")[0]
+    return f"{parser.prog} takes no {words}{closest(first, options) if first.startswith('-') else ''}"

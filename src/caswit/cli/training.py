@@ -1,0 +1,128 @@
+"""Commands for training and scoring: demo, train, pretrain, reconstruct, evaluate, table, figures, prepare."""
+
+from pathlib import Path
+
+from caswit.cli.recipe import merge, parse_recipe, parse_row, read_recipe
+from caswit.config import (
+    DemoConfig,
+    EvaluateConfig,
+    FiguresConfig,
+    PretrainRecipe,
+    Recipe,
+    TableConfig,
+    check,
+)
+
+
+def demo(settings: DemoConfig, *, out: str) -> None:
+    """Train, score and map on synthetic landscapes, and write a report.
+
+    Two small networks, with and without context; a few minutes.
+    """
+    from caswit.experiments.demo import demo
+
+    result = demo(Path(out), settings)
+    alone, seeing = result.context_miou.values()
+    print(f"classes that only the context decides: mIoU {alone:.3f} from tiles alone, {seeing:.3f} with context")
+    alone, seeing = result.miou.values()
+    print(f"all classes:                           mIoU {alone:.3f} from tiles alone, {seeing:.3f} with context")
+    print(f"report: {result.report}\nmap:    {result.report.with_name('map.tif')}")
+
+
+def train(recipe: Recipe, *, out: str, resume: bool) -> None:
+    """Train a model from a recipe.
+
+    Any field of the recipe can be given as --section.field VALUE.
+    """
+    from caswit.training.fabric import is_first_process
+    from caswit.training.supervised import train
+
+    model = train(recipe, Path(out), resume=resume)
+    if is_first_process():
+        print(f"model: {model}\nlog:   {model.parent / 'log.csv'}")
+
+
+def pretrain(recipe: PretrainRecipe, *, out: str, resume: bool) -> None:
+    """Pretrain encoders and fusion on imagery without labels.
+
+    Any field of the recipe can be given as --section.field VALUE.
+    """
+    from caswit.training.fabric import is_first_process
+    from caswit.training.pretrain import pretrain
+
+    model = pretrain(recipe, Path(out), resume=resume)
+    if is_first_process():
+        print(f"weights: {model}, for init: in a training recipe\nlog:     {model.parent / 'log.csv'}")
+
+
+def reconstruct(*, model: str, image: str, out: str, tiles: int, seed: int, device: str) -> None:
+    """Draw tiles of an image as pretrained weights reconstruct them.
+
+    Beside each reconstruction stand the tile and what is masked of it.
+    """
+    from caswit.inference.devices import pick_device, uses_bf16
+    from caswit.training.reconstruct import reconstruct
+
+    check(tiles >= 1, f"tiles must be at least 1, got {tiles}")
+    check(seed >= 0, f"seed must be 0 or more, got {seed}")
+    check(out.endswith(".png"), f"out must end in .png, got {out}")
+    chosen = pick_device(device)
+    bf16 = uses_bf16("auto", chosen)
+    reconstruct(model, Path(image), Path(out), count=tiles, seed=seed, device=chosen, bf16=bf16)
+    print(out)
+
+
+def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, out: str) -> None:
+    """Score a model on labelled scenes.
+
+    Writes report.html, report.md and report.json.
+    """
+    from caswit.evaluation.evaluate import evaluate
+    from caswit.evaluation.metrics import score
+
+    evaluation = evaluate(Path(model), Path(dataset), Path(out), split=split, settings=settings)
+    scores = score(evaluation.counts)
+    print(f"mIoU {scores.miou:.4f}  mF1 {scores.mf1:.4f}  mBIoU {scores.mbiou:.4f} (band {evaluation.band_px} px)")
+    print(f"overall accuracy {scores.overall_accuracy:.4f} over {evaluation.tiles} tiles")
+    print(f"report: {Path(out) / 'report.html'}")
+
+
+def table(settings: TableConfig, *, recipes: list[str], out: str, over: str | None) -> None:
+    """Train and score rows of the paper's tables, beside the paper's figures.
+
+    Called again with the same folder, it continues.
+    """
+    from caswit.experiments.paper_tables import TableRow, table
+    from caswit.experiments.table_format import markdown
+
+    replaced = {} if over is None else read_recipe(Path(over))
+    rows = []
+    for file in map(Path, recipes):
+        content = merge(read_recipe(file), replaced)
+        rows.append(TableRow(file=file, row=parse_row(content, file), recipe=parse_recipe(content, file)))
+    results = table(rows, Path(out), settings)
+    print(markdown(results))
+    print(f"written to {out}/table.md, table.csv and classes.csv")
+
+
+def figures(settings: FiguresConfig, *, model: str, dataset: str, out: str, baseline: str | None, split: str) -> None:
+    """Draw the paper's figures 5, 6 and 8 for your data.
+
+    At print quality, one PNG file each.
+    """
+    from caswit.experiments.paper_figures import figures
+
+    beside = None if baseline is None else Path(baseline)
+    for file in figures(Path(model), Path(dataset), Path(out), baseline=beside, split=split, settings=settings):
+        print(file)
+
+
+def prepare(*, kind: str, root: str, workers: int, skip_broken: bool) -> None:
+    """Write URUR's PNG files as tiled GeoTIFFs, once.
+
+    Windows of these can be read quickly. Interrupted, it continues.
+    """
+    from caswit.data.sources.urur import prepare_urur
+
+    _ = kind  # urur is the only dataset that needs it
+    print(prepare_urur(Path(root), workers=workers, skip_broken=skip_broken))
