@@ -7,7 +7,7 @@ IGNORE_INDEX outside. Windows count pixels that are read, which may be coarser o
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -19,11 +19,13 @@ from caswit.data.scene import Scene
 from caswit.errors import DataError
 from caswit.raster.labels import ColorLabel, file_at
 from caswit.raster.mosaic import Mosaic
-from caswit.raster.reader import Bool, Raster, UInt8
+from caswit.raster.reader import Bool, OpenFiles, Raster, UInt8
 from caswit.raster.resample import MOST_AVERAGED, Axis, area_average, nearest, reading_ratio, resample_image
 from caswit.raster.windows import Window
 
 log = logging.getLogger(__name__)
+MAX_OPEN = 64
+"""Scenes that a worker keeps open. Of a mosaic's files GDAL holds a bounded number itself."""
 
 
 class Sample(NamedTuple):
@@ -215,6 +217,36 @@ class SceneReader:
         if context_factor is None:
             return Sample(region.image, np.zeros((3, 0, 0), np.uint8), label, none)
         return Sample(region.tile(tile), region.context(tile, context_factor), label, context_label)
+
+
+class SceneReaders:
+    """The readers of some scenes by number, those used last kept open. A forked process must begin with ``forget``.
+
+    Args:
+        dataset: How they are read.
+        scenes: The scenes; their place here is their number.
+        labels: Read their labels too.
+    """
+
+    def __init__(self, dataset: Dataset, scenes: Sequence[Scene], *, labels: bool = True) -> None:
+        self.dataset, self.scenes = dataset, scenes
+        self.classes = dataset.classes if labels else None
+        self._open: OpenFiles[SceneReader] = OpenFiles(MAX_OPEN)
+
+    def __getitem__(self, number: int) -> SceneReader:
+        """Return the reader of a scene, open until ``MAX_OPEN`` others were read.
+
+        Raises:
+            DataError: As ``SceneReader``.
+        """
+        if number not in self._open:
+            scene, dataset = self.scenes[number], self.dataset
+            self._open[number] = SceneReader(scene, self.classes, dataset.bands, dataset.read_gsd_m)
+        return self._open[number]
+
+    def forget(self) -> None:
+        """Let go of open files without closing them: they may belong to the process that this one was forked from."""
+        self._open = OpenFiles(MAX_OPEN)
 
 
 def open_dataset_scene(dataset: Dataset, scene: Scene) -> SceneReader:

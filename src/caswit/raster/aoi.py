@@ -22,7 +22,7 @@ _SEGMENTS = 200
 """Parts into which the longest side of an area is cut before it is projected: straight lines bend."""
 
 
-class Area:
+class AreaOfInterest:
     """Where a map is wanted. Can be sent to other processes.
 
     Args:
@@ -57,7 +57,7 @@ class Area:
         self.__init__(shapely.from_wkb(state))  # type: ignore[misc]
 
 
-def read_area(file: Path, grid: Grid) -> Area:
+def read_aoi(file: Path, grid: Grid) -> AreaOfInterest:
     """Read all polygons of a vector file and place them on a raster.
 
     Raises:
@@ -77,7 +77,7 @@ def read_area(file: Path, grid: Grid) -> Area:
     if not meta["crs"]:
         raise DataError(f"{file}: has no CRS; give it one (ogr2ogr -a_srs)")
     pixels = _to_pixels(shape, meta["crs"], grid, file)
-    area = Area(pixels)
+    area = AreaOfInterest(pixels)
     if not area.touches(Window(0, 0, grid.height, grid.width)):
         west, south, east, north = shape.bounds
         raise DataError(f"{file}: lies beside the image ({west:.6g} {south:.6g} {east:.6g} {north:.6g} in its CRS)")

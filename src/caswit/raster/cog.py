@@ -4,7 +4,6 @@ A part is (bands, H, W) uint8; NODATA where it has no value. Parts that are miss
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -18,16 +17,11 @@ from rasterio.io import MemoryFile
 from caswit.errors import DataError
 from caswit.raster.georef import Grid
 from caswit.raster.reader import GDAL_ERRORS, UInt8, check_complete, one_line, quiet
+from caswit.raster.vrt import Band, Part, metadata_xml, vrt_xml
 from caswit.raster.windows import Window
 
 NODATA = 255
 BLOCK_PX = 512
-_SOURCE = (
-    "<SimpleSource><SourceFilename relativeToVRT='1'>{name}</SourceFilename><SourceBand>{band}</SourceBand>"
-    "<SourceProperties RasterXSize='{w}' RasterYSize='{h}' DataType='Byte' BlockXSize='512' BlockYSize='512'/>"
-    "<SrcRect xOff='0' yOff='0' xSize='{w}' ySize='{h}'/>"
-    "<DstRect xOff='{col}' yOff='{row}' xSize='{w}' ySize='{h}'/></SimpleSource>"
-)
 
 
 class PlacedPart(NamedTuple):
@@ -35,19 +29,6 @@ class PlacedPart(NamedTuple):
 
     window: Window
     file: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Band:
-    """What one band of an output is."""
-
-    source: int
-    """Band of the parts, from 1."""
-    name: str
-    """Its description."""
-    palette: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
-    """Value -> red, green, blue; empty for measured values."""
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def encode_part(pixels: UInt8) -> bytes:
@@ -118,35 +99,22 @@ def _write_mosaic(
     GDAL looks at every source of a virtual raster for every block it reads: a million parts side by side
     would take days, in rows of a thousand they take minutes.
     """
-    rows: list[PlacedPart] = []
+    plain = [Band(source=number) for number in range(1, max(band.source for band in bands) + 1)]
+    rows: list[Part] = []
     for (top, height), in_row in groupby(parts, lambda part: (part.window.row, part.window.height)):
-        window = Window(top, 0, height, grid.width)
-        sources = [PlacedPart(p.window._replace(row=0), p.file) for p in in_row]
-        count = max(band.source for band in bands)
-        plain = [Band(source=number, name="") for number in range(1, count + 1)]
-        rows.append(PlacedPart(window, folder / f"row-{top}.vrt"))
-        rows[-1].file.write_text(_vrt(window.height, grid.width, "", sources, plain))
+        sources = [Part(file.name, window._replace(row=0)) for window, file in in_row]
+        rows.append(Part(f"row-{top}.vrt", Window(top, 0, height, grid.width)))
+        (folder / rows[-1].path).write_text(
+            vrt_xml(sources, (height, grid.width), plain, beside=True, block_px=BLOCK_PX)
+        )
     whole = folder / "mosaic.vrt"
-    whole.write_text(_vrt(grid.height, grid.width, _place(grid) + _metadata(tags), rows, bands))
+    header = _georeference_xml(grid) + metadata_xml(tags)
+    size = grid.height, grid.width
+    whole.write_text(vrt_xml(rows, size, bands, header=header, beside=True, block_px=BLOCK_PX))
     return whole
 
 
-def _vrt(height: int, width: int, header: str, sources: Sequence[PlacedPart], bands: Sequence[Band]) -> str:
-    text = [f"<VRTDataset rasterXSize='{width}' rasterYSize='{height}'>{header}"]
-    for number, band in enumerate(bands, 1):
-        text.append(f"<VRTRasterBand dataType='Byte' band='{number}' blockXSize='512' blockYSize='512'>")
-        text.append(f"<Description>{escape(band.name)}</Description>{_metadata(band.tags)}")
-        text.append(f"<NoDataValue>{NODATA}</NoDataValue>{_palette(band)}")
-        for window, file in sources:
-            text.append(
-                _SOURCE.format(name=file.name, band=band.source, w=window.width, h=window.height,
-                               row=window.row, col=window.col)
-            )  # fmt: skip
-        text.append("</VRTRasterBand>")
-    return "".join([*text, "</VRTDataset>"])
-
-
-def _place(grid: Grid) -> str:
+def _georeference_xml(grid: Grid) -> str:
     points, points_crs = grid.gcps
     if points:
         items = "".join(
@@ -159,16 +127,3 @@ def _place(grid: Grid) -> str:
     if grid.transform.is_identity:
         return srs
     return srs + f"<GeoTransform>{', '.join(repr(float(v)) for v in grid.transform.to_gdal())}</GeoTransform>"
-
-
-def _metadata(tags: Mapping[str, str]) -> str:
-    items = "".join(f"<MDI key={quoteattr(key)}>{escape(value)}</MDI>" for key, value in tags.items())
-    return f"<Metadata>{items}</Metadata>" if items else ""
-
-
-def _palette(band: Band) -> str:
-    if not band.palette:
-        return "<ColorInterp>Gray</ColorInterp>"
-    rgb = [band.palette.get(value, (0, 0, 0)) for value in range(256)]
-    entries = "".join(f"<Entry c1='{r}' c2='{g}' c3='{b}' c4='255'/>" for r, g, b in rgb)
-    return f"<ColorInterp>Palette</ColorInterp><ColorTable>{entries}</ColorTable>"

@@ -1,19 +1,15 @@
 """Label rasters that hold colours, and which file of a mosaic a pixel comes from."""
 
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning
 
 from caswit.errors import DataError
-from caswit.raster.reader import Bool, Raster
+from caswit.raster.reader import Bool, Raster, quiet
 from caswit.raster.windows import Window
 
 _NOTHING = 65_536
@@ -54,22 +50,14 @@ class ColorLabel:
 
 def file_at(path: str, row: int, col: int) -> str:
     """The file that a pixel comes from: the raster itself, or a part of it if it is a VRT."""
-    with _opened(path) as raster:
+    with quiet(), rasterio.open(path) as raster:
         said = raster.get_tag_item(f"Pixel_{col}_{row}", "LocationInfo", bidx=1)
     found = re.search(r"<File>(.*?)</File>", said or "")
     return found[1].replace("&amp;", "&") if found else path
 
 
-@contextmanager
-def _opened(path: str) -> Iterator[Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pictures are welcome here
-        with rasterio.open(path) as raster:
-            yield raster
-
-
 def _palette(path: str) -> Palette | None:
-    with _opened(path) as raster:
+    with quiet(), rasterio.open(path) as raster:
         if raster.colorinterp[0] != ColorInterp.palette:
             return None
         palette = np.zeros(_NOTHING, np.uint32)

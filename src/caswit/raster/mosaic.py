@@ -3,7 +3,6 @@
 Footprints are found once, from the headers; files are opened when a window first touches them.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Self
@@ -12,7 +11,7 @@ import numpy as np
 
 from caswit.errors import DataError
 from caswit.raster.georef import Grid
-from caswit.raster.reader import AS_STATED, Bool, PixelEncoding, Raster, UInt8, quiet
+from caswit.raster.reader import DEFAULT_ENCODING, Bool, OpenFiles, PixelEncoding, Raster, UInt8, quiet
 from caswit.raster.windows import Window
 
 _OPEN_FILES = 64
@@ -34,19 +33,19 @@ class Mosaic:
     Where files overlap, the later one lies on top wherever it has data. Gaps are not valid.
 
     Args:
-        sources: What ``survey`` found.
+        sources: What ``build_mosaic`` found.
         grid: The grid of them all.
-        meaning: As for ``Raster``.
+        encoding: As for ``Raster``.
     """
 
-    def __init__(self, sources: Sequence[Source], grid: Grid, meaning: PixelEncoding = AS_STATED) -> None:
-        self.sources, self.grid, self.meaning = sources, grid, meaning
+    def __init__(self, sources: Sequence[Source], grid: Grid, encoding: PixelEncoding = DEFAULT_ENCODING) -> None:
+        self.sources, self.grid, self.encoding = sources, grid, encoding
         self.height, self.width = grid.height, grid.width
         self.path = f"{sources[0].path} and {len(sources) - 1} more"
         windows = np.array([s.window for s in sources])
         self._top, self._left = windows[:, 0], windows[:, 1]
         self._bottom, self._right = self._top + windows[:, 2], self._left + windows[:, 3]
-        self._open: OrderedDict[int, Raster] = OrderedDict()
+        self._open: OpenFiles[Raster] = OpenFiles(_OPEN_FILES)
 
     def __enter__(self) -> Self:
         return self
@@ -56,11 +55,10 @@ class Mosaic:
 
     def close(self) -> None:
         """Close the files."""
-        while self._open:
-            self._open.popitem()[1].close()
+        self._open.close()
 
     def check_image(self, bands: tuple[int, int, int]) -> None:
-        """Every file was checked by ``survey``; the first one again, for its bands."""
+        """Every file was checked by ``build_mosaic``; the first one again, for its bands."""
         self._raster(0).check_image(bands)
 
     def read_image(self, window: Window, bands: tuple[int, int, int] = (1, 2, 3)) -> tuple[UInt8, Bool]:
@@ -94,20 +92,17 @@ class Mosaic:
 
     def _raster(self, number: int) -> Raster:
         if number not in self._open:
-            if len(self._open) >= _OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-            self._open[number] = Raster(self.sources[number].path, self.meaning)
-        self._open.move_to_end(number)
+            self._open[number] = Raster(self.sources[number].path, self.encoding)
         return self._open[number]
 
 
-def open_image(sources: Sequence[Source], grid: Grid, meaning: PixelEncoding = AS_STATED) -> Raster | Mosaic:
-    """Open what ``survey`` found."""
-    return Raster(sources[0].path, meaning) if len(sources) == 1 else Mosaic(sources, grid, meaning)
+def open_image(sources: Sequence[Source], grid: Grid, encoding: PixelEncoding = DEFAULT_ENCODING) -> Raster | Mosaic:
+    """Open what ``build_mosaic`` found."""
+    return Raster(sources[0].path, encoding) if len(sources) == 1 else Mosaic(sources, grid, encoding)
 
 
-def survey(
-    paths: Sequence[str], bands: tuple[int, int, int] = (1, 2, 3), meaning: PixelEncoding = AS_STATED
+def build_mosaic(
+    paths: Sequence[str], bands: tuple[int, int, int] = (1, 2, 3), encoding: PixelEncoding = DEFAULT_ENCODING
 ) -> tuple[tuple[Source, ...], Grid]:
     """Look at the headers of some files: where each lies, and the grid of them all.
 
@@ -116,7 +111,7 @@ def survey(
     """
 
     def header(path: str) -> Grid:
-        with Raster(path, meaning) as raster:
+        with Raster(path, encoding) as raster:
             raster.check_image(bands)
             return raster.grid
 

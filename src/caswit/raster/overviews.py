@@ -4,7 +4,6 @@ Reads run side by side on handles that are opened once and reused. Nothing here 
 """
 
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,21 +13,21 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 from rio_tiler.errors import RioTilerError
 from rio_tiler.reader import read as read_part
 
 from caswit.errors import DataError
 from caswit.raster.georef import Grid
-from caswit.raster.reader import Bool
+from caswit.raster.reader import Bool, quiet
 from caswit.raster.windows import Window
 
-_OPENING = threading.Lock()  # which warnings are shown is global
+_OPENING = threading.Lock()  # `quiet` changes the filters of warnings, which all threads share
 _MAX_IDLE = 4
 
 
-class About(NamedTuple):
+class RasterInfo(NamedTuple):
     """What the header of a raster says."""
 
     grid: Grid
@@ -50,7 +49,7 @@ class About(NamedTuple):
     """Every file it is made of, as far as they are files."""
 
 
-class Pyramid:
+class Overviews:
     """A raster that several threads read at any scale.
 
     Args:
@@ -65,7 +64,7 @@ class Pyramid:
         self._idle: list[Any] = []
         with self._handle() as src:
             palette = src.colormap(1) if src.colorinterp[0] == ColorInterp.palette else {}
-            self.about = About(
+            self.info = RasterInfo(
                 grid=Grid(src.height, src.width, src.crs, src.transform, src.gcps),
                 bands=src.count,
                 dtype=src.dtypes[0],
@@ -96,8 +95,8 @@ class Pyramid:
         Raises:
             DataError: It cannot be read.
         """
-        grid = self.about.grid
-        pixels = np.zeros((len(bands), height, width), self.about.dtype)
+        grid = self.info.grid
+        pixels = np.zeros((len(bands), height, width), self.info.dtype)
         valid = np.zeros((height, width), bool)
         part = window.clipped(grid.height, grid.width)
         if not (part.height and part.width):
@@ -142,8 +141,7 @@ class Pyramid:
 
 def _open(path: Path) -> Any:
     try:
-        with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with _OPENING, quiet():
             return rasterio.open(path)
     except RasterioError as error:
         raise DataError(f"{path.name}: not a raster GDAL can open") from error

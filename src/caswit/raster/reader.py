@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import rasterio
+from cachetools import LRUCache
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
@@ -49,7 +50,7 @@ class PixelEncoding(NamedTuple):
     """A pixel with this value in all bands that are read has no data."""
 
 
-AS_STATED = PixelEncoding()
+DEFAULT_ENCODING = PixelEncoding()
 
 
 class Raster:
@@ -57,15 +58,15 @@ class Raster:
 
     Args:
         path: Anything GDAL opens: a file, an address (https://, s3://), a /vsi path.
-        meaning: Of its values.
+        encoding: Of its values.
 
     Raises:
         DataError: The file is missing or GDAL cannot open it.
     """
 
-    def __init__(self, path: Path | str, meaning: PixelEncoding = AS_STATED) -> None:
+    def __init__(self, path: Path | str, encoding: PixelEncoding = DEFAULT_ENCODING) -> None:
         self.path = str(path)
-        self.meaning = meaning
+        self.encoding = encoding
         if not is_remote(self.path) and not Path(path).exists():
             raise DataError(f"{path}: no such file")
         try:
@@ -103,7 +104,7 @@ class Raster:
                 f"{self.path}: has {count} band{'s' * (count > 1)}, bands {list(bands)} are needed; "
                 "give an RGB image, or name three existing bands"
             )
-        if self.dtype != "uint8" and self.meaning.rescale is None:
+        if self.dtype != "uint8" and self.encoding.rescale is None:
             low, high = self._usual_range(bands)
             raise DataError(
                 f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale LOW HIGH "
@@ -176,17 +177,17 @@ class Raster:
         valid = self._valid(part)
         if self._palette is not None:
             index = self._read(part, 1)
-            if self.meaning.nodata is not None:
-                valid = valid & (index != self.meaning.nodata)
+            if self.encoding.nodata is not None:
+                valid = valid & (index != self.encoding.nodata)
             image = self._palette[:3][[b - 1 for b in bands]][:, index]
             valid = valid & (self._palette[3][index] > 0)
         else:
             pixels = self._read(part, list(bands))
             if pixels.dtype.kind == "f":
                 valid &= np.isfinite(pixels).all(axis=0)
-            if self.meaning.nodata is not None:
-                valid = valid & (pixels != self.meaning.nodata).any(0)
-            image = pixels if self.meaning.rescale is None else rescaled(pixels, *self.meaning.rescale)
+            if self.encoding.nodata is not None:
+                valid = valid & (pixels != self.encoding.nodata).any(0)
+            image = pixels if self.encoding.rescale is None else rescaled(pixels, *self.encoding.rescale)
         if not valid.all():
             image *= valid
         return image, valid
@@ -233,6 +234,28 @@ class Raster:
                 f"{self.path}: cannot read rows {part.row}-{part.row + part.height}, columns "
                 f"{part.col}-{part.col + part.width}; the file may be truncated ({one_line(error)})"
             ) from error
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+_File = TypeVar("_File", bound=_Closable)
+
+
+class OpenFiles(LRUCache[int, _File]):
+    """Open files by number; the one used longest ago is closed when there are too many."""
+
+    def popitem(self) -> tuple[int, _File]:
+        """Close a file and give it back."""
+        number, file = super().popitem()
+        file.close()
+        return number, file
+
+    def close(self) -> None:
+        """Close all files."""
+        while self:
+            self.popitem()
 
 
 def is_remote(path: str) -> bool:

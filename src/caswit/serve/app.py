@@ -5,7 +5,6 @@ Addresses name views and layers by keys that the server made up, never by paths,
 
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from importlib.metadata import distribution
 from io import BytesIO
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from cachetools import LRUCache, cached
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image as Pillow
@@ -152,19 +152,12 @@ def min_zoom(layer: Layer) -> int:
 def _drawing() -> Callable[[Layer, int, int, int], tuple[bytes, str]]:
     """Draw a tile, or find it among those drawn lately."""
     readers = threading.BoundedSemaphore(READERS)
-    kept: OrderedDict[tuple[str, int, int, int, int], tuple[bytes, str]] = OrderedDict()
 
+    @cached(LRUCache(KEPT_TILES), key=lambda layer, *place: (layer.key, layer.revision, *place), lock=threading.Lock())
     def draw(layer: Layer, zoom: int, col: int, row: int) -> tuple[bytes, str]:
-        place = layer.key, layer.revision, zoom, col, row
-        if (drawn := kept.get(place)) is not None:
-            return drawn
         side = TILE_PX * 2 ** (max_zoom(layer) - zoom)
         with readers:
-            drawn = _encoded(layer.picture(Window(row * side, col * side, side, side), TILE_PX, TILE_PX))
-            kept[place] = drawn
-            if len(kept) > KEPT_TILES:
-                kept.popitem(last=False)
-        return drawn
+            return _encoded(layer.picture(Window(row * side, col * side, side, side), TILE_PX, TILE_PX))
 
     return draw
 

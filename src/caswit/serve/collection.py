@@ -16,7 +16,7 @@ from caswit.data.dataset import Dataset, load_dataset
 from caswit.errors import CaswitError, DataError
 from caswit.mapping.partial_map import SUFFIX, PartsSource, read_journal
 from caswit.raster.georef import Grid
-from caswit.raster.overviews import About, Pyramid
+from caswit.raster.overviews import Overviews, RasterInfo
 from caswit.serve.layers import Kind, Layer, error_layer, raster_layer
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Collection:
     where: Path
     table: ClassTable | None = None
     bands: tuple[int, int, int] = (1, 2, 3)
-    _pyramids: dict[Path, tuple[int, Pyramid]] = field(default_factory=dict)
+    _pyramids: dict[Path, tuple[int, Overviews]] = field(default_factory=dict)
     _views: dict[str, View] = field(default_factory=dict)
     _looked_s: float = -_FRESH_S
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -75,7 +75,7 @@ class Collection:
         self.only = None if self.where.is_dir() else self.where.resolve()
         self.root = (self.where if self.only is None else self.where.parent).resolve()
         if self.only is not None:
-            Pyramid(self.only).close()
+            Overviews(self.only).close()
 
     def views(self, *, anew: bool = False) -> Mapping[str, View]:
         """Every view by its key, as it was found lately or, if asked, a moment ago."""
@@ -89,10 +89,10 @@ class Collection:
         found = {path: pyramid for path in self._files() if (pyramid := self._open(path)) is not None}
         datasets = list(self._datasets())
         labels = {s.label.resolve(): (s.image.resolve(), d) for d in datasets for s in d.scenes if s.label is not None}
-        images = {p: pyramid for p, pyramid in found.items() if p not in labels and _is_image(pyramid.about)}
-        mine: dict[Path, list[tuple[Path, Pyramid]]] = {image: [] for image in images}
+        images = {p: pyramid for p, pyramid in found.items() if p not in labels and _is_image(pyramid.info)}
+        mine: dict[Path, list[tuple[Path, Overviews]]] = {image: [] for image in images}
         for path, pyramid in found.items():
-            if path in labels or (path not in images and _is_classes(pyramid.about)):
+            if path in labels or (path not in images and _is_classes(pyramid.info)):
                 owner = labels[path][0] if path in labels else _image_of(path, pyramid, images)
                 if owner in mine:
                     mine[owner].append((path, pyramid))
@@ -104,18 +104,18 @@ class Collection:
     def _view(
         self,
         path: Path,
-        pyramid: Pyramid,
-        others: Sequence[tuple[Path, Pyramid]],
+        pyramid: Overviews,
+        others: Sequence[tuple[Path, Overviews]],
         labels: Mapping[Path, Labelled],
         journals: Sequence[Path],
     ) -> View:
-        about = pyramid.about
+        about = pyramid.info
         bands = self.bands if about.bands >= max(self.bands) else (1, 2, 3)
         image = raster_layer("image", str(path.relative_to(self.root)), pyramid, bands=bands)
         overlays = []
         for other, its in others:
-            kind = _kind(other, its.about, other in labels)
-            table = labels[other][1].classes.classes if other in labels else self._classes(its.about)
+            kind = _kind(other, its.info, other in labels)
+            table = labels[other][1].classes.classes if other in labels else self._classes(its.info)
             classes = table if kind != "confidence" else ()
             overlays.append(raster_layer(kind, str(other.relative_to(self.root)), its, classes=classes))
         overlays += self._growing(path, about.grid, journals, {layer.path for layer in overlays})
@@ -143,7 +143,7 @@ class Collection:
                 done=journal.done,
             )
 
-    def _classes(self, about: About) -> tuple[LandClass, ...]:
+    def _classes(self, about: RasterInfo) -> tuple[LandClass, ...]:
         """The legend of a map: from its tags and palette, else the model's."""
         names = {int(k[6:]): v for k, v in about.tags.items() if k.startswith("CLASS_") and k[6:].isdigit()}
         if not names and self.table is not None:
@@ -173,17 +173,17 @@ class Collection:
     def _inside(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.root)
 
-    def _open(self, path: Path) -> Pyramid | None:
+    def _open(self, path: Path) -> Overviews | None:
         """The raster, opened again if it changed; None if it cannot be shown."""
         try:
             changed = path.stat().st_mtime_ns
             if path in self._pyramids and self._pyramids[path][0] == changed:
                 return self._pyramids[path][1]
-            pyramid = Pyramid(path)
+            pyramid = Overviews(path)
         except (CaswitError, OSError) as error:
             log.info("not shown: %s", error)
             return None
-        if not all(self._inside(file) for file in pyramid.about.files):
+        if not all(self._inside(file) for file in pyramid.info.files):
             log.warning("not shown: %s is made of files outside %s", path, self.root)
             pyramid.close()
             return None
@@ -200,11 +200,11 @@ class Collection:
                 log.warning("labels are not shown: %s", error)
 
 
-def _image_of(path: Path, pyramid: Pyramid, images: Mapping[Path, Pyramid]) -> Path | None:
+def _image_of(path: Path, pyramid: Overviews, images: Mapping[Path, Overviews]) -> Path | None:
     """The image a map belongs to: by the name in its tags, by its own name, or as the only one on its grid."""
-    about = pyramid.about
-    fitting = [image for image in images if images[image].about.grid[:2] == about.grid[:2]]
-    on_grid = [image for image in fitting if _same_grid(images[image].about.grid, about.grid)]
+    about = pyramid.info
+    fitting = [image for image in images if images[image].info.grid[:2] == about.grid[:2]]
+    on_grid = [image for image in fitting if _same_grid(images[image].info.grid, about.grid)]
     if name := about.tags.get("CASWIT_IMAGE"):
         named = [image for image in fitting if image.name == name]
     else:
@@ -222,16 +222,16 @@ def _same_grid(one: Grid, other: Grid) -> bool:
     return one[:2] == other[:2] and one.same_place(other)
 
 
-def _is_image(about: About) -> bool:
+def _is_image(about: RasterInfo) -> bool:
     return about.bands - about.alpha >= 3 and about.dtype == "uint8"
 
 
-def _is_classes(about: About) -> bool:
+def _is_classes(about: RasterInfo) -> bool:
     """A single band of small whole numbers that says, by palette, tags or name, what they mean."""
     return about.bands - about.alpha == 1 and about.dtype in ("uint8", "uint16", "int16")
 
 
-def _kind(path: Path, about: About, is_label: bool) -> Kind:
+def _kind(path: Path, about: RasterInfo, is_label: bool) -> Kind:
     if is_label or path.stem.endswith(("_label", "_truth", "_mask")):
         return "truth"
     if "confidence" in about.description.lower() or path.stem.endswith("confidence"):

@@ -1,11 +1,11 @@
 """What only the model can say: the attention of a pixel, and how sure it is there. One question at a time."""
 
 import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from caswit.config import ComputeConfig
@@ -34,7 +34,7 @@ class LiveModel:
         self.model = classifier(self.loaded, settings)
         self.tile_px = self.loaded.info.tile.tile_px
         self._busy = threading.Lock()
-        self._seen: OrderedDict[tuple[Path, Window], NDArray[np.float32]] = OrderedDict()
+        self._seen: LRUCache[tuple[Path, Window], NDArray[np.float32]] = LRUCache(_KEPT_TILES)
 
     @property
     def explains(self) -> bool:
@@ -86,8 +86,6 @@ class LiveModel:
         if place not in self._seen:
             region = scene.region(context_window(tile.window, self.model.context_factor))
             self._seen[place] = self.model.logits(region, [tile])[0].softmax(0).cpu().numpy()
-            if len(self._seen) > _KEPT_TILES:
-                self._seen.popitem(last=False)
         return self._seen[place]
 
     def _scene(self, image: Path) -> SceneReader:
