@@ -38,7 +38,7 @@ class Counts:
 
     @classmethod
     def zeros(cls, num_classes: int) -> "Counts":
-        """Nothing counted yet: the start of a sum."""
+        """Return counts of 0: the start of a sum."""
         return cls(
             confusion=np.zeros((num_classes, num_classes), np.int64),
             boundary_intersection=np.zeros(num_classes, np.int64),
@@ -86,7 +86,7 @@ class Scores:
 
 
 def boundary_band_px(height: int, width: int, ratio: float = 0.02) -> int:
-    """Width of the boundary band in pixels: `ratio` of the image diagonal, at least 1."""
+    """Return the width of the boundary band in pixels: `ratio` of the image diagonal, at least 1."""
     return max(1, round(ratio * math.hypot(height, width)))
 
 
@@ -146,7 +146,7 @@ def count(
 
 
 def score(counts: Counts) -> Scores:
-    """Every score of the counted pixels; 0 wherever there is nothing to divide by."""
+    """Return every score of the counted pixels; 0 wherever there is nothing to divide by."""
     right = counts.confusion.diagonal()
     truth = counts.confusion.sum(axis=1)
     predicted = counts.confusion.sum(axis=0)
@@ -174,7 +174,7 @@ def score(counts: Counts) -> Scores:
 
 
 def _class_map(classes: NDArray[Any], ignored: Mask, num_classes: int, name: str) -> NDArray[np.unsignedinteger[Any]]:
-    """(H, W) indices in the smallest integer type, ignored pixels as class C."""
+    """Return (H, W) indices in the smallest integer type, ignored pixels as class C."""
     if classes.shape != ignored.shape:
         raise DataError(f"{name} is {classes.shape} but truth is {ignored.shape}: sizes must match")
     known = classes.copy()
@@ -191,7 +191,7 @@ def _class_map(classes: NDArray[Any], ignored: Mask, num_classes: int, name: str
 
 
 def _joint_histogram(maps: Sequence[tuple[NDArray[Any], int]]) -> IntArray:
-    """How often each combination of values occurs in maps of one shape, given with their numbers of values."""
+    """Count each combination of values in maps of one shape, given with their numbers of values."""
     sizes = tuple(size for _, size in maps)
     # Pieces stay in the processor's cache; whole images spend most of their time on fresh memory.
     flat = [image.reshape(-1) for image, _ in maps]
@@ -237,7 +237,7 @@ def _square(reach_px: int) -> NDArray[np.uint8]:
 
 
 def _ratio(part: Any, whole: Any) -> FloatArray:
-    """Part / whole, 0 where whole is 0."""
+    """Return part / whole, 0 where whole is 0."""
     return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)
 
 

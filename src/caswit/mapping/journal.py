@@ -28,7 +28,7 @@ _DONE = (".tif", ".none")
 
 
 class Journal:
-    """What is done of a run. BlockResult by ``open_journal``."""
+    """The finished blocks of a run. Made by ``open_journal``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

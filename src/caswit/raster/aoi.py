@@ -1,4 +1,4 @@
-"""An area of interest: polygons from any vector file, in pixels of a raster."""
+"""Areas of interest: polygons from any vector file, in pixels of a raster."""
 
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from caswit.raster.reader import Bool
 from caswit.raster.windows import Window
 
 _SEGMENTS = 200
-"""Parts into which the longest side of an area is cut before it is projected: straight lines bend."""
+"""Parts into which the longest side of an area is cut before it is projected: straight lines become curves."""
 
 
 class AreaOfInterest:
-    """Where a map is wanted. Can be sent to other processes.
+    """The polygons inside which a map is wanted. Can be sent to other processes.
 
     Args:
         shape: Polygons in pixels: x is the column, y the row.
@@ -34,12 +34,12 @@ class AreaOfInterest:
         shapely.prepare(self.shape)
 
     def touches(self, window: Window) -> bool:
-        """Whether any part of the window is inside."""
+        """Return whether any part of a window is inside."""
         box = shapely.box(window.col, window.row, window.col + window.width, window.row + window.height)
         return bool(self.shape.intersects(box) and not self.shape.touches(box))
 
     def mask(self, window: Window) -> Bool:
-        """(H, W): whose centres are inside."""
+        """Return which pixels of a window have their centres inside: (H, W)."""
         inside: Bool = rasterize(
             [self.shape],
             out_shape=(window.height, window.width),

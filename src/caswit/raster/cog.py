@@ -25,14 +25,17 @@ BLOCK_PX = 512
 
 
 class PlacedPart(NamedTuple):
-    """A part and the pixels of the map it holds."""
+    """A file and the pixels of the map that it holds."""
 
     window: Window
     file: Path
 
 
 def encode_part(pixels: UInt8) -> bytes:
-    """A part as the bytes of a GeoTIFF, so that writing it cannot fail half way unnoticed."""
+    """Return a part as the bytes of a GeoTIFF.
+
+    Python writes them: GDAL, writing to a full disk, can fail half way and report nothing.
+    """
     count, height, width = pixels.shape
     shape = {"count": count, "height": height, "width": width}
     layout = {"tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "interleave": "band"}
@@ -43,7 +46,7 @@ def encode_part(pixels: UInt8) -> bytes:
 
 
 def read_part(file: Path, band: int = 1) -> UInt8:
-    """(H, W): one band of a part."""
+    """Read one band of a part: (H, W)."""
     try:
         with quiet(), rasterio.open(file) as src:
             pixels: UInt8 = src.read(band)
@@ -61,11 +64,11 @@ def assemble(
 
     Args:
         out: File to write; the caller gives it its final name when complete.
-        folder: Where the parts lie; helping files are written there.
-        grid: Of the map.
-        parts: In the order of rows.
-        bands: What to put into the file.
-        tags: Of the dataset.
+        folder: Folder of the parts; virtual rasters over them are written there.
+        grid: The grid of the map.
+        parts: Its parts in the order of rows.
+        bands: The bands of the file.
+        tags: Tags of the file.
 
     Raises:
         DataError: It could not be written, or not completely.
@@ -94,7 +97,7 @@ def assemble(
 def _write_mosaic(
     folder: Path, grid: Grid, parts: Sequence[PlacedPart], bands: Sequence[Band], tags: Mapping[str, str]
 ) -> Path:
-    """A virtual raster over the parts, of one virtual raster per row of blocks.
+    """Write a virtual raster over virtual rasters of one row of blocks each, and return its path.
 
     GDAL looks at every source of a virtual raster for every block it reads: a million parts side by side
     would take days, in rows of a thousand they take minutes.

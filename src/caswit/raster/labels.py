@@ -1,4 +1,4 @@
-"""Label rasters that hold colours, and which file of a mosaic a pixel comes from."""
+"""Label rasters that hold colours, and the file of a mosaic that a pixel comes from."""
 
 import re
 from typing import Any
@@ -13,7 +13,7 @@ from caswit.raster.reader import Bool, Raster, quiet
 from caswit.raster.windows import Window
 
 _NOTHING = 65_536
-"""No value of a paletted raster."""
+"""A value that no raster with a palette holds: the largest of uint16, plus one."""
 Palette = NDArray[np.uint32]
 
 
@@ -39,7 +39,7 @@ class ColorLabel:
             )
 
     def read(self, window: Window) -> tuple[NDArray[np.uint32], Bool]:
-        """Colours of a window that may reach outside (H, W), and where the raster has data (H, W)."""
+        """Read the colours of a window that may reach outside (H, W), and where the raster has data (H, W)."""
         if self.palette is not None:
             values = self.label.read_band(window, fill=_NOTHING)
             valid = values != _NOTHING
@@ -49,7 +49,10 @@ class ColorLabel:
 
 
 def file_at(path: str, row: int, col: int) -> str:
-    """The file that a pixel comes from: the raster itself, or a part of it if it is a VRT."""
+    """Return the file that a pixel comes from: the raster itself, or a part of it if it is a VRT.
+
+    Names the patch to repair in errors: a mosaic of a region has thousands.
+    """
     with quiet(), rasterio.open(path) as raster:
         said = raster.get_tag_item(f"Pixel_{col}_{row}", "LocationInfo", bidx=1)
     found = re.search(r"<File>(.*?)</File>", said or "")

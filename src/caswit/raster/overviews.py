@@ -1,4 +1,4 @@
-"""Any part of a raster at any coarser size, through its overviews: what a map in a browser asks for.
+"""Read any part of a raster at any coarser size, through its overviews, as a map in a browser asks for it.
 
 Reads run side by side on handles that are opened once and reused. Nothing here holds more than one part.
 """
@@ -28,11 +28,11 @@ _MAX_IDLE = 4
 
 
 class RasterInfo(NamedTuple):
-    """What the header of a raster says."""
+    """The header of a raster."""
 
     grid: Grid
     bands: int
-    """How many."""
+    """Number of bands."""
     dtype: str
     alpha: bool
     """The last band is an alpha band."""
@@ -40,13 +40,13 @@ class RasterInfo(NamedTuple):
     """Value -> red, green, blue; empty without a palette."""
     nodata: float | None
     tags: Mapping[str, str]
-    """Of the raster and of its first band."""
+    """Tags of the raster and of its first band."""
     description: str
-    """Of the first band."""
+    """Description of the first band."""
     coarsest: int
     """Factor of the coarsest overview; 1 without overviews."""
     files: tuple[Path, ...]
-    """Every file it is made of, as far as they are files."""
+    """Paths of all files behind it: those of a VRT too."""
 
 
 class Overviews:
@@ -121,18 +121,18 @@ class Overviews:
         return pixels, valid
 
     def close(self) -> None:
-        """Close the handles that nobody uses."""
+        """Close the handles that are not in use."""
         while self._idle:
             self._idle.pop().close()
 
     @contextmanager
     def _handle(self) -> Iterator[Any]:
-        """An open dataset that is ours alone meanwhile. Lists pop and append in one step, so they need no lock."""
+        """Lend an open dataset to one thread. Lists pop and append in one step, so they need no lock."""
         try:
             src = self._idle.pop()
         except IndexError:
             src = _open(self.path)
-        yield src  # after an error the handle is dropped: nobody knows its state
+        yield src  # after an error the handle is dropped, since its state is unknown
         if len(self._idle) < _MAX_IDLE:
             self._idle.append(src)
         else:
@@ -148,6 +148,6 @@ def _open(path: Path) -> Any:
 
 
 def _scaled(first: int, length: int, scale: float, most: int) -> tuple[int, int]:
-    """Half-open range of returned pixels that a range of pixels fills; at least one."""
+    """Return the half-open range of returned pixels that a range of pixels fills; at least one."""
     start = min(round(first * scale), most - 1)
     return start, max(start + 1, min(most, round((first + length) * scale)))
