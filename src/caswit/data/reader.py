@@ -235,7 +235,7 @@ class SceneReaders:
     def __init__(self, dataset: Dataset, scenes: Sequence[Scene], *, labels: bool = True) -> None:
         self.dataset, self.scenes = dataset, scenes
         self.classes = dataset.classes if labels else None
-        self._open: OpenFiles[SceneReader] = OpenFiles(MAX_OPEN)
+        self._open = OpenFiles(MAX_OPEN)
 
     def __getitem__(self, number: int) -> SceneReader:
         """Return the reader of a scene, open until ``MAX_OPEN`` others were read.

@@ -221,13 +221,8 @@ def class_band(classes: NDArray[Any], band_px: int) -> Mask:
     # survives that erosion if the square around it holds its class alone; padding with a value that is no class says
     # the same for all classes at once. Of a square with two values, some 3 x 3 neighbourhood inside it holds two:
     # finding those first and growing them costs half as much as comparing the extremes of the large squares.
-    edges = cv2.morphologyEx(
-        values,
-        cv2.MORPH_GRADIENT,
-        _square(1),
-        borderType=cv2.BORDER_CONSTANT,
-        borderValue=float(np.iinfo(values.dtype).max),
-    )
+    beyond, constant = float(np.iinfo(values.dtype).max), cv2.BORDER_CONSTANT
+    edges = cv2.morphologyEx(values, cv2.MORPH_GRADIENT, _square(1), borderType=constant, borderValue=beyond)
     return cv2.dilate(edges, _square(band_px - 1)) > 0
 
 

@@ -45,7 +45,7 @@ class Mosaic:
         windows = np.array([s.window for s in sources])
         self._top, self._left = windows[:, 0], windows[:, 1]
         self._bottom, self._right = self._top + windows[:, 2], self._left + windows[:, 3]
-        self._open: OpenFiles[Raster] = OpenFiles(_OPEN_FILES)
+        self._open = OpenFiles(_OPEN_FILES)
 
     def __enter__(self) -> Self:
         return self

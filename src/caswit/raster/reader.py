@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import rasterio
@@ -239,17 +239,10 @@ class Raster:
             ) from error
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-_File = TypeVar("_File", bound=_Closable)
-
-
-class OpenFiles(LRUCache[int, _File]):
+class OpenFiles(LRUCache[int, Any]):
     """Open files by number; the one used longest ago is closed when there are too many."""
 
-    def popitem(self) -> tuple[int, _File]:
+    def popitem(self) -> tuple[int, Any]:
         """Close a file and give it back."""
         number, file = super().popitem()
         file.close()

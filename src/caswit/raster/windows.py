@@ -19,12 +19,8 @@ class Window(NamedTuple):
 
     def grown(self, margin_px: int) -> "Window":
         """Return the window with ``margin_px`` more pixels on each of its four sides."""
-        return Window(
-            self.row - margin_px,
-            self.col - margin_px,
-            self.height + 2 * margin_px,
-            self.width + 2 * margin_px,
-        )
+        row, col, height, width = self
+        return Window(row - margin_px, col - margin_px, height + 2 * margin_px, width + 2 * margin_px)
 
     def clipped(self, height: int, width: int) -> "Window":
         """Return the part inside a raster of this size; its sides are 0 where nothing is inside."""
