@@ -13,21 +13,8 @@ from typing import Any, NamedTuple
 from caswit.errors import DataError
 
 _FIRST_BYTES = 4096
-_FORMATS = {
-    1: "B",
-    2: "c",
-    3: "H",
-    4: "I",
-    6: "b",
-    8: "h",
-    9: "i",
-    11: "f",
-    12: "d",
-    13: "I",
-    16: "Q",
-    17: "q",
-    18: "Q",
-}
+_TYPES = 1, 2, 3, 4, 6, 8, 9, 11, 12, 13, 16, 17, 18
+_FORMATS = dict(zip(_TYPES, "BcHIbhifdIQqQ", strict=True))  # of struct
 _WIDTH, _HEIGHT, _BITS, _SAMPLES, _SAMPLE_FORMAT = 256, 257, 258, 277, 339
 _OFFSETS, _COUNTS = (273, 324), (279, 325)
 _PIXEL_SCALE, _TIEPOINT, _MATRIX, _GEO_KEYS = 33550, 33922, 34264, 34735
