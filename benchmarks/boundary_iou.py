@@ -1,50 +1,61 @@
-"""Boundary IoU of one tile: `caswit.evaluation.metrics.count` against the reference erosion with OpenCV.
+"""Boundary IoU of one map: how fast are the bands of all classes, and do they equal the reference erosion's?
 
-    python benchmarks/boundary_iou.py [LABEL.tif]
+    python benchmarks/boundary_iou.py [LABEL.tif ...] [--old metrics.py]
 
-The bands alone, then bands and counts; ours counts the confusion matrix too. The reference is what
+Ours (`caswit.evaluation.metrics.class_band`) takes all classes in one pass with OpenCV. The reference is what
 bowenc0221/boundary-iou-api does, for every class, in truth and prediction: pad with zeros, erode by a 3 x 3 square
-`band` times, subtract; once with OpenCV's `iterations`, which it turns into one large square, and once as a loop.
-Prints medians of 15 alternating runs (large masks: one) of processor time on one thread, and checks that all three
-count the same.
+`band` times, subtract. `--old` names the module of an earlier version (git show COMMIT:src/caswit/metrics.py), whose
+bands are measured beside ours. Prints medians of 31 alternating runs (large maps: three) of processor time on one
+thread, and checks that all count the same.
 """
 
+import argparse
+import importlib.util
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 
-from caswit.evaluation.metrics import boundary_band_px, class_band, count
+from caswit.evaluation.metrics import class_band, count
 from caswit.raster.reader import Raster
 from caswit.raster.windows import Window
 
-CASES = ((512, 15, (1, 3, 14)), (5120, 8, (145,)))
+CASES = ((512, 6, (1, 3, 7, 14)), (512, 15, (1, 3, 7, 14)), (5120, 8, (14, 145)))
 SQUARE = np.ones((3, 3), np.uint8)
+Way = Callable[[np.ndarray, int, int], list]
+"""Bands of a map, its number of classes and the width of the band."""
 
 
 def main() -> None:
     """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("labels", nargs="*", help="label rasters, of which the middle is taken")
+    parser.add_argument("--old", help="metrics.py of an earlier version")
+    given = parser.parse_args()
     cv2.setNumThreads(1)
-    print(
-        f"numpy {np.__version__}, OpenCV {cv2.__version__} on one thread, median processor time of alternating runs\n"
-    )
-    print("| | | | bands of all classes: | | | | | counted: | |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
-    names = ["mask", "classes", "band", "caswit", "erosion, one call", "erosion, loop", "ratio", "ratio to loop"]
-    print("| " + " | ".join([*names, "caswit, with the confusion matrix", "loop's ratio, without it"]) + " |")
+    ways: dict[str, Way] = {"caswit": lambda image, classes, band: [class_band(image, band)]}
+    if given.old:
+        spec = importlib.util.spec_from_file_location("old_metrics", given.old)
+        old = importlib.util.module_from_spec(spec)
+        sys.modules["old_metrics"] = old
+        spec.loader.exec_module(old)
+        ways["before"] = lambda image, classes, band: [old.class_band(image, band)]
+    ways["reference"] = lambda image, classes, band: [band_of(image == index, band) for index in range(classes)]
+    print(f"numpy {np.__version__}, OpenCV {cv2.__version__}, one thread, truth and prediction\n")
+    print("| " + " | ".join(["map", "classes", "band", *ways, *(f"{name} / caswit" for name in [*ways][1:])]) + " |")
+    print("|---|" + "---:|" * (2 * len(ways) + 1))
     for side, classes, bands in CASES:
-        truth = drawn(side, classes)
         for band in bands:
-            report(f"{side} px, drawn", truth, classes, band)
-    for file in sys.argv[1:]:
+            report(ways, f"{side} px, drawn", drawn(side, classes), classes, band)
+    for file in given.labels:
         with Raster(file) as raster:  # its middle
             window = Window(raster.height // 2 - 256, raster.width // 2 - 256, 512, 512)
             truth = raster.read_band(window, fill=0).astype(np.uint8)
-        side = truth.shape[0]
-        for band in (1, 3, boundary_band_px(side, side)):
-            report(f"{side} px of {file.split('/')[-1]}", truth, int(truth.max()) + 1, band)
+        for band in (1, 3, 7, 14):
+            report(ways, f"512 px of {file.split('/')[-1]}", truth, int(truth.max()) + 1, band)
 
 
 def drawn(side: int, classes: int) -> np.ndarray:
@@ -53,72 +64,39 @@ def drawn(side: int, classes: int) -> np.ndarray:
     return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_NEAREST)
 
 
-def report(name: str, truth: np.ndarray, classes: int, band: int) -> None:
+def report(ways: dict[str, Way], name: str, truth: np.ndarray, classes: int, band: int) -> None:
     """One row: the prediction is the truth moved by five pixels."""
-    prediction = np.roll(truth, 5, axis=1)
-    pair = truth, prediction
-    ways = [
-        lambda: [class_band(each, band) for each in pair],
-        lambda: [band_of(each == index, band, one_call) for each in pair for index in range(classes)],
-        lambda: [band_of(each == index, band, loop) for each in pair for index in range(classes)],
-        lambda: ours(prediction, truth, classes, band),
-        lambda: by_erosion(prediction, truth, classes, band, loop),
-    ]
-    times: list[list[float]] = [[] for _ in ways]
-    for _ in range(15 if truth.size < 1_000_000 else 1):
-        for way, seconds in zip(ways, times, strict=True):
+    pair = truth, np.roll(truth, 5, axis=1)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for bands in ways.values():
+        found = [bands(image, classes, band) for image in pair]
+        if len(found[0]) == 1:  # of all classes at once
+            found = [[one & (image == i) for i in range(classes)] for (one,), image in zip(found, pair, strict=True)]
+        check(*pair, found, band)
+    for _ in range(31 if truth.size < 1_000_000 else 3):
+        for way, bands in ways.items():
+            bands(truth, classes, band)  # what ran before must not decide what is in the processor's cache
             began = time.process_time()
-            result = way()
-            seconds.append(time.process_time() - began)
-            del result
-    counted = [by_erosion(prediction, truth, classes, band, way) for way in (one_call, loop)]
-    assert counted[0] == counted[1] == ours(prediction, truth, classes, band)
-    a, b, c, d, e = (1e3 * statistics.median(seconds) for seconds in times)
-    cells = [
-        name,
-        f"{classes}",
-        f"{band} px",
-        f"{a:.2f} ms",
-        f"{b:.1f} ms",
-        f"{c:.1f} ms",
-        f"{b / a:.1f}",
-        f"{c / a:.1f}",
-    ]
-    print("| " + " | ".join([*cells, f"{d:.2f} ms", f"{e / d:.1f}"]) + " |")
+            for image in pair:
+                bands(image, classes, band)
+            seconds[way].append(time.process_time() - began)
+    medians = [1e3 * statistics.median(each) for each in seconds.values()]
+    cells = [f"{ms:.2f} ms" for ms in medians] + [f"{ms / medians[0]:.1f}" for ms in medians[1:]]
+    print("| " + " | ".join([name, f"{classes}", f"{band} px", *cells]) + " |", flush=True)
 
 
-def ours(prediction: np.ndarray, truth: np.ndarray, classes: int, band: int) -> list[list[int]]:
-    """Intersections and unions by class."""
-    counts = count(prediction, truth, num_classes=classes, band_px=band)
-    return [counts.boundary_intersection.tolist(), counts.boundary_union.tolist()]
+def check(truth: np.ndarray, prediction: np.ndarray, bands: list[list], band: int) -> None:
+    """Both sides of every class must count what `caswit.evaluation.metrics.count` counts."""
+    counts = count(prediction, truth, num_classes=len(bands[0]), band_px=band)
+    for index, (there, found) in enumerate(zip(*bands, strict=True)):
+        assert np.count_nonzero(there & found) == counts.boundary_intersection[index]
+        assert np.count_nonzero(there | found) == counts.boundary_union[index]
 
 
-def by_erosion(prediction, truth, classes, band, erode) -> list[list[int]]:  # noqa: ANN001
-    """The same, class by class."""
-    intersections, unions = [], []
-    for index in range(classes):
-        there, found = (band_of(image == index, band, erode) for image in (truth, prediction))
-        intersections.append(int(np.count_nonzero(there & found)))
-        unions.append(int(np.count_nonzero(there | found)))
-    return [intersections, unions]
-
-
-def band_of(mask, band, erode) -> np.ndarray:  # noqa: ANN001
-    """A mask without what is left of it after erosion; zeros around the image."""
+def band_of(mask: np.ndarray, band: int) -> np.ndarray:
+    """A mask without what is left of it after erosion, as the reference does it; zeros around the image."""
     padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    return mask.astype(np.uint8) - erode(padded, band)[1:-1, 1:-1]
-
-
-def one_call(padded: np.ndarray, band: int) -> np.ndarray:
-    """As the reference calls OpenCV."""
-    return cv2.erode(padded, SQUARE, iterations=band)
-
-
-def loop(padded: np.ndarray, band: int) -> np.ndarray:
-    """Erosion after erosion."""
-    for _ in range(band):
-        padded = cv2.erode(padded, SQUARE, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return padded
+    return mask.astype(np.uint8) - cv2.erode(padded, SQUARE, iterations=band)[1:-1, 1:-1]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from rasterio.windows import Window as RasterioWindow
 import trees
 from caswit.config import IGNORE_INDEX
 from caswit.data.dataset import Dataset, load_dataset
-from caswit.data.sampler import SceneReaders
+from caswit.data.reader import SceneReaders
 from caswit.data.scene import Scene
 from caswit.raster.resample import area_average, nearest
 from caswit.raster.windows import Window

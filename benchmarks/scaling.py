@@ -23,9 +23,10 @@ from rasterio.errors import NotGeoreferencedWarning
 from caswit.config import ModelConfig
 from caswit.inference.devices import autocast
 from caswit.nn.caswit import CASWiT
-from caswit.raster.cog import Band, PlacedPart, assemble, encode_part
+from caswit.raster.cog import PlacedPart, assemble, encode_part
 from caswit.raster.georef import Grid
 from caswit.raster.reader import Raster, UInt8, bounded_cache
+from caswit.raster.vrt import Band
 from caswit.raster.windows import Window
 
 BLOCK_PX = 4096

@@ -14,7 +14,7 @@ from caswit.errors import DataError
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path to write to instead of `path`; renamed to it at the end, removed on an exception.
+    """Yield a path to write to instead of `path`; renamed to it at the end, removed on an exception.
 
     The temporary name lies in the same folder, since a rename is atomic only within a file system,
     and ends in `.tmp`, so that no pattern for finished files matches it.
@@ -36,13 +36,13 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 
 def cache_folder() -> Path:
-    """Where indexes of large data sets are kept: $CASWIT_CACHE, or caswit in the user's cache folder."""
+    """Return the folder for indexes of large data sets: $CASWIT_CACHE, or caswit in the user's cache folder."""
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("CASWIT_CACHE") or Path(users) / "caswit")
 
 
 def read_yaml(file: Path) -> Any:
-    """What a YAML file says.
+    """Read a YAML file.
 
     Raises:
         DataError: It is not YAML.
@@ -54,15 +54,15 @@ def read_yaml(file: Path) -> Any:
 
 
 def only_keys(row: Any, needed: set[str], optional: set[str], where: str) -> None:
-    """Raise DataError unless a row is a mapping with all needed keys and no strange ones."""
+    """Raise DataError unless a row is a mapping with all needed keys and no unknown ones."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: must be a mapping with {', '.join(sorted(needed))}, got {type(row).__name__}")
-    missing, strange = needed - row.keys(), row.keys() - needed - optional
+    missing, unknown = needed - row.keys(), row.keys() - needed - optional
     if missing:
         raise DataError(f"{where}: missing {', '.join(sorted(missing))}")
-    if strange:
+    if unknown:
         allowed = ", ".join(sorted(needed | optional))
-        raise DataError(f"{where}: unknown {', '.join(sorted(map(str, strange)))}; allowed: {allowed}")
+        raise DataError(f"{where}: unknown {', '.join(sorted(map(str, unknown)))}; allowed: {allowed}")
 
 
 def expand_path(text: str) -> Path:

@@ -9,17 +9,17 @@ from tqdm import tqdm
 
 _LINE_EVERY_S = 10.0
 _MANY = 1000
-"""Numbers from here on are shown whole."""
+"""Numbers from here on are shown without decimals."""
 
 
 class Progress:
     """Shows how far work is, its rate and the time left. Use as a context manager.
 
     Args:
-        label: What is being done.
-        total: How much there is to do, in ``unit``.
-        unit: Of total, e.g. "step" or "Mpx".
-        done: How much was done before, when resuming.
+        label: Name of the work.
+        total: Amount of work, in ``unit``.
+        unit: Unit of ``total``, e.g. "step" or "Mpx".
+        done: Amount that was done before, when resuming.
         quiet: Show nothing.
     """
 
@@ -47,7 +47,7 @@ class Progress:
             self._line("")
 
     def advance(self, amount: float, note: str = "") -> None:
-        """Say that ``amount`` more is done; ``note`` is shown beside the rate."""
+        """Add ``amount`` to what is done; ``note`` is shown beside the rate."""
         self.done += amount
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
@@ -80,7 +80,7 @@ def _number(value: float, digits: int = 4) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as H:MM:SS or M:SS."""
+    """Return seconds as H:MM:SS or M:SS."""
     if seconds == float("inf"):
         return "?"
     minutes, rest = divmod(round(seconds), 60)

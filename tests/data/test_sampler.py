@@ -8,8 +8,8 @@ from rasterio.errors import RasterioError
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
 from caswit.data.dataset import load_dataset
-from caswit.data.reader import SceneReader
-from caswit.data.sampler import SceneReaders, TrainingSamples, training_loader
+from caswit.data.reader import SceneReader, SceneReaders
+from caswit.data.sampler import TrainingSamples, training_loader
 from caswit.raster.windows import Window
 from conftest import georeference
 
@@ -32,7 +32,7 @@ def equal(one: dict, other: dict) -> bool:
 
 
 def test_scenes_read_last_stay_open_and_others_are_closed(dataset_file, monkeypatch):
-    monkeypatch.setattr("caswit.data.opened.MAX_OPEN", 2)
+    monkeypatch.setattr("caswit.data.reader.MAX_OPEN", 2)
     dataset = load_dataset(dataset_file)
     scenes = SceneReaders(dataset, dataset.scenes[:1] * 3)
     first, second = scenes[0], scenes[1]

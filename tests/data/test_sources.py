@@ -87,7 +87,7 @@ class TestUrur:
             np.testing.assert_array_equal(read(dataset, scene)[1], self.IDS)
 
     def test_an_interrupted_preparation_continues(self, root, monkeypatch):
-        from caswit import prepare
+        from caswit.data.sources import urur as prepare
 
         written = []
         original = prepare.write_raster

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from caswit import metrics
 from caswit.config import IGNORE_INDEX
 from caswit.errors import DataError
+from caswit.evaluation import metrics
 from caswit.evaluation.metrics import Counts
 from caswit.raster.reader import Raster
 from caswit.raster.windows import Window

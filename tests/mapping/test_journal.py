@@ -97,6 +97,35 @@ except ConfigError as error:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "came in\n"
 
 
+def test_the_lock_ends_with_its_process(tmp_path):
+    out = tmp_path / "map.tif"
+    code = """
+import sys
+from pathlib import Path
+from caswit.mapping.journal import open_journal
+with open_journal(Path(sys.argv[1]), {}, restart=False) as journal:
+    journal.finish(0, b"x")
+    print("inside", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "inside\n"
+        with pytest.raises(ConfigError, match=f"process {other.pid} on"), open_journal(out, {}, restart=False):
+            pass
+        other.kill()
+    with open_journal(out, {}, restart=False) as journal:
+        assert journal.done == {0}
+        assert names(journal.folder) == {"lock", "manifest.json", "0000000.tif"}
+
+
+def test_predict_imports_without_what_only_posix_has():
+    """Windows has neither fcntl nor resource."""
+    code = "import sys; sys.modules.update(dict.fromkeys(['fcntl', 'resource', 'pwd', 'grp'])); " \
+           "import caswit.mapping.run, caswit.cli.commands.predict"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_leftovers_of_a_killed_run_are_cleared_and_other_files_are_not(tmp_path):
     out = tmp_path / "map.tif"
     with open_journal(out, RUN, restart=False) as journal:

@@ -187,7 +187,7 @@ from pathlib import Path
 
 import numpy as np, rasterio, torch
 
-import caswit.raster.polygons, caswit.raster.vectors
+import caswit.raster.polygons, caswit.raster.vector_files
 from caswit.config import OutputConfig, PredictConfig
 from caswit.mapping.run import predict
 

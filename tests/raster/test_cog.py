@@ -10,8 +10,9 @@ from rasterio.control import GroundControlPoint
 from rio_cogeo import cog_validate
 
 from caswit.errors import DataError
-from caswit.raster.cog import Band, PlacedPart, assemble, encode_part, read_part
+from caswit.raster.cog import PlacedPart, assemble, encode_part, read_part
 from caswit.raster.georef import Grid
+from caswit.raster.vrt import Band
 from caswit.raster.windows import Window
 
 LAMBERT = rasterio.crs.CRS.from_epsg(2154)

@@ -182,6 +182,6 @@ class TestRefusals:
 
     def test_metres_without_a_crs(self, tmp_path):
         for sizes in ((5, 0), (0, 5)):
-            with pytest.raises(ConfigError, match="nobody knows how many metres"):
+            with pytest.raises(ConfigError, match="ground size of the image"):
                 check_vector(tmp_path / "a.gpkg", grid(None), None, *sizes)
             check_vector(tmp_path / "a.gpkg", grid(None), 0.25, *sizes)

@@ -16,7 +16,7 @@ from PIL import Image
 from caswit.config import ComputeConfig, PredictConfig, ServeConfig
 from caswit.errors import ConfigError, DataError
 from caswit.mapping.run import predict
-from caswit.raster.overviews import Pyramid
+from caswit.raster.overviews import Overviews
 from caswit.raster.reader import write_raster
 from caswit.raster.windows import Window, block_windows
 from caswit.serve.app import make_app, max_zoom, min_zoom
@@ -106,7 +106,7 @@ def test_tiles_are_the_pixels_of_the_layers(client, folder, image, label):
     assert not photo[90:, :, 3].any()
     assert photo[:90, :130, 3].all()
     colours = {c.id: c.rgb for c in CLASSES.predicted}
-    with Pyramid(folder / "scene_map.tif")._handle() as src:
+    with Overviews(folder / "scene_map.tif")._handle() as src:
         classes = src.read(1)
     drawn, truth, errors = (tile(client, scene, kind)[:90, :130] for kind in ("map", "truth", "errors"))
     for value, rgb in colours.items():
@@ -193,7 +193,7 @@ def test_links_and_virtual_rasters_out_of_the_folder_are_not_listed(client, fold
         for b in (1, 2, 3)
     )
     (folder / "virtual.vrt").write_text(f'<VRTDataset rasterXSize="50" rasterYSize="40">{bands}</VRTDataset>')
-    assert Pyramid(folder / "virtual.vrt").about.bands == 3  # it would open
+    assert Overviews(folder / "virtual.vrt").info.bands == 3  # it would open
     assert not {"link.png", "away/outside.png", "virtual.vrt"} & set(views(TestClient(make_app(Collection(folder)))))
 
 
@@ -281,7 +281,7 @@ class TestPartialMap:
     @pytest.fixture
     def partial_map(self, folder, model_folder):
         finished = folder / "scene_map.tif"
-        with Pyramid(finished)._handle() as src:
+        with Overviews(finished)._handle() as src:
             classes = src.read(1)
         finished.unlink()
         parts = folder / "new.tif.parts"
@@ -355,7 +355,7 @@ def test_one_raster_brings_what_belongs_to_it(folder):
 def test_a_large_raster_without_overviews_is_not_read_whole(make_raster, tmp_path):
     """Zoomed out it is refused; with overviews it is not."""
     path = make_raster(np.zeros((3, 64, 64), np.uint8), "big.tif", **georeference())
-    plain = raster_layer("image", "big", Pyramid(path), bands=(1, 2, 3))
+    plain = raster_layer("image", "big", Overviews(path), bands=(1, 2, 3))
     large = plain.__class__(**{**vars(plain), "height": 300_000, "width": 200_000})
     assert max_zoom(large) == 11
     assert min_zoom(large) == 6
@@ -363,7 +363,7 @@ def test_a_large_raster_without_overviews_is_not_read_whole(make_raster, tmp_pat
 
 
 def test_reading_a_pyramid_equals_reading_pixels(make_raster, image):
-    pyramid = Pyramid(make_raster(image, nodata=0, **georeference()))
+    pyramid = Overviews(make_raster(image, nodata=0, **georeference()))
     window = Window(-10, 100, 60, 60)
     pixels, valid = pyramid.read(window, 60, 60, (1, 2, 3))
     expected = np.pad(image, ((0, 0), (10, 10), (0, 50)))[:, 0:60, 100:160]

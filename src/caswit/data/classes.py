@@ -1,4 +1,4 @@
-"""Class tables: what the values and colours of label rasters mean."""
+"""Class tables: the classes behind the values and colours of label rasters."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class LandClass:
 
 
 class UnknownLabelError(DataError):
-    """A label raster holds a value that the class table has not."""
+    """A label raster holds a value that is not in the class table."""
 
     def __init__(self, path: str, what: str, known: str, kind: str, at: tuple[int, int]) -> None:
         super().__init__(
@@ -48,11 +48,11 @@ class UnknownLabelError(DataError):
 
     @property
     def at(self) -> tuple[int, int]:
-        """(row, col) of the first one in what was read."""
+        """(row, col) of the first such pixel in the array that was read."""
         return self.said[-1]
 
     def named(self, path: str) -> "UnknownLabelError":
-        """The same about another file."""
+        """Return the same error about another file."""
         return UnknownLabelError(path, *self.said)
 
 
@@ -132,7 +132,7 @@ class ClassTable:
     def color_indices(
         self, colors: NDArray[Any], path: str, ignore: NDArray[np.bool_] | None = None
     ) -> NDArray[np.uint8]:
-        """Turn colours 0xRRGGBB into indices, otherwise as ``indices``."""
+        """Turn colours 0xRRGGBB into indices; arguments and errors as for ``indices``."""
         codes = np.array([int(c.color[1:], 16) for c in self.classes], np.uint32)
         if len(np.unique(codes)) < len(codes):
             raise DataError(f"{path}: holds colours, but two classes share a colour; give each class its own")
@@ -162,7 +162,7 @@ class ClassTable:
         return found
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """As in dataset.yaml and config.json."""
+        """Return the rows of dataset.yaml and config.json."""
         plain = [{"id": c.id, "name": c.name, "color": c.color} for c in self.classes]
         return [d | ({"ignore": True} if c.ignore else {}) for d, c in zip(plain, self.classes, strict=True)]
 

@@ -1,4 +1,4 @@
-"""A dataset: its scenes and the class table of their labels, as a dataset.yaml says."""
+"""Datasets: scenes and the class table of their labels, read from a dataset.yaml."""
 
 import logging
 from collections.abc import Mapping
@@ -28,23 +28,23 @@ class Dataset:
     bands: tuple[int, int, int] = (1, 2, 3)
     """Bands of the images that are red, green and blue, from 1."""
     read_gsd_m: float | None = None
-    """Ground size in metres of the pixels that are read; None: as they are in the files."""
+    """Ground size in metres of the pixels that are read; None reads native pixels."""
     skip_broken: bool = False
     """Go on where a file turns out to be broken when it is read."""
     broken: tuple[str, ...] = ()
-    """What was left out, a line each."""
+    """Files that are missing or broken and were left out, a line each."""
 
     def read_at(self, read_gsd_m: float | None) -> "Dataset":
-        """The same scenes, read at another ground size of a pixel."""
+        """Return the same scenes, read at another ground size of a pixel."""
         return replace(self, read_gsd_m=read_gsd_m)
 
     def list_broken(self) -> None:
-        """Say what was left out."""
+        """Log what was left out."""
         for line in self.broken:
             log.warning("left out: %s", line)
 
     def split(self, name: str, *, labelled: bool = True) -> tuple[Scene, ...]:
-        """The scenes of a split.
+        """Return the scenes of a split.
 
         Raises:
             DataError: There are none, or one has no label although ``labelled``.
@@ -70,7 +70,7 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
         skip_broken: Leave out what is missing or broken, and list it in ``broken``.
 
     Raises:
-        DataError: It is missing, is not YAML, or says something that cannot be; files are missing or broken.
+        DataError: It is missing, is not YAML, or holds values that are not allowed; files are missing or broken.
     """
     file = expand_path(str(path))
     if not file.is_file():
@@ -100,7 +100,7 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
 
 
 def _read_scenes(content: Mapping[str, Any], file: Path) -> tuple[ClassTable, tuple[Scene, ...], tuple[str, ...]]:
-    """Class table, scenes, and a line for everything missing or broken."""
+    """Return class table, scenes, and a line for everything missing or broken."""
     if "source" in content:
         config = _source(content["source"], f"{file}: source", file.parent)
         classes = _classes(content, file, official=OFFICIAL_CLASSES.get(content["source"]["kind"]))

@@ -1,5 +1,7 @@
 """Scene plus window -> arrays: the one way in which training, evaluation and prediction read.
 
+What the model sees in training is therefore what it sees in production, pixel for pixel.
+
 Shapes: T tile_px, f context_factor. Images are uint8, black outside the raster; labels are class indices,
 IGNORE_INDEX outside. Windows count pixels that are read, which may be coarser or finer than the raster's own:
 "native" is what the files hold.
@@ -7,7 +9,7 @@ IGNORE_INDEX outside. Windows count pixels that are read, which may be coarser o
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -19,15 +21,17 @@ from caswit.data.scene import Scene
 from caswit.errors import DataError
 from caswit.raster.labels import ColorLabel, file_at
 from caswit.raster.mosaic import Mosaic
-from caswit.raster.reader import Bool, Raster, UInt8
+from caswit.raster.reader import Bool, OpenFiles, Raster, UInt8
 from caswit.raster.resample import MOST_AVERAGED, Axis, area_average, nearest, reading_ratio, resample_image
 from caswit.raster.windows import Window
 
 log = logging.getLogger(__name__)
+MAX_OPEN = 64
+"""Scenes that a worker keeps open. Of a mosaic's files GDAL holds a bounded number itself."""
 
 
 class Sample(NamedTuple):
-    """What the model sees of one window, and what is true there."""
+    """The images of one tile as the model sees them, and their labels."""
 
     tile: UInt8
     """(3, T, T)."""
@@ -49,12 +53,12 @@ class Region(NamedTuple):
     """(H, W): inside the raster and not nodata."""
 
     def tile(self, window: Window) -> UInt8:
-        """(3, H, W): the pixels of a window inside this region."""
+        """Return the pixels of a window inside this region: (3, H, W)."""
         rows, cols = window.inside(self.window)
         return self.image[:, rows, cols]
 
     def context(self, tile: Window, factor: int) -> UInt8:
-        """(3, H, W): the surroundings of a tile, averaged to its size."""
+        """Return the context of a tile, averaged to the tile's size: (3, H, W)."""
         return area_average(self.tile(context_window(tile, factor)), factor)
 
 
@@ -65,10 +69,10 @@ class SceneReader:
         scene: What to open.
         classes: Table that turns label ids into indices; None reads no labels.
         bands: Bands of the image that are red, green and blue, from 1.
-        read_gsd_m: Ground size in metres of the pixels to read; None reads native pixels. So does an image whose
-            ground size nobody knows, after a warning.
-        image: The scene's image where it is open already; closed with the scene.
-        source_gsd_m: Ground size of the image's pixels in metres; None takes what the image says.
+        read_gsd_m: Ground size in metres of the pixels to read; None reads native pixels. So does an image of unknown
+            ground size, after a warning.
+        image: The scene's image where it is open already; it is closed with this reader.
+        source_gsd_m: Ground size of the image's pixels in metres; None takes it from the image.
 
     Raises:
         DataError: A file is missing or broken, or image and label do not fit each other.
@@ -109,7 +113,7 @@ class SceneReader:
         return reading_ratio(source_gsd_m, read_gsd_m)
 
     def scaled(self, factor: float) -> "SceneReader":
-        """The same open files, read at a ground size ``factor`` times as large."""
+        """Return a reader of the same open files whose pixels are ``factor`` times as large."""
         other = copy.copy(self)
         other.ratio = self.ratio * factor
         other.rows, other.cols = (Axis(axis.native, other.ratio) for axis in (self.rows, self.cols))
@@ -129,12 +133,12 @@ class SceneReader:
 
     @property
     def height(self) -> int:
-        """Rows that are read."""
+        """Number of rows that are read."""
         return self.rows.length
 
     @property
     def width(self) -> int:
-        """Columns that are read."""
+        """Number of columns that are read."""
         return self.cols.length
 
     @property
@@ -144,7 +148,7 @@ class SceneReader:
         return tuple(_scaled(a, self.ratio, whole) for a in self.scene.areas or ()) or (whole,)
 
     def native(self, window: Window) -> Window:
-        """The native pixels whose centres lie in a window, inside the raster.
+        """Return the native pixels whose centres lie in a window, inside the raster.
 
         Windows that share no pixel have native windows that share none, and those of a grid over the scene
         cover the raster.
@@ -154,10 +158,11 @@ class SceneReader:
         return Window(top, left, bottom - top, right - left)
 
     def region(self, window: Window) -> Region:
-        """Read a window of the image, which may reach outside."""
+        """Read a window of the image; it may reach outside."""
         if self.ratio == 1:
             return Region(window, *self.native_image(window))
         image, valid = self.native_image(self._source(window))
+        # Whole pixels without gaps average to the same bytes in 16 bits, several times as fast as with shares.
         if self.ratio <= MOST_AVERAGED and self.ratio.is_integer() and valid.all():
             averaged = area_average(image, int(self.ratio))
             return Region(window, averaged, np.ones(averaged.shape[1:], bool))
@@ -165,11 +170,11 @@ class SceneReader:
         return Region(window, *resample_image(image, valid, self.rows, self.cols, edges))
 
     def native_image(self, window: Window) -> tuple[UInt8, Bool]:
-        """Native pixels (3, H, W) of a native window, and where they are valid (H, W)."""
+        """Read a native window: (3, H, W), and where it is valid (H, W)."""
         return self.image.read_image(window, self.bands)
 
     def labels(self, window: Window, valid: Bool) -> UInt8:
-        """Class indices of a window: (H, W), nearest; IGNORE_INDEX outside, at nodata, and where not ``valid``."""
+        """Read class indices of a window: (H, W), nearest; IGNORE_INDEX outside, at nodata, and where not ``valid``."""
         if self.ratio == 1:
             return self.native_labels(window, valid)
         source = self._source(window)
@@ -179,7 +184,7 @@ class SceneReader:
         return np.where(valid, found[rows[:, None], cols], IGNORE_INDEX).astype(np.uint8)
 
     def native_labels(self, window: Window, valid: Bool) -> UInt8:
-        """Class indices of a native window: (H, W); IGNORE_INDEX as in ``labels``."""
+        """Read class indices of a native window: (H, W); IGNORE_INDEX as in ``labels``."""
         assert self.label is not None, self.scene
         assert self.classes is not None, self.scene
         try:
@@ -204,6 +209,7 @@ class SceneReader:
             tile: May reach outside the raster.
             context_factor: f, or None to read no context.
         """
+        # The context holds the tile, so one read serves both; and labels of the context cost one more, not two.
         window = tile if context_factor is None else context_window(tile, context_factor)
         region = self.region(window)
         none = np.zeros((0, 0), np.uint8)
@@ -217,13 +223,43 @@ class SceneReader:
         return Sample(region.tile(tile), region.context(tile, context_factor), label, context_label)
 
 
+class SceneReaders:
+    """The readers of some scenes by number, those used last kept open. A forked process must begin with ``forget``.
+
+    Args:
+        dataset: How they are read.
+        scenes: The scenes; their place here is their number.
+        labels: Read their labels too.
+    """
+
+    def __init__(self, dataset: Dataset, scenes: Sequence[Scene], *, labels: bool = True) -> None:
+        self.dataset, self.scenes = dataset, scenes
+        self.classes = dataset.classes if labels else None
+        self._open = OpenFiles(MAX_OPEN)
+
+    def __getitem__(self, number: int) -> SceneReader:
+        """Return the reader of a scene, open until ``MAX_OPEN`` others were read.
+
+        Raises:
+            DataError: As ``SceneReader``.
+        """
+        if number not in self._open:
+            scene, dataset = self.scenes[number], self.dataset
+            self._open[number] = SceneReader(scene, self.classes, dataset.bands, dataset.read_gsd_m)
+        return self._open[number]
+
+    def forget(self) -> None:
+        """Let go of open files without closing them: they may belong to the process that this one was forked from."""
+        self._open = OpenFiles(MAX_OPEN)
+
+
 def open_dataset_scene(dataset: Dataset, scene: Scene) -> SceneReader:
     """Open a scene of a dataset with its labels."""
     return SceneReader(scene, dataset.classes, dataset.bands, dataset.read_gsd_m)
 
 
 def check_scenes(dataset: Dataset, scenes: Iterable[Scene]) -> None:
-    """Raise DataError unless every scene can be read as the dataset asks: what would fail only after a while."""
+    """Raise DataError unless every scene can be read as the dataset asks: a training would run into it hours later."""
     for scene in scenes:
         if scene.checked and dataset.read_gsd_m is None:
             continue
@@ -236,7 +272,7 @@ def check_scenes(dataset: Dataset, scenes: Iterable[Scene]) -> None:
 
 
 def ground_size_m(dataset: Dataset, scene: Scene) -> float | None:
-    """Ground size of the pixels that are read: the dataset's, or else the scene's own if it is known."""
+    """Return the ground size of the pixels that are read: the dataset's, or else the scene's own if it is known."""
     if dataset.read_gsd_m is not None:
         return dataset.read_gsd_m
     with open_dataset_scene(dataset, scene) as opened:
@@ -244,7 +280,7 @@ def ground_size_m(dataset: Dataset, scene: Scene) -> float | None:
 
 
 def scene_areas(dataset: Dataset, scene: Scene) -> tuple[Window, ...]:
-    """``SceneReader.areas``; the files are opened, and so checked, unless all is known already."""
+    """Return ``SceneReader.areas``; the files are opened, and so checked, unless all is known already."""
     if scene.areas is not None and scene.checked and dataset.read_gsd_m is None:
         return scene.areas
     with open_dataset_scene(dataset, scene) as opened:
@@ -252,7 +288,7 @@ def scene_areas(dataset: Dataset, scene: Scene) -> tuple[Window, ...]:
 
 
 def _scaled(area: Window, ratio: float, whole: Window) -> Window:
-    """A native rectangle in pixels that are read, each of ``ratio`` native ones; neighbours stay neighbours."""
+    """Return a native rectangle in pixels that are read, each of ``ratio`` native ones; neighbours stay neighbours."""
     top, left = round(area.row / ratio), round(area.col / ratio)
     bottom, right = round((area.row + area.height) / ratio), round((area.col + area.width) / ratio)
     part = Window(top, left, max(1, bottom - top), max(1, right - left)).clipped(whole.height, whole.width)
@@ -262,7 +298,9 @@ def _scaled(area: Window, ratio: float, whole: Window) -> Window:
 
 
 def context_window(tile: Window, factor: int) -> Window:
-    """The window ``factor`` times the tile's sides with the same centre. The tile covers its centre."""
+    """Return the window ``factor`` times the tile's sides with the same centre (paper, section 3.2)."""
+    # Margins that are multiples of the factor put the tile's edges on edges of averaged pixels: both branches then see
+    # the same ground at the same place.
     margin = tile.height * (factor - 1) // 2
     assert tile.height == tile.width, tile
     assert margin * 2 == tile.height * (factor - 1), (tile, factor)

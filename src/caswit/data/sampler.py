@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
 
@@ -13,7 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
 from caswit.data.dataset import Dataset
-from caswit.data.reader import Sample, SceneReader, scene_areas
+from caswit.data.reader import Sample, SceneReader, SceneReaders, scene_areas
 from caswit.data.scene import Scene
 from caswit.data.transforms import augment, only_labels
 from caswit.errors import DataError
@@ -219,40 +218,3 @@ def training_loader(
 
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
-
-
-MAX_OPEN = 64
-"""Scenes that a worker keeps open. Of a mosaic's files GDAL holds a bounded number itself."""
-
-
-class SceneReaders:
-    """Scenes by number, those read last kept open. For one process: a forked one must begin with ``forget``.
-
-    Args:
-        dataset: How they are read.
-        scenes: Which ones.
-        labels: Read their labels too.
-    """
-
-    def __init__(self, dataset: Dataset, scenes: Sequence[Scene], *, labels: bool = True) -> None:
-        self.dataset, self.scenes = dataset, scenes
-        self.classes = dataset.classes if labels else None
-        self._open: OrderedDict[int, SceneReader] = OrderedDict()
-
-    def __getitem__(self, number: int) -> SceneReader:
-        """The scene, open until ``MAX_OPEN`` others were read.
-
-        Raises:
-            DataError: As ``SceneReader``.
-        """
-        if number not in self._open:
-            if len(self._open) >= MAX_OPEN:
-                self._open.popitem(last=False)[1].close()
-            opened = SceneReader(self.scenes[number], self.classes, self.dataset.bands, self.dataset.read_gsd_m)
-            self._open[number] = opened
-        self._open.move_to_end(number)
-        return self._open[number]
-
-    def forget(self) -> None:
-        """Let go of open files without closing them: they may belong to the process that this one was forked from."""
-        self._open = OrderedDict()

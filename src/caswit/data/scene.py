@@ -19,9 +19,9 @@ class Scene:
     checked: bool = False
     """Image and label are known to fit each other, so that they need not be opened before they are read."""
     label_values: LabelValues = "auto"
-    """What the label raster holds."""
+    """Whether the label raster holds class ids or colours."""
 
     @property
     def name(self) -> str:
-        """What pictures and messages call it."""
+        """Name of the scene in pictures and messages."""
         return self.image.stem

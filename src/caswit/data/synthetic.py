@@ -1,4 +1,4 @@
-"""Seeded aerial landscapes with exact labels, in which the surroundings decide some classes.
+"""Draw seeded aerial landscapes with exact labels, in which only the context tells some classes apart.
 
 A scene looks like a river valley at 0.2 m per pixel. Parallel rivers cut it into districts that are
 settled and farmed in turn. Every district is a patchwork of plots along parallel lanes, and every
@@ -52,6 +52,12 @@ BUILDING, TREE, ROAD, WATER = range(4)
 PLOT_IDS = np.array([[5, 7], [4, 6]], np.uint8)
 """Class id of a plot by [settled, bare]."""
 
+SCENE_PX, MAP_PX = 1024, 1536
+GSD_M = 0.2
+SPLITS = {"train": 8, "test": 4}
+"""Landscapes of ``SCENE_PX`` in each split; one more of ``MAP_PX`` is for the map."""
+CRS = "EPSG:2154"
+
 LANE_GAP_PX = 280
 """From one row of houses or trees to the next."""
 SLOT_PX = 66
@@ -61,7 +67,7 @@ STREET_PX, STREET_HALF_PX, TRACK_HALF_PX, RIVER_HALF_PX = 33, 9, 6, 30
 REACH_PX = 48
 """No house or tree, shadow included, reaches further from its place."""
 SHADE = np.array((0.5, 0.54, 0.62), np.float32)
-"""What a shadow lets through of red, green and blue."""
+"""The share of red, green and blue that a shadow lets through."""
 
 
 class Landscape(NamedTuple):
@@ -92,7 +98,7 @@ class _Ground(NamedTuple):
 
 
 class _Canvas(NamedTuple):
-    """What is being painted, noise for leaves, and the (row, col) way from a top to its shadow."""
+    """The picture being painted, noise for leaves, and the (row, col) way from a top to its shadow."""
 
     image: Floats
     label: Bytes
@@ -101,7 +107,7 @@ class _Canvas(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """WorkerAllocation for one house or two trees: its middle, the fall of its lane, its luck in [0, 1)."""
+    """Room for one house or two trees: its middle, the fall of its lane, its luck in [0, 1)."""
 
     row: float
     col: int
@@ -113,7 +119,7 @@ def landscape(seed: int, height_px: int, width_px: int, *, exchanged: bool = Fal
     """Paint a landscape; the same arguments give the same bytes on every machine.
 
     Args:
-        seed: Which landscape.
+        seed: Seed of the random numbers behind it.
         height_px: Rows, at least 1.
         width_px: Columns, at least 1.
         exchanged: Settle the farmed districts, farm the settled ones and change nothing else.
@@ -133,7 +139,7 @@ def landscape(seed: int, height_px: int, width_px: int, *, exchanged: bool = Fal
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], step_px: int) -> Floats:
-    """Smooth noise in [-1, 1] with features of about `step_px`; (height, width)."""
+    """Return smooth noise in [-1, 1] with features of about `step_px`; (height, width)."""
     (row, row_share), (col, col_share) = (_knots(length, step_px) for length in shape)
     knots = 2 * rng.random((row[-1] + 2, col[-1] + 2), np.float32) - 1
     lines = knots[:, col] + (knots[:, col + 1] - knots[:, col]) * col_share
@@ -141,14 +147,14 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], step_px: int) -> Fl
 
 
 def _knots(length: int, step_px: int) -> tuple[Ints, Floats]:
-    """The knot before each pixel, and the smooth share of the knot after it; (length,)."""
+    """Return the knot before each pixel, and the smooth share of the knot after it; (length,)."""
     knot, rest_px = np.divmod(np.arange(length), step_px)
     share = (rest_px / step_px).astype(np.float32)
     return knot, share * share * (3 - 2 * share)
 
 
 def _wave(at: Floats) -> Floats:
-    """A triangle wave of period 1 in [-1, 1]."""
+    """Return a triangle wave of period 1 in [-1, 1]."""
     return np.asarray(4 * np.abs(at - np.floor(at) - np.float32(0.5)) - 1)
 
 
@@ -199,7 +205,7 @@ def _plots(rng: np.random.Generator, ground: _Ground) -> tuple[Floats, Bools, Bo
 
 
 def _paint_ground(rng: np.random.Generator, ground: _Ground, settled: Bools) -> _Canvas:
-    """Everything but houses and trees."""
+    """Paint everything but houses and trees."""
     colour, bare, track = _plots(rng, ground)
     label = PLOT_IDS[settled[ground.band].astype(int), bare.astype(int)]
     patches, clumps, leaves = (_noise(rng, label.shape, step_px) for step_px in (70, 17, 4))
@@ -226,7 +232,7 @@ def _paint_ground(rng: np.random.Generator, ground: _Ground, settled: Bools) -> 
 
 
 def _places(rng: np.random.Generator, ground: _Ground, label: Bytes) -> list[tuple[_Place, int]]:
-    """The places of every row, with their bands. One that a track crosses stays empty."""
+    """Return the places of every row, with their bands. One that a track crosses stays empty."""
     bands = range(int(ground.band.min()), int(ground.band.max()) + 1)
     places = []
     for band, slot in itertools.product(bands, range(label.shape[1] // SLOT_PX + 2)):
@@ -244,7 +250,7 @@ def _places(rng: np.random.Generator, ground: _Ground, label: Bytes) -> list[tup
 
 
 def _crossed(place: _Place, label: Bytes) -> bool:
-    """Whether a road lies within a house's length of a place, as far as the image shows."""
+    """Return whether a road lies within a house's length of a place, as far as the image shows."""
     ahead = np.arange(-30, 31, 6)
     row, col = np.floor(place.row + place.fall * ahead).astype(int), place.col + ahead
     seen = (row >= 0) & (row < label.shape[0]) & (col >= 0) & (col < label.shape[1])
@@ -252,7 +258,7 @@ def _crossed(place: _Place, label: Bytes) -> bool:
 
 
 def _near(canvas: _Canvas, place: _Place) -> tuple[_Canvas, Floats, Floats]:
-    """The part of the canvas within reach of a place, and its rows and columns from there."""
+    """Return the part of the canvas within reach of a place, and its rows and columns from there."""
     top, left = (max(0, int(at) - REACH_PX) for at in place[:2])
     box = np.s_[top : max(0, int(place.row) + REACH_PX), left : place.col + REACH_PX]
     image, label, leaves = canvas.image[box], canvas.label[box], canvas.leaves[box]
@@ -297,19 +303,12 @@ def _paint_trees(canvas: _Canvas, place: _Place) -> None:
 
 
 def _expose(rng: np.random.Generator, image: Floats) -> Bytes:
-    """(3, height, width) bytes as a camera sees the scene: slightly soft, slightly noisy."""
+    """Return (3, height, width) bytes as a camera sees the scene: slightly soft, slightly noisy."""
     soft = np.pad(image, ((1, 1), (1, 1), (0, 0)), "edge")
     soft = soft[:-2] + 2 * soft[1:-1] + soft[2:]
     soft = (soft[:, :-2] + 2 * soft[:, 1:-1] + soft[:, 2:]) / 16
     soft += 9 * rng.random((*image.shape[:2], 1), np.float32) - 4.5
     return np.clip(np.rint(soft), 0, 255).astype(np.uint8).transpose(2, 0, 1)
-
-
-SCENE_PX, MAP_PX = 1024, 1536
-GSD_M = 0.2
-SPLITS = {"train": 8, "test": 4}
-"""Landscapes of ``SCENE_PX`` in each split; one more of ``MAP_PX`` is mapped."""
-CRS = "EPSG:2154"
 
 
 def write_landscapes(folder: Path, seed: int) -> Dataset:

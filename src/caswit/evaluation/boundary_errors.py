@@ -1,12 +1,11 @@
-"""Where errors lie: close to the outlines of the truth, where they may be a matter of a pixel, or inside its areas."""
+"""Errors near the outlines of the truth, where they may be a matter of a pixel, and those inside its areas."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from caswit.config import IGNORE_INDEX
 
@@ -20,15 +19,15 @@ class EdgeCounts:
 
     @classmethod
     def zeros(cls) -> "EdgeCounts":
-        """Nothing counted yet."""
+        """Return counts of 0: the start of a sum."""
         return cls(np.zeros((2, 2), np.int64))
 
     def __add__(self, other: "EdgeCounts") -> "EdgeCounts":
-        """Both together."""
+        """Return the counts of both."""
         return EdgeCounts(self.pixels + other.pixels)
 
     def values(self) -> dict[str, float]:
-        """Error rates near outlines and elsewhere, and the shares of pixels and of errors near them, 0..1."""
+        """Return error rates near outlines and elsewhere, and the shares of pixels and of errors near them, 0..1."""
         (near, near_wrong), (_, far_wrong) = self.pixels.tolist()
         labelled, wrong = self.pixels.sum(0).tolist()
         return {
@@ -55,16 +54,10 @@ def count_edges(prediction: NDArray[Any], truth: NDArray[Any], band_px: int) -> 
 
 
 def near_outline(truth: NDArray[Any], band_px: int) -> NDArray[np.bool_]:
-    """(H, W): True where the square of ``band_px`` around a pixel holds more than one labelled class."""
-    classes = torch.from_numpy(truth.astype(np.float32))[None]
-    ignored = classes == IGNORE_INDEX
-    size = 2 * band_px + 1
-
-    def largest(values: torch.Tensor) -> torch.Tensor:
-        along = F.max_pool2d(values, (1, size), 1, (0, band_px))  # pads with minus infinity
-        return F.max_pool2d(along, (size, 1), 1, (band_px, 0))
-
-    nothing = float("-inf")
-    most, least = largest(classes.masked_fill(ignored, nothing)), -largest((-classes).masked_fill(ignored, nothing))
-    near: NDArray[np.bool_] = (most > least)[0].numpy()
-    return near
+    """Return where the square of ``band_px`` around a pixel holds more than one labelled class: (H, W)."""
+    square = np.ones((2 * band_px + 1, 2 * band_px + 1), np.uint8)
+    classes = truth.astype(np.uint8)
+    # Unlabelled pixels take the value that can win neither the maximum nor, being 255 already, the minimum;
+    # OpenCV ignores what lies beyond the tile by itself.
+    most = cv2.dilate(np.where(classes == IGNORE_INDEX, 0, classes).astype(np.uint8), square)
+    return most > cv2.erode(classes, square)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,7 +38,7 @@ class Counts:
 
     @classmethod
     def zeros(cls, num_classes: int) -> "Counts":
-        """Nothing counted yet: the start of a sum."""
+        """Return counts of 0: the start of a sum."""
         return cls(
             confusion=np.zeros((num_classes, num_classes), np.int64),
             boundary_intersection=np.zeros(num_classes, np.int64),
@@ -85,12 +86,12 @@ class Scores:
 
 
 def boundary_band_px(height: int, width: int, ratio: float = 0.02) -> int:
-    """Width of the boundary band in pixels: `ratio` of the image diagonal, at least 1."""
+    """Return the width of the boundary band in pixels: `ratio` of the image diagonal, at least 1."""
     return max(1, round(ratio * math.hypot(height, width)))
 
 
 def boundary_band(mask: Mask, band_px: int) -> Mask:
-    """The pixels of a mask within `band_px` (Chebyshev distance) of the outside of the mask.
+    """Return the pixels of a mask within `band_px` (Chebyshev distance) of the outside of the mask.
 
     Beyond the image is outside too, so the image border is boundary. This is the mask minus its
     erosion by `band_px` rounds of a 3 x 3 square, which equals one erosion by a square of side
@@ -100,9 +101,8 @@ def boundary_band(mask: Mask, band_px: int) -> Mask:
         mask: (H, W), or (C, H, W) for several masks at once.
         band_px: width of the band, at least 1.
     """
-    if mask.ndim == 3:  # one at a time stays in the processor's cache
+    if mask.ndim == 3:
         return np.array([boundary_band(each, band_px) for each in mask]).reshape(mask.shape)
-    # Inside a mask, the square around a pixel is all mask if it is all one value.
     return mask & class_band(mask, band_px)
 
 
@@ -132,7 +132,7 @@ def count(
     bins = num_classes + 1  # the last one takes the ignored pixels
     bands = class_band(truth, band_px), class_band(prediction, band_px)
     # torchmetrics' confusion matrix alone takes twice as long as all of this (7 times with its
-    # argument checks) and would load torch; tests/unit/test_metrics.py holds the two together.
+    # argument checks) and would load torch; tests/evaluation/test_metrics.py holds the two together.
     pixels = _joint_histogram(((bands[0], 2), (bands[1], 2), (truth, bins), (prediction, bins)))
     # Axes: in the truth's band or not, in the prediction's or not, truth, prediction.
     pixels = pixels[..., :-1, :-1]
@@ -146,7 +146,7 @@ def count(
 
 
 def score(counts: Counts) -> Scores:
-    """Every score of the counted pixels; 0 wherever there is nothing to divide by."""
+    """Return every score of the counted pixels; 0 wherever there is nothing to divide by."""
     right = counts.confusion.diagonal()
     truth = counts.confusion.sum(axis=1)
     predicted = counts.confusion.sum(axis=0)
@@ -174,7 +174,7 @@ def score(counts: Counts) -> Scores:
 
 
 def _class_map(classes: NDArray[Any], ignored: Mask, num_classes: int, name: str) -> NDArray[np.unsignedinteger[Any]]:
-    """(H, W) indices in the smallest integer type, ignored pixels as class C."""
+    """Return (H, W) indices in the smallest integer type, ignored pixels as class C."""
     if classes.shape != ignored.shape:
         raise DataError(f"{name} is {classes.shape} but truth is {ignored.shape}: sizes must match")
     known = classes.copy()
@@ -191,7 +191,7 @@ def _class_map(classes: NDArray[Any], ignored: Mask, num_classes: int, name: str
 
 
 def _joint_histogram(maps: Sequence[tuple[NDArray[Any], int]]) -> IntArray:
-    """How often each combination of values occurs in maps of one shape, given with their numbers of values."""
+    """Count each combination of values in maps of one shape, given with their numbers of values."""
     sizes = tuple(size for _, size in maps)
     # Pieces stay in the processor's cache; whole images spend most of their time on fresh memory.
     flat = [image.reshape(-1) for image, _ in maps]
@@ -208,65 +208,31 @@ def _joint_histogram(maps: Sequence[tuple[NDArray[Any], int]]) -> IntArray:
 
 
 def class_band(classes: NDArray[Any], band_px: int) -> Mask:
-    """True where a pixel is in the boundary band of its own class: all classes in one pass.
+    """Return where a pixel is in the boundary band of its own class: all classes in one pass.
 
-    A pixel is *not* in the band if the square of side 2 band_px + 1 around it lies in the image and
-    holds one class, that is if none of the 2 x 2 squares inside it holds two.
+    Args:
+        classes: (H, W) unsigned integers below the largest of their type, or bool.
+        band_px: Width of the band in pixels, at least 1.
     """
     if band_px < 1:
         raise DataError(f"band_px must be at least 1, got {band_px}")
-    band = np.ones(classes.shape, dtype=np.bool_)
-    if min(classes.shape) > 2 * band_px:
-        # Over flat memory; what runs over the end of a row lies in the last column, which is cut off.
-        height, width = classes.shape
-        flat = np.ascontiguousarray(classes).reshape(-1)
-        corner = flat[: -width - 1]
-        edge = np.zeros(flat.size, np.bool_)
-        here = edge[: corner.size]
-        np.not_equal(corner, flat[1:-width], out=here)
-        here |= corner != flat[width:-1]
-        here |= corner != flat[width + 1 :]
-        found = _any_in_squares(edge.reshape(height, width), 2 * band_px)[:-1, :-1]
-        band[band_px : height - band_px, band_px : width - band_px] = found
-    return band
+    values = classes.view(np.uint8) if classes.dtype == np.bool_ else classes
+    # The reference erodes one mask per class and pads it with 0, so that the image border is boundary. A pixel
+    # survives that erosion if the square around it holds its class alone; padding with a value that is no class says
+    # the same for all classes at once. Of a square with two values, some 3 x 3 neighbourhood inside it holds two:
+    # finding those first and growing them costs half as much as comparing the extremes of the large squares.
+    beyond, constant = float(np.iinfo(values.dtype).max), cv2.BORDER_CONSTANT
+    edges = cv2.morphologyEx(values, cv2.MORPH_GRADIENT, _square(1), borderType=constant, borderValue=beyond)
+    return cv2.dilate(edges, _square(band_px - 1)) > 0
 
 
-def _any_in_squares(mask: Mask, size: int) -> Mask:
-    """Whether anything is True in each `size` x `size` square inside (H, W): (H-size+1, W-size+1).
-
-    Eight pixels to a byte, and the span of the squares doubles with each step, so this takes
-    2 log2(size) passes over an eighth of the image. What runs over the end of a row reads the next
-    one; those results lie in the last size - 1 columns and rows, which are cut off.
-    """
-    height, width = mask.shape
-    packed = np.packbits(mask, axis=1)
-    row = packed.shape[1]
-    bits = packed.reshape(-1)
-    span = 1
-    while span < size:
-        step = min(span, size - span)
-        below = step * row
-        bits[:-below] |= bits[below:].copy()
-        bits |= _bits_ahead(bits, step)
-        span += step
-    found = np.unpackbits(bits.reshape(packed.shape), axis=1, count=width).view(np.bool_)
-    return found[: height - size + 1, : width - size + 1]
-
-
-def _bits_ahead(packed: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """A packed row of bits moved `count` places to the front; what comes in at the end is 0."""
-    whole, rest = divmod(count, 8)
-    ahead = np.zeros_like(packed)
-    size = packed.size - whole
-    if size > 0:
-        ahead[:size] = packed[whole:] << np.uint8(rest)
-    if rest and size > 1:
-        ahead[: size - 1] |= packed[whole + 1 :] >> np.uint8(8 - rest)
-    return ahead
+def _square(reach_px: int) -> NDArray[np.uint8]:
+    """Return the square of the pixels at most ``reach_px`` away in rows and in columns."""
+    return np.ones((2 * reach_px + 1, 2 * reach_px + 1), np.uint8)
 
 
 def _ratio(part: Any, whole: Any) -> FloatArray:
-    """Part / whole, 0 where whole is 0."""
+    """Return part / whole, 0 where whole is 0."""
     return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)
 
 

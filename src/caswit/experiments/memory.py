@@ -6,12 +6,12 @@ of it Python and the libraries took before the model was read.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from caswit.config import ComputeConfig, Precision
@@ -96,12 +96,16 @@ def measure(model: Path, device: str, precision: Precision) -> PeakMemory:
 
 
 def _resident_mb() -> float:
-    """The peak of this process. What getrusage says on Linux includes the process that started it."""
+    """Return the peak of this process."""
     status = Path("/proc/self/status")
-    if status.is_file():
+    if status.is_file():  # what getrusage says on Linux includes the process that started this one
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(peak.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB  # bytes on macOS
+    if os.name == "posix":  # macOS, where psutil knows no peak
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
+    return psutil.Process().memory_info().peak_wset / MB
 
 
 if __name__ == "__main__":

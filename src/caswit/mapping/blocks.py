@@ -30,7 +30,7 @@ from caswit.raster.windows import Block, Tile, Window, block_at
 from caswit.weights.model_folder import LoadedModel, load_model
 
 if TYPE_CHECKING:  # needs caswit[vector]
-    from caswit.raster.aoi import Area
+    from caswit.raster.aoi import AreaOfInterest
 
 _LEAST_WEIGHT = 1e-6
 
@@ -61,7 +61,7 @@ class Job:
     settings: PredictConfig
     read_at_m: float | None = None
     """Ground size of the pixels to read; None: native."""
-    area: "Area | None" = None
+    area: "AreaOfInterest | None" = None
     bands: Bands
 
     def open(self, loaded: LoadedModel) -> SceneReader:

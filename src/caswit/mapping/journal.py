@@ -8,27 +8,27 @@ OUT.parts/
 └── 0000014.skipped      a block that could not be read, and why; tried again by the next run
 """
 
-import fcntl
 import json
 import os
 import secrets
-import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from caswit.errors import ConfigError, DataError
 from caswit.files import atomic_write_bytes
 
 MANIFEST = "manifest.json"
+LOCK = "lock"
 _DONE = (".tif", ".none")
 
 
 class Journal:
-    """What is done of a run. BlockResult by ``open_journal``."""
+    """The finished blocks of a run. Made by ``open_journal``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -69,7 +69,14 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the folder: its map is complete."""
-        shutil.rmtree(self.folder)
+        for file in self.folder.iterdir():
+            if file.name != LOCK:
+                file.unlink()
+        # The lock's file goes last, while we hold it: until then nobody can begin another run here. Windows deletes no
+        # file that is open; there it goes when the lock is released.
+        with suppress(OSError):
+            (self.folder / LOCK).unlink()
+            self.folder.rmdir()
 
 
 def write_loose(folder: Path, number: int, part: bytes) -> str:
@@ -118,34 +125,35 @@ def open_journal(
             if folder.exists() and not journal.done and not journal.skipped:
                 journal.remove()
     finally:
-        lock.close()
+        lock.release()
+        with suppress(OSError):  # gone already, or not empty, except after a finished run on Windows
+            folder.rmdir()
 
 
-def _lock(folder: Path, out: Path) -> IO[str]:
-    """Hold the folder's lock file; the system lets go of it when we end, however we end."""
-    while True:
+def _lock(folder: Path, out: Path) -> FileLock:
+    """Hold the folder's lock file; the system lets go of it when this process ends, however it ends."""
+    file = folder / LOCK
+    lock = FileLock(file, blocking=False, thread_local=False)
+    while not lock.is_locked:
         folder.mkdir(exist_ok=True)
         try:
-            file = (folder / "lock").open("a+")
+            lock.acquire()
         except FileNotFoundError:  # a run that just ended removed the folder
             continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            who = file.read().strip() or "another process"
-            file.close()
-            raise ConfigError(f"{out}: another run is writing this map ({who}); wait for it, or end it") from None
-        try:
-            same = os.fstat(file.fileno()).st_ino == (folder / "lock").stat().st_ino
-        except FileNotFoundError:
-            same = False
-        if same:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            return file
-        file.close()  # the lock of a folder that was removed meanwhile
+        except Timeout:
+            if file.exists():  # otherwise a run ended, and removed what it held, between our opening and locking it
+                raise ConfigError(
+                    f"{out}: another run is writing this map ({_holder(file)}); wait for it, or end it"
+                ) from None
+    with suppress(PermissionError):  # Windows lets nobody write to a locked file
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    return lock
+
+
+def _holder(lock_file: Path) -> str:
+    with suppress(OSError):
+        return lock_file.read_text().strip() or "another process"
+    return "another process"
 
 
 def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, str], *, restart: bool) -> None:
@@ -164,7 +172,7 @@ def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, str], *, res
         )
     if old is None:
         for part in folder.iterdir():
-            if part.name != "lock":
+            if part.name != LOCK:
                 part.unlink()
         atomic_write_bytes(file, (json.dumps(dict(manifest), indent=2) + "\n").encode())
 

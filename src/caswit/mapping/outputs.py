@@ -12,9 +12,10 @@ from caswit.mapping.blocks import Job
 from caswit.mapping.journal import Journal
 from caswit.mapping.local import Planned
 from caswit.mapping.sidecars import class_band, qgis_style, stac_item, tags
-from caswit.raster.cog import Band, PlacedPart, assemble, read_part
+from caswit.raster.cog import PlacedPart, assemble, read_part
 from caswit.raster.georef import Grid
 from caswit.raster.reader import is_remote
+from caswit.raster.vrt import Band
 from caswit.weights.model_folder import LoadedModel
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from caswit.errors import DataError
 from caswit.raster.georef import Grid
-from caswit.raster.overviews import Pyramid
+from caswit.raster.overviews import Overviews
 from caswit.raster.reader import Bool
 from caswit.raster.resample import Axis, reading_ratio
 from caswit.raster.windows import Window, block_windows
@@ -92,11 +92,11 @@ def _native(window: Window, rows: Axis, cols: Axis) -> Window:
 
 def _size(part: Path) -> tuple[int, int] | None:
     try:
-        pyramid = Pyramid(part)
+        pyramid = Overviews(part)
     except DataError:
         return None
     pyramid.close()
-    return pyramid.about.grid.height, pyramid.about.grid.width
+    return pyramid.info.grid.height, pyramid.info.grid.width
 
 
 class PartsSource:
@@ -112,13 +112,13 @@ class PartsSource:
     def read(
         self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
     ) -> tuple[NDArray[Any], Bool]:
-        """As ``Pyramid.read``."""
+        """As ``Overviews.read``."""
         pixels, valid = np.zeros((len(bands), height, width), np.uint8), np.zeros((height, width), bool)
         for file, where in self.parts.items():
             if not _meet(window, where):
                 continue
             try:
-                part = Pyramid(file)
+                part = Overviews(file)
             except DataError:  # assembled and removed while we look
                 continue
             inside = Window(window.row - where.row, window.col - where.col, window.height, window.width)

@@ -15,14 +15,14 @@ from caswit.mapping.outputs import Targets, write_outputs
 from caswit.mapping.plan import fingerprint, list_images
 from caswit.progress import Progress
 from caswit.raster.georef import Grid
-from caswit.raster.mosaic import survey
+from caswit.raster.mosaic import build_mosaic
 from caswit.raster.reader import bounded_cache, quiet
 from caswit.raster.windows import block_windows
 from caswit.weights.model_folder import LoadedModel, load_model
 from caswit.weights.zoo import choose
 
 if TYPE_CHECKING:  # needs caswit[vector]
-    from caswit.raster.aoi import Area
+    from caswit.raster.aoi import AreaOfInterest
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +68,12 @@ def predict(
     targets = Targets.of(out, outputs, names)
     surveyed = None
     if model is None:
-        surveyed = survey(names, settings.bands or (1, 2, 3), meaning(settings))
+        surveyed = build_mosaic(names, settings.bands or (1, 2, 3), meaning(settings))
         model = _chosen(settings.gsd_m or surveyed[1].source_gsd_m, names)
     loaded = load_model(model)
     overlap_of(settings, loaded.info.tile.tile_px)  # refuses early
     start_engine = _starter(run)  # so does this
-    sources, grid = surveyed or survey(names, settings.bands or loaded.info.bands, meaning(settings))
+    sources, grid = surveyed or build_mosaic(names, settings.bands or loaded.info.bands, meaning(settings))
     job = Job(
         sources=sources,
         grid=grid,
@@ -191,12 +191,12 @@ def _read_at(loaded: LoadedModel, settings: PredictConfig, grid: Grid) -> float 
     return None
 
 
-def _area(run: MapRunConfig, grid: Grid) -> "Area | None":
+def _area(run: MapRunConfig, grid: Grid) -> "AreaOfInterest | None":
     if run.aoi is None:
         return None
-    from caswit.raster.aoi import read_area
+    from caswit.raster.aoi import read_aoi
 
-    return read_area(Path(run.aoi), grid)
+    return read_aoi(Path(run.aoi), grid)
 
 
 def _mpx(blocks: Sequence[Planned]) -> float:

@@ -13,8 +13,9 @@ import torch
 from caswit import __version__
 from caswit.data.classes import ClassTable
 from caswit.mapping.blocks import Job, overlap_of
-from caswit.raster.cog import NODATA, Band
+from caswit.raster.cog import NODATA
 from caswit.raster.georef import Grid
+from caswit.raster.vrt import Band
 from caswit.weights.model_folder import WEIGHTS, LoadedModel
 
 _STAC = "https://stac-extensions.github.io"

@@ -1,4 +1,4 @@
-"""An area of interest: polygons from any vector file, in pixels of a raster."""
+"""Areas of interest: polygons from any vector file, in pixels of a raster."""
 
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from caswit.raster.reader import Bool
 from caswit.raster.windows import Window
 
 _SEGMENTS = 200
-"""Parts into which the longest side of an area is cut before it is projected: straight lines bend."""
+"""Parts into which the longest side of an area is cut before it is projected: straight lines become curves."""
 
 
-class Area:
-    """Where a map is wanted. Can be sent to other processes.
+class AreaOfInterest:
+    """The polygons inside which a map is wanted. Can be sent to other processes.
 
     Args:
         shape: Polygons in pixels: x is the column, y the row.
@@ -34,12 +34,12 @@ class Area:
         shapely.prepare(self.shape)
 
     def touches(self, window: Window) -> bool:
-        """Whether any part of the window is inside."""
+        """Return whether any part of a window is inside."""
         box = shapely.box(window.col, window.row, window.col + window.width, window.row + window.height)
         return bool(self.shape.intersects(box) and not self.shape.touches(box))
 
     def mask(self, window: Window) -> Bool:
-        """(H, W): whose centres are inside."""
+        """Return which pixels of a window have their centres inside: (H, W)."""
         inside: Bool = rasterize(
             [self.shape],
             out_shape=(window.height, window.width),
@@ -57,7 +57,7 @@ class Area:
         self.__init__(shapely.from_wkb(state))  # type: ignore[misc]
 
 
-def read_area(file: Path, grid: Grid) -> Area:
+def read_aoi(file: Path, grid: Grid) -> AreaOfInterest:
     """Read all polygons of a vector file and place them on a raster.
 
     Raises:
@@ -77,7 +77,7 @@ def read_area(file: Path, grid: Grid) -> Area:
     if not meta["crs"]:
         raise DataError(f"{file}: has no CRS; give it one (ogr2ogr -a_srs)")
     pixels = _to_pixels(shape, meta["crs"], grid, file)
-    area = Area(pixels)
+    area = AreaOfInterest(pixels)
     if not area.touches(Window(0, 0, grid.height, grid.width)):
         west, south, east, north = shape.bounds
         raise DataError(f"{file}: lies beside the image ({west:.6g} {south:.6g} {east:.6g} {north:.6g} in its CRS)")

@@ -34,13 +34,13 @@ class Grid(NamedTuple):
         return np.array(self.transform, np.float64).reshape(3, 3)
 
     def shifted(self, row: int, col: int) -> Any:
-        """The transform of the grid that begins at this pixel of ours."""
+        """Return the transform of a grid that begins at this pixel of ours."""
         (a, b, _), (d, e, _) = self.matrix[:2].tolist()
         x, y, _ = (self.matrix @ [col, row, 1]).tolist()
         return Affine(a, b, x, d, e, y)
 
     def same_place(self, other: "Grid") -> bool:
-        """Same CRS, and corners less than a tenth of a pixel apart."""
+        """Return whether another grid has the same CRS, and its corners less than a tenth of a pixel from ours."""
         mine, theirs = np.array(self.transform)[:6].reshape(2, 3), np.array(other.transform)[:6].reshape(2, 3)
         corners = np.array([[0, 0, 1], [self.width, self.height, 1]]).T  # x and y in pixels, as columns
         pixel = np.abs(mine[:, :2]).max()
@@ -62,9 +62,11 @@ class Grid(NamedTuple):
         if self.crs is None:
             return None
         a, b, _, d, e, f = tuple(self.transform)[:6]
+        # The square root of the pixel's area: right for rotated grids too, and between the sides of oblong pixels.
         side = float(np.sqrt(abs(a * e - b * d)))
         y = f + d * self.width / 2 + e * self.height / 2
         if self.crs.is_geographic:
+            # A degree of longitude shrinks with the cosine of the latitude, one of latitude does not.
             return side * 111_320.0 * float(np.sqrt(abs(np.cos(np.radians(y)))))
         if not self.crs.is_projected:  # local coordinates, as photogrammetry writes them
             return None
@@ -78,7 +80,7 @@ _DEGREES = "OGC:CRS84"  # longitude before latitude
 
 
 def pixel_at(grid: Grid, x: float, y: float, path: str) -> tuple[int, int]:
-    """The pixel at a coordinate of the raster's CRS; it may lie outside the raster.
+    """Return the pixel at a coordinate of the raster's CRS; it may lie outside the raster.
 
     Raises:
         DataError: The raster has no georeference; ``path`` is named.
@@ -89,7 +91,7 @@ def pixel_at(grid: Grid, x: float, y: float, path: str) -> tuple[int, int]:
 
 
 def pixel_at_lonlat(grid: Grid, lon: float, lat: float, path: str) -> tuple[int, int]:
-    """The pixel at a longitude and latitude; it may lie outside the raster.
+    """Return the pixel at a longitude and latitude; it may lie outside the raster.
 
     Raises:
         DataError: The raster has no georeference, or its CRS does not reach there; ``path`` is named.
@@ -103,7 +105,7 @@ def pixel_at_lonlat(grid: Grid, lon: float, lat: float, path: str) -> tuple[int,
 
 
 def ground_of(grid: Grid, row: float, col: float) -> tuple[float, float] | None:
-    """(x, y) in the raster's CRS of a place, whole numbers being pixel corners; None without a georeference."""
+    """Return (x, y) of a place in the raster's CRS; None without a georeference. Whole numbers are pixel corners."""
     try:
         _, to_ground = _georeference(grid, "")
     except DataError:
@@ -112,7 +114,7 @@ def ground_of(grid: Grid, row: float, col: float) -> tuple[float, float] | None:
 
 
 def lonlat_of(grid: Grid, row: float, col: float) -> tuple[float, float] | None:
-    """(longitude, latitude) of a place; None without a georeference."""
+    """Return (longitude, latitude) of a place; None without a georeference."""
     place = ground_of(grid, row, col)
     if place is None:
         return None

@@ -1,23 +1,19 @@
-"""Label rasters that hold colours, and which file of a mosaic a pixel comes from."""
+"""Label rasters that hold colours, and the file of a mosaic that a pixel comes from."""
 
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning
 
 from caswit.errors import DataError
-from caswit.raster.reader import Bool, Raster
+from caswit.raster.reader import Bool, Raster, quiet
 from caswit.raster.windows import Window
 
 _NOTHING = 65_536
-"""No value of a paletted raster."""
+"""A value that no raster with a palette holds: the largest of uint16, plus one."""
 Palette = NDArray[np.uint32]
 
 
@@ -43,7 +39,7 @@ class ColorLabel:
             )
 
     def read(self, window: Window) -> tuple[NDArray[np.uint32], Bool]:
-        """Colours of a window that may reach outside (H, W), and where the raster has data (H, W)."""
+        """Read the colours of a window that may reach outside (H, W), and where the raster has data (H, W)."""
         if self.palette is not None:
             values = self.label.read_band(window, fill=_NOTHING)
             valid = values != _NOTHING
@@ -53,23 +49,18 @@ class ColorLabel:
 
 
 def file_at(path: str, row: int, col: int) -> str:
-    """The file that a pixel comes from: the raster itself, or a part of it if it is a VRT."""
-    with _opened(path) as raster:
+    """Return the file that a pixel comes from: the raster itself, or a part of it if it is a VRT.
+
+    Names the patch to repair in errors: a mosaic of a region has thousands.
+    """
+    with quiet(), rasterio.open(path) as raster:
         said = raster.get_tag_item(f"Pixel_{col}_{row}", "LocationInfo", bidx=1)
     found = re.search(r"<File>(.*?)</File>", said or "")
     return found[1].replace("&amp;", "&") if found else path
 
 
-@contextmanager
-def _opened(path: str) -> Iterator[Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pictures are welcome here
-        with rasterio.open(path) as raster:
-            yield raster
-
-
 def _palette(path: str) -> Palette | None:
-    with _opened(path) as raster:
+    with quiet(), rasterio.open(path) as raster:
         if raster.colorinterp[0] != ColorInterp.palette:
             return None
         palette = np.zeros(_NOTHING, np.uint32)

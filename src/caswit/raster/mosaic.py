@@ -1,9 +1,8 @@
-"""Many rasters on one grid, read as one: a pixel's neighbours may lie in the next file.
+"""Many rasters on one grid, read as one: the context of a tile may lie in the next file.
 
 Footprints are found once, from the headers; files are opened when a window first touches them.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Self
@@ -12,7 +11,7 @@ import numpy as np
 
 from caswit.errors import DataError
 from caswit.raster.georef import Grid
-from caswit.raster.reader import AS_STATED, Bool, PixelEncoding, Raster, UInt8, quiet
+from caswit.raster.reader import DEFAULT_ENCODING, Bool, OpenFiles, PixelEncoding, Raster, UInt8, quiet
 from caswit.raster.windows import Window
 
 _OPEN_FILES = 64
@@ -34,19 +33,19 @@ class Mosaic:
     Where files overlap, the later one lies on top wherever it has data. Gaps are not valid.
 
     Args:
-        sources: What ``survey`` found.
+        sources: The files, as ``build_mosaic`` placed them.
         grid: The grid of them all.
-        meaning: As for ``Raster``.
+        encoding: The meaning of their values, where they do not state it.
     """
 
-    def __init__(self, sources: Sequence[Source], grid: Grid, meaning: PixelEncoding = AS_STATED) -> None:
-        self.sources, self.grid, self.meaning = sources, grid, meaning
+    def __init__(self, sources: Sequence[Source], grid: Grid, encoding: PixelEncoding = DEFAULT_ENCODING) -> None:
+        self.sources, self.grid, self.encoding = sources, grid, encoding
         self.height, self.width = grid.height, grid.width
         self.path = f"{sources[0].path} and {len(sources) - 1} more"
         windows = np.array([s.window for s in sources])
         self._top, self._left = windows[:, 0], windows[:, 1]
         self._bottom, self._right = self._top + windows[:, 2], self._left + windows[:, 3]
-        self._open: OrderedDict[int, Raster] = OrderedDict()
+        self._open = OpenFiles(_OPEN_FILES)
 
     def __enter__(self) -> Self:
         return self
@@ -56,11 +55,10 @@ class Mosaic:
 
     def close(self) -> None:
         """Close the files."""
-        while self._open:
-            self._open.popitem()[1].close()
+        self._open.close()
 
     def check_image(self, bands: tuple[int, int, int]) -> None:
-        """Every file was checked by ``survey``; the first one again, for its bands."""
+        """Check the bands of the first file; ``build_mosaic`` checked them all."""
         self._raster(0).check_image(bands)
 
     def read_image(self, window: Window, bands: tuple[int, int, int] = (1, 2, 3)) -> tuple[UInt8, Bool]:
@@ -78,7 +76,7 @@ class Mosaic:
         return image, valid
 
     def is_empty(self, window: Window) -> bool:
-        """Whether a window surely has no data, told without reading pixels."""
+        """Return whether a window surely has no data, as far as that is known without reading pixels."""
         for number in self._touched(window):
             covers = self.sources[number].window
             there = Window(window.row - covers.row, window.col - covers.col, window.height, window.width)
@@ -87,43 +85,41 @@ class Mosaic:
         return True
 
     def _touched(self, window: Window) -> list[int]:
-        """Numbers of the files that a window touches, in their order."""
+        """Return the numbers of the files that a window touches, in their order."""
         rows = (self._top < window.row + window.height) & (self._bottom > window.row)
         cols = (self._left < window.col + window.width) & (self._right > window.col)
         return [int(number) for number in np.flatnonzero(rows & cols)]
 
     def _raster(self, number: int) -> Raster:
         if number not in self._open:
-            if len(self._open) >= _OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-            self._open[number] = Raster(self.sources[number].path, self.meaning)
-        self._open.move_to_end(number)
+            self._open[number] = Raster(self.sources[number].path, self.encoding)
         return self._open[number]
 
 
-def open_image(sources: Sequence[Source], grid: Grid, meaning: PixelEncoding = AS_STATED) -> Raster | Mosaic:
-    """Open what ``survey`` found."""
-    return Raster(sources[0].path, meaning) if len(sources) == 1 else Mosaic(sources, grid, meaning)
+def open_image(sources: Sequence[Source], grid: Grid, encoding: PixelEncoding = DEFAULT_ENCODING) -> Raster | Mosaic:
+    """Open the files that ``build_mosaic`` placed as one image."""
+    return Raster(sources[0].path, encoding) if len(sources) == 1 else Mosaic(sources, grid, encoding)
 
 
-def survey(
-    paths: Sequence[str], bands: tuple[int, int, int] = (1, 2, 3), meaning: PixelEncoding = AS_STATED
+def build_mosaic(
+    paths: Sequence[str], bands: tuple[int, int, int] = (1, 2, 3), encoding: PixelEncoding = DEFAULT_ENCODING
 ) -> tuple[tuple[Source, ...], Grid]:
-    """Look at the headers of some files: where each lies, and the grid of them all.
+    """Read the headers of some files and return where each lies, and the grid of them all.
 
     Raises:
         DataError: One cannot be opened or has the wrong pixels, or they do not lie on one grid.
     """
 
     def header(path: str) -> Grid:
-        with Raster(path, meaning) as raster:
+        with Raster(path, encoding) as raster:
             raster.check_image(bands)
             return raster.grid
 
-    if len(paths) == 1:  # threads would hide nothing, and a raster of its own may lie anywhere
+    if len(paths) == 1:  # a single raster needs no georeference
         grid = header(paths[0])
         return (Source(paths[0], Window(0, 0, grid.height, grid.width)),), grid
-    with quiet(), ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:  # quiet here: threads share filters of warnings
+    # Threads wait for disks and servers side by side. They share the filters of warnings, so those change here, once.
+    with quiet(), ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
         grids = list(pool.map(header, paths))
     windows = [_place(path, grid, paths[0], grids[0]) for path, grid in zip(paths, grids, strict=True)]
     top, left = min(w.row for w in windows), min(w.col for w in windows)
@@ -136,7 +132,7 @@ def survey(
 
 
 def _place(path: str, grid: Grid, first_path: str, first: Grid) -> Window:
-    """Where a file lies in pixels of the first one."""
+    """Return the pixels of the first file's grid that a file covers."""
     if grid.crs is None or grid.transform.is_identity:
         raise DataError(f"{path}: has no georeference, so its place in a mosaic is unknown; give it alone")
     if grid.crs != first.crs:
@@ -145,6 +141,7 @@ def _place(path: str, grid: Grid, first_path: str, first: Grid) -> Window:
             "warp all images to one grid (gdalwarp -t_srs -tr -tap)"
         )
     to_first = np.linalg.inv(first.matrix) @ grid.matrix
+    # Three corners fix offset, pixel size and rotation: whatever is wrong shows as pixels off the grid at one of them.
     corners = (to_first @ [[0, grid.width, 0], [0, 0, grid.height], [1, 1, 1]])[:2].T
     col, row = (round(float(value)) for value in corners[0])
     expected = [(col, row), (col + grid.width, row), (col, row + grid.height)]

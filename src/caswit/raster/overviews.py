@@ -1,10 +1,9 @@
-"""Any part of a raster at any coarser size, through its overviews: what a map in a browser asks for.
+"""Read any part of a raster at any coarser size, through its overviews, as a map in a browser asks for it.
 
 Reads run side by side on handles that are opened once and reused. Nothing here holds more than one part.
 """
 
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,26 +13,26 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 from rio_tiler.errors import RioTilerError
 from rio_tiler.reader import read as read_part
 
 from caswit.errors import DataError
 from caswit.raster.georef import Grid
-from caswit.raster.reader import Bool
+from caswit.raster.reader import Bool, quiet
 from caswit.raster.windows import Window
 
-_OPENING = threading.Lock()  # which warnings are shown is global
+_OPENING = threading.Lock()  # `quiet` changes the filters of warnings, which all threads share
 _MAX_IDLE = 4
 
 
-class About(NamedTuple):
-    """What the header of a raster says."""
+class RasterInfo(NamedTuple):
+    """The header of a raster."""
 
     grid: Grid
     bands: int
-    """How many."""
+    """Number of bands."""
     dtype: str
     alpha: bool
     """The last band is an alpha band."""
@@ -41,16 +40,16 @@ class About(NamedTuple):
     """Value -> red, green, blue; empty without a palette."""
     nodata: float | None
     tags: Mapping[str, str]
-    """Of the raster and of its first band."""
+    """Tags of the raster and of its first band."""
     description: str
-    """Of the first band."""
+    """Description of the first band."""
     coarsest: int
     """Factor of the coarsest overview; 1 without overviews."""
     files: tuple[Path, ...]
-    """Every file it is made of, as far as they are files."""
+    """Paths of all files behind it: those of a VRT too."""
 
 
-class Pyramid:
+class Overviews:
     """A raster that several threads read at any scale.
 
     Args:
@@ -65,7 +64,7 @@ class Pyramid:
         self._idle: list[Any] = []
         with self._handle() as src:
             palette = src.colormap(1) if src.colorinterp[0] == ColorInterp.palette else {}
-            self.about = About(
+            self.info = RasterInfo(
                 grid=Grid(src.height, src.width, src.crs, src.transform, src.gcps),
                 bands=src.count,
                 dtype=src.dtypes[0],
@@ -96,8 +95,8 @@ class Pyramid:
         Raises:
             DataError: It cannot be read.
         """
-        grid = self.about.grid
-        pixels = np.zeros((len(bands), height, width), self.about.dtype)
+        grid = self.info.grid
+        pixels = np.zeros((len(bands), height, width), self.info.dtype)
         valid = np.zeros((height, width), bool)
         part = window.clipped(grid.height, grid.width)
         if not (part.height and part.width):
@@ -122,18 +121,18 @@ class Pyramid:
         return pixels, valid
 
     def close(self) -> None:
-        """Close the handles that nobody uses."""
+        """Close the handles that are not in use."""
         while self._idle:
             self._idle.pop().close()
 
     @contextmanager
     def _handle(self) -> Iterator[Any]:
-        """An open dataset that is ours alone meanwhile. Lists pop and append in one step, so they need no lock."""
+        """Lend an open dataset to one thread. Lists pop and append in one step, so they need no lock."""
         try:
             src = self._idle.pop()
         except IndexError:
             src = _open(self.path)
-        yield src  # after an error the handle is dropped: nobody knows its state
+        yield src  # after an error the handle is dropped, since its state is unknown
         if len(self._idle) < _MAX_IDLE:
             self._idle.append(src)
         else:
@@ -142,14 +141,13 @@ class Pyramid:
 
 def _open(path: Path) -> Any:
     try:
-        with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with _OPENING, quiet():
             return rasterio.open(path)
     except RasterioError as error:
         raise DataError(f"{path.name}: not a raster GDAL can open") from error
 
 
 def _scaled(first: int, length: int, scale: float, most: int) -> tuple[int, int]:
-    """Half-open range of returned pixels that a range of pixels fills; at least one."""
+    """Return the half-open range of returned pixels that a range of pixels fills; at least one."""
     start = min(round(first * scale), most - 1)
     return start, max(start + 1, min(most, round((first + length) * scale)))

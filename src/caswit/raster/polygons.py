@@ -1,6 +1,6 @@
 """Polygons of a class map, block by block, without seams between blocks.
 
-A fragment is what a polygon has in one block, in pixels: x is the column, y the row. Fragments that touch the
+A fragment is the part of a polygon in one block, in pixels: x is the column, y the row. Fragments that touch the
 border of their block wait until every block beside them was seen, and are then put together. Coordinates along
 borders are whole numbers, so nothing is lost or doubled there.
 """
@@ -37,7 +37,7 @@ class _Edges(NamedTuple):
 
 
 def fragments(classes: UInt8, window: Window, simplify_px: float) -> tuple[Any, NDArray[np.uint8]]:
-    """The polygons of one block and their classes.
+    """Return the polygons of one block and their classes.
 
     ``simplify_px`` moves edges between classes for both sides alike, and never those on the block's border.
     """
@@ -61,7 +61,10 @@ def fragments(classes: UInt8, window: Window, simplify_px: float) -> tuple[Any, 
 
 
 def _with_junctions(points: Ints, ring_of: Ints, classes: UInt8) -> tuple[Ints, Ints]:
-    """Add the corners at which three or more polygons meet: both sides of an edge must agree where it ends."""
+    """Add the corners at which three or more polygons meet: both sides of an edge must agree where it ends.
+
+    GDAL's rings leave out points in the middle of a straight edge, although a third polygon may begin there.
+    """
     step = np.diff(points, axis=0)
     step[ring_of[1:] != ring_of[:-1]] = 0  # from the last point of a ring to the first of the next
     length = np.append(np.abs(step).max(axis=1), 1)  # 1: points that end a ring stay
@@ -86,8 +89,8 @@ class Merger:
 
     Args:
         waiting: An empty file open for reading and writing.
-        height: Of the map.
-        width: Of the map.
+        height: Rows of the map.
+        width: Columns of the map.
     """
 
     def __init__(self, waiting: BinaryIO, height: int, width: int) -> None:
@@ -99,7 +102,7 @@ class Merger:
         self._right: tuple[Window, _Edges] | None = None
 
     def add(self, window: Window, polygons: Any, ids: NDArray[np.uint8]) -> Iterator[ClassPolygon]:
-        """Take the fragments of the next block; give back all polygons that are now complete."""
+        """Take the fragments of the next block and yield all polygons that are now complete."""
         bottom, right = window.row + window.height, window.col + window.width
         bounds = shapely.bounds(polygons).reshape(-1, 4)
         waits = (bounds[:, 0] == window.col) & (window.col > 0) | (bounds[:, 1] == window.row) & (window.row > 0)
@@ -121,7 +124,7 @@ class Merger:
         yield from self._complete(touched)
 
     def finish(self) -> Iterator[ClassPolygon]:
-        """Everything that still waits beside blocks that never came."""
+        """Yield the polygons that still wait beside blocks that never came."""
         for group in self._groups.values():
             group.borders = 0
         yield from self._complete(set(self._groups))
@@ -150,7 +153,10 @@ class Merger:
         return self._release(before[1])
 
     def _meet_above(self, window: Window, edges: _Edges) -> set[int]:
-        """Blocks above that begin left of our right end have met everything they can meet."""
+        """Join a block with those above it, and release those that nothing below can touch any more.
+
+        Blocks come row by row, so one above that begins left of our right end has met all its neighbours.
+        """
         touched: set[int] = set()
         waiting, self._below = self._below, []
         for above, old in waiting:
@@ -177,6 +183,7 @@ class Merger:
             self._groups[self._root(name)].borders -= 1
         return names
 
+    # Fragments that touch form a forest of parents (union-find), so that joining two large groups is one step.
     def _root(self, name: int) -> int:
         while self._parent[name] != name:
             self._parent[name] = name = self._parent[self._parent[name]]
@@ -218,11 +225,11 @@ class _Group:
     places: list[tuple[int, int]]
     """Offset and length of each in the file."""
     borders: int = 0
-    """On which it may still grow."""
+    """Number of borders across which it may still go on."""
 
 
 def _border_edges(polygons: Any, names: Ints, window: Window) -> list[_Edges]:
-    """What lies on the left, upper, right and lower border of a block, in the order of places."""
+    """Return the stretches on the left, upper, right and lower border of a block, sorted by where they begin."""
     rings, polygon_of = shapely.get_rings(polygons, return_index=True)
     points, ring_of = shapely.get_coordinates(rings, return_index=True)
     begin, end = points[:-1], points[1:]
@@ -239,7 +246,7 @@ def _border_edges(polygons: Any, names: Ints, window: Window) -> list[_Edges]:
 
 
 def without_needless_points(shape: Any) -> Any:
-    """The same polygon without points in the middle of straight edges."""
+    """Return the same polygon without points in the middle of straight edges."""
     if shape.geom_type != "Polygon":
         return shapely.union_all([without_needless_points(part) for part in shapely.get_parts(shape)])
     return shapely.Polygon(_corners(shape.exterior), [_corners(ring) for ring in shape.interiors])

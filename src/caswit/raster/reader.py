@@ -1,4 +1,4 @@
-"""Reading rasters of any kind as three bands of uint8. Only `caswit.raster` imports rasterio.
+"""Read rasters of any kind as three bands of uint8. Only `caswit.raster` imports rasterio.
 
 Images are (3, H, W) uint8, valid masks and labels (H, W). What lies outside a raster, or is nodata in it, is
 black in images, False in masks.
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import rasterio
+from cachetools import LRUCache
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
@@ -29,7 +30,7 @@ CACHE_MB = 256
 """GDAL's block cache. Its own default is a share of the machine's memory, which is no bound."""
 
 GDAL_ERRORS = RasterioError, CPLE_BaseError
-"""What rasterio raises when GDAL fails: writing raises GDAL's own kind too."""
+"""The exceptions rasterio raises when GDAL fails: writing raises GDAL's own kind too."""
 
 _TIFF = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "compress": "deflate"}
 _STRICT = {
@@ -41,15 +42,15 @@ _STRICT = {
 
 
 class PixelEncoding(NamedTuple):
-    """What the values of a raster mean, where it does not say so itself."""
+    """The meaning of a raster's values, where the file does not state it."""
 
     rescale: tuple[float, float] | None = None
-    """(low, high): what becomes 0 and 255, for pixels that are not uint8."""
+    """(low, high): the values that become 0 and 255, for pixels that are not uint8."""
     nodata: float | None = None
     """A pixel with this value in all bands that are read has no data."""
 
 
-AS_STATED = PixelEncoding()
+DEFAULT_ENCODING = PixelEncoding()
 
 
 class Raster:
@@ -57,15 +58,15 @@ class Raster:
 
     Args:
         path: Anything GDAL opens: a file, an address (https://, s3://), a /vsi path.
-        meaning: Of its values.
+        encoding: The meaning of its values, where the file does not state it.
 
     Raises:
         DataError: The file is missing or GDAL cannot open it.
     """
 
-    def __init__(self, path: Path | str, meaning: PixelEncoding = AS_STATED) -> None:
+    def __init__(self, path: Path | str, encoding: PixelEncoding = DEFAULT_ENCODING) -> None:
         self.path = str(path)
-        self.meaning = meaning
+        self.encoding = encoding
         if not is_remote(self.path) and not Path(path).exists():
             raise DataError(f"{path}: no such file")
         try:
@@ -103,7 +104,7 @@ class Raster:
                 f"{self.path}: has {count} band{'s' * (count > 1)}, bands {list(bands)} are needed; "
                 "give an RGB image, or name three existing bands"
             )
-        if self.dtype != "uint8" and self.meaning.rescale is None:
+        if self.dtype != "uint8" and self.encoding.rescale is None:
             low, high = self._usual_range(bands)
             raise DataError(
                 f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale LOW HIGH "
@@ -122,7 +123,7 @@ class Raster:
             (3, H, W) uint8, black where not valid, and (H, W) bool.
         """
         part = window.clipped(self.height, self.width)
-        if part == window and part.height and part.width:
+        if part == window and part.height and part.width:  # most windows: no second array to copy into
             return self._colours(part, bands)
         image = np.zeros((3, window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
@@ -132,7 +133,10 @@ class Raster:
         return image, valid
 
     def is_empty(self, window: Window) -> bool:
-        """Whether a window surely has no data, told without reading pixels: outside, or a hole of a sparse GeoTIFF."""
+        """Return whether a window is outside or in a hole of a sparse GeoTIFF: surely empty, without reading pixels.
+
+        Half of a country's mosaic may be sea; a look at the offsets of its blocks costs far less than reading it.
+        """
         part = window.clipped(self.height, self.width)
         if not (part.height and part.width):
             return True
@@ -158,7 +162,7 @@ class Raster:
         return values, known
 
     def _ids(self, part: Window) -> tuple[NDArray[Any], Bool]:
-        """Band 1 and where it has a value, of a window inside the raster."""
+        """Read band 1 and where it has a value, of a window inside the raster."""
         values = self._read(part, 1)
         nodata = self._src.nodata
         whole = values.dtype.kind in "iu" and nodata is not None and float(nodata).is_integer()
@@ -172,33 +176,33 @@ class Raster:
         return np.where(known, values, np.array(fill, np.min_scalar_type(fill)))
 
     def _colours(self, part: Window, bands: tuple[int, int, int]) -> tuple[UInt8, Bool]:
-        """(3, H, W), black where not valid, and where valid, of a window inside the raster."""
+        """Read (3, H, W), black where not valid, and where it is valid, of a window inside the raster."""
         valid = self._valid(part)
         if self._palette is not None:
             index = self._read(part, 1)
-            if self.meaning.nodata is not None:
-                valid = valid & (index != self.meaning.nodata)
+            if self.encoding.nodata is not None:
+                valid = valid & (index != self.encoding.nodata)
             image = self._palette[:3][[b - 1 for b in bands]][:, index]
             valid = valid & (self._palette[3][index] > 0)
         else:
             pixels = self._read(part, list(bands))
             if pixels.dtype.kind == "f":
                 valid &= np.isfinite(pixels).all(axis=0)
-            if self.meaning.nodata is not None:
-                valid = valid & (pixels != self.meaning.nodata).any(0)
-            image = pixels if self.meaning.rescale is None else rescaled(pixels, *self.meaning.rescale)
+            if self.encoding.nodata is not None:  # in all bands: a single black channel is a colour, not a gap
+                valid = valid & (pixels != self.encoding.nodata).any(0)
+            image = pixels if self.encoding.rescale is None else rescaled(pixels, *self.encoding.rescale)
         if not valid.all():
             image *= valid
         return image, valid
 
     def _read_palette(self) -> UInt8 | None:
-        """(4, 256) red, green, blue, alpha by value, of a palette image."""
+        """Read the palette of a palette image: (4, 256) red, green, blue, alpha by value."""
         if self._src.colorinterp[0] != ColorInterp.palette or self.dtype != "uint8":
             return None
         return np.array([self._src.colormap(1).get(value, (0, 0, 0, 0)) for value in range(256)], np.uint8).T
 
     def _usual_range(self, bands: tuple[int, int, int]) -> tuple[float, float]:
-        """The 1st and 99th percentile, from a coarse look."""
+        """Return the 1st and 99th percentile of a coarse sample of the pixels."""
         shape = (len(bands), min(self.height, 512), min(self.width, 512))
         try:
             with rasterio.Env(**_STRICT):
@@ -215,7 +219,7 @@ class Raster:
         return pixels
 
     def _valid(self, part: Window) -> Bool:
-        """Where the raster's own mask (nodata, alpha, internal mask) says there are data."""
+        """Read where the raster has data by its own mask: nodata, alpha or internal."""
         if MaskFlags.all_valid in self._src.mask_flag_enums[0]:
             return np.ones((part.height, part.width), bool)
         # dataset_mask: any band valid, so that a single black channel is not taken for nodata.
@@ -235,14 +239,29 @@ class Raster:
             ) from error
 
 
+class OpenFiles(LRUCache[int, Any]):
+    """Open files by number; the one used longest ago is closed when there are too many."""
+
+    def popitem(self) -> tuple[int, Any]:
+        """Close a file and give it back."""
+        number, file = super().popitem()
+        file.close()
+        return number, file
+
+    def close(self) -> None:
+        """Close all files."""
+        while self:
+            self.popitem()
+
+
 def is_remote(path: str) -> bool:
-    """Whether GDAL reads it through a file system of its own: an address or a /vsi path."""
+    """Return whether GDAL reads a path through a file system of its own: an address or a /vsi path."""
     return "://" in path or path.startswith("/vsi")
 
 
 @contextmanager
 def bounded_cache() -> Iterator[None]:
-    """Within this context GDAL caches at most ``CACHE_MB`` of raster blocks."""
+    """Bound GDAL's cache of raster blocks to ``CACHE_MB`` within this context."""
     with rasterio.Env(GDAL_CACHEMAX=CACHE_MB << 20):  # rasterio takes it in bytes, unlike the variable of that name
         yield
 
@@ -252,7 +271,7 @@ def write_raster(path: Path, pixels: UInt8, *, crs: str | None = None, gsd_m: fl
 
     Args:
         path: File to write.
-        pixels: What to write.
+        pixels: The bands.
         crs: Anything rasterio takes for one, or None for a raster without georeference.
         gsd_m: Side of a pixel, in units of the CRS.
     """
@@ -286,31 +305,31 @@ def check_complete(path: Path, *, sparse: bool = False) -> None:
 
 
 def _block_ends(src: Any, hole: float) -> Iterator[float]:
-    """Where in the file each block of a GeoTIFF ends; ``hole`` for a block that was never written."""
+    """Yield the byte at which each block of a GeoTIFF ends; ``hole`` for a block that was never written."""
     for (row, col), _ in src.block_windows(1):
         first, count = (src.get_tag_item(f"BLOCK_{x}_{col}_{row}", "TIFF", bidx=1) for x in ("OFFSET", "SIZE"))
         yield hole if first is None or count is None else int(first) + int(count)
 
 
 def rasterio_window(window: Window) -> RasterioWindow:
-    """Our window as rasterio's."""
+    """Return our window as rasterio's."""
     return RasterioWindow(window.col, window.row, window.width, window.height)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Images without a georeference are welcome here: no warning."""
+    """Silence rasterio's warning about a missing georeference: pictures without one are welcome here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
 
 
 def one_line(error: BaseException) -> str:
-    """What GDAL said; rasterio often only says that GDAL said something."""
+    """Return GDAL's own message in one line; rasterio's often only says that there is one."""
     return " ".join(str(error.__cause__ or error).split())
 
 
 def rescaled(pixels: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Values of any type as uint8: low and below 0, high and above 255, rounded between; NaN is 0."""
+    """Return values of any type as uint8: low and below 0, high and above 255, rounded between; NaN is 0."""
     scaled = (pixels.astype(np.float32) - low) * np.float32(255 / (high - low))
     return np.nan_to_num(np.clip(scaled + 0.5, 0, 255), nan=0).astype(np.uint8)

@@ -1,8 +1,9 @@
-"""Reading one axis of a raster at another pixel size: arithmetic without files.
+"""Resample rows and columns of a raster to another pixel size: arithmetic without files.
 
 A raster of ``native`` pixels is read as ceil(native / ratio) pixels, each ``ratio`` native pixels wide, the first
 one starting where the raster starts. Pixels at least as coarse as the raster's are area averages; finer ones
-are linear between centres.
+are linear between centres. Context is read at full resolution and averaged here, never taken from overviews, whose
+resampling is unknown.
 """
 
 import math
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 _WHOLE = 0.02
 """Ratios this close to a whole number, or to one over it, are taken as it: whole pixels average exactly."""
 _TIE = 1e-6
-"""Rounding error of floating point: edges this close are taken as reached."""
+"""Rounding error of floating point: an edge this close to a pixel's counts as lying on it."""
 
 MOST_AVERAGED = 16
 """Largest factor of ``area_average``."""
@@ -23,7 +24,10 @@ Floats = NDArray[np.floating[Any]]
 
 
 def reading_ratio(source_gsd_m: float, read_gsd_m: float) -> float:
-    """How many native pixels make one that is read, snapped to a whole number or one over it where close."""
+    """Return how many native pixels make one that is read, snapped to a whole number or one over it where close.
+
+    0.199 m in a header is 0.2 m in truth: without snapping, every pixel would mix neighbours that belong to another.
+    """
     ratio = read_gsd_m / source_gsd_m
     whole = float(round(max(ratio, 1 / ratio)))
     snapped = whole if ratio >= 1 else 1 / whole
@@ -31,7 +35,10 @@ def reading_ratio(source_gsd_m: float, read_gsd_m: float) -> float:
 
 
 class Taps(NamedTuple):
-    """A weighted sum along one axis. Shares depend on the pixel alone, so what is read does not on the window."""
+    """A weighted sum along one axis.
+
+    Shares depend on the pixel's place in the raster alone, so a pixel is the same in whatever window it is read.
+    """
 
     pixels: NDArray[np.int64]
     """(T, N) indices into the source."""
@@ -39,38 +46,39 @@ class Taps(NamedTuple):
     """(T, N), summing to 1 over T."""
 
     def rows(self, values: NDArray[Any]) -> Floats:
-        """(..., h, w) -> (..., N, w)."""
+        """Combine rows: (..., h, w) -> (..., N, w)."""
         return sum(values[..., p, :] * share[:, None] for p, share in zip(self.pixels, self.shares, strict=True))
 
     def cols(self, values: NDArray[Any]) -> Floats:
-        """(..., h, w) -> (..., h, N)."""
+        """Combine columns: (..., h, w) -> (..., h, N)."""
         return sum(values[..., p] * share for p, share in zip(self.pixels, self.shares, strict=True))
 
 
 class Axis(NamedTuple):
-    """Rows or columns of a raster, and how they are read."""
+    """The rows or columns of a raster, and the pixel size at which they are read."""
 
     native: int
-    """Pixels of the raster."""
+    """Number of pixels in the raster."""
     ratio: float
     """Native pixels in one that is read."""
 
     @property
     def length(self) -> int:
-        """Pixels that are read."""
+        """Number of pixels that are read."""
         return max(1, math.ceil(self.native / self.ratio - _TIE))
 
     def source(self, start: int, stop: int) -> tuple[int, int]:
-        """The native pixels that reading [start, stop) needs; may reach outside the raster."""
+        """Return the native pixels that reading [start, stop) needs; they may reach outside the raster."""
         margin = 0 if self.ratio >= 1 else 1  # a neighbour to interpolate with
         first = math.floor(start * self.ratio + _TIE) - margin
         return first, math.ceil(stop * self.ratio - _TIE) + margin
 
     def taps(self, start: int, stop: int) -> "Taps":
-        """Which native pixels make the pixels [start, stop) that are read, and their shares."""
+        """Return which native pixels make the pixels [start, stop) that are read, and their shares."""
         first, last = self.source(start, stop)
         read = np.arange(start, stop)
         if self.ratio >= 1:
+            # A coarse pixel covers at most ceil(ratio + 1) native ones, the outer two in part.
             below = np.floor(read * self.ratio + _TIE).astype(np.int64)
             native = below + np.arange(math.ceil(self.ratio + 1 - _TIE))[:, None]
             lower, upper = np.maximum(native, read * self.ratio), np.minimum(native + 1, (read + 1) * self.ratio)
@@ -83,12 +91,12 @@ class Axis(NamedTuple):
         return Taps(np.clip(native, first, last - 1) - first, shares.astype(np.float32))
 
     def nearest(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Indices into ``source(start, stop)`` of the native pixels under the centres of [start, stop)."""
+        """Return indices into ``source(start, stop)`` of the native pixels under the centres of [start, stop)."""
         first, _ = self.source(start, stop)
         return np.floor((np.arange(start, stop) + 0.5) * self.ratio + _TIE).astype(np.int64) - first
 
     def owned(self, start: int, stop: int) -> tuple[int, int]:
-        """The native pixels whose centres lie in [start, stop), inside the raster.
+        """Return the native pixels whose centres lie in [start, stop), inside the raster.
 
         Neighbouring ranges own neighbouring pixels, and all ranges together own the raster.
         """
@@ -100,21 +108,21 @@ class Axis(NamedTuple):
         return min(max(math.ceil(edge * self.ratio - 0.5 - _TIE), 0), self.native)
 
     def positions(self, start: int, stop: int) -> Floats:
-        """Where the centres of the native pixels [start, stop) lie, in read pixels: 0 is the first one's centre."""
+        """Return the centres of native pixels [start, stop) in pixels that are read: 0 is the first one's centre."""
         return (np.arange(start, stop) + 0.5) / self.ratio - 0.5
 
 
 def resample_image(
     image: NDArray[np.uint8], valid: NDArray[np.bool_], rows: Axis, cols: Axis, window: tuple[int, int, int, int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Resample native pixels to a window of what is read; only valid pixels have a say.
+    """Resample native pixels to a window of pixels that are read; nodata has no weight.
 
     Args:
         image: (3, h, w) native pixels that cover the sources of both axes.
         valid: (h, w).
-        rows: The rows.
-        cols: The columns.
-        window: First row, end row, first column, end column of what is read.
+        rows: Rows of the raster.
+        cols: Columns of the raster.
+        window: First row, end row, first column, end column of the pixels to return.
 
     Returns:
         (3, H, W) uint8, rounded half up, black where not valid, and (H, W) bool: at least half of the pixel is
@@ -125,6 +133,7 @@ def resample_image(
     mean = across.cols(down.rows(image * valid))
     if valid.all():
         return np.floor(mean + 0.5).astype(np.uint8), np.ones(mean.shape[1:], bool)
+    # A sum over valid pixels, divided by their weight: nodata is black and would darken the edges of an image.
     cover = across.cols(down.rows(valid.astype(np.float32)))
     kept = cover >= 0.5 - _TIE
     mean /= np.maximum(cover, 0.5 - _TIE)
@@ -132,7 +141,7 @@ def resample_image(
 
 
 def area_average(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Mean of every factor x factor square, rounded half up: (3, H, W) -> (3, H / factor, W / factor).
+    """Return the mean of every factor x factor square, rounded half up: (3, H, W) -> (3, H / factor, W / factor).
 
     Exact in 16 bits for factors up to MOST_AVERAGED.
     """
@@ -154,5 +163,8 @@ def area_average(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 
 
 def nearest(labels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Take the middle of every factor x factor square (its lower right middle if even): (H, W) -> smaller."""
+    """Take the middle of every factor x factor square (its lower right middle if even): (H, W) -> smaller.
+
+    Class indices cannot be averaged.
+    """
     return np.ascontiguousarray(labels[factor // 2 :: factor, factor // 2 :: factor])

@@ -25,11 +25,11 @@ _AT_ONCE = 5000
 
 
 class Ground:
-    """From pixels to coordinates and areas.
+    """Turns pixels into coordinates, and polygons into areas on the ground.
 
     Args:
-        grid: Of the map.
-        gsd_m: Ground size of its pixels in metres, for a grid that does not say it.
+        grid: The grid of the map.
+        gsd_m: Ground size of its pixels in metres, for a grid that does not state it.
     """
 
     def __init__(self, grid: Grid, gsd_m: float | None = None) -> None:
@@ -42,7 +42,7 @@ class Ground:
 
     @property
     def measures(self) -> bool:
-        """Whether areas are known: of a grid without a CRS, or in coordinates of nowhere, only where told."""
+        """Return whether areas are known: without a CRS, or in local coordinates, only where ``gsd_m`` is given."""
         return self._on_earth or self.gsd_m is not None
 
     @property
@@ -50,12 +50,12 @@ class Ground:
         return self.crs is not None and (self.crs.is_projected or self.crs.is_geographic)
 
     def place(self, shapes: Any) -> Any:
-        """Coordinates of the CRS instead of pixels."""
+        """Return shapes in coordinates of the CRS instead of pixels."""
         matrix = self.grid.matrix
         return shapely.transform(shapes, lambda p: (matrix @ np.stack([p[:, 0], p[:, 1], np.ones(len(p))]))[:2].T)
 
     def areas_m2(self, placed: Any) -> NDArray[np.float64]:
-        """Areas on the ground; NaN where unknown."""
+        """Return areas on the ground; NaN where unknown."""
         if not self._on_earth or self.crs is None:
             pixel = abs(np.linalg.det(self.grid.matrix[:2, :2]))
             return np.asarray(shapely.area(placed)) / pixel * (np.nan if self.gsd_m is None else self.gsd_m) ** 2
@@ -88,7 +88,7 @@ class PolygonWriter:
     Args:
         file: Where to write; the caller gives it its final name.
         suffix: One of ``FORMATS``.
-        ground: Of the map.
+        ground: The ground of the map.
         names: Class id -> name.
         min_area_m2: Smaller polygons are left out.
     """
@@ -96,7 +96,7 @@ class PolygonWriter:
     def __init__(self, file: Path, suffix: str, ground: Ground, names: Mapping[int, str], min_area_m2: float) -> None:
         self.ground, self.names, self.min_area_m2 = ground, names, min_area_m2
         if min_area_m2 > 0 and not self.ground.measures:
-            raise ConfigError("the image has no CRS, so areas in m2 are unknown; leave out --min_area")
+            raise ConfigError("the image has no CRS, so areas in m2 are unknown; leave out --min-area")
         kinds: dict[str, Callable[[Path, Ground], _Format]] = {
             ".gpkg": _GeoPackage,
             ".parquet": _GeoParquet,
@@ -115,7 +115,7 @@ class PolygonWriter:
         self._format.close()
 
     def add(self, polygon: ClassPolygon) -> None:
-        """Write one, now or soon."""
+        """Write a polygon, at once or with those that follow."""
         self._held.append(polygon)
         if len(self._held) >= _AT_ONCE:
             self._flush()
@@ -209,11 +209,11 @@ class _GeoParquet:
 
 
 def check_vector(file: Path, grid: Grid, gsd_m: float | None, min_area_m2: float, simplify_m: float) -> None:
-    """Raise ConfigError unless polygons of this grid, or with this ground size, can be written so."""
+    """Raise ConfigError unless polygons of this grid can be written to this file, simplified and sorted by area so."""
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(f"{file}: polygons are written as {', '.join(FORMATS)}; give a name that ends so")
-    unknown = "nobody knows how many metres a pixel of the image has; add --gsd_m, or leave out"
+    unknown = "the ground size of the image's pixels is unknown; add --gsd-m METRES, or leave out"
     if simplify_m > 0 and (grid.source_gsd_m or gsd_m) is None:
         raise ConfigError(f"{unknown} --simplify")
     if min_area_m2 > 0 and not Ground(grid, gsd_m).measures:
-        raise ConfigError(f"{unknown} --min_area")
+        raise ConfigError(f"{unknown} --min-area")

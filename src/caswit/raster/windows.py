@@ -1,4 +1,4 @@
-"""Windows, tiles and blocks: arithmetic on integer pixels that needs no file.
+"""Windows, tiles and blocks: integer arithmetic that needs no file.
 
 Order is always (row, col) and (height, width). Windows are half-open and may reach outside their raster.
 """
@@ -18,30 +18,26 @@ class Window(NamedTuple):
     width: int
 
     def grown(self, margin_px: int) -> "Window":
-        """The window with ``margin_px`` more pixels on each of its four sides."""
-        return Window(
-            self.row - margin_px,
-            self.col - margin_px,
-            self.height + 2 * margin_px,
-            self.width + 2 * margin_px,
-        )
+        """Return the window with ``margin_px`` more pixels on each of its four sides."""
+        row, col, height, width = self
+        return Window(row - margin_px, col - margin_px, height + 2 * margin_px, width + 2 * margin_px)
 
     def clipped(self, height: int, width: int) -> "Window":
-        """The part inside a raster of this size; its sides are 0 where nothing is inside."""
+        """Return the part inside a raster of this size; its sides are 0 where nothing is inside."""
         top, left = min(max(self.row, 0), height), min(max(self.col, 0), width)
         bottom = min(max(self.row + self.height, top), height)
         right = min(max(self.col + self.width, left), width)
         return Window(top, left, bottom - top, right - left)
 
     def common(self, other: "Window") -> "Window":
-        """What both cover; its sides are 0 where that is nothing."""
+        """Return the part that both cover; its sides are 0 where they share nothing."""
         top, left = max(self.row, other.row), max(self.col, other.col)
         bottom = max(top, min(self.row + self.height, other.row + other.height))
         right = max(left, min(self.col + self.width, other.col + other.width))
         return Window(top, left, bottom - top, right - left)
 
     def inside(self, outer: "Window") -> tuple[slice, slice]:
-        """Row and column slices that cut this window out of an array covering ``outer``."""
+        """Return the row and column slices that cut this window out of an array covering ``outer``."""
         row, col = self.row - outer.row, self.col - outer.col
         assert 0 <= row <= row + self.height <= outer.height, (self, outer)
         assert 0 <= col <= col + self.width <= outer.width, (self, outer)
@@ -49,14 +45,14 @@ class Window(NamedTuple):
 
 
 def bounds(windows: Sequence[Window]) -> Window:
-    """The smallest window that holds all of these."""
+    """Return the smallest window that holds all of these."""
     top, left = min(w.row for w in windows), min(w.col for w in windows)
     bottom, right = max(w.row + w.height for w in windows), max(w.col + w.width for w in windows)
     return Window(top, left, bottom - top, right - left)
 
 
 class Tile(NamedTuple):
-    """What is predicted at once, and the part of it that is kept."""
+    """A window that is predicted at once, and the part of it whose prediction is kept."""
 
     window: Window
     """Square, tile_px on a side; reaches outside a raster smaller than that."""
@@ -68,7 +64,7 @@ class Block(NamedTuple):
     """Tiles that are read, predicted and stored as one unit."""
 
     window: Window
-    """The union of what its tiles own."""
+    """The union of the parts its tiles own."""
     tiles: tuple[Tile, ...]
     """Its tiles, row by row; with a halo, those of its neighbours that reach into it too."""
 
@@ -87,7 +83,7 @@ class Span(NamedTuple):
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along one axis so that they cover [0, length); the last one ends at its end."""
+    """Return where tiles begin along one axis so that they cover [0, length); the last one ends at its end."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, tile - overlap), length - tile]
@@ -95,7 +91,8 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
 @lru_cache(maxsize=8)
 def spans(length: int, tile: int, overlap: int) -> tuple[Span, ...]:
-    """Tiles along one axis; neighbours meet in the middle of what they share."""
+    """Return the tiles along one axis; neighbours meet in the middle of their overlap."""
+    # Both sides of the overlap are equally far from a tile's edge, where predictions are worst, if they meet halfway.
     begins = starts(length, tile, overlap)
     meets = [(left + tile + right + 1) // 2 for left, right in pairwise(begins)]
     edges = [0, *meets, length]
@@ -103,14 +100,14 @@ def spans(length: int, tile: int, overlap: int) -> tuple[Span, ...]:
 
 
 def tile_grid(height: int, width: int, tile_px: int, overlap_px: int) -> list[Tile]:
-    """Tiles of a raster, row by row. Their owned parts cover every pixel exactly once."""
+    """Return the tiles of a raster, row by row. Their owned parts cover every pixel exactly once."""
     assert 0 <= overlap_px < tile_px, (overlap_px, tile_px)
     rows, cols = spans(height, tile_px, overlap_px), spans(width, tile_px, overlap_px)
     return [_tile(r, c, tile_px) for r in rows for c in cols]
 
 
 def owner(height: int, width: int, tile_px: int, overlap_px: int, row: int, col: int) -> Tile:
-    """The tile of ``tile_grid`` that owns a pixel of the raster."""
+    """Return the tile of ``tile_grid`` that owns a pixel of the raster."""
     assert 0 <= row < height, (row, height)
     assert 0 <= col < width, (col, width)
     rows, cols = spans(height, tile_px, overlap_px), spans(width, tile_px, overlap_px)
@@ -118,7 +115,7 @@ def owner(height: int, width: int, tile_px: int, overlap_px: int, row: int, col:
 
 
 def block_windows(height: int, width: int, tile_px: int, overlap_px: int, block_px: int) -> Iterator[Window]:
-    """Windows of about ``block_px`` on a side, row by row; each is what some tiles of ``tile_grid`` own together.
+    """Yield windows of about ``block_px`` on a side, row by row; some tiles of ``tile_grid`` own each together.
 
     Blocks are made of whole tiles, so their size changes what is in memory and never the result.
     """
@@ -130,7 +127,7 @@ def block_windows(height: int, width: int, tile_px: int, overlap_px: int, block_
 
 
 def block_at(window: Window, height: int, width: int, tile_px: int, overlap_px: int, *, halo: bool) -> Block:
-    """The block with one of ``block_windows``; with a halo, it has every tile that has a pixel in the window."""
+    """Return the block of one of ``block_windows``; with a halo, with every tile that has a pixel in the window."""
     rows = _spans_in(window.row, window.row + window.height, height, tile_px, overlap_px, halo)
     cols = _spans_in(window.col, window.col + window.width, width, tile_px, overlap_px, halo)
     return Block(window, tuple(_tile(r, c, tile_px) for r in rows for c in cols))
@@ -157,7 +154,7 @@ def _owning(along: Sequence[Span], at: int) -> Span:
 
 
 def area_tiles(areas: Sequence[Window], tile_px: int) -> list[Tile]:
-    """The tiles without overlap of each of some rectangles, which own that rectangle's pixels only."""
+    """Cut each rectangle into tiles without overlap, which own pixels of that rectangle only."""
     tiles = []
     for area in areas:
         for tile in tile_grid(area.height, area.width, tile_px, 0):
@@ -167,7 +164,7 @@ def area_tiles(areas: Sequence[Window], tile_px: int) -> list[Tile]:
 
 
 def area_blocks(areas: Sequence[Window], tile_px: int, block_px: int) -> Iterator[Block]:
-    """The same tiles as ``area_tiles``, those within a square of ``block_px`` together.
+    """Yield the tiles of ``area_tiles`` in blocks: those within a square of ``block_px`` together.
 
     A block's window may hold pixels that none of its tiles owns.
     """
@@ -189,7 +186,7 @@ def _chunks(items: Sequence[Span], count: int) -> Iterator[Sequence[Span]]:
 
 
 def slice_middle(length: int, factor: int) -> slice:
-    """Where the tile lies along one side of its averaged context."""
+    """Return where the tile lies along one side of its averaged context."""
     inner = length // factor
     first = (length - inner) // 2
     return slice(first, first + inner)

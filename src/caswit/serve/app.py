@@ -5,7 +5,6 @@ Addresses name views and layers by keys that the server made, never by paths, so
 
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from importlib.metadata import distribution
 from io import BytesIO
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from cachetools import LRUCache, cached
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image as Pillow
@@ -154,20 +154,13 @@ def min_zoom(layer: Layer) -> int:
 def _tile_drawer() -> Callable[[Layer, int, int, int], tuple[bytes, str]]:
     """Return a function that draws a tile, or finds it among those drawn lately."""
     readers = threading.BoundedSemaphore(READERS)
-    kept: OrderedDict[tuple[str, int, int, int, int], tuple[bytes, str]] = OrderedDict()
 
+    # The revision makes tiles of a changed raster miss; they are dropped like all others, the oldest first.
+    @cached(LRUCache(KEPT_TILES), key=lambda layer, *place: (layer.key, layer.revision, *place), lock=threading.Lock())
     def draw(layer: Layer, zoom: int, col: int, row: int) -> tuple[bytes, str]:
-        # The revision makes tiles of a changed raster miss; they are dropped like all others, the oldest first.
-        place = layer.key, layer.revision, zoom, col, row
-        if (drawn := kept.get(place)) is not None:
-            return drawn
         side = TILE_PX * 2 ** (max_zoom(layer) - zoom)
         with readers:
-            drawn = _encoded(layer.picture(Window(row * side, col * side, side, side), TILE_PX, TILE_PX))
-            kept[place] = drawn
-            if len(kept) > KEPT_TILES:
-                kept.popitem(last=False)
-        return drawn
+            return _encoded(layer.picture(Window(row * side, col * side, side, side), TILE_PX, TILE_PX))
 
     return draw
 

@@ -16,7 +16,7 @@ from caswit.data.dataset import Dataset, load_dataset
 from caswit.errors import CaswitError, DataError
 from caswit.mapping.partial_map import SUFFIX, PartsSource, read_journal
 from caswit.raster.georef import Grid
-from caswit.raster.overviews import About, Pyramid
+from caswit.raster.overviews import Overviews, RasterInfo
 from caswit.serve.layers import Kind, Layer, error_layer, raster_layer
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Collection:
     where: Path
     table: ClassTable | None = None
     bands: tuple[int, int, int] = (1, 2, 3)
-    _pyramids: dict[Path, tuple[int, Pyramid]] = field(default_factory=dict)
+    _pyramids: dict[Path, tuple[int, Overviews]] = field(default_factory=dict)
     _views: dict[str, View] = field(default_factory=dict)
     _listed_s: float = -_FRESH_S
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -74,7 +74,7 @@ class Collection:
         self.only = None if self.where.is_dir() else self.where.resolve()
         self.root = (self.where if self.only is None else self.where.parent).resolve()
         if self.only is not None:
-            Pyramid(self.only).close()
+            Overviews(self.only).close()
 
     def views(self, *, refresh: bool = False) -> Mapping[str, View]:
         """Return every view by its key.
@@ -95,11 +95,11 @@ class Collection:
         datasets = list(self._datasets())
         labels = {s.label.resolve(): (s.image.resolve(), d) for d in datasets for s in d.scenes if s.label is not None}
         # A dataset that lists a label wins over what the raster looks like: it may have three bands, or any name.
-        images = {p: pyramid for p, pyramid in rasters.items() if p not in labels and _is_image(pyramid.about)}
-        overlays: dict[Path, list[tuple[Path, Pyramid]]] = {image: [] for image in images}
+        images = {p: pyramid for p, pyramid in rasters.items() if p not in labels and _is_image(pyramid.info)}
+        overlays: dict[Path, list[tuple[Path, Overviews]]] = {image: [] for image in images}
         for path, pyramid in rasters.items():
-            if path in labels or (path not in images and _is_classes(pyramid.about)):
-                image = labels[path][0] if path in labels else _image_of(path, pyramid.about, images)
+            if path in labels or (path not in images and _is_classes(pyramid.info)):
+                image = labels[path][0] if path in labels else _image_of(path, pyramid.info, images)
                 if image in overlays:
                     overlays[image].append((path, pyramid))
         journals = [f for f in sorted(self.root.rglob(f"*{SUFFIX}")) if f.is_dir() and self._inside(f)]
@@ -110,18 +110,18 @@ class Collection:
     def _view(
         self,
         path: Path,
-        pyramid: Pyramid,
-        belonging: Sequence[tuple[Path, Pyramid]],
+        pyramid: Overviews,
+        belonging: Sequence[tuple[Path, Overviews]],
         labels: Mapping[Path, Labelled],
         journals: Sequence[Path],
     ) -> View:
-        about = pyramid.about
+        about = pyramid.info
         bands = self.bands if about.bands >= max(self.bands) else (1, 2, 3)
         image = raster_layer("image", str(path.relative_to(self.root)), pyramid, bands=bands)
         overlays = []
         for file, raster in belonging:
-            kind = _kind(file, raster.about, file in labels)
-            table = labels[file][1].classes.classes if file in labels else self._classes(raster.about)
+            kind = _kind(file, raster.info, file in labels)
+            table = labels[file][1].classes.classes if file in labels else self._classes(raster.info)
             classes = table if kind != "confidence" else ()
             overlays.append(raster_layer(kind, str(file.relative_to(self.root)), raster, classes=classes))
         overlays += self._partial_maps(path, about.grid, journals, {layer.path for layer in overlays})
@@ -149,7 +149,7 @@ class Collection:
                 done=journal.done,
             )
 
-    def _classes(self, about: About) -> tuple[LandClass, ...]:
+    def _classes(self, about: RasterInfo) -> tuple[LandClass, ...]:
         """Return the legend of a map, from its tags and palette or else the model's."""
         names = {int(k[6:]): v for k, v in about.tags.items() if k.startswith("CLASS_") and k[6:].isdigit()}
         if not names and self.table is not None:
@@ -179,18 +179,18 @@ class Collection:
     def _inside(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.root)
 
-    def _open(self, path: Path) -> Pyramid | None:
+    def _open(self, path: Path) -> Overviews | None:
         """Open a raster, again if its file has changed; None if it cannot be shown."""
         try:
             # An open handle goes on reading a file that was replaced, as `predict` does when a map is finished.
             changed = path.stat().st_mtime_ns
             if path in self._pyramids and self._pyramids[path][0] == changed:
                 return self._pyramids[path][1]
-            pyramid = Pyramid(path)
+            pyramid = Overviews(path)
         except (CaswitError, OSError) as error:
             log.info("not shown: %s", error)
             return None
-        if not all(self._inside(file) for file in pyramid.about.files):
+        if not all(self._inside(file) for file in pyramid.info.files):
             log.warning("not shown: %s is made of files outside %s", path, self.root)
             pyramid.close()
             return None
@@ -207,10 +207,10 @@ class Collection:
                 log.warning("labels are not shown: %s", error)
 
 
-def _image_of(path: Path, about: About, images: Mapping[Path, Pyramid]) -> Path | None:
+def _image_of(path: Path, about: RasterInfo, images: Mapping[Path, Overviews]) -> Path | None:
     """Return the image that a map belongs to; None if no rule leaves exactly one."""
-    same_size = [image for image, pyramid in images.items() if pyramid.about.grid[:2] == about.grid[:2]]
-    same_grid = [image for image in same_size if images[image].about.grid.same_place(about.grid)]
+    same_size = [image for image, pyramid in images.items() if pyramid.info.grid[:2] == about.grid[:2]]
+    same_grid = [image for image in same_size if images[image].info.grid.same_place(about.grid)]
     if name := about.tags.get("CASWIT_IMAGE"):
         named = [image for image in same_size if image.name == name]
     else:
@@ -227,16 +227,16 @@ def _image_of(path: Path, about: About, images: Mapping[Path, Pyramid]) -> Path 
     return next((candidates[0] for candidates in rules if len(candidates) == 1), None)
 
 
-def _is_image(about: About) -> bool:
+def _is_image(about: RasterInfo) -> bool:
     return about.bands - about.alpha >= 3 and about.dtype == "uint8"
 
 
-def _is_classes(about: About) -> bool:
+def _is_classes(about: RasterInfo) -> bool:
     """Whether a raster can be a map, labels or a confidence: a single band of small whole numbers."""
     return about.bands - about.alpha == 1 and about.dtype in ("uint8", "uint16", "int16")
 
 
-def _kind(path: Path, about: About, is_label: bool) -> Kind:
+def _kind(path: Path, about: RasterInfo, is_label: bool) -> Kind:
     if is_label or path.stem.endswith(("_label", "_truth", "_mask")):
         return "truth"
     if "confidence" in about.description.lower() or path.stem.endswith("confidence"):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from caswit.data.classes import LandClass
 from caswit.explain.figure import ramp_colours
 from caswit.raster.georef import Grid
-from caswit.raster.overviews import Pyramid
+from caswit.raster.overviews import Overviews
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Window
 from caswit.viz.pictures import WRONG_COLOUR
@@ -135,10 +135,10 @@ class Layer:
 
 
 def raster_layer(
-    kind: Kind, title: str, pyramid: Pyramid, *, classes: tuple[LandClass, ...] = (), bands: tuple[int, ...] = (1,)
+    kind: Kind, title: str, pyramid: Overviews, *, classes: tuple[LandClass, ...] = (), bands: tuple[int, ...] = (1,)
 ) -> Layer:
     """Make a layer of a raster."""
-    about = pyramid.about
+    about = pyramid.info
     return Layer(
         kind=kind,
         title=title,

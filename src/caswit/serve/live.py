@@ -5,11 +5,11 @@ pixel of an image, stage and head it would be larger than the image by orders of
 """
 
 import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from caswit.config import ComputeConfig
@@ -38,7 +38,7 @@ class LiveModel:
         self.model = classifier(self.loaded, settings)
         self.tile_px = self.loaded.info.tile.tile_px
         self._busy = threading.Lock()
-        self._tiles: OrderedDict[tuple[Path, Window], NDArray[np.float32]] = OrderedDict()
+        self._tiles: LRUCache[tuple[Path, Window], NDArray[np.float32]] = LRUCache(_KEPT_TILES)
 
     @property
     def explains(self) -> bool:
@@ -92,8 +92,6 @@ class LiveModel:
         if place not in self._tiles:
             region = scene.region(context_window(tile.window, self.model.context_factor))
             self._tiles[place] = self.model.logits(region, [tile])[0].softmax(0).cpu().numpy()
-            if len(self._tiles) > _KEPT_TILES:
-                self._tiles.popitem(last=False)
         return self._tiles[place]
 
     def _scene(self, image: Path) -> SceneReader:

@@ -8,7 +8,7 @@ from caswit.data.sources.found import Found
 
 
 def read_source(source: SourceConfig) -> Found:
-    """The scenes of a source, and a line for everything that is missing or broken."""
+    """Return the scenes of a source, and a line for everything that is missing or broken."""
     match source:
         case FlairHubSource():
             return flair_hub.find(source)

@@ -1,6 +1,7 @@
 """FLAIR-HUB as downloaded: each region (ROI) is one virtual mosaic of its patches, which are the areas to tile.
 
-A scene is what one region has of one split. Patches are placed by their geotransforms: their names say nothing of it.
+A scene is the patches of one split in one region; its context reaches into neighbouring patches. Patches are placed by
+their geotransforms: their names do not tell where they lie.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ _NO_LABEL = 255
 
 
 def find(source: FlairHubSource) -> Found:
-    """The scenes of all splits, region by region.
+    """Return the scenes of all splits, region by region.
 
     Raises:
         DataError: The folder holds no FLAIR-HUB, or no splits.
@@ -62,9 +63,9 @@ class _Tree:
         self.images: dict[str, Header] = {}
         """Whole images by path."""
         self.windows: dict[str, Window] = {}
-        """Where they lie on the grid of their region."""
+        """Their pixels on the grid of their region."""
         self.origins: dict[str, Affine] = {}
-        """By region."""
+        """Transform of the grid by region."""
         self.regions: dict[str, list[str]] = {}
         """Images by region."""
         self.broken: list[str] = []
@@ -86,7 +87,7 @@ class _Tree:
                 self.regions.setdefault(_region(path), []).append(path)
 
     def check(self, patch: Listed) -> bool:
-        """Whether a listed patch has an image and a label that fit each other; says what is wrong if not."""
+        """Return whether a listed patch has an image and a label that fit each other; note what is wrong if not."""
         wrong = self._wrong(patch)
         if wrong:
             self.broken.append(wrong)
@@ -102,7 +103,7 @@ class _Tree:
         if isinstance(label, str):
             return label
         if isinstance(image, str) or patch.image not in self.images:
-            return None  # said already
+            return None  # noted already
         if label[:2] != image[:2]:
             return f"{label_path}: is {label.height} x {label.width}, its image is {image.height} x {image.width}"
         if label[2:4] != (1, "uint8"):
@@ -129,7 +130,7 @@ class _Tree:
                     self.windows[path] = window
 
     def _grid(self, paths: Sequence[str]) -> tuple[str, dict[str, Window | None]]:
-        """The first patch on whose grid half of them lie, and their windows on it: the very first may be off."""
+        """Return the first patch on whose grid half of them lie, and their windows on it: the very first may be off."""
         for first in paths:
             windows = {path: self._on_grid(path, first) for path in paths}
             if 2 * sum(map(bool, windows.values())) >= len(paths):
@@ -145,14 +146,14 @@ class _Tree:
         return place(header.transform, origin.transform, header.height, header.width)
 
     def part(self, path: str, window: Window) -> Part:
-        """A file of a mosaic."""
+        """Return a file of a mosaic."""
         return Part(str((self.root / path).absolute()), window)
 
 
 def _scene(
     tree: _Tree, region: str, split: str, patches: Sequence[Listed], mosaics: Mosaics, *, same_split: bool
 ) -> Scene:
-    """Image and label mosaic of what a region has of a split, on one grid."""
+    """Write image and label mosaic of a region's patches of one split, on one grid, and return their scene."""
     shown = [p.image for p in patches] if same_split else [p for p in tree.regions[region] if p in tree.windows]
     header = tree.images[shown[0]]
     crs = header.crs or _crs(tree.root / shown[0])
@@ -162,7 +163,6 @@ def _scene(
     flat = region.replace("/", "_")
     name = f"{flat}_{split}" if same_split else flat
     label_name = f"{flat}_{split}_label"
-    # GDAL calls the fourth band of four alpha unless it is told otherwise; here it is near infrared.
     image = mosaics.write(name, parts, size, bands=header.bands, transform=transform, crs=crs, filled=True)
     label = mosaics.write(label_name, labels, size, bands=1, transform=transform, crs=crs, nodata=_NO_LABEL)
     areas = tuple(sorted(windows[p.image] for p in patches))
@@ -170,7 +170,7 @@ def _scene(
 
 
 def _region(image: str) -> str:
-    """DOMAIN/ROI of an image path."""
+    """Return DOMAIN/ROI of an image path."""
     folder, roi, _ = image.split("/")
     return f"{folder.removesuffix('_' + IMAGES)}/{roi}"
 
@@ -192,5 +192,5 @@ def _kind(kind: tuple[int, int, int, str] | None) -> str:
 
 
 def _digest(listed: Sequence[Listed]) -> str:
-    """Tells one set of splits from another: their mosaics must not overwrite each other."""
+    """Tell one set of splits from another: their mosaics must not overwrite each other."""
     return hashlib.sha256("\n".join(f"{p.image} {p.split}" for p in listed).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Which patches of FLAIR-HUB belong to which split: from its GeoPackage or its CSV files."""
+"""Read which patches of FLAIR-HUB belong to which split, from its GeoPackage or its CSV files."""
 
 import csv
 import re
@@ -26,10 +26,10 @@ class Listed(NamedTuple):
 
 
 def read_splits(splits: str | Mapping[str, str] | None, root: Path) -> list[Listed]:
-    """The patches of all splits, as ``splits`` says or as is found in ``root``.
+    """Return the patches of all splits, from the files named or else from those found in ``root``.
 
     Raises:
-        DataError: There is no such file, or it has not the columns.
+        DataError: A file or one of its columns is missing.
     """
     if splits is None:
         splits = _look_for(root)
@@ -55,7 +55,7 @@ def _look_for(root: Path) -> str | dict[str, str]:
 
 
 def _from_geopackage(file: Path, root: Path) -> Iterable[Listed]:
-    """Patches of the domains that are in ``root``: nobody needs to download all 74."""
+    """Yield the patches of the domains that are in ``root``: a few of the 74 are enough to train."""
     import pyogrio  # comes with caswit[train]
 
     if not file.is_file():
@@ -96,5 +96,5 @@ def _from_csv(file: Path, split: str) -> Iterable[Listed]:
 
 
 def _rerooted(path: str) -> str:
-    """DOMAIN_MODALITY/ROI/PATCH.tif, whatever folder stands before it."""
+    """Return DOMAIN_MODALITY/ROI/PATCH.tif, whatever folder stands before it."""
     return str(PurePosixPath(*PurePosixPath(path.replace("\\", "/")).parts[-3:]))

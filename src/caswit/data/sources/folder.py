@@ -24,7 +24,7 @@ class _Pair(NamedTuple):
 
 
 def find(source: FolderSource) -> Found:
-    """One scene per image; those without a mask are unlabelled.
+    """Return one scene per image; those without a mask are unlabelled.
 
     Raises:
         DataError: There are no images, or two masks have one image.
@@ -76,7 +76,7 @@ def _pairs(source: FolderSource, root: Path) -> Iterator[_Pair]:
 
 
 def _beside(source: FolderSource, root: Path) -> Iterator[_Pair]:
-    """Masks lie beside their images, in the root or in a folder for each split."""
+    """Yield folders in which masks lie beside their images: the root, or one folder for each split."""
     for folder in sorted(f for f in root.iterdir() if f.is_dir()):
         yield _Pair(folder, folder, folder.name)
     yield _Pair(root, root, source.split)

@@ -1,4 +1,4 @@
-"""What a source finds, and where it keeps what it makes of it."""
+"""The scenes a source finds, and the cache of mosaics it writes for them."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ class Found(NamedTuple):
 
 
 def source_cache(kind: str, root: Path) -> Path:
-    """Folder for the index and the mosaics of a source."""
+    """Return the folder for the index and the mosaics of a source."""
     place = str(root.resolve())
     return cache_folder() / kind / hashlib.sha256(place.encode()).hexdigest()[:12]
 
@@ -28,7 +28,7 @@ class Mosaics:
     """Writes the mosaics of a source, each only where it differs from what was written before.
 
     Args:
-        folder: Where to.
+        folder: Folder to write them to.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +53,7 @@ class Mosaics:
         nodata: int | None = None,
         filled: bool = False,
     ) -> Path:
-        """The path of a mosaic as ``mosaic_xml`` describes it."""
+        """Write a mosaic as ``mosaic_xml`` describes it, and return its path."""
         path = self.folder / f"{name}.vrt"
         digest = hashlib.sha256(repr((*parts, size, bands, transform, crs, nodata, filled)).encode()).hexdigest()
         if self._digests.get(name) != digest or not path.exists():
@@ -65,6 +65,6 @@ class Mosaics:
         return path
 
     def close(self) -> None:
-        """Remember what was written."""
+        """Record what was written."""
         if self._changed:
             atomic_write_bytes(self._digests_file, json.dumps(self._digests).encode())

@@ -19,7 +19,7 @@ _AT_ONCE = 16
 """Threads that read headers; most of the time they wait for the disk."""
 _CHUNK = 256
 _QUIET_BELOW = 2000
-"""Fewer headers than this are read without a word."""
+"""Fewer headers than this are read without showing progress."""
 
 
 class File(NamedTuple):
@@ -32,11 +32,11 @@ class File(NamedTuple):
 
 
 Found = Header | str
-"""A header, or what is wrong with the file."""
+"""A header, or a line about what is wrong with the file."""
 
 
 def list_files(root: Path, folders: Sequence[str], suffix: str = ".tif") -> list[File]:
-    """All files with a suffix below some folders of ``root``, sorted by path."""
+    """List all files with a suffix below some folders of ``root``, sorted by path."""
     return sorted(file for folder in folders for file in _walk(root, folder, suffix))
 
 
@@ -51,11 +51,11 @@ def _walk(root: Path, folder: str, suffix: str) -> Iterator[File]:
 
 
 def read_headers(root: Path, files: Sequence[File], cache: Path) -> dict[str, Found]:
-    """The header of every file by its relative path, from the cache where size and time of change are the same.
+    """Return the header of every file by its relative path, from the cache where size and time of change are the same.
 
     Args:
         root: Folder the paths are relative to.
-        files: What is there now.
+        files: The files that are there now.
         cache: File to keep the headers in.
     """
     known = _load(cache)
@@ -80,7 +80,7 @@ def _read(root: Path, file: File) -> Found:
 
 
 def _save(cache: Path, files: Sequence[File], found: dict[str, Found]) -> None:
-    """One array per column: half a million rows load in a second."""
+    """Write one array per column: half a million rows load in a second."""
     entries = [found[f.path] for f in files]
     headers = [e if isinstance(e, Header) else Header(0, 0, 0, "", None, "") for e in entries]
     nowhere = (np.nan,) * 6
@@ -101,7 +101,7 @@ def _save(cache: Path, files: Sequence[File], found: dict[str, Found]) -> None:
 
 
 def _load(cache: Path) -> dict[str, tuple[File, Found]]:
-    """What ``_save`` wrote; nothing where there is none, or it is of another version or broken."""
+    """Read what ``_save`` wrote; nothing where the cache is missing, broken or of another version."""
     try:
         with np.load(cache) as columns:
             if columns["version"] != _VERSION:

@@ -19,7 +19,7 @@ Kilometre = tuple[int, int]
 
 
 def find(source: SwissimageSource) -> Found:
-    """One unlabelled scene for each group of kilometres that touch.
+    """Return one unlabelled scene for each group of kilometres that touch.
 
     Raises:
         DataError: There is no file named as swisstopo names them.
@@ -65,7 +65,7 @@ def find(source: SwissimageSource) -> Found:
 
 
 class _Placed(NamedTuple):
-    """What places a file in a mosaic."""
+    """Size and place of a file."""
 
     height: int
     width: int
@@ -73,7 +73,7 @@ class _Placed(NamedTuple):
 
 
 def _groups(kilometres: Iterable[Kilometre]) -> Iterator[list[Kilometre]]:
-    """Kilometres that touch, corners included, sorted."""
+    """Yield groups of kilometres that touch, corners included, sorted."""
     left = set(kilometres)
     while left:
         group, edge = [], [min(left)]

@@ -1,7 +1,9 @@
-"""URUR: read from the tiled GeoTIFFs that ``caswit prepare urur`` makes of its PNG files."""
+"""URUR: pictures of 5120 px as PNG, which ``caswit prepare urur`` turns into tiled GeoTIFFs; scenes are made of those.
+
+Of a PNG no part can be read without all that lies above it, so a tile would cost as much as the whole picture.
+"""
 
 import logging
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -17,18 +19,20 @@ from caswit.raster.reader import Raster, UInt8, write_raster
 from caswit.raster.tiff_header import read_header
 from caswit.raster.windows import Window
 
+log = logging.getLogger(__name__)
+
 SPLITS = ("train", "val", "test")
 TILED = "tiled"
-"""Folder of the GeoTIFFs, in the root."""
+"""Name of the folder of the GeoTIFFs in the root."""
 
 
 def tiled_path(root: Path, png: Path) -> Path:
-    """Where the GeoTIFF of a PNG lies."""
+    """Return the path of the GeoTIFF made of a PNG."""
     return root / TILED / png.relative_to(root).with_suffix(".tif")
 
 
 def pictures(root: Path) -> list[tuple[str, Path, Path]]:
-    """Split, image and label of all pairs that there should be, by name; a label may be missing.
+    """List split, image and label of every picture, sorted by name; the label may be missing.
 
     Raises:
         DataError: No split is there.
@@ -46,7 +50,7 @@ def pictures(root: Path) -> list[tuple[str, Path, Path]]:
 
 
 def find(source: UrurSource) -> Found:
-    """One scene per picture.
+    """Return one scene per picture.
 
     Raises:
         DataError: Pictures are missing, or have not been prepared.
@@ -68,9 +72,6 @@ def find(source: UrurSource) -> Found:
             f"rest; make GeoTIFFs of them, or go on with it: caswit prepare urur {root}"
         )
     return Found(tuple(scenes), tuple(broken))
-
-
-log = logging.getLogger(__name__)
 
 
 def prepare_urur(root: Path, *, workers: int = 2, skip_broken: bool = False) -> Path:
@@ -122,7 +123,11 @@ def _is_done(root: Path, png: Path) -> bool:
 def _prepare(root: Path, image: Path, label: Path) -> None:
     if not label.exists():
         raise DataError(f"{label}: no such label, {image} has none")
-    pixels, ids = _read(image, _image), _read(label, _ids)
+    with Raster(image) as raster:
+        raster.check_image((1, 2, 3))
+        pixels, _ = raster.read_image(_whole(raster))
+    with Raster(label) as raster:
+        ids = _ids(raster)[None]
     if pixels.shape[1:] != ids.shape[1:]:
         sizes = [f"{a.shape[1]} x {a.shape[2]}" for a in (ids, pixels)]
         raise DataError(f"{label}: the label is {sizes[0]}, its image {image} is {sizes[1]}")
@@ -131,27 +136,19 @@ def _prepare(root: Path, image: Path, label: Path) -> None:
         tif.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(tif) as partial:
             write_raster(partial, array)
-            read_header(partial)  # GDAL keeps a full disk to itself
+            read_header(partial)  # GDAL reports no full disk; a header that points beyond the end does
 
 
-def _read(png: Path, what: Callable[[Raster, Window], UInt8]) -> UInt8:
-    with Raster(png) as raster:
-        return what(raster, Window(0, 0, raster.height, raster.width))
+def _whole(raster: Raster) -> Window:
+    return Window(0, 0, raster.height, raster.width)
 
 
-def _image(raster: Raster, whole: Window) -> UInt8:
-    raster.check_image((1, 2, 3))
-    return raster.read_image(whole)[0]
-
-
-def _ids(raster: Raster, whole: Window) -> UInt8:
-    """Ids (1, H, W) of a label that holds ids or the official colours."""
-    if raster.count >= 3:
-        values, _ = ColorLabel(raster).read(whole)
-        return URUR_CLASSES.ids[URUR_CLASSES.color_indices(values, raster.path)][None]
-    values = raster.read_band(whole, fill=0)
-    try:
-        return URUR_CLASSES.ids[URUR_CLASSES.indices(values, raster.path)][None]
-    except UnknownLabelError:
-        palette = ColorLabel(raster)  # ids that make no sense may stand for colours
-        return URUR_CLASSES.ids[URUR_CLASSES.color_indices(palette.read(whole)[0], raster.path)][None]
+def _ids(label: Raster) -> UInt8:
+    """Return the class ids (H, W) of a label that holds ids or the official colours."""
+    if label.count < 3:
+        try:
+            return URUR_CLASSES.ids[URUR_CLASSES.indices(label.read_band(_whole(label), fill=0), label.path)]
+        except UnknownLabelError:  # the values of a palette, which make no sense as ids
+            pass
+    colors, _ = ColorLabel(label).read(_whole(label))
+    return URUR_CLASSES.ids[URUR_CLASSES.color_indices(colors, label.path)]

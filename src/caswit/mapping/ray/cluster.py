@@ -7,6 +7,7 @@ import socket
 import threading
 from typing import Any, NamedTuple
 
+import psutil
 import ray
 from ray.exceptions import RayError
 
@@ -62,7 +63,8 @@ def connect(run: MapRunConfig) -> bool:
 
 def _this_machine(run: MapRunConfig) -> dict[str, Any]:
     """A cluster for this run alone, as large as this machine unless more workers are asked for."""
-    cores = len(os.sched_getaffinity(0))
+    process = psutil.Process()
+    cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count()  # none on macOS
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     return {
         "address": "local",
