@@ -30,10 +30,7 @@ class TileConfig:
     def __post_init__(self) -> None:
         """Refuse tiles whose pixels would not line up with the averaged pixels of the context."""
         check(self.tile_px >= 32, f"tile_px must be at least 32, got {self.tile_px}; try 256")
-        check(
-            1 <= self.context_factor <= 16,
-            f"context_factor must be in 1..16, got {self.context_factor}; try 2",
-        )
+        check(1 <= self.context_factor <= 16, f"context_factor must be in 1..16, got {self.context_factor}; try 2")
         step = 2 * self.context_factor
         check(
             self.tile_px % step == 0,

@@ -76,13 +76,7 @@ class SegformerHead(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: Sequence[int],
-        *,
-        channels: int,
-        num_classes: int,
-        norm: Norm = "batch",
-        dropout: float = 0.1,
+        self, in_channels: Sequence[int], *, channels: int, num_classes: int, norm: Norm = "batch", dropout: float = 0.1
     ) -> None:
         super().__init__()
         self.projections = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)

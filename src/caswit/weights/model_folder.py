@@ -250,10 +250,7 @@ def _read_info(file: Path) -> ModelInfo | PretrainedInfo:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a config.json of this format, with the settings under their names of today.
-
-    To be called inside of ``config_errors``.
-    """
+    """Read a config.json, with its settings under their names of today; to be called inside of ``config_errors``."""
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if content["format"] != FORMAT:
         raise ModelError(f"{file}: format {content['format']}, this version reads format {FORMAT}")

@@ -91,10 +91,7 @@ class SingleInput(nn.Module):
 
 
 class Deepness(SingleInput):
-    """The single input with the conventions of the QGIS plugin Deepness.
-
-    Its inputs are 0-1, its outputs as large as its inputs, and it calls their channels probabilities.
-    """
+    """The single input with the conventions of the QGIS plugin Deepness: inputs of 0-1, outputs as large as inputs."""
 
     def forward(self, image: Tensor) -> Tensor:
         """Map windows (B, 3, S, S), 0-1, to probabilities (B, 1 + K, S, S); the first class is all around the tile."""

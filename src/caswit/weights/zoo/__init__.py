@@ -1,7 +1,4 @@
-"""The zoo: models that come with the package, each in a folder with weights, config and model card.
-
-Does not import torch, so that listing the models takes no time.
-"""
+"""The zoo: models that come with the package. This module does not import torch, so that listing them takes no time."""
 
 import json
 from collections.abc import Sequence
