@@ -165,14 +165,14 @@ def test_no_arrangement_for_other_networks_and_devices():
 
 def test_a_missing_context_is_said_as_ever(openvino):
     fast = FastCASWiT(random_network(), bf16=False, openvino=openvino)
-    with pytest.raises(ModelError, match="reads its surroundings"):
+    with pytest.raises(ModelError, match="needs a context image"):
         fast(*noise((64, 64)))
 
 
 DROPPED_ELSEWHERE = """
 import faulthandler, signal, subprocess, threading
-from caswit.fast.network import FastCASWiT
-from caswit.model import CASWiT
+from caswit.inference.cpu.network import FastCASWiT
+from caswit.nn.caswit import CASWiT
 import torch
 
 faulthandler.enable()  # its handlers, and Python's, run on a stack of their own

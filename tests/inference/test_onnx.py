@@ -263,7 +263,7 @@ def test_what_differs_or_is_too_large_is_not_written(tmp_path, model_folder, mon
     other = write.Exported(1, {}, {}, difference=float("nan"), largest=1.0)
     monkeypatch.setattr(write, "onnx_bytes", lambda *_: b"")
     monkeypatch.setattr(write, "_compare", lambda *_: other)
-    with pytest.raises(ModelError, match="not written, ONNX Runtime gives something else"):
+    with pytest.raises(ModelError, match="not written, ONNX Runtime and PyTorch give different results"):
         export(model_folder, out)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError):

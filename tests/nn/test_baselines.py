@@ -94,7 +94,7 @@ class TestRefusals:
             ModelConfig(arch="segnet", encoder="resnet18")
 
     def test_an_encoder_that_is_not_there(self):
-        with pytest.raises(ConfigError, match=r"'resnet19' .* has no such encoder.*alike are: .*resnet18"):
+        with pytest.raises(ConfigError, match=r"'resnet19' .* has no such encoder.*similar names: .*resnet18"):
             Baseline(num_classes=2, settings=ModelConfig(arch="unet", encoder="resnet19"))
 
     def test_tiles_that_do_not_fit(self):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from caswit.nn.conv import conv3x3_of_enlarged
+from caswit.nn.conv import conv3x3_of_upsampled
 
 pytestmark = pytest.mark.equivalence
 
@@ -25,7 +25,7 @@ def test_equals_enlarging_concatenating_and_convolving(shapes, seed):
     torch.manual_seed(seed)
     maps = [torch.randn(2, channels, *side, dtype=torch.double, requires_grad=True) for side, channels in shapes]
     weight = torch.randn(5, sum(c for _, c in shapes), 3, 3, dtype=torch.double, requires_grad=True)
-    ours, plain = conv3x3_of_enlarged(maps, weight), plainly(maps, weight)
+    ours, plain = conv3x3_of_upsampled(maps, weight), plainly(maps, weight)
     torch.testing.assert_close(ours, plain)
     upstream = torch.randn_like(plain)
     gradients = [torch.autograd.grad(out, [*maps, weight], upstream) for out in (ours, plain)]
@@ -39,7 +39,7 @@ def test_rounding_is_no_worse_than_of_the_plain_convolution(dtype):
     weight = 0.02 * torch.randn(48, 192, 3, 3)
     truth = plainly([x.double() for x in maps], weight.double())
     errors = []
-    for convolve in (conv3x3_of_enlarged, plainly):
+    for convolve in (conv3x3_of_upsampled, plainly):
         found = convolve([x.to(dtype) for x in maps], weight.to(dtype))
         errors.append(float((found.double() - truth).square().mean().sqrt()))
     assert errors[0] < 1.5 * errors[1]
@@ -49,6 +49,6 @@ def test_training_after_inference():
     """What inference caches must not be a tensor that training cannot use."""
     maps, weight = [torch.randn(1, 2, 9, 9), torch.randn(1, 2, 3, 3)], torch.randn(4, 4, 3, 3)
     with torch.inference_mode():
-        conv3x3_of_enlarged(maps, weight)
-    conv3x3_of_enlarged([x.requires_grad_() for x in maps], weight).sum().backward()
+        conv3x3_of_upsampled(maps, weight)
+    conv3x3_of_upsampled([x.requires_grad_() for x in maps], weight).sum().backward()
     assert maps[1].grad is not None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from caswit.config import TOKEN_PX, MaskConfig, TileConfig
 from caswit.errors import ConfigError
-from caswit.nn.simmim import middle, random_cells
+from caswit.nn.simmim import centre_square, random_cells
 from caswit.nn.swin import PATCH_PX
 
 
@@ -59,14 +59,14 @@ def test_what_is_hidden_of_the_context_is_exactly_what_the_tile_covers(tile_px, 
     touched = np.zeros((math.ceil(tile_px / 4), math.ceil(tile_px / 4)), bool)
     for row, col in np.argwhere(covered):
         touched[row // 4, col // 4] = True
-    assert np.array_equal(middle(tile_px, 1 / factor), touched)
+    assert np.array_equal(centre_square(tile_px, 1 / factor), touched)
     if first % 4 == 0 and (tile_px // factor) % 4 == 0:
-        assert middle(tile_px, 1 / factor).sum() * 16 == covered.sum()
+        assert centre_square(tile_px, 1 / factor).sum() * 16 == covered.sum()
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.5, 64), (1.0, 256)])
 def test_the_masked_middle_has_the_asked_share_of_the_side(ratio, count):
-    assert middle(64, ratio).sum() == count
+    assert centre_square(64, ratio).sum() == count
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_the_target_is_in_normalised_pixels():
 
 
 def test_a_missing_context_is_named():
-    with pytest.raises(ModelError, match="reads its surroundings"):
+    with pytest.raises(ModelError, match="needs a context image"):
         network()(photo(), None, some_mask())
 
 

@@ -32,7 +32,7 @@ def test_they_are_what_was_saved_before_and_after_they_were_let_go_of(file):
     torch.manual_seed(0)
     expected = torch.randn(2048, 4096)
     weights = LazyWeights(file)
-    with weights.passing():
+    with weights.released():
         assert torch.equal(weights["large"], expected)
     assert torch.equal(weights["large"], expected)
     assert weights["count"] == 7
@@ -47,7 +47,7 @@ def test_what_was_read_leaves_memory(file):
     before = from_files_mb()
     float(weights["large"].sum())
     assert from_files_mb() > before + 30
-    with weights.passing():
+    with weights.released():
         float(weights["large"].sum())
     assert from_files_mb() < before + 2
 
@@ -59,7 +59,7 @@ def test_what_was_written_stays_and_the_file_too(file):
     with torch.no_grad():
         layer.weight += 1
     changed = layer.weight.detach().clone()
-    with weights.passing():
+    with weights.released():
         time.sleep(0.2)
     assert torch.equal(layer.weight, changed)
     assert torch.equal(LazyWeights(file)["large"] + 1, changed)

@@ -3,16 +3,29 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from caswit import checkpoint
-from caswit.config import ModelConfig, TileConfig
+from caswit.config import MaskConfig, ModelConfig, TileConfig
 from caswit.data.classes import ClassTable, LandClass
 from caswit.errors import CaswitError, ModelError
-from caswit.weights.model_folder import CONFIG, WEIGHTS, ModelInfo, build, load_model, save_model, torch_load
+from caswit.weights import model_folder
+from caswit.weights.model_folder import (
+    CONFIG,
+    WEIGHTS,
+    ModelInfo,
+    PretrainedInfo,
+    build,
+    build_simmim,
+    load_model,
+    load_pretrained,
+    save_model,
+    save_pretrained,
+    torch_load,
+)
 
 CLASSES = ClassTable(
     (
@@ -142,6 +155,45 @@ def test_digest_is_of_the_weights_alone(folder, tmp_path):
     assert load_model(tmp_path / "other").digest != digest
 
 
+# As version 0.1.0 wrote it, but for line breaks.
+CONFIG_0_1_0 = """{
+  "format": 1, "software": "caswit 0.1.0",
+  "model": {
+    "arch": "caswit", "encoder": null, "encoder_weights": null, "size": "nano", "stem": "patch", "decoder": "upernet",
+    "fusion_stages": [1, 2], "gated": true, "feed_forward": true, "decoder_channels": 16, "decoder_norm": "batch",
+    "drop_path": 0.2, "mean": [100.5, 110.0, 120.0], "std": [50.0, 51.0, 52.0]
+  },
+  "tile": {"tile_px": 64, "context_factor": 4, "gsd_m": 0.2},
+  "classes": [
+    {"id": 0, "name": "nothing", "color": "#000000", "ignore": true},
+    {"id": 7, "name": "water", "color": "#2060ff"},
+    {"id": 3, "name": "for\\u00eat", "color": "#208040"}
+  ],
+  "bands": [4, 3, 1], "gsd_m": 0.25, "provenance": {"dataset": "somewhere", "step": 12, "best_val_miou": 0.5}
+}
+"""
+
+
+def test_a_model_of_version_0_1_0_loads_with_both_of_its_ground_sizes(folder):
+    (folder / CONFIG).write_text(CONFIG_0_1_0, encoding="utf-8")
+    info = load_model(folder).info
+    assert info == replace(INFO, tile=TileConfig(tile_px=64, context_factor=4, read_gsd_m=0.2))
+    assert (info.trained_gsd_m, info.tile.read_gsd_m) == (0.25, 0.2)
+
+
+def test_a_pretrained_model_of_version_0_1_0_loads(tmp_path):
+    info = PretrainedInfo(
+        model=ModelConfig(size="pico"), tile=TileConfig(tile_px=64, read_gsd_m=0.2), mask=MaskConfig()
+    )
+    save_pretrained(build_simmim(info), info, tmp_path)
+
+    def rename(content):
+        content["gsd_m"], content["tile"]["gsd_m"] = content.pop("trained_gsd_m"), content["tile"].pop("read_gsd_m")
+
+    edit(tmp_path, rename)
+    assert load_pretrained(tmp_path).info == info
+
+
 # Replacing
 
 
@@ -163,7 +215,7 @@ def test_a_failed_save_leaves_the_older_model(folder, monkeypatch):
     def full_disk(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(model_folder, "save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
         save_model(trained(), INFO, folder)
     assert load_model(folder).digest == before
@@ -251,7 +303,7 @@ def test_format_of_a_later_version_is_refused(folder):
     ],
 )
 def test_impossible_setting_is_named(folder, field, value):
-    """A model of a later version, with a size this one has not, ended in a traceback."""
+    """A model of a later version, with a size that this one does not know, ended in a traceback."""
     edit(folder, lambda content: content["model"].update({field: value}))
     message = refusal(folder)
     assert field in message or "not a caswit config" in message

@@ -10,34 +10,34 @@ import rasterio
 from caswit.cli.main import main
 from caswit.errors import ConfigError, ModelError
 from caswit.experiments.demo import map_zoo_samples
-from caswit.weights import zoo as box
+from caswit.weights import zoo
 from caswit.weights.convert import find_weights
 from caswit.weights.model_folder import load_model
 from caswit.weights.zoo import ZooModel, choose
 from conftest import georeference, picture
 
 
-def boxed(name: str, low: float, high: float) -> ZooModel:
+def zoo_model(name: str, low: float, high: float) -> ZooModel:
     return ZooModel(
         name=name,
-        folder=box._FOLDER / name,
+        folder=zoo._FOLDER / name,
         summary="",
         gsd_m=(low, high),
         classes=("roof", "rest"),
-        sample=box._FOLDER / "x.jpg",
+        sample=zoo._FOLDER / "x.jpg",
         sample_gsd_m=low,
     )
 
 
-FINE, COARSE, WIDE = boxed("fine", 0.1, 0.5), boxed("coarse", 0.6, 2), boxed("wide", 0.1, 2)
+FINE, COARSE, WIDE = zoo_model("fine", 0.1, 0.5), zoo_model("coarse", 0.6, 2), zoo_model("wide", 0.1, 2)
 
 
 @pytest.fixture
 def filled(tmp_path, monkeypatch, make_model, make_raster):
     """A package with two models, fine and coarse."""
     for name, gsd_m in (("fine", [0.1, 0.5]), ("coarse", [0.6, 2])):
-        shutil.copytree(make_model(()), tmp_path / "box" / name)
-        file = tmp_path / "box" / name / "config.json"
+        shutil.copytree(make_model(()), tmp_path / "models" / name)
+        file = tmp_path / "models" / name / "config.json"
         file.write_text(
             json.dumps(
                 json.loads(file.read_text())
@@ -46,10 +46,10 @@ def filled(tmp_path, monkeypatch, make_model, make_raster):
         )
         shutil.copy(make_raster(picture(80, 96), f"{name}.jpg"), file.with_name("sample.jpg"))
         file.with_name("README.md").write_text(f"card of {name}\n")
-    monkeypatch.setattr(box, "_FOLDER", tmp_path / "box")
-    box.zoo_models.cache_clear()
-    yield tmp_path / "box"
-    box.zoo_models.cache_clear()
+    monkeypatch.setattr(zoo, "_FOLDER", tmp_path / "models")
+    zoo.zoo_models.cache_clear()
+    yield tmp_path / "models"
+    zoo.zoo_models.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,11 @@ def test_the_ground_size_of_a_pixel_chooses(gsd_m, name):
 @pytest.mark.parametrize(
     ("gsd_m", "models", "says"),
     [
-        (None, [FINE, COARSE], "a.tif: nobody knows .*--gsd-m METRES.*fine .0.1-0.5 m a pixel: roof, rest.; coarse"),
+        (
+            None,
+            [FINE, COARSE],
+            "a.tif: the ground size .* is unknown.*--gsd-m METRES.*fine .0.1-0.5 m a pixel: roof, rest.; coarse",
+        ),
         (10, [FINE, COARSE], "no model is meant for pixels of 10 m.*--model.*fine .*coarse"),
         (0.2, [FINE, WIDE], "several models are meant for pixels of 0.2 m"),
         (0.2, [], "none"),
@@ -123,7 +127,7 @@ def test_a_picture_of_unknown_scale_asks_and_takes_a_ground_size(filled, make_ra
     with pytest.raises(SystemExit) as caught:
         main(["predict", str(photo), str(tmp_path / "map.tif")])
     assert caught.value.code == 2
-    assert "photo.jpg: nobody knows the ground size of its pixels" in capsys.readouterr().err
+    assert "photo.jpg: the ground size of its pixels is unknown" in capsys.readouterr().err
     assert not (tmp_path / "map.tif").exists()
     caplog.set_level("INFO")
     main(["predict", str(photo), str(tmp_path / "map.tif"), "--gsd-m", "1"])

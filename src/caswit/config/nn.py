@@ -1,4 +1,4 @@
-"""Settings of the network and of what it sees."""
+"""Settings of the network and of its input."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -18,7 +18,7 @@ NUM_STAGES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TileConfig:
-    """Geometry of what the model sees, in pixels that it sees."""
+    """Geometry of the model's input, in pixels after resampling."""
 
     tile_px: int = 512
     """Side of the high-resolution tile the model labels, in pixels."""
@@ -30,10 +30,7 @@ class TileConfig:
     def __post_init__(self) -> None:
         """Refuse tiles whose pixels would not line up with the averaged pixels of the context."""
         check(self.tile_px >= 32, f"tile_px must be at least 32, got {self.tile_px}; try 256")
-        check(
-            1 <= self.context_factor <= 16,
-            f"context_factor must be in 1..16, got {self.context_factor}; try 2",
-        )
+        check(1 <= self.context_factor <= 16, f"context_factor must be in 1..16, got {self.context_factor}; try 2")
         step = 2 * self.context_factor
         check(
             self.tile_px % step == 0,
@@ -91,7 +88,7 @@ class ModelConfig:
     """Standard deviation of the three bands on the 0-255 scale (default: ImageNet's)."""
 
     def __post_init__(self) -> None:
-        """Refuse names and stages that do not exist and rates that make no sense."""
+        """Refuse names and stages that do not exist, and numbers outside their range."""
         names = {"arch": Arch, "size": Size, "stem": Stem, "decoder": Decoder, "decoder_norm": Norm}
         for name, choices in names.items():
             value = getattr(self, name)
@@ -114,7 +111,7 @@ class ModelConfig:
         )
 
     def _check_baseline(self) -> None:
-        """Refuse settings that mean nothing for the architecture."""
+        """Refuse settings that have no meaning for the architecture."""
         if self.arch == "caswit":
             for name in ("encoder", "encoder_weights"):
                 value = getattr(self, name)
@@ -131,7 +128,7 @@ class ModelConfig:
 
     @property
     def of_caswit(self) -> dict[str, Any]:
-        """The settings that ``caswit.nn.caswit.CASWiT`` takes."""
+        """Return the settings that ``caswit.nn.caswit.CASWiT`` takes."""
         return {name: value for name, value in vars(self).items() if name not in ("arch", "encoder", "encoder_weights")}
 
     @property

@@ -1,4 +1,4 @@
-"""Settings of the weights a training starts from."""
+"""Settings of the weights that training starts from."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ WeightSource = Literal["caswit", "timm", "transformers", "mmseg", "smp", "flair_
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """Weights to start from. In a recipe ``source`` is called ``from``, which Python keeps for itself."""
+    """Weights to start from. In a recipe ``source`` is called ``from``, which is a keyword in Python."""
 
     source: WeightSource = "caswit"
     """Whose names the weights have: caswit (pretrained or trained), timm, transformers, mmseg, smp, flair_hub
@@ -31,7 +31,7 @@ class InitConfig:
     """Refuse to start when a smaller share of the encoders' weights is found."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be found."""
+        """Refuse unknown libraries, and settings from which no file follows."""
         allowed = get_args(WeightSource)
         check(self.source in allowed, f"init.from must be one of {', '.join(allowed)}, got {self.source!r}")
         check(
@@ -43,10 +43,10 @@ class InitConfig:
 
 
 def parse_init(value: str | Mapping[str, Any]) -> InitConfig:
-    """What a recipe says under ``init``: a mapping, or the path of caswit's own weights.
+    """Read the section ``init`` of a recipe: a mapping, or the path of caswit's own weights.
 
     Raises:
-        ConfigError: It has other keys or values.
+        ConfigError: There are unknown keys, or values that are not allowed.
     """
     if isinstance(value, str):
         return InitConfig(path=value)

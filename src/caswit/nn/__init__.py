@@ -1,1 +1,1 @@
-"""Building blocks of the network, each one box of the paper's figure 1."""
+"""Networks and their parts: CASWiT, its pretraining, and baselines."""

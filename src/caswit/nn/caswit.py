@@ -1,8 +1,8 @@
-"""CASWiT: a dual-branch Swin whose high-resolution branch reads its surroundings stage by stage.
+"""CASWiT: a dual-branch Swin whose high-resolution branch reads its context stage by stage.
 
-What is unusual here: two encoders that share nothing but their shape; after each chosen stage every hr token
-reads all context tokens; the fused map feeds the next hr stage; the context branch has a head of its own in
-training only. ``forward`` reads like the paper's figure 1.
+``CASWiT.forward`` follows figure 1 of the paper. Two encoders share nothing but their shape (section 3.2). After each
+chosen stage every hr token reads all context tokens, and the fused map feeds both the decoder and the next hr stage.
+The context branch has a head of its own that exists in training only (section 3.3).
 
 Shapes: B batch, H/W rows and columns, C channels, K classes.
 """
@@ -21,59 +21,25 @@ from caswit.nn.decoders import SegformerHead, UPerNetHead
 from caswit.nn.fusion import FusionBlock
 from caswit.nn.swin import SwinEncoder
 
-# Swin's own sizes (Liu et al. 2021, table 7); nano is ours, for two CPU cores; pico is to
-# nano what tiny is to base (three quarters of the width, about half the blocks). Window 12 is what base and
-# large were pretrained with at 384 px. decoder_channels 512 is UPerNet's usual width.
-SIZES: dict[Size, dict[str, Any]] = {
-    "pico": {
-        "embed_dim": 24,
-        "depths": (2, 2, 2, 2),
-        "num_heads": (1, 2, 4, 8),
-        "window_size": 8,
-        "decoder_channels": 96,
-    },
-    "nano": {
-        "embed_dim": 32,
-        "depths": (2, 2, 4, 2),
-        "num_heads": (1, 2, 4, 8),
-        "window_size": 8,
-        "decoder_channels": 96,
-    },
-    "tiny": {
-        "embed_dim": 96,
-        "depths": (2, 2, 6, 2),
-        "num_heads": (3, 6, 12, 24),
-        "window_size": 7,
-        "decoder_channels": 512,
-    },
-    "small": {
-        "embed_dim": 96,
-        "depths": (2, 2, 18, 2),
-        "num_heads": (3, 6, 12, 24),
-        "window_size": 7,
-        "decoder_channels": 512,
-    },
-    "base": {
-        "embed_dim": 128,
-        "depths": (2, 2, 18, 2),
-        "num_heads": (4, 8, 16, 32),
-        "window_size": 12,
-        "decoder_channels": 512,
-    },
-    "large": {
-        "embed_dim": 192,
-        "depths": (2, 2, 18, 2),
-        "num_heads": (6, 12, 24, 48),
-        "window_size": 12,
-        "decoder_channels": 512,
-    },
+# Tiny to large are Swin's own sizes (Liu et al. 2021, table 7), with the decoder width that is usual for UPerNet.
+# Windows of 12 tokens are what base and large were pretrained with, at 384 px. Nano is ours, for two CPU cores; pico is
+# to nano what tiny is to base: three quarters of the width and about half the blocks.
+_COLUMNS = ("embed_dim", "depths", "num_heads", "window_size", "decoder_channels")
+_ROWS: dict[Size, tuple[Any, ...]] = {
+    "pico": (24, (2, 2, 2, 2), (1, 2, 4, 8), 8, 96),
+    "nano": (32, (2, 2, 4, 2), (1, 2, 4, 8), 8, 96),
+    "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 512),
+    "small": (96, (2, 2, 18, 2), (3, 6, 12, 24), 7, 512),
+    "base": (128, (2, 2, 18, 2), (4, 8, 16, 32), 12, 512),
+    "large": (192, (2, 2, 18, 2), (6, 12, 24, 48), 12, 512),
 }
+SIZES: dict[Size, dict[str, Any]] = {size: dict(zip(_COLUMNS, row, strict=True)) for size, row in _ROWS.items()}
 
 HEADS: dict[Decoder, Callable[..., nn.Module]] = {"upernet": UPerNetHead, "segformer": SegformerHead}
 
 
 class TrainingLogits(NamedTuple):
-    """What the network returns in training."""
+    """Logits of both heads, which the network returns in training."""
 
     hr: Tensor
     """(B, K, H, W), at the resolution of the tile."""
@@ -85,15 +51,15 @@ class CASWiT(nn.Module):
     """The network of the paper. Defaults are those of ``ModelConfig``.
 
     Args:
-        num_classes: K, the classes it can predict; 0 builds the encoders and fusion only, for pretraining.
+        num_classes: K, the number of predicted classes; 0 builds the encoders and fusion only, for pretraining.
         size: "pico", "nano", "tiny", "small", "base" or "large"; both branches have it.
         stem: "patch" (the paper) or "conv".
         decoder: "upernet" or "segformer".
-        fusion_stages: Stages (from 1) after which hr reads the context. None at all means no context
+        fusion_stages: Stages (from 1) after which hr reads the context. An empty tuple builds no context
             branch: the Swin + UPerNet baseline.
-        gated: Scale what is read by a learned gate.
-        feed_forward: Fused maps feed the next hr stage, not only the decoder.
-        context_head: Build the context branch's own head, which exists for training only.
+        gated: Scale what fusion reads by a learned gate.
+        feed_forward: Feed fused maps to the next hr stage, not only to the decoder.
+        context_head: Build the head of the context branch, which is used in training only.
         decoder_channels: Width of the decoder; None takes the size's own.
         decoder_norm: "batch" or "group".
         drop_path: Highest stochastic-depth rate.
@@ -119,7 +85,7 @@ class CASWiT(nn.Module):
         std: tuple[float, float, float] = ModelConfig.std,
     ) -> None:
         super().__init__()
-        # One place knows which settings there are; asking it refuses the others.
+        # The settings class holds all checks of allowed values, so that they are not repeated here.
         ModelConfig(
             size=size,
             stem=stem,
@@ -142,7 +108,8 @@ class CASWiT(nn.Module):
         self.hr_encoder = SwinEncoder(**numbers, drop_path=drop_path)
         channels = self.hr_encoder.channels
         if num_classes:
-            # Stage outputs of a pre-norm transformer are not normalised; the decoder wants them so.
+            # Blocks normalise their inputs, so that the output of a stage is not normalised. Swin's own dense
+            # prediction models put a layer norm on each map before the decoder; the paper does not mention it.
             self.hr_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
             self.decoder = head(channels)
         context_head = context_head and num_classes > 0
@@ -155,7 +122,7 @@ class CASWiT(nn.Module):
             self.fusion.update(
                 {str(s): FusionBlock(channels[s - 1], heads[s - 1], gated=gated) for s in self.fusion_stages}
             )
-            # Without its head, the context branch is needed only as deep as hr reads from it.
+            # Without its head, nothing uses the context branch beyond the last stage that hr reads.
             deepest = NUM_STAGES if context_head else self.fusion_stages[-1]
             self.context_encoder = SwinEncoder(**_shallow(numbers, deepest, drop_path))
             if context_head:
@@ -168,15 +135,15 @@ class CASWiT(nn.Module):
 
     @property
     def reads_context(self) -> bool:
-        """False for the baseline, which takes the tile alone."""
+        """Whether the network has a context branch; the baseline takes the tile alone."""
         return self.context_encoder is not None
 
     def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor | TrainingLogits:
         """Label a batch of tiles.
 
         Args:
-            hr: (B, 3, H, W), uint8 or floating point on the 0-255 scale.
-            context: (B, 3, H', W'), likewise: the surroundings, averaged. Ignored by the baseline.
+            hr: (B, 3, H, W) tiles, uint8 or floating point on the 0-255 scale.
+            context: (B, 3, H', W'), the averaged context of each tile on the same scale. Ignored by the baseline.
 
         Returns:
             In evaluation mode logits (B, K, H, W); in training mode ``TrainingLogits``.
@@ -186,41 +153,48 @@ class CASWiT(nn.Module):
         """
         assert self.num_classes, "built for pretraining: there is no decoder"
         check_images(hr, context, self.reads_context)
+        if context is None or self.context_encoder is None:
+            return self._tile_alone(hr)
         x = self.hr_encoder.embed(self.normalise(hr))
-        c = None
-        if self.context_encoder is not None:
-            assert context is not None  # checked
-            c = self.context_encoder.embed(self.normalise(context))
+        c = self.context_encoder.embed(self.normalise(context))
         hr_maps, context_maps = self.stages(x, c)
-        logits = _upsample(self.decoder(_normed(self.hr_norms, hr_maps)), hr)
+        logits = _decode(self.decoder, self.hr_norms, hr_maps, hr)
         if not self.training:
             return logits
-        if context is None or self.context_decoder is None or self.context_norms is None:
+        if self.context_decoder is None or self.context_norms is None:
             return TrainingLogits(logits, None)
-        context_logits = self.context_decoder(_normed(self.context_norms, context_maps))
-        return TrainingLogits(logits, _upsample(context_logits, context))
+        return TrainingLogits(logits, _decode(self.context_decoder, self.context_norms, context_maps, context))
 
-    def stages(self, x: Tensor, c: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
-        """Advance both branches stage by stage; returns the fused hr maps and the context maps."""
+    def _tile_alone(self, hr: Tensor) -> Tensor | TrainingLogits:
+        """Label tiles with the baseline: one encoder and one decoder."""
+        logits = _decode(self.decoder, self.hr_norms, self.hr_encoder(self.normalise(hr)), hr)
+        return TrainingLogits(logits, None) if self.training else logits
+
+    def stages(self, x: Tensor, c: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Advance both branches stage by stage from their embedded tokens.
+
+        Returns:
+            The hr map of every stage, fused where there is fusion, and the context maps that were needed.
+        """
+        assert self.context_encoder is not None, "the baseline has no context branch"
+        # Only the context head, which exists in training, uses the context beyond the last fusion.
+        last = NUM_STAGES if self.training and self.context_decoder is not None else max(self.fusion_stages)
         hr_maps: list[Tensor] = []
         context_maps: list[Tensor] = []
-        # At inference nothing looks at the context beyond the last fusion.
-        heads_needed = self.training and self.context_decoder is not None
-        last_context = NUM_STAGES if heads_needed else max(self.fusion_stages, default=0)
         for stage in range(1, NUM_STAGES + 1):
             x = self.hr_encoder.stage(stage - 1, x)
-            fused = x
-            if self.context_encoder is not None and c is not None and stage <= last_context:
+            if stage <= last:
                 c = self.context_encoder.stage(stage - 1, c)
                 context_maps.append(c)
-                if stage in self.fusion_stages:
-                    fused = self.fusion[str(stage)](x, c)
+            fused = self.fusion[str(stage)](x, c) if stage in self.fusion_stages else x
             hr_maps.append(fused)
+            # The paper does not say what the next stage reads. Only with the fused map is the fusion of the first
+            # stages trained in pretraining, whose head sees the last map alone (docs/decisions/0004).
             x = fused if self.feed_forward else x
         return hr_maps, context_maps
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Pixels on the 0-255 scale -> what the encoders and the reconstruction work with, same shape."""
+        """Scale pixels of 0-255 to zero mean and unit deviation, in which encoders and reconstruction work."""
         return (image.to(self.mean.dtype) - self.mean) / self.std
 
     def checkpoint_gradients(self, enable: bool = True) -> None:
@@ -231,20 +205,19 @@ class CASWiT(nn.Module):
 
 
 def _shallow(numbers: dict[str, Any], stages: int, drop_path: float) -> dict[str, Any]:
-    """Settings of an encoder of the first stages only, whose blocks drop as often as in the whole one."""
+    """Return the settings of an encoder that has only the first stages."""
     depths = numbers["depths"]
+    # Drop rates rise linearly over the blocks of a whole encoder, up to drop_path. The blocks that are kept must have
+    # the same rates as there, so the highest rate of the shorter encoder is the one its last block would have.
     ramp = (sum(depths[:stages]) - 1) / (sum(depths) - 1)
     kept = {"depths": depths[:stages], "num_heads": numbers["num_heads"][:stages]}
     return numbers | kept | {"drop_path": drop_path * ramp}
 
 
-def _normed(norms: nn.ModuleList, maps: list[Tensor]) -> list[Tensor]:
-    """Channels-last maps -> layer-normed (B, C, H, W) maps for the decoder."""
-    return [norm(x).permute(0, 3, 1, 2) for norm, x in zip(norms, maps, strict=True)]
-
-
-def _upsample(logits: Tensor, image: Tensor) -> Tensor:
-    return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
+def _decode(decoder: nn.Module, norms: nn.ModuleList, maps: list[Tensor], image: Tensor) -> Tensor:
+    """Turn the channels-last maps of one branch into logits at the resolution of its image."""
+    normed = [norm(x).permute(0, 3, 1, 2) for norm, x in zip(norms, maps, strict=True)]
+    return F.interpolate(decoder(normed), size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def check_image(name: str, image: Tensor) -> None:
@@ -265,14 +238,14 @@ def check_image(name: str, image: Tensor) -> None:
 
 
 def check_images(hr: Tensor, context: Tensor | None, reads_context: bool) -> None:
-    """Raise ModelError unless a network can be called with these."""
+    """Raise ModelError unless a network can be called with these images."""
     check_image("hr", hr)
     if not reads_context:
         return
     if context is None:
         raise ModelError(
-            "this model reads its surroundings: call model(hr, context) with a context image "
-            "(B, 3, H', W'); a model built with fusion_stages=() takes the tile alone"
+            "this model needs a context image: call model(hr, context) with a context (B, 3, H', W'); "
+            "a model built with fusion_stages=() takes the tile alone"
         )
     check_image("context", context)
     if context.shape[0] != hr.shape[0]:  # len() would make the batch a constant where the network is exported

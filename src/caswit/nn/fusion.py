@@ -1,7 +1,7 @@
-"""Cross-scale fusion: high-resolution tokens read from the context branch (paper section 3.2).
+"""Cross-scale fusion: hr tokens read from the context branch (paper section 3.2).
 
-Shapes: B batch, H/W rows and columns of tokens, C channels, h heads, D = C / h,
-N query (hr) tokens, M context tokens.
+Shapes: B batch, H/W rows and columns of tokens, C channels, h heads, D = C / h, N hr tokens (queries), M context tokens
+(keys and values).
 """
 
 import torch
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 class CrossAttention(nn.Module):
     """Multi-head attention in which every hr token reads all context tokens.
 
-    The N x M scores are never stored: at stage 1 of a 512 px tile they would be 16384 x 16384 per head.
+    Attention is global, not in windows, and has no position bias: where a token of the context lies must be in its
+    features.
     """
 
     def __init__(self, channels: int, num_heads: int) -> None:
@@ -26,20 +27,21 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def _heads(self, tokens: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, h, H*W, D)."""
+        """Split maps into heads: (B, H, W, C) -> (B, h, H * W, D)."""
         return tokens.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def forward(self, hr: Tensor, context: Tensor) -> Tensor:
-        """(B, H, W, C), (B, H', W', C) -> (B, H, W, C)."""
+        """Read from the context: (B, H, W, C), (B, H', W', C) -> (B, H, W, C)."""
         q = self._heads(self.to_q(self.norm_hr(hr)))  # (B, h, N, D)
         k, v = map(self._heads, self.to_kv(self.norm_context(context)).chunk(2, dim=-1))  # (B, h, M, D)
+        # Never stores the N x M scores: at stage 1 of a 512 px tile they are 16384 x 16384 for each head.
         read = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, D)
         return self.proj(read.transpose(1, 2).reshape(hr.shape))  # (B, H, W, C)
 
     def weights(self, hr: Tensor, context: Tensor, row: int, col: int) -> Tensor:
-        """What one hr token reads where: (B, h, H', W'), sums to 1 over the context tokens.
+        """Return how much one hr token reads from each context token: (B, h, H', W'), which sums to 1 for each head.
 
-        A row of the softmax that ``forward`` never stores; memory grows with the context tokens only.
+        This is one row of the softmax that ``forward`` never stores; memory grows with the context tokens only.
         """
         q = self._heads(self.to_q(self.norm_hr(hr[:, row : row + 1, col : col + 1])))  # (B, h, 1, D)
         k, _ = map(self._heads, self.to_kv(self.norm_context(context)).chunk(2, dim=-1))  # (B, h, M, D)
@@ -50,8 +52,8 @@ class CrossAttention(nn.Module):
 class FusionBlock(nn.Module):
     """H' = X_hr + gamma * MHA(LN(X_hr), LN(X_context)); H = H' + MLP(H').
 
-    As the paper prints it, the MLP has no layer norm of its own. Its width and the number of heads are not
-    stated there: four times the channels, and as many heads as the Swin stage has.
+    The equation is the paper's, in which the MLP has no layer norm of its own. Left open there are the MLP's width and
+    the number of heads: here four times the channels, and as many heads as the Swin stage has.
 
     Args:
         channels: C of both branches at this stage.
@@ -69,7 +71,7 @@ class FusionBlock(nn.Module):
         self.apply(_init_linear)
 
     def forward(self, hr: Tensor, context: Tensor) -> Tensor:
-        """(B, H, W, C), (B, H', W', C) -> (B, H, W, C)."""
+        """Fuse an hr map with a context map: (B, H, W, C), (B, H', W', C) -> (B, H, W, C)."""
         read = self.attention(hr, context)
         if self.gate is not None:
             read = self.gate.tanh() * read
@@ -78,7 +80,7 @@ class FusionBlock(nn.Module):
 
 
 def _init_linear(module: nn.Module) -> None:
-    """Swin's own initialisation, so that fusion starts at the scale of the blocks around it."""
+    """Initialise as Swin does, so that fusion starts at the scale of the blocks around it."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -1,7 +1,8 @@
-"""Supervised objective (paper section 3.4): L = L_hr + alpha * L_context, cross-entropy over labelled pixels.
+"""The supervised loss (paper section 3.4): L = L_hr + alpha * L_context, both cross-entropies.
 
-Sums and what they are divided by are kept apart, so that a batch split over devices and passes has exactly the
-loss of the whole batch, whatever share of its pixels is labelled.
+The paper divides by all pixels. Here pixels without a label are left out of the sum and of its divisor, which are
+computed apart: a batch that is split over devices and passes then has exactly the loss of the whole batch, whatever
+share of the pixels of each part is labelled.
 """
 
 import torch

@@ -1,8 +1,10 @@
 """A Swin encoder that can be advanced one stage at a time.
 
-The stages are timm's, with its blocks rearranged for speed. Advancing them one by one is what lets fusion change the
-feature map between two stages (paper section 3.2). Shapes: B batch, H/W rows and columns of tokens, C channels; maps
-are channels-last.
+The stages are timm's, with its blocks rearranged for speed. They are advanced one by one because fusion changes the
+feature map between two stages (paper section 3.2).
+
+Shapes: B batch, H/W rows and columns of tokens, C channels, n windows of A slots, h heads, D = C / h. Maps are
+channels-last.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from torch.amp.autocast_mode import is_autocast_available
 
 from caswit.config import Norm, Stem
 from caswit.nn.conv import ConvNormReLU
-from caswit.nn.window_partition import Sides, cut, joined, windows
+from caswit.nn.window_partition import Sides, merge, partition, windows
 
 PATCH_PX = 4
 
@@ -22,8 +24,8 @@ PATCH_PX = 4
 class ConvStem(nn.Module):
     """Tokens of 4 px from 3x3 convolutions instead of one linear layer (Xiao et al. 2021, "Early convolutions").
 
-    From scratch and with few labels a transformer learns edges and textures slowly; four small convolutions
-    know from the start that neighbouring pixels belong together.
+    Ours, not the paper's: from scratch and with few labels a transformer learns edges and textures slowly, and small
+    convolutions assume from the start that neighbouring pixels belong together.
     """
 
     def __init__(self, channels: int, norm: Norm) -> None:
@@ -42,10 +44,10 @@ class ConvStem(nn.Module):
 
 
 class Block(nn.Module):
-    """The parts of timm's block, and its numbers, in another order of moving things about.
+    """A block of timm's Swin with the same parts and results, whose data is moved about less.
 
-    timm rolls, pads and cuts what the norm returns, which under autocast is fp32, and undoes that afterwards. Here
-    queries, keys and values are cut, once and by a table, and scores stay in the type of the queries.
+    timm rolls, pads and partitions what the first norm returns, which under autocast is fp32, and undoes each step
+    afterwards. Here queries, keys and values are partitioned, in one step by a table (``window_partition``).
     """
 
     def __init__(self, block: SwinTransformerBlock) -> None:
@@ -66,10 +68,13 @@ class Block(nn.Module):
     def _attend(self, tokens: Tensor, sides: Sides) -> Tensor:
         attention = self.attn
         how = windows(sides, self.window_size, self.shift_size, tokens.device)
-        # timm pads after the norm: a token that is not there is 0, and has the bias for queries, keys and values.
-        qkv = cut(attention.qkv(tokens), attention.qkv.bias, how)
+        # timm pads with zeros between the norm and this linear layer, so that padding has queries, keys and values
+        # too: the layer's bias. Attention does not mask it.
+        qkv = partition(attention.qkv(tokens), attention.qkv.bias, how)
         heads = qkv.unflatten(2, (3, attention.num_heads, -1)).unflatten(1, (-1, attention.window_area))
         q, k, v = heads.permute(3, 0, 1, 4, 2, 5)  # (B, n, h, A, D)
+        # Without autocast, or it would widen the softmax to fp32: scores are the largest tensors of a block, and their
+        # sums are accumulated in fp32 anyway.
         device = tokens.device.type
         with torch.autocast(device if is_autocast_available(device) else "cpu", enabled=False):
             bias = attention._get_rel_pos_bias().to(q.dtype)  # (1, h, A, A)
@@ -77,8 +82,8 @@ class Block(nn.Module):
                 bias = bias + how.mask.to(q.dtype)
             scores = (q * attention.scale) @ k.transpose(-1, -2)
             read = (scores + bias).softmax(-1) @ v
-        # Not len(qkv), here and in cut: it would make the batch a constant where the network is exported.
-        return attention.proj(joined(read.transpose(2, 3).reshape(qkv.shape[0], len(how.tokens), -1), how))
+        # shape[0], here and in partition, since len() would make the batch a constant in an exported network.
+        return attention.proj(merge(read.transpose(2, 3).reshape(qkv.shape[0], len(how.tokens), -1), how))
 
 
 class SwinEncoder(nn.Module):
@@ -86,7 +91,7 @@ class SwinEncoder(nn.Module):
 
     Args:
         embed_dim: Channels of stage 1; each later stage doubles them.
-        depths: Blocks per stage. Fewer than four entries build only those stages.
+        depths: Blocks per stage. Fewer than four entries build only the first stages.
         num_heads: Attention heads per stage.
         window_size: Side of the attention windows, in tokens.
         drop_path: Highest stochastic-depth rate; it grows linearly from 0 over the blocks.
@@ -106,8 +111,8 @@ class SwinEncoder(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        # always_partition keeps windows whole at every input size, so that no parameter's shape
-        # depends on the tile size a model was first built for.
+        # timm shrinks windows that are larger than the map of a stage, and their position biases with them.
+        # always_partition prevents it, so that no parameter's shape depends on the size of the tiles.
         swin = SwinTransformer(
             patch_size=PATCH_PX,
             embed_dim=embed_dim,
@@ -126,7 +131,7 @@ class SwinEncoder(nn.Module):
         self.channels = [embed_dim * 2**i for i in range(len(depths))]
 
     def embed(self, image: Tensor) -> Tensor:
-        """Turn an image into tokens of 4 px: (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
+        """Embed an image as tokens of 4 px: (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
         height, width = image.shape[-2:]
         pad = (0, -width % PATCH_PX, 0, -height % PATCH_PX)
         return self.patch_embed(nn.functional.pad(image, pad))
@@ -139,15 +144,18 @@ class SwinEncoder(nn.Module):
         return self.layers[index](tokens)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the map after every stage, channels last."""
+        """Return the map after every stage of an image."""
+        return self.stages(self.embed(image))
+
+    def stages(self, tokens: Tensor) -> list[Tensor]:
+        """Return the map after every stage of embedded tokens."""
         maps = []
-        tokens = self.embed(image)
         for index in range(len(self.layers)):
             tokens = self.stage(index, tokens)
             maps.append(tokens)
         return maps
 
     def checkpoint_gradients(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass: less memory, about a third more time."""
+        """Recompute activations in the backward pass, which takes less memory and about a third more time."""
         for layer in self.layers:
             layer.grad_checkpointing = enable  # type: ignore[assignment]

@@ -1,1 +1,1 @@
-"""Weights that others trained: reading their files, translating their names, starting from them."""
+"""Weights of networks: folders that hold them, those that come with the package, and those of other libraries."""

@@ -1,4 +1,7 @@
-"""Models on the Hugging Face hub: hf:owner/name, or hf:owner/name@revision."""
+"""Models on the Hugging Face hub: hf:owner/name, or hf:owner/name@revision.
+
+The only module that talks to the hub; both ways of it turn every error into one line.
+"""
 
 import re
 from pathlib import Path
@@ -11,19 +14,19 @@ _NAME = re.compile(r"hf:[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def is_on_hub(path: str | Path) -> bool:
-    """Whether a path names a model on the hub rather than in the file system."""
+    """Return whether a path names a model on the hub rather than in the file system."""
     return str(path).startswith(PREFIX)
 
 
 def fetch(name: str | Path, *, weights_only: bool = False) -> Path:
-    """Download a model, or find it in the cache; returns its folder.
+    """Download a model, or find it in the cache, and return its folder.
 
     Args:
         name: hf:owner/name or hf:owner/name@revision.
-        weights_only: Also weights under other names than ours, and no config.
+        weights_only: Download weights under any name, and no config.
 
     Raises:
-        ModelError: There is no such model, or no way to it.
+        ModelError: There is no such model, or the hub cannot be reached.
     """
     text = str(name)
     if not _NAME.fullmatch(text):
@@ -44,10 +47,10 @@ def fetch(name: str | Path, *, weights_only: bool = False) -> Path:
 
 
 def upload(folder: Path, repository: str, *, private: bool, message: str) -> str:
-    """Upload the files of a folder; returns the address of the model's page.
+    """Upload the files of a folder and return the address of the model's page.
 
     Raises:
-        ModelError: The hub refuses, or there is no way to it.
+        ModelError: The hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -55,7 +58,7 @@ def upload(folder: Path, repository: str, *, private: bool, message: str) -> str
         hub = HfApi()
         page = hub.create_repo(repository, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
-    except Exception as error:  # as above
+    except Exception as error:  # as in fetch
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
             f"{repository}: cannot be uploaded ({type(error).__name__}: {reason}); check the name and the network, "

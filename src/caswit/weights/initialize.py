@@ -1,18 +1,18 @@
-"""Starting a network from weights that exist: translate, place, fit, and say what came of it."""
+"""Initialise a network from existing weights: translate their names, assign them to branches, fit shapes, report."""
 
 import difflib
 import logging
 import math
 from typing import NamedTuple
 
+from timm.layers import resize_rel_pos_bias_table_simple
 from torch import Tensor
-from torch.nn import functional as F
 
 from caswit.config import InitConfig, Size
 from caswit.errors import ConfigError, ModelError
 from caswit.nn.caswit import SIZES, CASWiT
 from caswit.nn.swin import PATCH_PX
-from caswit.weights import convert as names
+from caswit.weights import convert
 from caswit.weights.convert import State, find_weights, read_weights
 
 log = logging.getLogger(__name__)
@@ -24,11 +24,11 @@ TIMM_MODELS: dict[Size, str] = {
     "large": "swin_large_patch4_window12_384",
 }
 _TRANSLATE = {
-    "timm": names.from_timm,
-    "smp": names.from_smp,
-    "flair_hub": names.from_flair_hub,
-    "transformers": names.from_transformers,
-    "mmseg": names.from_mmseg,
+    "timm": convert.from_timm,
+    "smp": convert.from_smp,
+    "flair_hub": convert.from_flair_hub,
+    "transformers": convert.from_transformers,
+    "mmseg": convert.from_mmseg,
 }
 _BRANCHES = {
     "encoder.": ("hr_encoder.", "context_encoder."),
@@ -37,38 +37,38 @@ _BRANCHES = {
 }
 _ENCODERS = ("hr_encoder.", "context_encoder.")
 _LISTED = 12
-"""Names in one line of the report."""
+"""Number of names that a line of the report lists."""
 
 
 class Fit(NamedTuple):
-    """What of the weights went where."""
+    """Which weights were used for what, by name."""
 
     taken: tuple[str, ...]
-    """Our names."""
+    """Names in the network whose weights were found."""
     resized: tuple[str, ...]
-    """Of these, position biases of another window that were interpolated."""
+    """Those of ``taken`` that are position biases interpolated from another size of window."""
     missing: tuple[str, ...]
-    """Our names that the weights do not have, or not in that shape; they keep their random start."""
+    """Names in the network whose weights were not found, or not in their shape; they keep their random start."""
     left_over: tuple[str, ...]
-    """Names in the weights that nothing of ours took."""
+    """Names in the file that were not used."""
 
     def share(self, encoders: tuple[str, ...] = _ENCODERS) -> float:
-        """Share of the encoders' weights that were found, 0..1."""
+        """Return the share of the encoders' weights that were found, 0..1."""
         taken, missing = (sum(n.startswith(encoders) for n in group) for group in (self.taken, self.missing))
         return taken / max(1, taken + missing)
 
 
 def start_from(network: CASWiT, start: InitConfig, size: Size, tile_px: int | None = None) -> Fit:
-    """Give a network the weights that a recipe names, and log what matched, was missing or left over.
+    """Load the weights that a recipe names into a network, and log what matched, was missing or was left over.
 
     Args:
-        network: With or without decoders.
-        start: Where the weights are and whose names they have.
-        size: Of the network.
-        tile_px: Of the tiles that it will see; warn where the weights' own library would see them otherwise.
+        network: Network, with or without decoders.
+        start: Settings: where the weights are and whose names they have.
+        size: Size of the network.
+        tile_px: Side of its tiles; warn where the library of the weights computes something else for such tiles.
 
     Raises:
-        CaswitError: They cannot be read, or too little of the encoders is in them.
+        CaswitError: The weights cannot be read, or too little of the encoders is among them.
     """
     where, state = _read(start, size)
     state = {_with_beginning(name, start): x for name, x in state.items()}
@@ -100,7 +100,7 @@ def start_from(network: CASWiT, start: InitConfig, size: Size, tile_px: int | No
 
 
 def report(fit: Fit, where: str, start: InitConfig, theirs: State, ours: State) -> list[str]:
-    """Lines that say what matched; for names nobody knows, with the nearest ones of the same shape."""
+    """Return lines that say what matched; for ``from: official`` with the most similar names of the same shape."""
     count = {kind: sum(n.startswith(kind) for n in fit.taken) for kind in (*_ENCODERS, "fusion.")}
     parts = [f"{n} of {kind[:-1]}" for kind, n in count.items() if n] or ["nothing"]
     rest = len(fit.taken) - sum(count.values())
@@ -119,7 +119,10 @@ def report(fit: Fit, where: str, start: InitConfig, theirs: State, ours: State) 
 
 
 def window_warning(start: InitConfig, size: Size, tile_px: int) -> str | None:
-    """What to know about weights of others at tile sizes where their library treats windows in another way."""
+    """Return a warning if the library of the weights treats windows differently for tiles of this size, else None.
+
+    Weights then still are a good start, but features are not exactly those of that library (docs/decisions/0005).
+    """
     if start.source in ("caswit", "official"):
         return None
     window = SIZES[size]["window_size"]
@@ -135,11 +138,12 @@ def window_warning(start: InitConfig, size: Size, tile_px: int) -> str | None:
 
 
 def _counted(start: InitConfig) -> tuple[str, ...]:
-    """Encoders that the weights are meant for."""
+    """Return the encoders that the weights are meant for."""
     return _ENCODERS if start.context else _ENCODERS[:1]
 
 
 def _read(start: InitConfig, size: Size) -> tuple[str, State]:
+    """Return where the weights come from, for messages, and the weights."""
     if not start.timm:
         assert start.path is not None
         file = find_weights(start.path)
@@ -167,20 +171,20 @@ def _with_beginning(name: str, start: InitConfig) -> str:
 
 
 def _placed(state: State, start: InitConfig, ours: set[str]) -> State:
-    """Weights of one encoder under the names of both branches; decoders only if they are wanted."""
+    """Put weights under our names, those of a single encoder under the names of both branches."""
     placed: State = {}
     for name, x in state.items():
         found = [target for target in _targets(name, start) if target in ours]
         placed |= dict.fromkeys(found or [name], x)
     if start.context and not any(n.startswith("context_encoder.") for n in placed):
-        # caswit's own weights without a context branch: its one encoder starts both.
+        # A baseline of caswit has our names already, and only those of the hr branch: it starts both as well.
         twins = {n.replace("hr_", "context_", 1): x for n, x in placed.items() if n.startswith(("hr_enc", "hr_norm"))}
         placed |= {n: x for n, x in twins.items() if n in ours}
     return placed
 
 
 def _targets(name: str, start: InitConfig) -> list[str]:
-    """Our names for a translated one: those of both branches, or of the tile's alone."""
+    """Return our names for a translated one: those of both branches, or of the hr branch alone."""
     if start.source in _TRANSLATE:
         for single, pair in _BRANCHES.items():
             if name.startswith(single):
@@ -189,26 +193,23 @@ def _targets(name: str, start: InitConfig) -> list[str]:
 
 
 def _fitted(name: str, theirs: Tensor, ours: Tensor) -> Tensor | None:
-    """Their tensor in our shape, or None: only position biases can be of another size."""
+    """Return their tensor in our type and shape, or None if it has another shape.
+
+    Position biases ((2w - 1)^2, heads) are the exception: those of another window w are interpolated, as Swin does.
+    """
     theirs = theirs.detach().to(ours.dtype) if ours.is_floating_point() else theirs.detach()
     if theirs.shape == ours.shape:
         return theirs
-    if name.endswith("relative_position_bias_table") and theirs.ndim == 2 and theirs.shape[1] == ours.shape[1]:
-        return _interpolated(theirs, len(ours))
-    return None
-
-
-def _interpolated(table: Tensor, length: int) -> Tensor | None:
-    """Position biases ((2w - 1)^2, heads) of one window for another, bicubic as Swin does."""
-    was, now = math.isqrt(len(table)), math.isqrt(length)
-    if was * was != len(table):
+    biases = name.endswith("relative_position_bias_table") and theirs.ndim == 2 and theirs.shape[1] == ours.shape[1]
+    if not biases or math.isqrt(len(theirs)) ** 2 != len(theirs):
         return None
-    grid = table.T.reshape(1, -1, was, was)
-    resized = F.interpolate(grid, (now, now), mode="bicubic", align_corners=False)
-    return resized.reshape(-1, now * now).T.contiguous()
+    window = (math.isqrt(len(ours)) + 1) // 2
+    resized: Tensor = resize_rel_pos_bias_table_simple(theirs, (window, window), ours.shape)
+    return resized
 
 
 def _refusal(fit: Fit, where: str, start: InitConfig, size: Size, placed: State) -> str:
+    """Return the message for weights that hold too little of the encoders."""
     first = next(n for n in fit.missing if n.startswith(_counted(start)))
     lost = [n for n in fit.left_over if n in fit.missing]
     hint = "is from right?"
@@ -221,6 +222,7 @@ def _refusal(fit: Fit, where: str, start: InitConfig, size: Size, placed: State)
 
 
 def _nearest(name: str, ours: State, spare: State) -> str:
+    """Say which unused tensor of the same shape has the most similar name."""
     same = [n for n, x in spare.items() if x.shape == ours[name].shape]
     near = difflib.get_close_matches(name, same, n=1, cutoff=0.0)
     return f"perhaps {near[0]}" if near else "nothing of that shape"

@@ -1,8 +1,8 @@
-"""Weights that stay in their file until they are used, and can be let go of again.
+"""Weights that stay in their file until they are used, and leave memory again afterwards.
 
-The operating system reads a mapped file where it is touched, and may forget what it read: unlike memory, it comes
-again. A network that is only read to be arranged in another way
-(``caswit.inference.cpu``) then costs no memory of its own.
+The file is mapped into memory: the operating system reads each part when it is first touched, and may drop it again,
+since it can be read once more. A network that is only read to be arranged in another way (``caswit.inference.cpu``)
+then takes no memory of its own.
 """
 
 import json
@@ -20,22 +20,23 @@ from torch.overrides import TorchFunctionMode
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 _EVERY_S = 0.05
+"""Seconds between two releases of what was read."""
 
 
 class LazyWeights(Mapping[str, Tensor]):
     """Tensors of a safetensors file by name. Writing to them changes memory, never the file.
 
     Args:
-        file: Stays as it is for as long as a tensor is used; renaming another to its name is fine.
+        file: The file must not be written to while a tensor is in use; replacing it by renaming another is fine.
 
     Raises:
-        SafetensorError: It is none.
-        KeyError: It holds tensors that are no weights.
+        SafetensorError: The file is no safetensors file, or damaged.
+        KeyError: It holds tensors of types that weights do not have.
     """
 
     def __init__(self, file: Path) -> None:
         with safe_open(file, framework="pt"):
-            pass  # a check of everything in its header
+            pass  # checks the whole header, so that it can be trusted below
         with file.open("rb") as opened:
             self._memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
         begin = 8 + int.from_bytes(self._memory[:8], "little")
@@ -49,7 +50,7 @@ class LazyWeights(Mapping[str, Tensor]):
             return torch.empty(shape, dtype=kind)
         count = (last - first) // kind.itemsize
         found = torch.frombuffer(self._memory, dtype=kind, count=count, offset=begin + first).view(shape)
-        return found.float() if kind.is_floating_point else found  # a copy, of what is not fp32
+        return found.float() if kind.is_floating_point else found  # a copy, unless it is fp32
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -61,10 +62,10 @@ class LazyWeights(Mapping[str, Tensor]):
         return len(self._tensors)
 
     @contextmanager
-    def passing(self) -> Iterator[None]:
-        """While weights are read once: let go of them every now and then, and afterwards."""
+    def released(self) -> Iterator[None]:
+        """Keep releasing what is read in the body, for weights that are read once."""
         done = threading.Event()
-        thread = threading.Thread(target=self._let_go_until, args=(done,), daemon=True)
+        thread = threading.Thread(target=self._release_until, args=(done,), daemon=True)
         thread.start()
         try:
             yield
@@ -72,18 +73,21 @@ class LazyWeights(Mapping[str, Tensor]):
             done.set()
             thread.join()
 
-    def _let_go_until(self, done: threading.Event) -> None:
+    def _release_until(self, done: threading.Event) -> None:
         while not done.wait(_EVERY_S):
-            self._let_go()
-        self._let_go()
+            self._release()
+        self._release()
 
-    def _let_go(self) -> None:
-        # What was written to would be lost: torch counts that, for whoever shares a tensor's memory.
+    def _release(self) -> None:
+        # Releasing drops what was written to a tensor too. torch counts writes in _version, which tensors that share
+        # memory share: once there was one, nothing is released any more.
         if hasattr(mmap, "MADV_DONTNEED") and not any(x._version for x in self._tensors.values()):
             self._memory.madvise(mmap.MADV_DONTNEED)
 
 
 class _Unfilled(TorchFunctionMode):
+    """Makes torch.empty, which every parameter starts as, return tensors without memory."""
+
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -94,9 +98,9 @@ class _Unfilled(TorchFunctionMode):
 
 
 def with_weights(build: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> nn.Module:
-    """A network that has these very tensors, and never had others.
+    """Build a network whose parameters are these tensors, not copies of them.
 
-    Its parameters are built without memory: filling them with noise takes a second and as much memory as they have.
+    Its own parameters are built without memory: filling them with noise takes a second, and as much memory again.
 
     Raises:
         RuntimeError: The weights are those of another network.
@@ -105,5 +109,5 @@ def with_weights(build: Callable[[], nn.Module], weights: Mapping[str, Tensor]) 
         network = build()
     network.load_state_dict(weights, assign=True)
     empty = [name for name, x in [*network.named_parameters(), *network.named_buffers()] if x.is_meta]
-    assert not empty, empty  # buffers that are not saved are computed, not filled
+    assert not empty, empty  # buffers that are not saved must be computed, not made by torch.empty
     return network

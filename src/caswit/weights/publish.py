@@ -1,4 +1,4 @@
-"""Handing a model on: its folder with a model card, to the Hugging Face hub or to a folder."""
+"""Publish a model with its model card, on the Hugging Face hub or in a folder."""
 
 import json
 import shutil
@@ -31,33 +31,33 @@ CARD = "README.md"
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What its maker says of a model: a YAML file for its card."""
+    """Statements of a model's maker for its card, from a YAML file."""
 
     summary: str
-    """What it maps, in a line."""
+    """Line that says what the model maps."""
     gsd_m: tuple[float, float]
-    """Ground sizes of a pixel, in metres, it is meant for: from, to below."""
+    """Lowest and highest ground size of a pixel that it is meant for, in metres; the highest is excluded."""
     read_at_m: float
-    """Ground size of the pixels it sees. Images that say theirs are resampled to it."""
+    """Ground size in metres that images are resampled to while they are read, if they say theirs."""
     data: str
-    """What it learned from, and the licences; Markdown, like the next two."""
+    """Training data and licences, in Markdown."""
     training: str
-    """Recipes, seed, commands, what they cost."""
+    """Recipes, seed, commands and what they cost, in Markdown."""
     limits: str
-    """What it is not good for."""
+    """Uses that the model is not good for, in Markdown."""
     pictures: Mapping[str, str]
-    """File beside the YAML file -> caption."""
+    """Captions of pictures, by the name of a file beside the YAML file."""
     sample: str
-    """File beside it: an image of the kind the model is for."""
+    """Name of a file beside the YAML file: an image of the kind the model is for."""
     sample_gsd_m: float
-    """Ground size of its pixels, in metres."""
+    """Ground size of the sample's pixels, in metres."""
 
 
 def read_about(file: Path) -> About:
-    """Read what a maker says of a model.
+    """Read the statements of a model's maker.
 
     Raises:
-        ConfigError: Something is missing or unknown, or a picture is not there.
+        ConfigError: Something is missing or unknown, or a picture does not exist.
     """
     content = read_yaml(file)
     names = {f.name for f in fields(About)}
@@ -91,7 +91,7 @@ def push(
     license_name: str | None = None,
     private: bool = False,
 ) -> str:
-    """Put a model, its config and a card on the hub, or into a folder.
+    """Publish a model, its config and a card on the hub or in a folder.
 
     Args:
         model: Model folder, trained or pretrained.
@@ -110,7 +110,7 @@ def push(
     """
     folder = model_folder(model)
     config = public_config(folder)
-    (load_pretrained if config.get("kind") == PRETRAINED else load_model)(folder)  # what cannot be used is not sent
+    (load_pretrained if config.get("kind") == PRETRAINED else load_model)(folder)  # refuses what cannot be used
     name = where.removeprefix(PREFIX)
     local = name.startswith((".", "/", "~"))
     if not local and name.count("/") != 1:
@@ -143,14 +143,14 @@ def model_card(
     license_name: str | None = None,
     about: About | None = None,
 ) -> str:
-    """A page about a model, in Markdown, with the hub's tags.
+    """Render a model card in Markdown, with the hub's tags.
 
     Args:
-        config: What config.json says.
-        name: owner/name.
-        report: What report.json says, if there is one.
+        config: Content of config.json.
+        name: owner/name, or the name of the folder.
+        report: Content of report.json, if there is one.
         license_name: Tag of the licence.
-        about: What its maker says of it.
+        about: Statements of the model's maker.
     """
     return render(
         "model_card.md.j2",
@@ -165,7 +165,7 @@ def model_card(
 
 
 def public_config(folder: Path) -> dict[str, Any]:
-    """The config without the folders of whoever trained the model."""
+    """Read a model's config and remove the folders on the disk of whoever trained it."""
     with config_errors(folder / CONFIG):
         config = read_config(folder / CONFIG)
         recipe = config["provenance"].get("recipe", {})
@@ -191,7 +191,7 @@ def _read_report(path: Path | None) -> dict[str, Any] | None:
 
 
 def _fill(target: Path, folder: Path, config: Mapping[str, Any], card: str, beside: Sequence[Path], half: bool) -> None:
-    """Write what a repository holds; the config, which makes it a model folder, comes last."""
+    """Write all files of a repository; the config, which makes it a model folder, comes last."""
     target.mkdir(parents=True, exist_ok=True)
     with atomic_path(target / WEIGHTS) as partial:
         if half:
@@ -199,7 +199,7 @@ def _fill(target: Path, folder: Path, config: Mapping[str, Any], card: str, besi
             save_file({name: x.half() if x.is_floating_point() else x for name, x in weights.items()}, partial)
         else:
             shutil.copyfile(folder / WEIGHTS, partial)
-        partial.chmod(0o644)  # safetensors lets nobody else read it
+        partial.chmod(0o644)  # safetensors writes files that only their owner can read
     for file in beside:
         if file.resolve() != (target / file.name).resolve():  # the YAML file may lie in the folder that is made
             shutil.copyfile(file, target / file.name)

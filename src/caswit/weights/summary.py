@@ -1,4 +1,4 @@
-"""What a model is, what it costs and what it expects."""
+"""Summary of a model for ``caswit info``: its network, its size and arithmetic, and the images it expects."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,13 @@ class Costs:
     """Size and arithmetic of a network at inference."""
 
     parameters: dict[str, int]
-    """By part of the network."""
+    """Number of parameters of each part of the network."""
     flops: int
     """Floating-point operations for one tile; a multiply-add counts as two."""
 
 
 def costs(loaded: LoadedModel) -> Costs:
-    """Count parameters by part, and the FLOPs of one tile, without computing anything."""
+    """Count the parameters of each part, and the FLOPs of one tile with tensors that have no memory."""
     network = loaded.network
     parameters = {
         part: sum(p.numel() for n, p in network.named_parameters() if n.startswith(tuple(f"{x}." for x in prefixes)))
@@ -44,7 +44,7 @@ def costs(loaded: LoadedModel) -> Costs:
 
 
 def describe(model: Path) -> str:
-    """A readable page about a model folder."""
+    """Return a readable page about a model folder."""
     loaded = load_model(model)
     info, cost = loaded.info, costs(loaded)
     tile, made = info.tile, info.provenance

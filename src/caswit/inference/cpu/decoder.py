@@ -1,7 +1,11 @@
 """UPerNet and the SegFormer head, arranged for inference.
 
-Norms over batches are folded into the convolutions before them, 1x1 convolutions are matrix products over tokens, and
-3x3 convolutions of enlarged maps never enlarge them. Shapes: N tokens, C channels, H/W sides.
+Batch norms are folded into the weights of the convolutions before them. 1x1 convolutions and pooling are matrix
+products over tokens, without reordering a map. 3x3 convolutions of enlarged maps never enlarge them
+(``caswit.nn.conv``); others use Winograd's algorithm where channels are many. The two matrices of the SegFormer head
+are multiplied into one.
+
+Shapes: N tokens, C channels in, O channels out, K classes, H/W sides of a map.
 """
 
 from collections.abc import Sequence
@@ -15,26 +19,30 @@ from torch.nn import functional as F
 from caswit.inference.cpu.encoder import linear
 from caswit.inference.cpu.ops import Affine, Ops, Value
 from caswit.inference.cpu.winograd import Conv3x3
-from caswit.nn.conv import ConvNormReLU, shifted
+from caswit.nn.conv import ConvNormReLU, upsampling
 from caswit.nn.decoders import POOL_SCALES, SegformerHead, UPerNetHead
 from caswit.nn.window_partition import Sides
 
 Map = tuple[Value, Sides]
-"""Tokens (H * W, C), and H, W."""
+"""Tokens (H * W, C) and the sides (H, W)."""
 
 
 def as_map(ops: Ops, tokens: Value, sides: Sides) -> Value:
-    """(H * W, C) -> (1, C, H, W)."""
+    """View tokens as a map: (H * W, C) -> (1, C, H, W)."""
     return ops.permute(ops.reshape(tokens, (1, *sides, -1)), (0, 3, 1, 2))
 
 
 def as_tokens(ops: Ops, x: Value, sides: Sides) -> Value:
-    """(1, C, H, W) -> (H * W, C)."""
+    """View a map as tokens: (1, C, H, W) -> (H * W, C)."""
     return ops.reshape(ops.permute(x, (0, 2, 3, 1)), (sides[0] * sides[1], -1))
 
 
 class AfterConv:
-    """The norm after a convolution: folded into its weights if it can be."""
+    """Norm and ReLU after a convolution.
+
+    At inference a batch norm is a scale and a shift of each channel, which are folded into the convolution's weights
+    and bias. A group norm depends on the image and stays.
+    """
 
     def __init__(self, norm: nn.Module, channels: int) -> None:
         self.group = norm if isinstance(norm, nn.GroupNorm) else None
@@ -47,17 +55,17 @@ class AfterConv:
 
     @torch.no_grad()
     def folded(self, convolution: nn.Conv2d, channels: slice = slice(None)) -> Tensor:
-        """(O, C, k, k): weights of some input channels."""
+        """Return the scaled weights (O, C, k, k) of some input channels."""
         weight = convolution.weight[:, channels]
         return weight * self.scale.to(weight)[:, None, None, None]
 
     def relu(self, ops: Ops, tokens: Value) -> Value:
-        """What is left of the norm, then the rectifier: (N, C) -> (N, C)."""
+        """Apply the norm if it was not folded, then ReLU: (N, C) -> (N, C)."""
         return ops.relu(tokens if self.group is None else ops.group_norm(tokens, self.group))
 
 
 class Conv:
-    """Convolution, norm and rectifier of maps; a 1x1 convolution is a matrix product over tokens."""
+    """``ConvNormReLU``: a matrix product over tokens if its kernel is 1x1, ``Conv3x3`` if it keeps the sides."""
 
     def __init__(self, ops: Ops, layer: ConvNormReLU) -> None:
         convolution, norm, _ = layer
@@ -74,7 +82,7 @@ class Conv:
             self.affine = Affine(ops.ready(weight.flatten(1) if self.pointwise else weight), ops.ready(self.norm.shift))
 
     def __call__(self, ops: Ops, tokens: Value, sides: Sides) -> Value:
-        """(N, C) -> (N, O); sides stay, or are divided by the stride."""
+        """Convolve a map (N, C) to (N, O), whose sides are kept or divided by the stride."""
         if self.pointwise:
             return self.norm.relu(ops, ops.linear(tokens, self.affine))
         if self.same is not None:
@@ -82,13 +90,16 @@ class Conv:
         return self.norm.relu(ops, self.of_map(ops, as_map(ops, tokens, sides), sides))
 
     def of_map(self, ops: Ops, x: Value, sides: Sides) -> Value:
-        """(1, C, H, W) -> (N, O), before the norm."""
+        """Convolve a map (1, C, H, W) to (N, O), without norm and ReLU."""
         after = -(-sides[0] // self.stride), -(-sides[1] // self.stride)
         return as_tokens(ops, ops.conv(x, self.affine, self.stride, self.padding), after)
 
 
-class ConvOfEnlarged:
-    """A 3x3 ``ConvNormReLU`` of maps enlarged to the first one's sides and concatenated."""
+class UpsampledConv:
+    """3x3 ``ConvNormReLU`` of maps that are enlarged to the first one's sides and concatenated.
+
+    The arithmetic is that of ``caswit.nn.conv.conv3x3_of_upsampled``.
+    """
 
     def __init__(self, ops: Ops, layer: ConvNormReLU, channels: Sequence[int]) -> None:
         convolution, norm, _ = layer
@@ -97,23 +108,24 @@ class ConvOfEnlarged:
         first, *others = (slice(end - c, end) for c, end in zip(channels, accumulate(channels), strict=True))
         width = convolution.out_channels, channels[0]
         self.first = Conv3x3(ops, partial(self.norm.folded, convolution, first), self.norm.shift, width)
-        # For each vertical tap (3 * O, C): horizontal tap, output channel.
+        # For each of the other maps, one matrix (3 * O, C) for each row of the kernel.
         self.others = [
             [Affine(ops.ready(part[:, :, tap].permute(2, 0, 1).flatten(0, 1))) for tap in range(3)]
             for part in (self.norm.folded(convolution, some) for some in others)
         ]
 
     def __call__(self, ops: Ops, maps: Sequence[Map]) -> Value:
-        """Maps -> (N, O) at the sides of the first."""
+        """Convolve maps to (N, O), at the sides of the first."""
         (tokens, sides), *others = maps
         out = self.first(tokens, sides)
         for (small, its), taps in zip(others, self.others, strict=True):
-            out = ops.add(out, _enlarged(ops, small, its, taps, sides))
+            out = ops.add(out, _mixed_and_upsampled(ops, small, its, taps, sides))
         return self.norm.relu(ops, out)
 
 
-def _enlarged(ops: Ops, x: Value, sides: Sides, taps: Sequence[Affine], size: Sides) -> Value:
-    rows, cols = ops.table(shifted(sides[0], size[0])), ops.table(_by_place(sides[1], size[1]))
+def _mixed_and_upsampled(ops: Ops, x: Value, sides: Sides, taps: Sequence[Affine], size: Sides) -> Value:
+    """Add up what one map contributes: mix its channels for each tap, enlarge columns, then rows."""
+    rows, cols = ops.table(upsampling(sides[0], size[0])), ops.table(_taps_together(sides[1], size[1]))
     wide = [
         ops.reshape(ops.matmul(cols, ops.reshape(ops.linear(x, tap), (sides[0], 3 * sides[1], -1))), (sides[0], -1))
         for tap in taps
@@ -122,7 +134,7 @@ def _enlarged(ops: Ops, x: Value, sides: Sides, taps: Sequence[Affine], size: Si
 
 
 class UPerNet:
-    """``UPerNetHead``."""
+    """``UPerNetHead``: pooled maps are not enlarged, and neither are the levels of the pyramid at its end."""
 
     def __init__(self, ops: Ops, head: UPerNetHead) -> None:
         width = head.classify.in_channels
@@ -130,14 +142,14 @@ class UPerNet:
         assert isinstance(wide, nn.Conv2d)
         deepest = wide.in_channels - len(POOL_SCALES) * width
         self.pools = [Conv(ops, pool[1]) for pool in head.pools]  # type: ignore[index]
-        self.bottleneck = ConvOfEnlarged(ops, head.bottleneck, [deepest, *[width] * len(POOL_SCALES)])
+        self.bottleneck = UpsampledConv(ops, head.bottleneck, [deepest, *[width] * len(POOL_SCALES)])
         self.laterals = [Conv(ops, layer) for layer in head.laterals]  # type: ignore[arg-type]
         self.smooths = [Conv(ops, layer) for layer in head.smooths]  # type: ignore[arg-type]
-        self.fuse = ConvOfEnlarged(ops, head.fuse, [width] * (len(self.smooths) + 1))
+        self.fuse = UpsampledConv(ops, head.fuse, [width] * (len(self.smooths) + 1))
         self.classify = pointwise(ops, head.classify)
 
     def __call__(self, ops: Ops, maps: Sequence[Map]) -> Value:
-        """Stage maps, shallow to deep -> logits (N, K) at the sides of the first."""
+        """Turn stage maps, shallow to deep, into logits (N, K) at the sides of the first."""
         deepest, sides = maps[-1]
         pooled = [
             (pool(ops, ops.matmul(ops.table(_pooling(sides, scale)), deepest), (scale, scale)), (scale, scale))
@@ -153,7 +165,7 @@ class UPerNet:
 
 
 class Segformer:
-    """``SegformerHead``: its projection and its mixing of channels are one matrix."""
+    """``SegformerHead``, with the projection of each map and the mixing after it as one matrix."""
 
     def __init__(self, ops: Ops, head: SegformerHead) -> None:
         self.norm = AfterConv(head.norm, head.classify.in_channels)
@@ -162,13 +174,14 @@ class Segformer:
             assert isinstance(project, nn.Conv2d)
             assert isinstance(fuse, nn.Conv2d)
             assert project.bias is not None
+            # The shift of the norm is added once to the sum over all maps: by the first.
             mix = fuse.weight.detach().flatten(1) * self.norm.scale.to(fuse.weight)[:, None]
             bias = mix @ project.bias.detach() + (self.norm.shift.to(mix) if not self.mixes else 0)
             self.mixes.append(Affine(ops.ready(mix @ project.weight.detach().flatten(1)), ops.ready(bias)))
         self.classify = pointwise(ops, head.classify)
 
     def __call__(self, ops: Ops, maps: Sequence[Map]) -> Value:
-        """Stage maps, shallow to deep -> logits (N, K) at the sides of the first."""
+        """Turn stage maps, shallow to deep, into logits (N, K) at the sides of the first."""
         first, *others = ((ops.linear(x, mix), sides) for mix, (x, sides) in zip(self.mixes, maps, strict=True))
         merged, size = first
         for x in others:
@@ -177,7 +190,7 @@ class Segformer:
 
 
 def pointwise(ops: Ops, convolution: nn.Conv2d) -> Affine:
-    """A 1x1 convolution as a linear layer."""
+    """Return the weights of a 1x1 convolution, ready for ``Ops.linear``."""
     layer = nn.Linear(convolution.in_channels, convolution.out_channels, device="meta")
     layer.weight = nn.Parameter(convolution.weight.flatten(1))
     layer.bias = convolution.bias  # type: ignore[assignment]
@@ -185,13 +198,13 @@ def pointwise(ops: Ops, convolution: nn.Conv2d) -> Affine:
 
 
 @lru_cache(maxsize=64)
-def _by_place(small: int, large: int) -> Tensor:
-    """(large, small * 3): ``shifted`` in the order in which the taps of a place lie side by side."""
-    return shifted(small, large).unflatten(1, (3, -1)).transpose(1, 2).flatten(1)
+def _taps_together(small: int, large: int) -> Tensor:
+    """Return ``upsampling`` as (large, small * 3): the three taps of a pixel side by side, as products leave them."""
+    return upsampling(small, large).unflatten(1, (3, -1)).transpose(1, 2).flatten(1)
 
 
 @lru_cache(maxsize=64)
 def _pooling(sides: Sides, scale: int) -> Tensor:
-    """(scale^2, H * W): adaptive average pooling."""
+    """Return adaptive average pooling of a map to ``scale`` x ``scale`` as a matrix (scale^2, H * W)."""
     each = torch.eye(sides[0] * sides[1]).unflatten(1, sides)[:, None]
     return F.adaptive_avg_pool2d(each, scale).flatten(1).T.contiguous()

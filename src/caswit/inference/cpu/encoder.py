@@ -1,6 +1,10 @@
 """Swin blocks and fusion, arranged for inference.
 
-Shapes: N tokens, C channels, h heads, D = C / h, A tokens of a window, n windows.
+Tokens stay (N, C) of one image from stage to stage. A block gathers queries, keys and values into windows by one table,
+instead of rolling, padding and reordering maps, and back by another; position biases are looked up once, when the block
+is made. The gate of a fusion is multiplied into the weights of the projection before it.
+
+Shapes: N tokens, C channels, h heads, D = C / h, n windows of A slots.
 """
 
 from functools import lru_cache
@@ -17,24 +21,24 @@ from caswit.nn.window_partition import Sides, windows
 
 
 class Norm:
-    """A layer norm."""
+    """Layer norm with its weights ready."""
 
     def __init__(self, ops: Ops, norm: nn.LayerNorm) -> None:
         self.eps, self.affine = norm.eps, Affine(ops.ready(norm.weight), ops.ready(norm.bias))
 
     def __call__(self, ops: Ops, x: Value) -> Value:
-        """(N, C) -> (N, C)."""
+        """Normalise tokens (N, C)."""
         return ops.layer_norm(x, self.affine, self.eps)
 
 
 def linear(ops: Ops, layer: nn.Linear) -> Affine:
-    """A linear layer."""
+    """Return the weights of a linear layer, ready for ``Ops.linear``."""
     bias = cast("Tensor | None", layer.bias)
     return Affine(ops.ready(layer.weight), None if bias is None else ops.ready(bias))
 
 
 class Block:
-    """A Swin block."""
+    """Swin block: attention in windows, then an MLP, each with its norm before and added to its input."""
 
     def __init__(self, ops: Ops, block: SwinBlock) -> None:
         attention = block.attn
@@ -42,54 +46,55 @@ class Block:
         self.side, self.shift = block.window_size, block.shift_size
         self.norms = Norm(ops, block.norm1), Norm(ops, block.norm2)
         self.qkv, self.scale = linear(ops, attention.qkv), ops.ready(torch.tensor([attention.scale]))
-        # timm pads after the norm: a token that is not there is 0, and has these queries, keys and values.
-        self.nowhere = ops.ready(attention.qkv.bias[None])
+        # timm pads with zeros after the norm, so that the queries, keys and values of padding are the bias.
+        self.padding = ops.ready(attention.qkv.bias[None])
         self.bias = ops.ready(attention._get_rel_pos_bias().detach())  # (1, h, A, A)
         self.proj = linear(ops, attention.proj)
         self.widen, self.narrow = linear(ops, block.mlp.fc1), linear(ops, block.mlp.fc2)
 
     def __call__(self, ops: Ops, x: Value, sides: Sides) -> Value:
-        """(N, C) -> (N, C)."""
-        cut = windows(sides, self.side, self.shift)
+        """Advance tokens (N, C) of a map."""
+        how = windows(sides, self.side, self.shift)
         area = self.side[0] * self.side[1]
         qkv = ops.linear(self.norms[0](ops, x), self.qkv)
-        if len(cut.tokens) > sides[0] * sides[1]:
-            qkv = ops.cat([qkv, self.nowhere])
-        heads = ops.reshape(ops.take(qkv, ops.table(cut.tokens)), (len(cut.tokens) // area, area, 3, self.heads, -1))
+        if len(how.tokens) > sides[0] * sides[1]:
+            qkv = ops.cat([qkv, self.padding])
+        heads = ops.reshape(ops.take(qkv, ops.table(how.tokens)), (len(how.tokens) // area, area, 3, self.heads, -1))
         q, k, v = ops.unbind(ops.permute(heads, (2, 0, 3, 1, 4)))  # (n, h, A, D)
         scores = ops.add(ops.matmul(ops.multiply(q, self.scale), ops.permute(k, (0, 1, 3, 2))), self.bias)
-        if cut.mask is not None:
-            # Through another shape: OpenVINO would add up bias and mask, a table of every head in every window.
-            flat = ops.reshape(scores, (len(cut.mask), self.heads, -1))
-            flat = ops.add(flat, ops.reshape(ops.table(cut.mask), (len(cut.mask), 1, -1)))
-            scores = ops.reshape(flat, (len(cut.mask), self.heads, area, area))
+        if how.mask is not None:
+            # In another shape than the bias was added in. OpenVINO adds constants up beforehand where it can, and bias
+            # plus mask would be a table of every head in every window: large, and slower to read than two small ones.
+            flat = ops.reshape(scores, (len(how.mask), self.heads, -1))
+            flat = ops.add(flat, ops.reshape(ops.table(how.mask), (len(how.mask), 1, -1)))
+            scores = ops.reshape(flat, (len(how.mask), self.heads, area, area))
         read = ops.permute(ops.matmul(ops.softmax(scores), v), (0, 2, 1, 3))
-        read = ops.take(ops.reshape(read, (len(cut.tokens), -1)), ops.table(cut.places))
+        read = ops.take(ops.reshape(read, (len(how.tokens), -1)), ops.table(how.slots))
         x = ops.add(x, ops.linear(read, self.proj))
         hidden = ops.gelu(ops.linear(self.norms[1](ops, x), self.widen))
         return ops.add(x, ops.linear(hidden, self.narrow))
 
 
 class Merging:
-    """Patch merging: four neighbours become one token of twice the channels."""
+    """Patch merging: the four tokens of each 2 x 2 square become one token of twice the channels."""
 
     def __init__(self, ops: Ops, merging: PatchMerging) -> None:
         self.norm, self.channels = Norm(ops, merging.norm), merging.norm.normalized_shape[0] // 4
         self.reduction = linear(ops, merging.reduction)
-        self.nowhere = ops.ready(torch.zeros(1, self.channels))
+        self.padding = ops.ready(torch.zeros(1, self.channels))
 
     def __call__(self, ops: Ops, x: Value, sides: Sides) -> Value:
-        """(H * W, C) -> (ceil(H / 2) * ceil(W / 2), 2 C)."""
+        """Merge a map (H * W, C) to (ceil(H / 2) * ceil(W / 2), 2 C)."""
         index = _neighbours(sides)
         if len(index) > sides[0] * sides[1]:
-            x = ops.cat([x, self.nowhere])
+            x = ops.cat([x, self.padding])
         four = ops.reshape(ops.take(x, ops.table(index)), (len(index) // 4, 4 * self.channels))
         return ops.linear(self.norm(ops, four), self.reduction)
 
 
 @lru_cache(maxsize=64)
 def _neighbours(sides: Sides) -> Tensor:
-    """Tokens of every square of four, column by column as timm has them; H * W where there is none."""
+    """Return the tokens of every 2 x 2 square, column by column as timm orders them; H * W stands for padding."""
     height, width = sides
     tokens = torch.full((height + height % 2, width + width % 2), height * width)
     tokens[:height, :width] = torch.arange(height * width).view(sides)
@@ -98,7 +103,7 @@ def _neighbours(sides: Sides) -> Tensor:
 
 
 class Stage:
-    """Merging, where there is one, and the blocks of a stage."""
+    """Stage of an encoder: patch merging, which the first stage lacks, and blocks."""
 
     def __init__(self, ops: Ops, stage: SwinTransformerStage) -> None:
         merging = stage.downsample
@@ -106,7 +111,7 @@ class Stage:
         self.blocks = [Block(ops, block) for block in stage.blocks]
 
     def __call__(self, ops: Ops, x: Value, sides: Sides) -> tuple[Value, Sides]:
-        """Tokens and sides before and after the stage."""
+        """Advance tokens (N, C) of a map with these sides; return the tokens and sides after the stage."""
         if self.merging is not None:
             x, sides = self.merging(ops, x, sides), ((sides[0] + 1) // 2, (sides[1] + 1) // 2)
         for block in self.blocks:
@@ -115,7 +120,7 @@ class Stage:
 
 
 class Fusion:
-    """What hr tokens read from context tokens, and the MLP after it."""
+    """Fusion block: hr tokens read all context tokens, then an MLP."""
 
     def __init__(self, ops: Ops, block: FusionBlock) -> None:
         attention = block.attention
@@ -130,7 +135,7 @@ class Fusion:
         self.widen, self.narrow = linear(ops, first), linear(ops, last)
 
     def __call__(self, ops: Ops, x: Value, context: Value, sides: tuple[Sides, Sides]) -> Value:
-        """(N, C), (M, C) -> (N, C)."""
+        """Fuse hr tokens (N, C) with context tokens (M, C), given the sides of both maps."""
         tokens, others = (height * width for height, width in sides)
         q = ops.linear(self.norms[0](ops, x), self.to_q)
         q = ops.permute(ops.reshape(q, (1, tokens, self.heads, -1)), (0, 2, 1, 3))

@@ -118,7 +118,7 @@ class FastCASWiT(nn.Module):
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self._plain = cast("Callable[..., Tensor]", network.forward)  # no part of ours: its weights are not
         self._runs: dict[tuple[Sides, ...], Callable[..., Tensor]] = {}
-        self._read = nullcontext if weights is None else weights.passing
+        self._read = nullcontext if weights is None else weights.released
         if openvino:
             self._arrange = partial(_in_openvino, network, bf16)
         else:

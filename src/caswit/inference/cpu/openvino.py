@@ -1,4 +1,10 @@
-"""The operations of the fast network as nodes of an OpenVINO graph, and the graph compiled for this processor."""
+"""The operations of the arranged network as nodes of an OpenVINO graph, and the graph compiled for the processor.
+
+OpenVINO chooses kernels for the processor at hand, fuses operations, and plans all memory before the first image. The
+graph is built directly, which takes seconds; its converter from torch takes over a minute and gigabytes.
+"""
+
+# ruff: noqa: D102  The methods of OpenVinoOps are described in caswit.inference.cpu.ops.Ops.
 
 import threading
 from collections.abc import Callable, Sequence
@@ -15,114 +21,99 @@ from torch import Tensor, nn
 from caswit.inference.cpu.ops import Affine, Value
 
 Graph = Callable[["OpenVinoOps", Sequence[Value]], Value]
-"""From input nodes to the output node."""
-
+"""A function that builds a graph: from the nodes of the inputs to the node of the output."""
 
 _KEYS = 2048
-"""Of a group, in attention to many."""
+"""Number of keys in a group, where attention reads so many that they are read group by group."""
 
 
 class OpenVinoOps:
-    """Builds nodes; shapes are fixed. See ``caswit.inference.cpu.ops.Ops``."""
+    """Builds nodes of a graph, in which all shapes are fixed."""
 
     def __init__(self) -> None:
         self.least: list[Value] = []
-        """Numbers that are 0 where scores were beyond the range of exponentials, and results are worth nothing."""
+        """Outputs of the graph, one for each attention in groups, that are 0 if its result cannot be used."""
         self._tables: dict[int, tuple[Tensor, Any]] = {}
         self._kept: list[Any] = []  # constants are read where they lie, for as long as the graph lives
 
     def ready(self, x: Tensor) -> Any:
-        """A constant."""
         x = x.detach().cpu().contiguous()
         values = x.float().numpy() if x.is_floating_point() else x.int().numpy()
         self._kept.append(values)
         return nodes.constant(values, shared_memory=True)
 
     def table(self, x: Tensor) -> Any:
-        """A constant, once."""
         if id(x) not in self._tables:
             self._tables[id(x)] = x, self.ready(x)
         return self._tables[id(x)][1]
 
     def linear(self, x: Value, affine: Affine) -> Value:
-        """(..., C) -> (..., O)."""
         product = nodes.matmul(x, affine.weight, False, True)
         return product if affine.bias is None else nodes.add(product, affine.bias)
 
     def layer_norm(self, x: Value, affine: Affine, eps: float) -> Value:
-        """Over the last axis."""
         normed = nodes.mvn(x, _ints([-1]), True, eps, "inside_sqrt")
         return nodes.add(nodes.multiply(normed, affine.weight), affine.bias)
 
     def group_norm(self, x: Value, norm: nn.GroupNorm) -> Value:
-        """(N, C) -> (N, C)."""
         weight, bias = self.ready(norm.weight), self.ready(norm.bias)
         planes = nodes.unsqueeze(nodes.transpose(x, _ints([1, 0])), _ints([0]))
         normed = nodes.group_normalization(planes, weight, bias, norm.num_groups, norm.eps)
         return nodes.transpose(nodes.squeeze(normed, _ints([0])), _ints([1, 0]))
 
     def relu(self, x: Value) -> Value:
-        """Rectify."""
         return nodes.relu(x)
 
     def gelu(self, x: Value) -> Value:
-        """The exact one."""
         return nodes.gelu(x, "erf")
 
     def add(self, x: Value, y: Value) -> Value:
-        """Sum, or with a table that broadcasts."""
         return nodes.add(x, y)
 
     def subtract(self, x: Value, y: Value) -> Value:
-        """Difference."""
         return nodes.subtract(x, y)
 
     def multiply(self, x: Value, y: Value) -> Value:
-        """Product, or with a table that broadcasts."""
         return nodes.multiply(x, y)
 
     def matmul(self, x: Value, y: Value) -> Value:
-        """Product of matrices, batched over leading axes."""
         return nodes.matmul(x, y, False, False)
 
     def take(self, x: Value, index: Any) -> Value:
-        """Rows (the first axis) at an index."""
         return nodes.gather(x, index, _ints(0))
 
     def part(self, x: Value, axis: int, first: int, last: int) -> Value:
-        """What lies from ``first`` to before ``last`` along an axis."""
         return nodes.slice(x, _ints([first]), _ints([last]), _ints([1]), _ints([axis]))
 
     def cat(self, values: Sequence[Value]) -> Value:
-        """Along the first axis."""
         return nodes.concat(list(values), 0)
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
-        """As torch."""
         return nodes.reshape(x, _ints(shape), False)
 
     def permute(self, x: Value, order: Sequence[int]) -> Value:
-        """As torch."""
         return nodes.transpose(x, _ints(order))
 
     def unbind(self, x: Value) -> list[Value]:
-        """Along the first axis."""
         parts = nodes.split(x, _ints(0), x.output(0).shape[0])
         return [nodes.squeeze(part, _ints([0])) for part in parts.outputs()]
 
     def softmax(self, x: Value) -> Value:
-        """Over the last axis."""
         return nodes.softmax(x, -1)
 
     def attention(self, q: Value, k: Value, v: Value) -> Value:
-        """softmax(q k' / sqrt(D)) v without storing the scores: (1, h, N, D), twice (1, h, M, D) -> (1, h, N, D)."""
         _, heads, keys, channels = k.output(0).shape
         groups = max(1, keys // _KEYS)
         if groups == 1 or keys % groups:
             return nodes.scaled_dot_product_attention(q, k, v)
-        # Scores of a few queries with all keys leave the cache, so keys are read in groups (J, h, M / J, D). What a
-        # softmax was divided by comes out too: each group has a key of its own, whose score is 0, and two columns of
-        # values, one that counts the others and one that counts it.
+        # OpenVINO scores a few queries with all keys at a time. With many keys these scores leave the cache, so keys
+        # are read in J groups, as if each were an image of its own: (J, h, M / J, D). Putting the groups together takes
+        # the divisor of each group's softmax, which no library returns. It is read off the values instead: each group
+        # gets one more key, of zeros, whose score is 0 and its exponential 1, and values get two more columns, of which
+        # one counts the keys of the group (1 at each of them) and the other the added key (1 at that alone). With S the
+        # sum of exp(score) over the group's keys, attention then returns
+        #     (sum of exp(score) v, S, 1) / (S + 1),
+        # and dividing by the last column gives numerators and denominators that add up over groups.
         own_key, own_value = np.zeros((groups, heads, 1, channels)), np.zeros((groups, heads, 1, channels + 2))
         own_value[..., -1] = 1
         others = np.zeros((groups, heads, keys // groups, 2))
@@ -132,6 +123,7 @@ class OpenVinoOps:
         v = nodes.concat([nodes.concat([grouped[1], _floats(others)], 3), _floats(own_value)], 2)
         q = nodes.concat([q] * groups, 0)
         read = nodes.scaled_dot_product_attention(q, k, v)
+        # The last column is 0 where S is beyond the range of fp32. The caller then computes the tile another way.
         rest, own = nodes.variadic_split(read, _ints(3), _ints([channels + 1, 1])).outputs()
         self.least.append(nodes.reduce_min(own, _ints([0, 1, 2, 3]), False))
         total = nodes.reduce_sum(nodes.divide(rest, own), _ints([0]), True)
@@ -139,17 +131,15 @@ class OpenVinoOps:
         return nodes.divide(values, count)
 
     def _groups(self, x: Value, groups: int) -> Value:
-        """(1, h, M, D) -> (J, h, M / J, D)."""
+        """Split keys or values into groups: (1, h, M, D) -> (J, h, M / J, D)."""
         _, heads, _, channels = x.output(0).shape
         return self.permute(self.reshape(x, (heads, groups, -1, channels)), (1, 0, 2, 3))
 
     def conv(self, x: Value, affine: Affine, stride: int, padding: int) -> Value:
-        """(1, C, H, W) -> (1, O, H', W')."""
         out = nodes.convolution(x, affine.weight, [stride] * 2, [padding] * 2, [padding] * 2, [1, 1])
         return out if affine.bias is None else nodes.add(out, nodes.reshape(affine.bias, _ints([1, -1, 1, 1]), False))
 
     def resize(self, x: Value, size: tuple[int, int]) -> Value:
-        """(1, C, H, W) -> (1, C, *size), bilinear."""
         return nodes.interpolate(
             x, _ints(size), "linear_onnx", "sizes", axes=_ints([2, 3]), coordinate_transformation_mode="half_pixel"
         )
@@ -157,8 +147,9 @@ class OpenVinoOps:
 
 @cache
 def core() -> ov.Core:
-    """The one of this process. It is never dropped: OpenVINO's plugin for CPUs gives the thread that opens it another
-    stack for signals and frees that when it is closed, from whichever thread; the next signal ends the process."""
+    """Return OpenVINO's core, of which a process has one."""
+    # It must never be closed. Its plugin for CPUs gives the thread that opens it another stack for signals, and frees
+    # that when it is closed, from whichever thread: the next signal would end the process.
     return ov.Core()
 
 
@@ -166,9 +157,9 @@ class Compiled:
     """A graph compiled for the processor.
 
     Args:
-        graph: Builds it.
-        shapes: Of the fp32 inputs.
-        bf16: Compute in bfloat16.
+        graph: Builds the graph.
+        shapes: Shapes of the inputs, which are fp32.
+        bf16: Compute in bfloat16; otherwise in fp32.
     """
 
     def __init__(self, graph: Graph, shapes: Sequence[Sequence[int]], *, bf16: bool) -> None:
@@ -181,11 +172,11 @@ class Compiled:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "ENABLE_CPU_PINNING": False,  # processes side by side would be pinned to the same cores
         }
-        self._free = threading.Lock()
+        self._free = threading.Lock()  # a request has one set of buffers
         self._request = core().compile_model(model, "CPU", settings).create_infer_request()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Run it on contiguous fp32 tensors; the result is a copy, and NaN if it is worth nothing."""
+        """Run the graph on contiguous fp32 tensors; return a copy of its output, or NaN where that cannot be used."""
         with self._free:
             found, *least = self._request.infer([x.numpy() for x in inputs], share_inputs=True).to_tuple()
             sound = all(number > 0 for number in least)

@@ -1,4 +1,7 @@
-"""What an exported graph takes and gives: the network, and around it what a caller would otherwise have to do.
+"""The forms of exported graphs: the network, with what a program would otherwise have to do before and after it.
+
+``TileAndContext`` leaves everything to the program. ``SingleInput`` takes one window of an image and makes tile and
+context of it. ``Deepness`` is that with the conventions of a QGIS plugin.
 
 Shapes: B batch, T tile_px, f context_factor, S = f T side of the context window (T without a context), K classes.
 """
@@ -17,25 +20,25 @@ from caswit.weights.model_folder import LoadedModel
 Form = Literal["tile and context", "single input", "deepness"]
 
 SCORES = 2**24
-"""Most scores of attention that are held at once, for one image and head: 64 MB."""
+"""Highest number of attention scores that are held at once, for one image and head: 64 MB."""
 
 
 class Graph(NamedTuple):
-    """A module to export, and the names of what goes in and comes out."""
+    """A module to export, with the names of its inputs and output."""
 
     module: nn.Module
     inputs: dict[str, Tensor]
-    """An example of each, of a batch of two."""
+    """Example of each input, a batch of two."""
     output: str
     to_uint8: float
-    """What the inputs are multiplied by to be pixels of 0-255."""
+    """Factor from the inputs to pixels of 0-255."""
 
 
 class InSlices(nn.Module):
-    """Fusion's attention, some rows of queries after the other.
+    """Attention of a fusion, computed for some rows of queries at a time.
 
-    torch never stores the scores of all queries. The operators of ONNX do, and for a tile of 512 px there are
-    16384 x 16384 for each head.
+    torch never stores all scores. The operators of ONNX do, and at stage 1 of a tile of 512 px there are 16384 x 16384
+    for each head. Every query has a softmax of its own, so that the slices give the same result.
     """
 
     def __init__(self, attention: nn.Module) -> None:
@@ -43,31 +46,31 @@ class InSlices(nn.Module):
         self.attention = attention
 
     def forward(self, hr: Tensor, context: Tensor) -> Tensor:
-        """(B, H, W, C), (B, H', W', C) -> (B, H, W, C)."""
+        """Read from the context: (B, H, W, C), (B, H', W', C) -> (B, H, W, C)."""
         scores_of_row = hr.shape[2] * context.shape[1] * context.shape[2]
         rows = max(1, SCORES // scores_of_row)
         return torch.cat([self.attention(part, context) for part in hr.split(rows, dim=1)], dim=1)
 
 
 class TileAndContext(nn.Module):
-    """The network as it is."""
+    """The network as it is, in evaluation mode."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, tile: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, 3, T, T) twice, 0-255 -> logits (B, K, T, T)."""
+        """Label tile and context (B, 3, T, T), 0-255: logits (B, K, T, T)."""
         logits: Tensor = self.network(tile, context)
         return logits
 
 
 class SingleInput(nn.Module):
-    """The network behind a window of the image, which makes tile and context as reading does.
+    """The network with one input, a window of an image, which it makes tile and context of as ``caswit predict`` does.
 
     Args:
-        network: In evaluation mode.
-        factor: f; 1 without a context.
+        network: Network in evaluation mode.
+        factor: context_factor; 1 without a context.
     """
 
     def __init__(self, network: Network, factor: int) -> None:
@@ -75,7 +78,7 @@ class SingleInput(nn.Module):
         self.network, self.factor = network, factor
 
     def forward(self, window: Tensor) -> Tensor:
-        """(B, 3, S, S), whole numbers 0-255 -> logits (B, K, T, T) of the middle."""
+        """Label the tile in the middle of windows (B, 3, S, S), whole numbers 0-255: logits (B, K, T, T)."""
         margin = self.margin_px(window)
         tile = window[:, :, margin : window.shape[2] - margin, margin : window.shape[3] - margin]
         context = averaged(window, self.factor) if self.network.reads_context else None
@@ -83,15 +86,15 @@ class SingleInput(nn.Module):
         return logits
 
     def margin_px(self, window: Tensor) -> int:
-        """From the window's edge to the tile's."""
+        """Return how far the tile's edges lie inside the window's, in pixels."""
         return window.shape[2] * (self.factor - 1) // (2 * self.factor)
 
 
 class Deepness(SingleInput):
-    """The same for the QGIS plugin Deepness, whose output is as large as its input and adds up to 1."""
+    """The single input with the conventions of the QGIS plugin Deepness: inputs of 0-1, outputs as large as inputs."""
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S), 0-1 -> probabilities (B, 1 + K, S, S); the first class is all that is not the tile."""
+        """Map windows (B, 3, S, S), 0-1, to probabilities (B, 1 + K, S, S); the first class is all around the tile."""
         window = (image * 255).round().clamp(0, 255)
         probabilities = super().forward(window).softmax(1)
         around = (self.margin_px(window),) * 4
@@ -100,17 +103,15 @@ class Deepness(SingleInput):
 
 
 def averaged(window: Tensor, factor: int) -> Tensor:
-    """What ``caswit.raster.resample.area_average`` makes of whole numbers 0-255: (B, 3, S, S) -> (B, 3, S / f, S / f).
-
-    A mean is a multiple of 1 / f^2. The border between up and down lies in the middle between two multiples, so that no
-    error of floating point decides.
-    """
+    """Average whole numbers 0-255 as ``caswit.raster.resample.area_average`` does: (B, 3, S, S) -> (B, 3, S/f, S/f)."""
+    # A mean is a multiple of 1 / f^2 and is rounded to a whole number. The limit between up and down is put half-way
+    # between two multiples, so that no rounding error of the mean decides.
     squares = factor**2
     return (F.avg_pool2d(window.float(), factor) + (squares // 2 + 0.5) / squares).floor()
 
 
 def make_graph(loaded: LoadedModel, form: Form) -> Graph:
-    """The module of a form, on the CPU and in fp32, which leaves the model as it was."""
+    """Return the graph of a form, of a copy of the network on the CPU in fp32."""
     network = copy.deepcopy(loaded.network).float().eval().requires_grad_(False)
     if isinstance(network, CASWiT):
         for fusion in network.fusion.values():
@@ -120,7 +121,7 @@ def make_graph(loaded: LoadedModel, form: Form) -> Graph:
     tile = torch.zeros(2, 3, tile_px, tile_px, dtype=torch.uint8)
     window = torch.zeros(2, 3, factor * tile_px, factor * tile_px, dtype=torch.uint8)
     if form == "tile and context":
-        # Tensors of their own: tracing takes the same one for the same image.
+        # Two tensors, since tracing would take the same one twice for one input.
         inputs = {"tile": tile} | ({"context": tile.clone()} if network.reads_context else {})
         return Graph(TileAndContext(network), inputs, "logits", 1)
     if form == "single input":

@@ -1,4 +1,4 @@
-"""What an ONNX file says about itself: texts, each JSON, by the names that QGIS Deepness reads and by ours."""
+"""Metadata of an ONNX file: texts in JSON, under names of ours and under those that QGIS Deepness reads."""
 
 import json
 import math
@@ -8,20 +8,20 @@ from caswit.inference.onnx.graphs import Form
 from caswit.weights.model_folder import LoadedModel
 
 NOT_MAPPED = "not mapped"
-"""First class of the Deepness form: what lies around the tile."""
+"""Name of the first class of the Deepness form, which is everything around the tile."""
 
 
 def describe_model(loaded: LoadedModel, form: Form, provenance: dict[str, Any]) -> dict[str, str]:
-    """Names and values of a file's metadata.
+    """Return a file's metadata, texts by name.
 
     Args:
-        loaded: The model.
-        form: Of the graph.
-        provenance: How the model was made, without folders of whoever made it.
+        loaded: Model that is exported.
+        form: Form of the graph.
+        provenance: Origin of the model, without folders of whoever trained it.
     """
     info = loaded.info
     factor = info.tile.context_factor if loaded.network.reads_context else 1
-    names, colors, ids = list(info.classes.names), [c.color for c in info.classes.predicted], info.classes.predicted
+    names, predicted = list(info.classes.names), info.classes.predicted
     content: dict[str, Any] = {
         "form": form,
         "model_name": loaded.name,
@@ -30,8 +30,8 @@ def describe_model(loaded: LoadedModel, form: Form, provenance: dict[str, Any]) 
         "context_factor": factor,
         "bands": list(info.bands),
         "gsd_m": info.trained_gsd_m,
-        "class_ids": [c.id for c in ids],
-        "class_colors": colors,
+        "class_ids": [c.id for c in predicted],
+        "class_colors": [c.color for c in predicted],
         "provenance": provenance,
     }
     if form == "deepness":
@@ -42,7 +42,7 @@ def describe_model(loaded: LoadedModel, form: Form, provenance: dict[str, Any]) 
 
 
 def deepness(tile_px: int, factor: int, trained_gsd_m: float | None) -> dict[str, Any]:
-    """What only Deepness reads: the settings it proposes."""
+    """Return the settings that Deepness takes from a file and proposes to its user."""
     window_px = factor * tile_px
     settings: dict[str, Any] = {
         "model_type": "Segmentor",
@@ -55,10 +55,8 @@ def deepness(tile_px: int, factor: int, trained_gsd_m: float | None) -> dict[str
 
 
 def overlap_percent(tile_px: int, factor: int) -> int:
-    """Overlap of windows in whole percent, at which of each tile as much is kept as by ``caswit predict``.
-
-    Deepness keeps what lies half the overlap away from a window's edges. That must not reach outside the tile; a
-    quarter of the tile more leaves out what the tile's own edges know less about.
-    """
+    """Return the overlap of windows, in whole percent, at which tiles overlap by a quarter as in ``caswit predict``."""
+    # Deepness keeps of each window what lies at least half the overlap away from its edges. That must lie in the tile,
+    # and an eighth of the tile's side away from its edges too, where it sees less around a pixel.
     window_px = factor * tile_px
     return math.ceil(100 * (window_px - tile_px + tile_px / 4) / window_px)

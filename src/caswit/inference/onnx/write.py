@@ -1,4 +1,4 @@
-"""Write an ONNX file and see that it computes what the network computes."""
+"""Write a model as an ONNX file, and check that ONNX Runtime computes with it what PyTorch does."""
 
 import logging
 from pathlib import Path
@@ -18,25 +18,25 @@ from caswit.weights.model_folder import LoadedModel, load_model, model_folder
 from caswit.weights.publish import public_config
 
 OPSET = 18
-"""The oldest that torch's exporter writes, and so what most programs can read."""
+"""Version of ONNX's operators: the oldest that torch's exporter writes, which most programs can read."""
 IR_VERSION = 8
-"""Of the file format: that of ONNX 1.13, where this opset began. Newer ones are refused by ONNX Runtime up to 1.17."""
+"""Version of the file format: that of ONNX 1.13, as the opset. ONNX Runtime up to 1.17 refuses newer ones."""
 TOLERANCE = 1e-3
-"""Largest difference from PyTorch: of logits, as a share of the largest where that is above 1; of probabilities."""
+"""Largest allowed difference from PyTorch, as a share of the largest value where that is above 1."""
 MOST_BYTES = 2**31 - 2**24
-"""An ONNX file holds 2 GiB; some are for what is not weights."""
+"""Largest size of weights: an ONNX file holds 2 GiB, of which some is left for the graph."""
 
 log = logging.getLogger(__name__)
 
 
 class Exported(NamedTuple):
-    """What was written."""
+    """A file that was written."""
 
     size_bytes: int
     inputs: dict[str, str]
-    """Type and shape by name."""
+    """Type and shape of each input, by name."""
     outputs: dict[str, str]
-    """Likewise."""
+    """Type and shape of each output, by name."""
     difference: float
     """Largest difference between ONNX Runtime and PyTorch."""
     largest: float
@@ -44,19 +44,19 @@ class Exported(NamedTuple):
 
 
 def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exported:
-    """Write a model as an ONNX file that ONNX Runtime was seen to run with the same result.
+    """Write a model as an ONNX file, if ONNX Runtime gives the same result as PyTorch.
 
     Args:
-        model: Model folder, or hf:owner/name.
+        model: Model folder, hf:owner/name, or the name of a model in the zoo.
         out: File to write, ``.onnx``.
-        form: What the graph takes and gives.
+        form: Inputs and output of the graph.
 
     Raises:
         ConfigError: ``out`` cannot be such a file.
-        ModelError: The model cannot be read, is too large, or computes something else as ONNX.
+        ModelError: The model cannot be read, is too large, or gives another result in ONNX Runtime.
     """
     _check_target(out)
-    import onnx  # noqa: F401  what is missing is said at once, not after a minute
+    import onnx  # noqa: F401  a missing package is reported at once, not after a minute of tracing
     import onnxruntime  # noqa: F401
     import onnxscript  # noqa: F401
 
@@ -76,14 +76,14 @@ def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exp
         exported = _compare(partial, graph, loaded)
         if not exported.difference <= TOLERANCE * max(1.0, exported.largest):
             raise ModelError(
-                f"{out}: not written, ONNX Runtime gives something else than PyTorch: a difference of "
+                f"{out}: not written, ONNX Runtime and PyTorch give different results: a difference of "
                 f"{exported.difference:.2g} where values reach {exported.largest:.2g}; please report this"
             )
     return exported
 
 
 def onnx_bytes(graph: Graph, metadata: dict[str, str]) -> bytes:
-    """A graph as the content of an ONNX file, whose batch may have any size."""
+    """Return a graph as the content of an ONNX file that takes batches of any size."""
     import onnx
     from onnx_ir import passes
     from onnx_ir.passes import common
@@ -93,7 +93,7 @@ def onnx_bytes(graph: Graph, metadata: dict[str, str]) -> bytes:
     examples = tuple(graph.inputs.values())
     shapes = tuple({0: batch} for _ in examples)  # the other sides are what the network was traced for
     with torch.no_grad():
-        graph.module(*examples)  # what is computed once for each size is kept from here on, and becomes a constant
+        graph.module(*examples)  # fills the caches of tables that depend on the size alone: they become constants
     traced = torch.export.export(graph.module, examples, dynamic_shapes=shapes, strict=False)
     program = torch.onnx.export(
         traced,
@@ -118,7 +118,7 @@ def onnx_bytes(graph: Graph, metadata: dict[str, str]) -> bytes:
     program.model.ir_version = IR_VERSION
     proto = program.model_proto
     proto.producer_name, proto.producer_version = "caswit", __version__
-    del proto.graph.value_info[:]  # shapes in between, which follow from the others
+    del proto.graph.value_info[:]  # shapes of intermediate results, which programs derive themselves
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.helper.set_model_props(proto, metadata)
@@ -134,14 +134,14 @@ def _check_target(out: Path) -> None:
 
 
 def _compare(file: Path, graph: Graph, loaded: LoadedModel) -> Exported:
-    """Run a file and the network on the same drawn images, alone and in a batch of three."""
+    """Run a file and the network on the same random images, a single one and a batch of three."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     difference = largest = 0.0
     for batch in (1, 3):
-        images = {name: _drawn(batch, x.shape[-1], rng) for name, x in graph.inputs.items()}
+        images = {name: _random_images(batch, x.shape[-1], rng) for name, x in graph.inputs.items()}
         given = {
             name: image if x.dtype == torch.uint8 else image.astype(np.float32) / graph.to_uint8
             for (name, x), image in zip(graph.inputs.items(), images.values(), strict=True)
@@ -151,17 +151,19 @@ def _compare(file: Path, graph: Graph, loaded: LoadedModel) -> Exported:
             expected = graph.module(*(torch.from_numpy(x) for x in given.values())).numpy()
         difference = max(difference, float(np.abs(found - expected).max()))
         largest = max(largest, float(np.abs(expected).max()))
-    return Exported(file.stat().st_size, _said(session.get_inputs()), _said(session.get_outputs()), difference, largest)
+    return Exported(
+        file.stat().st_size, _types(session.get_inputs()), _types(session.get_outputs()), difference, largest
+    )
 
 
-def _drawn(batch: int, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(B, 3, side, side): patches of colour with noise, in a black frame as at the border of an image."""
+def _random_images(batch: int, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Draw images (B, 3, side, side): patches of colour with noise, and black at the left as outside of an image."""
     patches = rng.integers(0, 256, (batch, 3, side // 8 + 1, side // 8 + 1)).repeat(8, 2).repeat(8, 3)
     noisy = patches[:, :, :side, :side] + rng.integers(-30, 31, (batch, 3, side, side))
     noisy[:, :, :, : side // 8] = 0
     return noisy.clip(0, 255).astype(np.uint8)
 
 
-def _said(values: list[Any]) -> dict[str, str]:
+def _types(values: list[Any]) -> dict[str, str]:
     kinds = [v.type.removeprefix("tensor(").removesuffix(")") for v in values]
     return {v.name: f"{kind} ({', '.join(map(str, v.shape))})" for v, kind in zip(values, kinds, strict=True)}

@@ -20,15 +20,15 @@ STRIDE_PX = 32
 
 
 class Baseline(nn.Module):
-    """An encoder and decoder of segmentation_models_pytorch that normalises images itself.
+    """An encoder and decoder of segmentation_models_pytorch, with the normalisation of images in front.
 
     Args:
-        num_classes: K, the classes it can predict.
-        settings: ``arch``, ``encoder``, ``mean`` and ``std`` apply.
+        num_classes: K, the number of predicted classes.
+        settings: Of these ``arch``, ``encoder``, ``encoder_weights``, ``mean`` and ``std`` apply.
         pretrained: Download the encoder weights that the settings name; otherwise weights are random.
 
     Raises:
-        ConfigError: There is no such encoder, or its weights cannot be had.
+        ConfigError: There is no such encoder, or its weights cannot be downloaded.
     """
 
     reads_context = False
@@ -39,6 +39,7 @@ class Baseline(nn.Module):
         self.network = _create(settings, num_classes, settings.encoder_weights if pretrained else None)
         self.mean: Tensor
         self.std: Tensor
+        # Buffers that are not saved: they belong to the settings, as CASWiT's do.
         for name in ("mean", "std"):
             numbers = torch.tensor(getattr(settings, name), dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(name, numbers, persistent=False)
@@ -48,7 +49,7 @@ class Baseline(nn.Module):
 
         Args:
             hr: (B, 3, H, W), uint8 or floating point on the 0-255 scale; sides are multiples of ``STRIDE_PX``.
-            context: Not looked at.
+            context: Ignored.
 
         Returns:
             In evaluation mode logits (B, K, H, W); in training mode ``TrainingLogits`` without a context.
@@ -58,7 +59,7 @@ class Baseline(nn.Module):
         return TrainingLogits(logits, None) if self.training else logits
 
     def checkpoint_gradients(self, enable: bool = True) -> None:
-        """Refuse: these networks have no such switch.
+        """Refuse gradient checkpointing, which these networks do not have.
 
         Raises:
             ConfigError: ``enable`` is true.
@@ -68,6 +69,7 @@ class Baseline(nn.Module):
 
 
 Network = CASWiT | Baseline
+"""Every network that training, evaluation and mapping take."""
 
 
 def _create(settings: ModelConfig, num_classes: int, weights: str | None) -> Any:
@@ -82,7 +84,7 @@ def _create(settings: ModelConfig, num_classes: int, weights: str | None) -> Any
         known = ", ".join(name for name in smp.encoders.get_encoder_names() if name.startswith(settings.encoder[:3]))
         raise ConfigError(
             f"model.encoder {settings.encoder!r} with encoder_weights {weights!r}: segmentation_models_pytorch has no "
-            f"such encoder or weights; {f'alike are: {known}' if known else 'try resnet18'}"
+            f"such encoder or weights; {f'similar names: {known}' if known else 'try resnet18'}"
         ) from error
     except Exception as error:
         if weights is None:

@@ -1,4 +1,4 @@
-"""Models that come with the package: a folder each, with weights, config and model card."""
+"""The zoo: models that come with the package. This module does not import torch, so that listing them takes no time."""
 
 import json
 from collections.abc import Sequence
@@ -13,35 +13,36 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, kw_only=True)
 class ZooModel:
-    """A model of the package."""
+    """A model of the zoo."""
 
     name: str
-    """By which every command takes it."""
+    """Name, which every command takes in place of a model folder."""
     folder: Path
     """Model folder."""
     summary: str
-    """What it maps, in a line."""
+    """Line that says what it maps."""
     gsd_m: tuple[float, float]
-    """Ground sizes of a pixel, in metres, it is meant for: from, to below."""
+    """Lowest and highest ground size of a pixel that it is meant for, in metres; the highest is excluded."""
     classes: tuple[str, ...]
-    """What it tells apart."""
+    """Names of the classes it predicts."""
     sample: Path
-    """An image of the kind it is for."""
+    """File of an image of the kind it is for."""
     sample_gsd_m: float
     """Ground size of the sample's pixels, in metres."""
 
     def __str__(self) -> str:
-        """Name and what it is for, in a line."""
+        """Return its name and what it is for, in a line."""
         return f"{self.name} ({self.gsd_m[0]:g}-{self.gsd_m[1]:g} m a pixel: {', '.join(self.classes)})"
 
 
 @cache
 def zoo_models() -> tuple[ZooModel, ...]:
-    """All models of the package, by name."""
-    return tuple(_boxed(file) for file in sorted(_FOLDER.glob("*/config.json")))
+    """Return all models of the zoo, sorted by name."""
+    return tuple(_read(file) for file in sorted(_FOLDER.glob("*/config.json")))
 
 
-def _boxed(file: Path) -> ZooModel:
+def _read(file: Path) -> ZooModel:
+    """Read a model's entry from its config.json."""
     config = json.loads(file.read_text(encoding="utf-8"))
     about = config["about"]
     return ZooModel(
@@ -56,28 +57,28 @@ def _boxed(file: Path) -> ZooModel:
 
 
 def find(name: str | Path) -> Path | None:
-    """Folder of the model of this name, None if the package has none. What lies at a path comes first."""
+    """Return the folder of the model of this name, or None if the zoo has none or a file or folder has the name."""
     if Path(name).exists():
         return None
     return next((m.folder for m in zoo_models() if m.name == str(name)), None)
 
 
 def choose(gsd_m: float | None, image: str, models: Sequence[ZooModel] | None = None) -> tuple[ZooModel, str]:
-    """The model for an image whose pixels have this ground size, and why it.
+    """Choose the model for an image by the ground size of its pixels; return it and the reason.
 
     Args:
-        gsd_m: In metres; None where unknown.
-        image: What to call it.
-        models: To choose from; None: those of the package.
+        gsd_m: Ground size in metres; None where unknown.
+        image: Name of the image, for messages.
+        models: Models to choose from; None: the zoo.
 
     Raises:
-        ConfigError: The ground size is unknown, or no model or several are for it; the models are listed.
+        ConfigError: The ground size is unknown, or no model or several are meant for it; the models are listed.
     """
     models = zoo_models() if models is None else models
     known = f"the models of the package are {'; '.join(map(str, models)) or 'none'}"
     if gsd_m is None:
         raise ConfigError(
-            f"{image}: nobody knows the ground size of its pixels, so no model can be chosen; add --gsd-m METRES, or "
+            f"{image}: the ground size of its pixels is unknown, so no model can be chosen; add --gsd-m METRES, or "
             f"--model NAME: {known}"
         )
     fitting = [m for m in models if m.gsd_m[0] <= gsd_m < m.gsd_m[1]]
