@@ -1,9 +1,9 @@
-"""A model with the mean of the weights of some, often better than each of them.
+"""Write a model whose weights are the mean of several models', which is often better than each of them.
 
 python recipes/zoo/average.py OUT RUN/model RUN/checkpoints/best.pt ...
 
-After Wortsman et al. 2022, "Model soups". The runs trained one network, each from the weights of the one before. What
-is given twice counts twice. OUT says of itself what the model of the last run says.
+After Wortsman et al. 2022, "Model soups". The runs trained one network, each from the weights of the one before. A file
+that is given twice counts twice. OUT has the config.json of the last run's model, with the list of runs added.
 """
 
 import sys
@@ -17,7 +17,7 @@ from caswit.weights.model_folder import CONFIG, WEIGHTS, read_config, torch_load
 
 
 def weights(file: Path) -> tuple[dict[str, Any], int]:
-    """Weights of a model folder or a checkpoint, and the step they are of."""
+    """Read the weights of a model folder or a checkpoint, and their step."""
     if file.suffix == ".pt":
         found = torch_load(file)
         return found["model"], found["step"]
@@ -25,7 +25,7 @@ def weights(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def run_of(file: Path) -> Path:
-    """The folder of the run that wrote a file."""
+    """Return the folder of the run that wrote a file."""
     return file.parent.parent if file.suffix == ".pt" else file.parent
 
 
