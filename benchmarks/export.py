@@ -83,10 +83,7 @@ def main() -> None:
     taken_s = alternate(calls, options.rounds, CLOCKS[options.clock])
     medians = {label: statistics.median(s) for label, s in taken_s.items()}
     size_mb, difference = exported["tile and context"].size_bytes / 1e6, exported["tile and context"].difference
-    print(
-        f"\n{options.model or 'nano'}, batch {options.batch}, {options.threads} threads, {options.clock} seconds; ",
-        end="",
-    )
+    print(f"\n{options.model or 'nano'}, batch {options.batch}, {options.threads} threads, {options.clock} seconds")
     print(f"file {size_mb:.1f} MB, weights {weights_mb:.1f} MB; difference {difference:.1e}\n")
     print("| what | a batch | times PyTorch | fastest-slowest |\n|---|---:|---:|---|")
     for label, median_s in medians.items():

@@ -32,13 +32,7 @@ BLOCK_PX = 4096
 FORMATS = {
     "GeoTIFF, uncompressed": {"driver": "GTiff", "tiled": True},
     "GeoTIFF, deflate": {"driver": "GTiff", "tiled": True, "compress": "deflate", "predictor": 2},
-    "GeoTIFF, JPEG 90": {
-        "driver": "GTiff",
-        "tiled": True,
-        "compress": "jpeg",
-        "photometric": "ycbcr",
-        "jpeg_quality": 90,
-    },
+    "GeoTIFF, JPEG 90": dict(driver="GTiff", tiled=True, compress="jpeg", photometric="ycbcr", jpeg_quality=90),  # noqa: C408
     "JPEG 2000, lossy": {"driver": "JP2OpenJPEG", "quality": 20},
 }
 

@@ -103,16 +103,8 @@ def table(size: str, batch: int, names: list[str], gflop: float, rates: dict[str
         for _ in range(arguments.repeats):
             ours.run()
     ours.end()
-    heads = (
-        "s per tile",
-        "of the processor",
-        "Mpx/s",
-        "peak MB",
-        "before MB",
-        "first s",
-        f"over {names[0]}",
-        "share of (d)",
-    )
+    heads = ["s per tile", "of the processor", "Mpx/s", "peak MB", "before MB", "first s"]
+    heads += [f"over {names[0]}", "share of (d)"]
     print(f"| {size}, batch {batch} | {' | '.join(heads)} |\n|---{'|---:' * len(heads)}|")
     for name, ratio, one in rows:
         seconds = one.median(clock) / batch

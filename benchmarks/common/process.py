@@ -3,7 +3,6 @@
 The process is this module: it prints a line when it is ready, and a measurement for every line that it reads.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from common.clock import peak_mb
 from common.contestants import inference, prepare, training
@@ -21,25 +19,20 @@ class Process:
     """A contestant in a process of its own.
 
     Args:
-        name: One of ``INFERENCE``, or of ``TRAINING`` with ``train``.
-        size: Size of the network.
-        batch: Tiles of a run.
-        side: Side of a tile in pixels.
+        name: One of ``INFERENCE``, or of ``TRAINING`` with ``train``, which takes training steps.
+        size: Size of the network; ``batch`` tiles of ``side`` pixels make a run.
         models: Folder of the files that some contestants read; they are written first where they are missing.
-        train: Take training steps instead of labelling.
     """
 
     def __init__(self, name: str, size: str, batch: int, *, side: int, models: Path, train: bool) -> None:
-        words = [sys.executable, "-m", "common.process", name, size, str(batch), str(side), str(models)]
+        what = {"name": name, "size": size, "batch": batch, "side": side, "models": str(models), "train": train}
+        words = [sys.executable, "-m", "common.process", json.dumps(what)]
         paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        if train:
-            words.append("--train")
-        else:
-            subprocess.run([*words, "--prepare"], check=True, stderr=subprocess.DEVNULL, env=environment)
-        self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        if not train:
+            subprocess.run([*words, "prepare"], check=True, stderr=subprocess.DEVNULL, env=environment)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(words, env=environment, **pipes)
         self.ready = self._line()
         self.rows: list[dict[str, float]] = []
 
@@ -68,15 +61,14 @@ class Process:
         self.process.wait()
 
 
-def main(options: Any) -> None:
+def main(name: str, size: str, batch: int, side: int, models: str, train: bool) -> None:
     """Be the process: write what the contestant reads, or run it once for every line of the input."""
     before = peak_mb()
-    name, size, batch, side, models = options.name, options.size, options.batch, options.side, options.models
-    if options.prepare:
-        prepare(name, size, side, models)
+    if sys.argv[2:] == ["prepare"]:
+        prepare(name, size, side, Path(models))
         return
     began = time.perf_counter()
-    run = training(name, size, batch, side) if options.train else inference(name, size, batch, side, models)
+    run = training(name, size, batch, side) if train else inference(name, size, batch, side, Path(models))
     run()
     first = time.perf_counter() - began
     print(json.dumps({"first": first, "before": before}), flush=True)
@@ -88,12 +80,4 @@ def main(options: Any) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("name")
-    parser.add_argument("size")
-    parser.add_argument("batch", type=int)
-    parser.add_argument("side", type=int)
-    parser.add_argument("models", type=Path)
-    parser.add_argument("--train", action="store_true")
-    parser.add_argument("--prepare", action="store_true")
-    main(parser.parse_args())
+    main(**json.loads(sys.argv[1]))
