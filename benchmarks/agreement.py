@@ -1,4 +1,4 @@
-"""How much of a real split is labelled alike by the plain fp32 network and by the fast path, and what both score.
+"""Print how many pixels of a split the network arranged for the CPU labels as the plain fp32 network does.
 
 python benchmarks/agreement.py MODEL DATASET [SPLIT TILES]
 """

@@ -1,10 +1,10 @@
-"""An exported model under ONNX Runtime beside PyTorch in fp32 and beside what ``caswit predict`` computes with.
+"""Compare an exported model under ONNX Runtime with PyTorch in fp32, and with what ``caswit predict`` computes with.
 
     python benchmarks/export.py [MODEL] [--threads 1] [--batch 1] [--rounds 7] [--clock wall]
 
-MODEL is a model folder or the name of a model of the package; without one a nano with random weights is taken. Runs
-alternate, so that what else the machine does hits all; the median of each counts. ``--clock core`` counts seconds
-of cores instead, for a busy machine. What PyTorch and ONNX Runtime do at the first call is left out. Prints a table.
+MODEL is a model folder or a name of ``caswit models``; without one a nano with random weights is taken. Runs alternate,
+so that other work on the machine hits all; the median of each counts. ``--clock core`` counts seconds of cores
+instead, for a busy machine. What PyTorch and ONNX Runtime do at the first call is left out. Prints a table.
 """
 
 import argparse
@@ -19,28 +19,20 @@ import numpy as np
 import onnxruntime
 import torch
 
-from caswit.config import ComputeConfig, ModelConfig, TileConfig
-from caswit.data.classes import ClassTable, LandClass
+from caswit.config import ComputeConfig
 from caswit.inference.onnx.graphs import Form
 from caswit.inference.onnx.write import export
 from caswit.inference.predictor import classifier
-from caswit.weights.model_folder import WEIGHTS, ModelInfo, build, load_model, model_folder, save_model
+from caswit.weights.model_folder import WEIGHTS, load_model, model_folder
+from common.clock import alternate
+from common.drawn import random_model
 
 CLOCKS = {"wall": time.perf_counter, "core": time.process_time}
 FORMS: dict[Form, str] = {"tile and context": "two.onnx", "single input": "one.onnx"}
 
 
-def random_model(folder: Path) -> Path:
-    """A nano with random weights."""
-    classes = ClassTable(tuple(LandClass(id=i, name=f"class {i}", color="#808080") for i in range(1, 6)))
-    info = ModelInfo(model=ModelConfig(size="nano"), tile=TileConfig(tile_px=256), classes=classes)
-    torch.manual_seed(0)
-    save_model(build(info), info, folder / "model")
-    return folder / "model"
-
-
 def runs(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
+    """Return what is timed, by name."""
     loaded = load_model(model)
     side = loaded.info.tile.tile_px
     whole = loaded.info.tile.context_px if loaded.network.reads_context else side
@@ -80,27 +72,18 @@ def main() -> None:
     for part in ("onnx_ir", "onnxscript"):
         logging.getLogger(part).setLevel(logging.ERROR)
     torch.set_num_threads(options.threads)
-    clock = CLOCKS[options.clock]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = random_model(folder) if options.model is None else model_folder(options.model)
+        model = random_model(folder, tile_px=256) if options.model is None else model_folder(options.model)
         exported = {form: export(model, folder / file, form) for form, file in FORMS.items()}
         calls = runs(model, folder, options)
         weights_mb = (model / WEIGHTS).stat().st_size / 1e6
     for call in calls.values():
         call()
-    taken_s: dict[str, list[float]] = {label: [] for label in calls}
-    for _ in range(options.rounds):
-        for label, call in calls.items():
-            began_s = clock()
-            call()
-            taken_s[label].append(clock() - began_s)
+    taken_s = alternate(calls, options.rounds, CLOCKS[options.clock])
     medians = {label: statistics.median(s) for label, s in taken_s.items()}
     size_mb, difference = exported["tile and context"].size_bytes / 1e6, exported["tile and context"].difference
-    print(
-        f"\n{options.model or 'nano'}, batch {options.batch}, {options.threads} threads, {options.clock} seconds; ",
-        end="",
-    )
+    print(f"\n{options.model or 'nano'}, batch {options.batch}, {options.threads} threads, {options.clock} seconds")
     print(f"file {size_mb:.1f} MB, weights {weights_mb:.1f} MB; difference {difference:.1e}\n")
     print("| what | a batch | times PyTorch | fastest-slowest |\n|---|---:|---:|---|")
     for label, median_s in medians.items():

@@ -1,4 +1,4 @@
-"""From the command to the map: caswit predict as a new process, with the models of the package.
+"""Print the seconds from the command to the map: caswit predict as a new process, with models that come with it.
 
 python benchmarks/first_map.py [--side 1024] [--repeat 5] [--caswit .venv/bin/caswit]
 
@@ -12,27 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
-import numpy as np
-import rasterio
+from common.drawn import orthophoto
 
-
-def draw(folder: Path, side: int) -> dict[str, list[str]]:
-    """A GeoTIFF and a JPEG of patches, and the words that map each."""
-    rng = np.random.default_rng(0)
-    patches = rng.integers(30, 226, (3, side // 16 + 1, side // 16 + 1), np.uint8)
-    pixels = patches.repeat(16, 1).repeat(16, 2)[:, :side, :side]
-    shape = {"count": 3, "height": side, "width": side, "dtype": "uint8"}
-    place = {"crs": "EPSG:32645", "transform": rasterio.Affine(0.15, 0, 350_000, 0, -0.15, 3_060_000)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name, options in (("ortho.tif", place), ("photo.jpg", {})):
-            driver = "GTiff" if name.endswith("tif") else "JPEG"
-            with rasterio.open(folder / name, "w", driver=driver, **shape, **options) as file:
-                file.write(pixels)
-    return {"ortho.tif": [], "photo.jpg": ["--gsd-m", "1"]}
+IMAGES = {"ortho.tif": [], "photo.jpg": ["--gsd-m", "1"]}
+"""Images that are drawn, and the words that map each."""
 
 
 def main() -> None:
@@ -45,7 +30,8 @@ def main() -> None:
     print(f"| image, {given.side} x {given.side} px | first run | median of the next {given.repeat} |\n|---|---:|---:|")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for name, words in draw(folder, given.side).items():
+        for name, words in IMAGES.items():
+            orthophoto(folder / name, given.side, gsd_m=0.15)
             times = []
             for _ in range(given.repeat + 1):
                 out = folder / "map.tif"

@@ -1,4 +1,4 @@
-"""How seconds and memory of one tile, and of a training step, grow with the tile and the batch; a table and an SVG.
+"""Print and draw how seconds and memory of one tile, and of a training step, grow with the tile and the batch.
 
 python benchmarks/growth.py OUT.svg [--size nano] [--sides 128 256 512 1024] [--batches 2 4 8] [--repeats 3]
 
@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from speed import Process, processor, versions
+from common.clock import processor, versions
+from common.process import Process
 
 
 class Point(NamedTuple):
@@ -31,10 +32,9 @@ _WIDTH, _HEIGHT, _MARGIN = 320, 200, 56
 
 
 def measured(what: str, side: int, batch: int, options: argparse.Namespace, *, train: bool) -> Point | None:
-    """Medians of some runs; None if it does not fit into the machine."""
-    arguments = argparse.Namespace(side=side, train=train, models=options.models)
+    """Return the medians of some runs; None if it does not fit into the machine."""
     try:
-        one = Process(what, options.size, batch, arguments)
+        one = Process(what, options.size, batch, side=side, models=options.models, train=train)
         for _ in range(options.repeats):
             one.run()
         one.end()
@@ -81,13 +81,13 @@ def main(options: argparse.Namespace) -> None:
 
 
 def say(label: str, where: str, point: Point | None) -> None:
-    """One line of the table."""
+    """Print one line of the table."""
     found = "does not fit |" if point is None else f"{point.seconds:.2f} | {point.megabytes:.0f}"
     print(f"| {label} | {where} | {found} |", flush=True)
 
 
 def panel(curves: Curves, by: str, value: str, left: int, top: int) -> str:
-    """Axes from 0, and a line for each kind."""
+    """Return an SVG group: axes from 0, and a line for each kind."""
     points = [p for curve in curves.values() for p in curve]
     widest, highest = max(p.x for p in points), max(getattr(p, value) for p in points)
 

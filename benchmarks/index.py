@@ -9,8 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import trees
 from caswit.data.dataset import load_dataset
+from common import trees
 
 PATCHES, FULL = 20_000, 241_100
 PER_SIDE, PATCH_PX = 10, 16

@@ -1,4 +1,4 @@
-"""Where one tile goes, part by part: arithmetic and seconds, as one would assemble the network, before and after.
+"""Print where the time of one tile goes, part by part: as one would assemble the network, before and after.
 
 python benchmarks/parts.py [--size base] [--rounds 3] [--side 512]    (--rounds 0: arithmetic alone)
 
@@ -21,7 +21,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import contestants
 from caswit.config import NUM_STAGES
 from caswit.inference.cpu import decoder, encoder
 from caswit.inference.cpu.network import Arrangement, FastCASWiT
@@ -29,6 +28,7 @@ from caswit.inference.cpu.openvino import Compiled
 from caswit.inference.cpu.ops import TorchOps
 from caswit.nn import swin
 from caswit.nn.caswit import CASWiT
+from common import contestants
 
 Clock = Callable[[], float]
 Spent = dict[str, list[float]]
@@ -55,7 +55,7 @@ def main(size: str, rounds: int, side: int) -> None:
 
 
 def timed_parts(size: str, rounds: int, side: int) -> dict[str, Spent]:
-    """Seconds of every way."""
+    """Return the seconds of every way of running the network."""
 
     def seconds(way: Callable[..., Spent], model: Any) -> Spent:
         return way(model, side, time.process_time, rounds + 1)
@@ -71,19 +71,19 @@ def timed_parts(size: str, rounds: int, side: int) -> dict[str, Spent]:
 
 
 def cell(name: str, spent: Sequence[float]) -> str:
-    """Median of every round but the first, which compiles and packs."""
+    """Return the median of every round but the first, which compiles and packs."""
     value = statistics.median(spent[1:] or spent)
     return f"{value:.1f}" if "GFLOP" in name else f"{value:.3g}"
 
 
 def counted(way: Callable[[Clock, int], Spent]) -> Spent:
-    """GFLOP instead of seconds, of tensors without memory."""
+    """Count GFLOP instead of seconds, with tensors without memory."""
     with FlopCounterMode(display=False) as counter:
         return way(lambda: counter.get_total_flops() / 1e9, 1)
 
 
 def part_of(name: str) -> str | None:
-    """Which part a module of (a) or of the plain network belongs to, if it is a whole one."""
+    """Return the part that a module of (a) or of the plain network is, or None."""
     match name.split("."):
         case [_, "swin", "encoder", "layers", index, "blocks", _]:
             return STAGES[int(index)]
@@ -99,7 +99,7 @@ def part_of(name: str) -> str | None:
 
 
 def of_modules(model: nn.Module, side: int, clock: Clock, rounds: int) -> Spent:
-    """By part, through hooks."""
+    """Measure the parts of a network of modules, through hooks."""
     model.eval()
     spent: Any = defaultdict(float)
     for name, module in model.named_modules():
@@ -112,7 +112,10 @@ def of_modules(model: nn.Module, side: int, clock: Clock, rounds: int) -> Spent:
 
 
 def of_arranged(network: CASWiT, side: int, clock: Clock, rounds: int) -> Spent:
-    """In torch by part, through wrapped calls; stages and fusions follow each other in a known order."""
+    """Measure the parts of the arranged network in torch, through wrapped calls.
+
+    Stages and fusions follow each other in a known order, which says which one a call belongs to.
+    """
     spent: Any = defaultdict(float)
     order: list[str] = []
 
@@ -151,7 +154,7 @@ def of_arranged(network: CASWiT, side: int, clock: Clock, rounds: int) -> Spent:
 
 @torch.no_grad()
 def of_compiled(network: CASWiT, side: int, clock: Clock, rounds: int) -> Spent:
-    """In OpenVINO: each part compiled and run by itself, then all."""
+    """Measure the parts of the arranged network in OpenVINO: each compiled and run by itself, then all."""
     found: Spent = defaultdict(list)
     channels = network.hr_encoder.channels
     sides = [(side // swin.PATCH_PX >> i,) * 2 for i in range(NUM_STAGES)]
@@ -187,7 +190,7 @@ def of_compiled(network: CASWiT, side: int, clock: Clock, rounds: int) -> Spent:
 
 
 def measured(run: Callable[[], object], spent: dict[str, float], clock: Clock, rounds: int) -> Spent:
-    """Of every part and of all, in every round."""
+    """Return what every part and the whole took in every round."""
     found: Spent = defaultdict(list)
     for _ in range(rounds):
         spent.clear()

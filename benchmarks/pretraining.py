@@ -1,4 +1,4 @@
-"""A pretraining step beside a supervised step: seconds and memory, same network, tile and batch.
+"""Compare a pretraining step with a supervised step: seconds and memory, same network, tile and batch.
 
     python benchmarks/pretraining.py [--size nano] [--tile 256] [--batch 8] [--device cpu] [--repeat 5]
 
@@ -8,11 +8,9 @@ set. Random pixels; reading is not measured.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -24,12 +22,13 @@ from caswit.nn.caswit import CASWiT
 from caswit.nn.losses import label_mass, supervised_loss
 from caswit.nn.simmim import SimMIM, masked_l1_sum, pixel_mask, random_cells
 from caswit.training.optim import adamw
+from common.clock import alternate, peak_mb
 
 CLASSES = 15
 
 
 def supervised(options: argparse.Namespace) -> Callable[[], None]:
-    """A step of supervised training: both heads, cross-entropy, AdamW."""
+    """Return a step of supervised training: both heads, cross-entropy, AdamW."""
     network = CASWiT(num_classes=CLASSES, size=options.size).to(options.device).train()
     optimizer = adamw(network, TrainConfig())
     tile, context, label = inputs(options)
@@ -46,7 +45,7 @@ def supervised(options: argparse.Namespace) -> Callable[[], None]:
 
 
 def pretraining(options: argparse.Namespace) -> Callable[[], None]:
-    """A step of pretraining: masked tile and context, reconstruction, L1, AdamW."""
+    """Return a step of pretraining: masked tile and context, reconstruction, L1, AdamW."""
     network = SimMIM(CASWiT(num_classes=0, size=options.size), context_ratio=0.5).to(options.device).train()
     optimizer = adamw(network, PretrainConfig())
     tile, context, _ = inputs(options)
@@ -65,7 +64,7 @@ def pretraining(options: argparse.Namespace) -> Callable[[], None]:
 
 
 def inputs(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tile, context and label of random pixels."""
+    """Return tile, context and label of random pixels."""
     torch.manual_seed(0)
     shape = options.batch, 3, options.tile, options.tile
     tile, context = (torch.randint(0, 256, shape, dtype=torch.uint8, device=options.device) for _ in range(2))
@@ -75,24 +74,22 @@ def inputs(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, tor
 KINDS = {"supervised": supervised, "pretraining": pretraining}
 
 
-def timed(step: Callable[[], None], options: argparse.Namespace) -> float:
-    """Seconds of one step."""
-    began_s = time.perf_counter()
+def finished(step: Callable[[], None]) -> None:
+    """Take a step and wait for the GPU, if there is one."""
     step()
-    if options.device != "cpu":
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began_s
 
 
 def memory_mb(kind: str, options: argparse.Namespace) -> float:
-    """What two steps add to the peak of this process, which does nothing else."""
-    began_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return what two steps add to the peak of this process, which does nothing else."""
+    began_mb = peak_mb()
     step = KINDS[kind](options)
     step()
     step()
     if options.device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - began_mb
+    return peak_mb() - began_mb
 
 
 def main() -> None:
@@ -116,10 +113,7 @@ def main() -> None:
     steps = {kind: make(options) for kind, make in KINDS.items()}
     for step in steps.values():
         step()
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for _ in range(options.repeat):
-        for kind, step in steps.items():
-            seconds[kind].append(timed(step, options))
+    seconds = alternate({kind: lambda step=step: finished(step) for kind, step in steps.items()}, options.repeat)
     medians = {kind: statistics.median(s) for kind, s in seconds.items()}
     for kind in KINDS:
         print(f"{kind:<12} {medians[kind]:.3f} s a step, {1 / medians[kind]:.2f} steps/s, {memory[kind]:.0f} MB")

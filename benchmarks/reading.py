@@ -24,13 +24,13 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window as RasterioWindow
 
-import trees
 from caswit.config import IGNORE_INDEX
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import SceneReaders
 from caswit.data.scene import Scene
 from caswit.raster.resample import area_average, nearest
 from caswit.raster.windows import Window
+from common import trees
 
 REGIONS, SIDE, PX = 200, 9, 512
 ROUNDS, SAMPLES = map(int, sys.argv[2:4] or (9, 10))

@@ -1,9 +1,9 @@
-"""Scores of a model on the images of a split as they are, and as other cameras and other weather might show them.
+"""Print scores of a model on the images of a split as they are, and as other cameras and other weather might show them.
 
 python benchmarks/robustness.py MODEL DATASET [--split val] [--classes NAME ...] [--tta 1]
 
 The labels stay, the images are changed: darker, hazier, yellower and so on, and coarser, with their labels. MODEL is a
-model folder or a name. Prints a row for each change: mean IoU, and the IoU of classes.
+model folder or a name of ``caswit models``. Prints a row for each change: mean IoU, and the IoU of classes.
 """
 
 import argparse
@@ -33,12 +33,12 @@ Pixels = NDArray[np.float64]
 
 
 def balance(red: float, green: float, blue: float) -> Callable[[Pixels], Pixels]:
-    """Another balance of colours."""
+    """Return a change of the balance of colours."""
     return lambda x: x * np.array([red, green, blue])[:, None, None]
 
 
 def jpeg(pixels: Pixels) -> Pixels:
-    """Compressed strongly."""
+    """Return the pixels after strong compression."""
     file = io.BytesIO()
     Image.fromarray(np.moveaxis(pixels, 0, -1).astype(np.uint8)).save(file, "JPEG", quality=20)
     return np.moveaxis(np.asarray(Image.open(file), np.float64), -1, 0)
@@ -62,7 +62,7 @@ COARSER = 2, 3
 
 
 def rewritten(file: Path, out: Path, change: Callable[[Pixels], Pixels], *, every: int = 1) -> Path:
-    """A raster with other pixels, on its place; ``every`` pixel of a row and column becomes one."""
+    """Write a raster with changed pixels at the same place; ``every`` pixels of a row or column become one."""
     with rasterio.open(file) as src:
         pixels = np.clip(np.round(change(src.read().astype(np.float64))), 0, 255).astype(np.uint8)
         count, height, width = pixels.shape
@@ -74,7 +74,7 @@ def rewritten(file: Path, out: Path, change: Callable[[Pixels], Pixels], *, ever
 
 
 def mean_of(every: int) -> Callable[[Pixels], Pixels]:
-    """Squares of so many pixels averaged; what is over at the edges is left out."""
+    """Return a change that averages squares of ``every`` pixels; what is left over at the edges is cut off."""
 
     def change(x: Pixels) -> Pixels:
         bands, height, width = (n // k for n, k in zip(x.shape, (1, every, every), strict=True))
@@ -85,7 +85,7 @@ def mean_of(every: int) -> Callable[[Pixels], Pixels]:
 
 
 def one_of(every: int) -> Callable[[Pixels], Pixels]:
-    """The middle of squares of so many pixels."""
+    """Return a change that takes the middle of squares of ``every`` pixels."""
 
     def change(x: Pixels) -> Pixels:
         height, width = (n // every * every for n in x.shape[1:])
@@ -95,7 +95,7 @@ def one_of(every: int) -> Callable[[Pixels], Pixels]:
 
 
 def variants(scenes: Sequence[Scene], folder: Path) -> dict[str, list[Scene]]:
-    """The scenes after each change."""
+    """Write the scenes after each change; return them by its name."""
     found = {}
     for number, (name, change) in enumerate(CHANGES.items()):
         file = f"{number}-{{}}.tif"
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--tta", type=int, default=1)
     given = parser.parse_args()
     warnings.simplefilter("ignore", NotGeoreferencedWarning)
-    logging.getLogger("caswit").setLevel(logging.ERROR)  # what it says of a scene it would say of each of its copies
+    logging.getLogger("caswit").setLevel(logging.ERROR)  # it would warn about each copy of a scene
     loaded = load_model(given.model)
     data = load_dataset(given.dataset).read_at(loaded.info.tile.read_gsd_m)
     names = loaded.info.classes.names

@@ -1,4 +1,4 @@
-"""What docs/scaling.md calculates with: seconds of a core per tile and per pixel read and written; bytes of parts.
+"""Print what docs/scaling.md calculates with: seconds of a core per tile and per pixel, and bytes of parts.
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py IMAGE MAP [CONFIDENCE] [--sizes nano base] [--rounds 3]
 
@@ -33,19 +33,13 @@ BLOCK_PX = 4096
 FORMATS = {
     "GeoTIFF, uncompressed": {"driver": "GTiff", "tiled": True},
     "GeoTIFF, deflate": {"driver": "GTiff", "tiled": True, "compress": "deflate", "predictor": 2},
-    "GeoTIFF, JPEG 90": {
-        "driver": "GTiff",
-        "tiled": True,
-        "compress": "jpeg",
-        "photometric": "ycbcr",
-        "jpeg_quality": 90,
-    },
+    "GeoTIFF, JPEG 90": dict(driver="GTiff", tiled=True, compress="jpeg", photometric="ycbcr", jpeg_quality=90),  # noqa: C408
     "JPEG 2000, lossy": {"driver": "JP2OpenJPEG", "quality": 20},
 }
 
 
 def core_s(work: Callable[[], object], rounds: int) -> float:
-    """Median seconds of a core."""
+    """Return the median seconds of a core."""
     taken_s = []
     for _ in range(rounds):
         started_s = time.process_time()
@@ -55,7 +49,7 @@ def core_s(work: Callable[[], object], rounds: int) -> float:
 
 
 def tiles(sizes: list[str], rounds: int) -> None:
-    """The bare network on one tile of 512 px and its context, 15 classes."""
+    """Print the seconds of the bare network on one tile of 512 px and its context, 15 classes."""
     hr, context = (torch.randint(0, 256, (1, 3, 512, 512), dtype=torch.uint8) for _ in range(2))
     for size in sizes:
         network = CASWiT(num_classes=15, size=ModelConfig(size=size).size).eval()  # type: ignore[arg-type]
@@ -69,7 +63,7 @@ def tiles(sizes: list[str], rounds: int) -> None:
 
 
 def reading(image: Path, folder: Path, rounds: int) -> None:
-    """Megapixels (three bands) that a core reads in a second, in windows of 2048 px."""
+    """Print the megapixels (three bands) that a core reads in a second, in windows of 2048 px."""
     with rasterio.open(image) as src:
         pixels = src.read([1, 2, 3], window=rasterio.windows.Window(0, 0, 2048, 2048))
     for name, options in FORMATS.items():
@@ -88,7 +82,7 @@ def reading(image: Path, folder: Path, rounds: int) -> None:
 
 
 def writing(values: UInt8, valid: int, name: str, folder: Path, rounds: int) -> None:
-    """Parts of a map of (H, W) values, repeated to 4 x 4 blocks, and the file put together from them."""
+    """Print what parts of a map of (H, W) values, repeated to 4 x 4 blocks, and the file made from them cost."""
     repeats = [-(-BLOCK_PX // n) for n in values.shape]
     block = np.tile(values, repeats)[None, :BLOCK_PX, :BLOCK_PX]
     share = valid / values.size

@@ -1,4 +1,4 @@
-"""How long tiles of ``caswit serve`` take when 50 are asked for at once, with and without a prediction beside it.
+"""Print how long tiles of ``caswit serve`` take when 50 are asked for at once, with and without a prediction beside it.
 
 python benchmarks/serve.py [--side 8192] [--rounds 6]: makes a raster with overviews and a map of it, starts the server,
 asks for 50 different tiles at once, again and again, no tile twice; then does the same while ``caswit predict`` maps
@@ -20,11 +20,10 @@ import numpy as np
 import rasterio
 from rasterio.enums import Resampling
 
-from caswit.config import ModelConfig, TileConfig
 from caswit.data.classes import ClassTable, LandClass
 from caswit.data.synthetic import CLASSES, landscape
 from caswit.raster.reader import write_raster
-from caswit.weights.model_folder import ModelInfo, build, save_model
+from common.drawn import random_model
 
 CONCURRENT = 50
 
@@ -49,7 +48,7 @@ def main() -> None:
 
 
 def make(folder: Path, side: int) -> Path:
-    """The raster, a map of it, and a model."""
+    """Write the raster, a map of it, and a model; return the model."""
     shown = folder / "shown"
     shown.mkdir()
     part = landscape(0, 1024, 1024)
@@ -61,9 +60,7 @@ def make(folder: Path, side: int) -> Path:
         with rasterio.open(shown / file, "r+") as dst:
             dst.build_overviews([2, 4, 8, 16, 32], how)
     classes = ClassTable(tuple(LandClass(id=i, name=name, color=color) for i, name, color in CLASSES))
-    info = ModelInfo(model=ModelConfig(size="nano"), tile=TileConfig(tile_px=256), classes=classes)
-    save_model(build(info), info, folder / "model")
-    return folder / "model"
+    return random_model(folder, tile_px=256, table=classes)
 
 
 class serving:
@@ -98,7 +95,7 @@ class predicting(serving):
 
 
 async def ask(address: str, rounds: int) -> list[float]:
-    """Seconds of every request."""
+    """Return the seconds of every request."""
     limits = httpx.Limits(max_connections=CONCURRENT)
     async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as client:
         view = (await client.get("/api/views")).json()["views"][0]

@@ -1,4 +1,4 @@
-"""Seconds per tile and peak memory of the network, beside what one would run instead.
+"""Print seconds per tile and peak memory of the network, beside what one would run instead.
 
 python benchmarks/speed.py [--sizes nano tiny base] [--batches 1 4] [--repeats 5] [--only NAME ...] [--train]
     [--models DIR]
@@ -10,20 +10,15 @@ ours: what ``caswit predict`` runs; ours, torch: where OpenVINO is not installed
 (d): what this machine multiplies at most, measured, against the arithmetic of the network as the paper writes it.
 
 Ours and (c) are read from files, which are written first and kept in --models; converting (c) takes minutes and memory.
-Every contestant lives in a process of its own, which says its peak memory; they run in turn. Seconds are of the wall
-clock; those of the processor stand beside them, for machines that are shared.
+Every contestant is a process of its own, which says its peak memory; they run in turn. Seconds are of the wall clock;
+those of the processor stand beside them, for machines that are shared.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,70 +26,13 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from caswit.experiments.memory import _resident_mb
-from contestants import INFERENCE, SIDE, TRAINING, Run, assembled, inference, prepare, training
-
-
-def contestant(arguments: argparse.Namespace) -> None:
-    """What a process of its own does: one line in, one measurement out."""
-    before = _resident_mb()
-    name, size, batch, side = arguments.worker, arguments.sizes[0], arguments.batches[0], arguments.side
-    if arguments.prepare:
-        prepare(name, size, side, arguments.models)
-        return
-    began = time.perf_counter()
-    run = training(name, size, batch, side) if arguments.train else inference(name, size, batch, side, arguments.models)
-    run()
-    first = time.perf_counter() - began
-    print(json.dumps({"first": first, "before": before}), flush=True)
-    for _ in sys.stdin:
-        began, cpu = time.perf_counter(), time.process_time()
-        run()
-        row = {"wall": time.perf_counter() - began, "cpu": time.process_time() - cpu, "peak": _resident_mb()}
-        print(json.dumps(row), flush=True)
-
-
-class Process:
-    """A contestant in a process of its own."""
-
-    def __init__(self, name: str, size: str, batch: int, arguments: argparse.Namespace) -> None:
-        words = [sys.executable, __file__, "--worker", name, "--sizes", size, "--batches", str(batch)]
-        words += ["--side", str(arguments.side), "--models", str(arguments.models)]
-        if arguments.train:
-            words.append("--train")
-        else:
-            subprocess.run([*words, "--prepare"], check=True, stderr=subprocess.DEVNULL)
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ready = self._line()
-        self.rows: list[dict[str, float]] = []
-
-    def run(self) -> None:
-        """Measure once more."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        self.rows.append(self._line())
-
-    def _line(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.process.args}: ended early")
-        return json.loads(line)  # type: ignore[no-any-return]
-
-    def median(self, what: str) -> float:
-        """Over the runs."""
-        return statistics.median(row[what] for row in self.rows)
-
-    def end(self) -> None:
-        """Close its input, upon which it ends."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+from common.clock import processor, versions
+from common.contestants import INFERENCE, SIDE, TRAINING, Run, assembled
+from common.process import Process
 
 
 def arithmetic(size: str, *, train: bool, side: int = SIDE) -> float:
-    """GFLOP of one tile as the paper writes the network, i.e. of (a); multiply and add are two."""
+    """Return the GFLOP of one tile as the paper writes the network, i.e. of (a); multiply and add are two."""
     model = assembled(size, train=train, attention="eager").train(train)
     inputs = [torch.zeros(2, 3, side, side, device="meta") for _ in range(2)]  # norms over a batch want two
     counter = FlopCounterMode(display=False)
@@ -106,7 +44,7 @@ def arithmetic(size: str, *, train: bool, side: int = SIDE) -> float:
 
 
 def limit() -> dict[str, float]:
-    """The best GFLOP/s of a large convolution and a large matrix product, in both types."""
+    """Return the best GFLOP/s of a large convolution and a large matrix product, in both types."""
     best = {}
     for dtype in (torch.float32, torch.bfloat16):
         image = torch.randn(1, 512, 64, 64).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -142,32 +80,19 @@ def main(arguments: argparse.Namespace) -> None:
             table(size, batch, [n for n in names if fits(n, size)], gflop, rates, arguments)
 
 
-def processor() -> str:
-    """What the machine calls its processor."""
-    found = Path("/proc/cpuinfo")
-    if not found.is_file():
-        return platform.processor()
-    return next(x.split(":")[1].strip() for x in found.read_text().splitlines() if x.startswith("model name"))
-
-
-def versions() -> str:
-    """Of what is compared."""
-    names = ("torch", "openvino", "transformers", "timm", "segmentation-models-pytorch")
-    return ", ".join(f"{name} {version(name)}" for name in names)
-
-
 def fits(name: str, size: str) -> bool:
-    """Whether there is such a contestant."""
+    """Return whether there is such a contestant."""
     return not (name.startswith("(b)") and size not in ("tiny", "base"))
 
 
 def table(size: str, batch: int, names: list[str], gflop: float, rates: dict[str, float], arguments: Any) -> None:
     """Measure each contestant in turn with ours, two processes at a time, then print."""
     clock = "cpu" if arguments.shared else "wall"
-    ours = Process(names[0], size, batch, arguments)
+    where = {"side": arguments.side, "models": arguments.models, "train": arguments.train}
+    ours = Process(names[0], size, batch, **where)
     rows = [[names[0], 1.0, ours]]
     for name in names[1:]:
-        other, before = Process(name, size, batch, arguments), len(ours.rows)
+        other, before = Process(name, size, batch, **where), len(ours.rows)
         for _ in range(arguments.repeats):
             ours.run()
             other.run()
@@ -178,16 +103,8 @@ def table(size: str, batch: int, names: list[str], gflop: float, rates: dict[str
         for _ in range(arguments.repeats):
             ours.run()
     ours.end()
-    heads = (
-        "s per tile",
-        "of the processor",
-        "Mpx/s",
-        "peak MB",
-        "before MB",
-        "first s",
-        f"over {names[0]}",
-        "share of (d)",
-    )
+    heads = ["s per tile", "of the processor", "Mpx/s", "peak MB", "before MB", "first s"]
+    heads += [f"over {names[0]}", "share of (d)"]
     print(f"| {size}, batch {batch} | {' | '.join(heads)} |\n|---{'|---:' * len(heads)}|")
     for name, ratio, one in rows:
         seconds = one.median(clock) / batch
@@ -215,9 +132,7 @@ if __name__ == "__main__":
     parser.add_argument("--train", action="store_true", help="a training step instead of inference")
     parser.add_argument("--shared", action="store_true", help="ratios of processor time, on a machine with other work")
     parser.add_argument("--models", type=Path, help="where models and (c) are kept; left out: nowhere")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         parsed.models = parsed.models or Path(folder)
-        contestant(parsed) if parsed.worker else main(parsed)
+        main(parsed)

@@ -1,4 +1,4 @@
-"""How much of a training is spent waiting for samples.
+"""Print how much of a training is spent waiting for samples.
 
 python benchmarks/waiting.py RECIPE [--train.max_steps 20 --data.workers 1 ...]
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from caswit import loop
 from caswit.cli.commands import COMMANDS
 from caswit.cli.parsing import make_parser, settings_of
 from caswit.config import Recipe
+from caswit.training import loop
 from caswit.training.supervised import train
 
 

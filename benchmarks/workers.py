@@ -1,4 +1,4 @@
-"""Two one-thread workers of a Ray cluster on this machine, beside one, beside the engine of this process.
+"""Print how much faster two one-thread workers of a Ray cluster map than one, and than the engine without Ray.
 
     OMP_NUM_THREADS=1 python benchmarks/workers.py [--side 3072] [--rounds 5] [--size nano]
 
@@ -16,49 +16,19 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-import rasterio
 import torch
 
-from caswit.config import MapRunConfig, ModelConfig, PredictConfig, TileConfig
-from caswit.data.classes import ClassTable, LandClass
+from caswit.config import MapRunConfig, PredictConfig
 from caswit.mapping.journal import Journal
 from caswit.mapping.local import LocalEngine, Outcome, Planned
 from caswit.mapping.ray.cluster import connect
 from caswit.mapping.ray.engine import RayEngine
 from caswit.mapping.run import predict
-from caswit.weights.model_folder import ModelInfo, build, save_model
+from common.drawn import orthophoto, random_model
 
 SETTINGS = PredictConfig(precision="fp32", device="cpu", block_px=512, overlap_px=0)
 ONE, TWO = (MapRunConfig(engine="ray", workers=count, worker_cpus=1, restart=True) for count in (1, 2))
 RUNS = {"this process": MapRunConfig(restart=True), "one worker": ONE, "two workers": TWO}
-
-
-def make_model(folder: Path, size: str) -> Path:
-    """A model with random weights."""
-    classes = ClassTable(tuple(LandClass(id=i, name=f"class {i}", color="#808080") for i in range(1, 6)))
-    info = ModelInfo(model=ModelConfig(size=size), tile=TileConfig(tile_px=512), classes=classes)
-    torch.manual_seed(0)
-    save_model(build(info), info, folder / "model")
-    return folder / "model"
-
-
-def make_image(folder: Path, side: int) -> Path:
-    """A picture that compresses about like an orthophoto."""
-    rng = np.random.default_rng(0)
-    rough = rng.integers(40, 200, (3, side // 16, side // 16)).repeat(16, 1).repeat(16, 2)
-    pixels = (rough + rng.integers(0, 24, rough.shape)).astype(np.uint8)
-    layout = {
-        "tiled": True,
-        "compress": "deflate",
-        "crs": "EPSG:2154",
-        "transform": rasterio.Affine(0.2, 0, 0, 0, -0.2, 0),
-    }
-    with rasterio.open(
-        folder / "image.tif", "w", driver="GTiff", count=3, dtype="uint8", height=side, width=side, **layout
-    ) as dst:
-        dst.write(pixels)
-    return folder / "image.tif"
 
 
 def clocked(engine: type[LocalEngine] | type[RayEngine], taken_s: list[float]) -> None:
@@ -90,7 +60,7 @@ def main() -> None:
     connect(TWO)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        image, model = make_image(folder, options.side), make_model(folder, options.size)
+        image, model = orthophoto(folder / "image.tif", options.side), random_model(folder, size=options.size)
         for _ in range(options.rounds):
             for run in RUNS.values():
                 predict(image, folder / "map.tif", model, SETTINGS, run=run)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from assembled import Assembled
+from common.assembled import Assembled
 from networks import random_network
 
 pytestmark = pytest.mark.equivalence

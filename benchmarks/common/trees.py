@@ -1,4 +1,4 @@
-"""Generated data in FLAIR-HUB's layout: what the benchmarks read."""
+"""Generated data in FLAIR-HUB's layout, for the benchmarks of indexing and reading."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ LAYOUTS = {
 
 
 def landscape(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """(4, H, W) uint8 that compresses like an orthophoto: smooth shapes with noise."""
+    """Draw (4, H, W) uint8 that compress like an orthophoto: smooth shapes with noise."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(30, 220, (4, height // 32 + 2, width // 32 + 2)).astype(np.float32)
     image = coarse.repeat(32, 1).repeat(32, 2)[:, :height, :width]
@@ -24,7 +24,7 @@ def landscape(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def write(path: Path, pixels: np.ndarray, x: float, y: float, **options: object) -> None:
-    """A georeferenced GeoTIFF."""
+    """Write a georeferenced GeoTIFF."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = pixels.shape
     where = {"crs": "EPSG:2154", "transform": rasterio.Affine(GSD_M, 0, x, 0, -GSD_M, y)}
@@ -34,7 +34,7 @@ def write(path: Path, pixels: np.ndarray, x: float, y: float, **options: object)
 
 
 def region(root: Path, roi: str, rows: int, cols: int, patch_px: int, options: dict, domain: str = "D001-2020") -> None:
-    """rows x cols patches with labels, and a line for each in the table of the training split."""
+    """Write rows x cols patches with labels, and a line for each in the table of the training split."""
     image = landscape(rows * patch_px, cols * patch_px)
     label = (image[:1] // 17 % 15).astype(np.uint8)
     for row in range(rows):
@@ -47,7 +47,7 @@ def region(root: Path, roi: str, rows: int, cols: int, patch_px: int, options: d
 
 
 def same_region(root: Path, roi: str, rows: int, cols: int, like: str, domain: str = "D001-2020") -> None:
-    """Another region of the same files under other names."""
+    """Write another region of the same files under other names."""
     for kind in (IMAGES, LABELS):
         for row in range(rows):
             for col in range(cols):
@@ -58,7 +58,7 @@ def same_region(root: Path, roi: str, rows: int, cols: int, like: str, domain: s
 
 
 def patch(kind: str, roi: str, row: int, col: int, domain: str = "D001-2020") -> str:
-    """Path of a patch relative to the root."""
+    """Return the path of a patch relative to the root."""
     return f"{domain}_{kind}/{roi}/{domain}_{kind}_{roi}_{row}-{col}.tif"
 
 

@@ -48,7 +48,7 @@ class Branch(nn.Module):
         self.register_buffer("std", image_std)
 
     def embed(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens of an image, and the sides of their map."""
+        """Return the tokens of an image, and the sides of their map."""
         tokens, sides = self.swin.embeddings((image.float() - self.mean) / self.std)
         return tokens, sides
 
@@ -63,7 +63,7 @@ class Branch(nn.Module):
         return tokens, sides
 
     def logits(self, maps: list[tuple[Tensor, tuple[int, int]]], image: Tensor) -> Tensor:
-        """Of the stage maps, at the resolution of the image."""
+        """Return the logits of the stage maps, at the resolution of the image."""
         normed = [norm(x).transpose(1, 2).unflatten(2, s) for norm, (x, s) in zip(self.norms, maps, strict=True)]
         return F.interpolate(self.head(normed), size=image.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -117,7 +117,7 @@ class Assembled(nn.Module):
         assert not [*fit.unexpected_keys, *forgotten], (fit.unexpected_keys, forgotten)
 
     def forward(self, hr: Tensor, context: Tensor) -> Any:
-        """Logits of the tiles; in training those of the contexts too."""
+        """Return the logits of the tiles; in training those of the contexts too."""
         (x, x_sides), (c, c_sides) = self.hr.embed(hr), self.context.embed(context)
         x_maps, c_maps = [], []
         for index in range(self.stages):
@@ -159,7 +159,7 @@ _HEAD = (
 
 
 def _renamed(name: str, value: Tensor) -> dict[str, Tensor]:
-    """A weight of ours under its name here; queries, keys and values apart or together as theirs are."""
+    """Return a weight of ours under its name here; queries, keys and values apart or together as theirs are."""
     if name.startswith("fusion."):
         return _fusion(name, value)
     part, rest = name.split(".", 1)

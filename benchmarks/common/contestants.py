@@ -1,4 +1,4 @@
-"""What is compared in ``speed.py``: each a function that labels a batch, or takes a training step."""
+"""The networks that ``speed.py`` compares: each a function that labels a batch, or takes a training step."""
 
 import warnings
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Run = Callable[[], Any]
 
 
 def filled(model: nn.Module, *, train: bool = False) -> nn.Module:
-    """A model that was built without memory, with noise for weights: initialising takes longer than measuring."""
+    """Give a model that was built without memory noise for weights: initialising takes longer than measuring."""
     model = model.to_empty(device="cpu")
     with torch.no_grad():
         for weight in model.parameters():
@@ -39,14 +39,14 @@ def filled(model: nn.Module, *, train: bool = False) -> nn.Module:
 
 
 def network(size: str, *, train: bool = False) -> CASWiT:
-    """CASWiT without memory; whoever predicts has no head of the context branch."""
+    """Return CASWiT without memory; without the head of the context branch unless it trains."""
     with torch.device("meta"):
         return CASWiT(num_classes=CLASSES, size=size, drop_path=0.0, context_head=train)  # type: ignore[arg-type]
 
 
 def assembled(size: str, *, train: bool = False, attention: str = "sdpa") -> nn.Module:
-    """(a) without memory."""
-    from assembled import Assembled
+    """Return (a) without memory."""
+    from common.assembled import Assembled
 
     with torch.device("meta"):
         model = Assembled(network(size, train=True), attention)
@@ -56,7 +56,7 @@ def assembled(size: str, *, train: bool = False, attention: str = "sdpa") -> nn.
 
 
 def images(batch: int, side: int, context: int) -> tuple[Tensor, Tensor]:
-    """The same noise in every process."""
+    """Return tiles and contexts of noise, the same in every process."""
     drawn = torch.Generator().manual_seed(1)
     hr, around = (torch.randint(0, 256, (batch, 3, n, n), dtype=torch.uint8, generator=drawn) for n in (side, context))
     return hr, around
@@ -78,7 +78,7 @@ def prepare(name: str, size: str, side: int, folder: Path) -> None:
 
 
 def inference(name: str, size: str, batch: int, side: int, folder: Path) -> Run:
-    """A contestant, ready to label a batch; ours and (c) from files that ``prepare`` wrote."""
+    """Return a contestant, ready to label a batch; ours and (c) from files that ``prepare`` wrote."""
     hr, context = images(batch, side, side)
     if name.startswith("(b)"):
         model = baseline(size)
@@ -98,26 +98,26 @@ def inference(name: str, size: str, batch: int, side: int, folder: Path) -> Run:
 
 
 def in_torch(loaded: LoadedModel) -> nn.Module:
-    """What ``caswit predict`` runs where OpenVINO is not installed."""
+    """Return what ``caswit predict`` runs where OpenVINO is not installed."""
     bf16 = torch.cpu._is_avx512_bf16_supported()
     assert isinstance(loaded.network, CASWiT)
     return FastCASWiT(loaded.network, bf16=bf16, openvino=False, weights=loaded.weights)
 
 
 def under(model: nn.Module, bf16: bool, *inputs: Tensor) -> Tensor:
-    """Logits, under autocast or not."""
+    """Return the logits, under autocast or not."""
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         logits: Tensor = model(*inputs)
     return logits.float()
 
 
 def converted(size: str, side: int, folder: Path) -> Path:
-    """Where (c) lies, one image at a time."""
+    """Return the path of (c), which takes one image at a time."""
     return folder / f"openvino-{size}-{side}.xml"
 
 
 def convert(model: nn.Module, side: int, file: Path) -> None:
-    """(a) as OpenVINO's documentation says it is converted."""
+    """Convert (a) as OpenVINO's documentation says."""
     import openvino as ov
 
     with warnings.catch_warnings(), torch.no_grad():
@@ -132,7 +132,7 @@ def convert(model: nn.Module, side: int, file: Path) -> None:
 
 
 def openvino(file: Path, hr: Tensor, context: Tensor) -> Run:
-    """(c), image by image, which is its best on a processor."""
+    """Return (c), image by image, which is its best on a processor."""
     import openvino as ov
 
     settings = {
@@ -146,7 +146,7 @@ def openvino(file: Path, hr: Tensor, context: Tensor) -> Run:
 
 
 def baseline(size: str) -> nn.Module:
-    """segmentation_models_pytorch's Swin of this size with its UPerNet; it has none as small as nano."""
+    """Return segmentation_models_pytorch's Swin of this size with its UPerNet; it has none as small as nano."""
     import segmentation_models_pytorch as smp
 
     encoder = {"tiny": "tu-swin_tiny_patch4_window7_224", "base": "tu-swin_base_patch4_window12_384"}[size]
@@ -163,7 +163,7 @@ def baseline(size: str) -> nn.Module:
 
 
 def training(name: str, size: str, batch: int, side: int = SIDE) -> Run:
-    """A contestant, ready for a step: forward, backward, optimiser."""
+    """Return a contestant, ready for a step: forward, backward, optimiser."""
     hr, context = images(batch, side, side)
     truth = torch.randint(0, CLASSES, (batch, side, side), generator=torch.Generator().manual_seed(2))
     model: Any
