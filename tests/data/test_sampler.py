@@ -32,7 +32,7 @@ def equal(one: dict, other: dict) -> bool:
 
 
 def test_scenes_read_last_stay_open_and_others_are_closed(dataset_file, monkeypatch):
-    monkeypatch.setattr("caswit.data.opened.MAX_OPEN", 2)
+    monkeypatch.setattr("caswit.data.sampler.MAX_OPEN", 2)
     dataset = load_dataset(dataset_file)
     scenes = SceneReaders(dataset, dataset.scenes[:1] * 3)
     first, second = scenes[0], scenes[1]
