@@ -79,6 +79,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         if data.label_fraction < 1:
             # A second number of their own keeps these draws apart from those of samples and of epochs.
             picks = np.random.default_rng((seed, 1 << 33)).permutation(len(self.grid))
+            # Rounded first: 0.07 * 100 is more than 7 in floating point.
             count = math.ceil(round(data.label_fraction * len(self.grid), 9))
             self.labelled = self.grid = [self.grid[i] for i in sorted(picks[:count])]
         self._opened = SceneReaders(dataset, self.scenes, labels=unlabelled is None)
@@ -106,6 +107,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         return self._sample(number)
 
     def _sample(self, number: int) -> dict[str, torch.Tensor]:
+        # All that is random about a sample comes from here: which process reads it, and after which, is all the same.
         rng = np.random.default_rng((self.seed, number))
         index, window = self._random_window(rng) if self.random else self._grid_window(number)
         scene, factor = self._opened[index], 1.0
@@ -123,6 +125,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
 
     def _grid_window(self, number: int) -> tuple[int, Window]:
         epoch, position = divmod(number, len(self.grid))
+        # Only the order of the current epoch is kept; that of another can be drawn again at any time.
         if epoch != self._epoch:
             # The number in the middle keeps these draws apart from those of sample number ``epoch``.
             rng = np.random.default_rng((self.seed, 1 << 32, epoch))
@@ -152,6 +155,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
 
 def _scaled(scene: SceneReader, window: Window, scale: float, rng: np.random.Generator) -> tuple[SceneReader, Window]:
     """Draw another ground size; return the scene read at it, and a window of as many pixels about the same centre."""
+    # Even on a logarithmic scale: enlarging is as frequent as shrinking.
     factor = (1 + scale) ** rng.uniform(-1, 1)
     scene = scene.scaled(factor)
     side = window.height

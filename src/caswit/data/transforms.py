@@ -52,6 +52,7 @@ def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *
         context = blurred(context, softness * settings.blur / factor)
     if settings.context_dropout and (hidden + 1) / 2 < settings.context_dropout:
         context = mask_context(context, factor)
+    # The noise of a context pixel, a mean over many, would hardly be seen. Drawn last: its count depends on the tile.
     if settings.noise:
         tile = noisy(tile, rng.uniform() * settings.noise, rng)
     return sample._replace(tile=tile, context=context)
@@ -127,6 +128,7 @@ def only_labels(sample: Sample, tile: Window, factor: int | None, labelled: Sequ
     label = np.where(_covered(tile, labelled), sample.label, IGNORE_INDEX).astype(np.uint8)
     context_label = sample.context_label
     if factor is not None and context_label.size:
+        # Computed at full resolution and then picked like the labels themselves, so that both agree at every pixel.
         covered = _covered(context_window(tile, factor), labelled).astype(np.uint8)
         context_label = np.where(nearest(covered, factor), context_label, IGNORE_INDEX).astype(np.uint8)
     return sample._replace(label=label, context_label=context_label)

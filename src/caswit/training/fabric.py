@@ -56,6 +56,7 @@ def _fabric(settings: LearningConfig, *, unused_weights: bool) -> Fabric:
 
 def is_first_process() -> bool:
     """Return True before launching, and after it in the process that writes files and messages."""
+    # Asked before there is a Fabric too; its launcher starts the other processes with this variable.
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 

@@ -123,6 +123,7 @@ class Loop:
             if self.ema is not None:
                 self.ema.update(self.network, self.step)
             row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
+            # Before the checkpoint: a run that dies while it validates takes the step and the validation again.
             done = self.step == self.max_steps or self._out_of_time()
             if self.step % self.validate_every == 0 or done:
                 row |= self._validate(progress)

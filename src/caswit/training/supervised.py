@@ -156,6 +156,7 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
     _check_weights(recipe.train, dataset)
     for split in (recipe.data.train_split, recipe.data.val_split):
         check_scenes(dataset, dataset.split(split) if split else ())
+    # A batch norm of one tile, whose deepest maps may be a single pixel, has nothing to normalise by.
     per_pass = recipe.train.batch // (recipe.train.devices * recipe.train.accumulate)
     if per_pass == 1 and recipe.model.decoder_norm == "batch":
         raise ConfigError(
