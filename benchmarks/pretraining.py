@@ -19,7 +19,7 @@ import torch
 from caswit.config import PretrainConfig, TrainConfig
 from caswit.inference.devices import autocast, uses_bf16
 from caswit.nn.caswit import CASWiT
-from caswit.nn.losses import label_mass, supervised_loss
+from caswit.nn.losses import loss_normalizer, supervised_loss
 from caswit.nn.simmim import SimMIM, masked_l1_sum, pixel_mask, random_cells
 from caswit.training.optim import adamw
 from common.clock import alternate, peak_mb
@@ -37,7 +37,7 @@ def supervised(options: argparse.Namespace) -> Callable[[], None]:
         optimizer.zero_grad()
         with autocast(torch.device(options.device), options.bf16):
             logits = network(tile, context)
-        mass = label_mass(label)
+        mass = loss_normalizer(label)
         supervised_loss(logits, (label, label), (mass, mass), alpha=0.5).backward()
         optimizer.step()
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from caswit.config import IGNORE_INDEX
 from caswit.nn.caswit import TrainingLogits
-from caswit.nn.losses import cross_entropy_sum, label_mass, supervised_loss
+from caswit.nn.losses import cross_entropy_sum, loss_normalizer, supervised_loss
 
 NUM_CLASSES = 4
 WEIGHTS = torch.tensor([0.2, 1.0, 3.0, 0.7], dtype=torch.float)
@@ -31,8 +31,8 @@ def batch(size=3, ignored=0.3):
     return TrainingLogits(*logits), tuple(labels)
 
 
-def masses_of(labels, weights=None):
-    return tuple(label_mass(label, weights) for label in labels)
+def normalizers_of(labels, weights=None):
+    return tuple(loss_normalizer(label, weights) for label in labels)
 
 
 def mean_slowly(logits, label):
@@ -51,14 +51,14 @@ def mean_slowly(logits, label):
 def test_loss_is_the_papers_formula(alpha, ignored):
     logits, labels = batch(ignored=ignored)
     hr, context = (mean_slowly(x, y) for x, y in zip(logits, labels, strict=True))
-    loss = supervised_loss(logits, labels, masses_of(labels), alpha=alpha)
+    loss = supervised_loss(logits, labels, normalizers_of(labels), alpha=alpha)
     assert loss.item() == pytest.approx(hr + alpha * context, rel=1e-6)
 
 
 @weightings
 def test_loss_is_torchs_mean_with_gradients(weights):
     logits, labels = batch()
-    loss = supervised_loss(logits, labels, masses_of(labels, weights), alpha=0.5, weights=weights)
+    loss = supervised_loss(logits, labels, normalizers_of(labels, weights), alpha=0.5, weights=weights)
     hr, context = (
         F.cross_entropy(x, y.long(), weights, ignore_index=IGNORE_INDEX) for x, y in zip(logits, labels, strict=True)
     )
@@ -68,22 +68,22 @@ def test_loss_is_torchs_mean_with_gradients(weights):
 
 
 @weightings
-def test_mass_counts_labelled_pixels_or_their_weights(weights):
+def test_normalizer_counts_labelled_pixels_or_their_weights(weights):
     label = torch.tensor([[[0, 2, 2], [IGNORE_INDEX, 3, IGNORE_INDEX]]], dtype=torch.uint8)
-    assert label_mass(label, weights).item() == pytest.approx(4 if weights is None else 0.2 + 3 + 3 + 0.7)
+    assert loss_normalizer(label, weights).item() == pytest.approx(4 if weights is None else 0.2 + 3 + 3 + 0.7)
 
 
 @weightings
 def test_ignored_pixels_count_for_nothing(weights):
     logits, labels = batch()
-    masses = masses_of(labels, weights)
-    loss = supervised_loss(logits, labels, masses, alpha=0.5, weights=weights)
+    normalizers = normalizers_of(labels, weights)
+    loss = supervised_loss(logits, labels, normalizers, alpha=0.5, weights=weights)
     loss.backward()
     for x, label in zip(logits, labels, strict=True):
         moved = x.grad.abs().sum(1) > 0
         assert torch.equal(moved, label != IGNORE_INDEX)
     changed = [x + 9 * torch.randn_like(x) * (y == IGNORE_INDEX)[:, None] for x, y in zip(logits, labels, strict=True)]
-    again = supervised_loss(TrainingLogits(*changed), labels, masses, alpha=0.5, weights=weights)
+    again = supervised_loss(TrainingLogits(*changed), labels, normalizers, alpha=0.5, weights=weights)
     assert torch.equal(again, loss)
 
 
@@ -94,27 +94,27 @@ def test_parts_of_a_batch_sum_to_the_loss_of_the_whole(weights, cut, ignored, al
     """Whatever share of each part is labelled."""
     logits, labels = batch(size=6, ignored=ignored)
     labels[0][0] = IGNORE_INDEX
-    masses = masses_of(labels, weights)
-    whole = supervised_loss(logits, labels, masses, alpha=alpha, weights=weights)
+    normalizers = normalizers_of(labels, weights)
+    whole = supervised_loss(logits, labels, normalizers, alpha=alpha, weights=weights)
     parts = [
         supervised_loss(
             TrainingLogits(*(x[part] for x in logits)),
             tuple(y[part] for y in labels),
-            masses,
+            normalizers,
             alpha=alpha,
             weights=weights,
         )
         for part in (slice(cut), slice(cut, None))
     ]
     torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-5, atol=1e-6)
-    part_masses = [masses_of([y[part] for y in labels], weights) for part in (slice(cut), slice(cut, None))]
-    torch.testing.assert_close([sum(m) for m in zip(*part_masses, strict=True)], list(masses))
+    part_normalizers = [normalizers_of([y[part] for y in labels], weights) for part in (slice(cut), slice(cut, None))]
+    torch.testing.assert_close([sum(m) for m in zip(*part_normalizers, strict=True)], list(normalizers))
 
 
 @weightings
 def test_a_batch_without_labels_has_loss_0_and_gradient_0(weights):
     logits, labels = batch(ignored=1.1)
-    loss = supervised_loss(logits, labels, masses_of(labels, weights), alpha=0.5, weights=weights)
+    loss = supervised_loss(logits, labels, normalizers_of(labels, weights), alpha=0.5, weights=weights)
     assert loss.item() == 0
     loss.backward()
     for x in logits:
@@ -125,16 +125,16 @@ def test_a_batch_without_labels_has_loss_0_and_gradient_0(weights):
 def test_a_context_without_labels_leaves_the_loss_of_the_tile(weights):
     logits, labels = batch()
     labels[1].fill_(IGNORE_INDEX)
-    masses = masses_of(labels, weights)
-    loss = supervised_loss(logits, labels, masses, alpha=0.5, weights=weights)
-    assert torch.equal(loss, supervised_loss(logits, labels, masses, alpha=0, weights=weights))
+    normalizers = normalizers_of(labels, weights)
+    loss = supervised_loss(logits, labels, normalizers, alpha=0.5, weights=weights)
+    assert torch.equal(loss, supervised_loss(logits, labels, normalizers, alpha=0, weights=weights))
 
 
 def test_a_network_without_context_head_has_the_loss_of_the_tile():
     logits, labels = batch()
-    masses = masses_of(labels)
-    loss = supervised_loss(TrainingLogits(logits.hr, None), labels, masses, alpha=0.5)
-    assert torch.equal(loss, supervised_loss(logits, labels, masses, alpha=0))
+    normalizers = normalizers_of(labels)
+    loss = supervised_loss(TrainingLogits(logits.hr, None), labels, normalizers, alpha=0.5)
+    assert torch.equal(loss, supervised_loss(logits, labels, normalizers, alpha=0))
 
 
 def test_sums_of_bfloat16_logits_are_taken_in_float32():

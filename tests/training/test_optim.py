@@ -5,9 +5,11 @@ from hypothesis import strategies as st
 from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
-from caswit.config import TrainConfig
+from caswit.config import ModelConfig, TrainConfig
+from caswit.nn.baselines.smp import Baseline
 from caswit.nn.caswit import CASWiT
 from caswit.nn.fusion import FusionBlock
+from caswit.nn.simmim import SimMIM
 from caswit.training.optim import adamw, learning_rate
 
 PAPER = TrainConfig()
@@ -63,6 +65,35 @@ def test_weights_of_linear_layers_and_convolutions_decay_and_nothing_else():
     assert {id(p) for p in decayed["params"]} == {id(m.weight) for m in weighted}
     assert {id(p) for p in exempt["params"]} == {id(p) for p in spared}
     assert len(decayed["params"]) + len(exempt["params"]) == len(list(network.parameters()))
+
+
+def groups_of_version_0_1_0(network: nn.Module) -> list[list[nn.Parameter]]:
+    """Its checkpoints number the optimiser's state by these two lists, one after the other."""
+    decayed, exempt = [], []
+    for name, parameter in network.named_parameters():
+        vector = parameter.ndim <= 1 or name.endswith("relative_position_bias_table")
+        (exempt if vector else decayed).append(parameter)
+    return [decayed, exempt]
+
+
+NETWORKS = {
+    "caswit": lambda: CASWiT(num_classes=3, size="nano", decoder_channels=32, gated=True),
+    "segformer": lambda: CASWiT(num_classes=3, size="nano", decoder="segformer", fusion_stages=()),
+    "conv stem": lambda: CASWiT(num_classes=3, size="nano", stem="conv", decoder_norm="group"),
+    "pretraining": lambda: SimMIM(CASWiT(num_classes=0, size="nano"), context_ratio=0.5),
+    "smp": lambda: Baseline(num_classes=3, settings=ModelConfig(arch="unet", encoder="resnet18")),
+}
+
+
+@pytest.mark.equivalence
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+@pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
+def test_parameters_are_grouped_and_ordered_as_in_version_0_1_0(build, weight_decay):
+    network = build()
+    groups = adamw(network, TrainConfig(weight_decay=weight_decay)).param_groups
+    assert [group["weight_decay"] for group in groups] == [weight_decay, 0.0]
+    for group, parameters in zip(groups, groups_of_version_0_1_0(network), strict=True):
+        assert [id(p) for p in group["params"]] == [id(p) for p in parameters]
 
 
 def test_exempt_parameters_stay_where_no_gradient_pulls():

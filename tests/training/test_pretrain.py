@@ -239,10 +239,10 @@ class TestRefusals:
 
 
 def test_learning_rates_grow_with_the_batch_as_in_simmim():
-    settings = PretrainConfig(batch=2048).absolute(steps_per_epoch=10, max_steps=1000)
+    settings = PretrainConfig(batch=2048).resolve_schedule(steps_per_epoch=10, max_steps=1000)
     assert (settings.lr, settings.min_lr, settings.warmup_lr) == pytest.approx((8e-4, 4e-5, 4e-6))
     assert settings.warmup_steps == 100
-    own = PretrainConfig(batch=8, lr_batch=None, warmup_steps=7).absolute(steps_per_epoch=10, max_steps=1000)
+    own = PretrainConfig(batch=8, lr_batch=None, warmup_steps=7).resolve_schedule(steps_per_epoch=10, max_steps=1000)
     assert (own.lr, own.warmup_steps) == (2e-4, 7)
 
 

@@ -103,10 +103,10 @@ def test_same_seed_same_losses_and_another_seed_others(landscapes, tmp_path):
     assert read_log(one) != read_log(three)
 
 
-@pytest.mark.parametrize(("deaths", "average"), [((1,), None), ((3, 2), None), ((7,), None), ((3, 2), 0.9)])
-def test_a_run_that_died_resumes_to_the_same_weights(landscapes, tmp_path, monkeypatch, deaths, average):
+@pytest.mark.parametrize(("deaths", "ema_decay"), [((1,), None), ((3, 2), None), ((7,), None), ((3, 2), 0.9)])
+def test_a_run_that_died_resumes_to_the_same_weights(landscapes, tmp_path, monkeypatch, deaths, ema_decay):
     """Epochs are six steps long: the deaths are in the middle of one, and just after one."""
-    recipe = make_recipe(landscapes, save_every_s=0.0, data={"sampling": "random"}, ema_decay=average)
+    recipe = make_recipe(landscapes, save_every_s=0.0, data={"sampling": "random"}, ema_decay=ema_decay)
     train(recipe, tmp_path / "whole")
     for number, steps in enumerate(deaths):
         with monkeypatch.context() as patch:
@@ -220,16 +220,16 @@ def test_best_keeps_the_best_weights_and_last_the_last(landscapes, tmp_path):
     assert load_model(tmp_path / "last" / "model").info.provenance["step"] == 12
 
 
-def test_an_average_changes_the_model_and_not_the_training(landscapes, tmp_path):
-    runs = {name: tmp_path / name for name in ("plain", "averaged")}
+def test_an_ema_changes_the_model_and_not_the_training(landscapes, tmp_path):
+    runs = {name: tmp_path / name for name in ("plain", "ema")}
     train(make_recipe(landscapes, keep="last"), runs["plain"])
-    train(make_recipe(landscapes, keep="last", ema_decay=0.9), runs["averaged"])
-    assert read_log(runs["plain"]) == read_log(runs["averaged"])
-    plain, averaged = (weights(run) for run in runs.values())
-    assert any(not torch.equal(x, averaged[name]) for name, x in plain.items())
-    last = torch_load(runs["averaged"] / "checkpoints" / "last.pt")
-    for name, x in averaged.items():
-        assert torch.equal(x, last["average"][name])
+    train(make_recipe(landscapes, keep="last", ema_decay=0.9), runs["ema"])
+    assert read_log(runs["plain"]) == read_log(runs["ema"])
+    plain, ema = (weights(run) for run in runs.values())
+    assert any(not torch.equal(x, ema[name]) for name, x in plain.items())
+    last = torch_load(runs["ema"] / "checkpoints" / "last.pt")
+    for name, x in ema.items():
+        assert torch.equal(x, last["ema"][name])
         assert torch.equal(plain[name], last["model"][name])
 
 

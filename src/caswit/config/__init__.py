@@ -6,11 +6,8 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 from caswit.config.checks import IGNORE_INDEX, check
 from caswit.config.data import (
     SOURCES,
-    AugmentConfig,
-    DataConfig,
     FlairHubSource,
     FolderSource,
-    ImageryConfig,
     LabelValues,
     SourceConfig,
     SwissimageSource,
@@ -24,6 +21,9 @@ from caswit.config.nn import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem,
 from caswit.config.serve import ServeConfig
 from caswit.config.training import (
     TOKEN_PX,
+    AugmentConfig,
+    DataConfig,
+    ImageryConfig,
     LearningConfig,
     MaskConfig,
     PretrainConfig,

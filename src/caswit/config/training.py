@@ -3,18 +3,101 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from caswit.config.checks import check
-from caswit.config.data import AugmentConfig, DataConfig, ImageryConfig
 from caswit.config.inference import Precision
 from caswit.config.nn import NUM_STAGES, ModelConfig, TileConfig
 from caswit.config.weights import InitConfig, parse_init
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data to train on."""
+
+    dataset: str
+    """A dataset.yaml; $NAME in the path is taken from the environment."""
+    train_split: str = "train"
+    """Split of the scenes to learn from."""
+    val_split: str | None = "val"
+    """Split of the scenes to validate on; null for none."""
+    sampling: Literal["grid", "random"] = "grid"
+    """grid: every tile of a fixed grid once an epoch (the paper); random: windows anywhere, scenes by area."""
+    workers: int = 0
+    """Processes that read samples beside the training process; 0 reads in the training process."""
+    label_fraction: float = 1.0
+    """Share of the grid's training tiles whose labels are used; the seed says which. All other labels are ignored."""
+    skip_broken: bool = False
+    """Leave out files that are missing or broken, and list them."""
+
+    def __post_init__(self) -> None:
+        """Refuse a negative number of workers, and a training without labels."""
+        check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
+        check(
+            0 < self.label_fraction <= 1,
+            f"label_fraction must be above 0 and at most 1, got {self.label_fraction}; try 0.1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes to training samples, always the same for a tile and its context."""
+
+    spatial: bool = False
+    """One of the eight flips and quarter turns."""
+    scale: float = 0.0
+    """Read pixels whose ground size is larger or smaller by up to this share: 0.25 is 1 / 1.25 to 1.25 times."""
+    brightness: float = 0.0
+    """Add up to this share of 255, either way."""
+    contrast: float = 0.0
+    """Stretch around mid-grey by up to this share, either way."""
+    gamma: float = 0.0
+    """Raise to a power between 1 / (1 + gamma) and 1 + gamma."""
+    tint: float = 0.0
+    """Multiply each band by its own factor between 1 / (1 + tint) and 1 + tint: other cameras, haze, evening."""
+    saturation: float = 0.0
+    """Move colours towards grey, or away from it, by up to this share."""
+    blur: float = 0.0
+    """Blur every other sample with a Gaussian of up to so many pixels: softer cameras, enlarged images."""
+    noise: float = 0.0
+    """Add noise of a standard deviation up to this share of 255 to the tile."""
+    context_dropout: float = 0.0
+    """Share of samples with masked context: black around the tile, as around a small image."""
+
+    def __post_init__(self) -> None:
+        """Refuse strengths that would wipe out the image."""
+        for name in ("brightness", "contrast", "saturation", "noise"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"{name} must be in [0, 1), got {value}; try {0.05 if name == 'noise' else 0.2}")
+        check(0 <= self.context_dropout <= 1, f"context_dropout must be in [0, 1], got {self.context_dropout}; try 0.1")
+        for name, most in (("scale", 3), ("gamma", 4), ("tint", 4), ("blur", 16)):
+            value = getattr(self, name)
+            check(0 <= value <= most, f"{name} must be in [0, {most}], got {value}; try 0.25")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageryConfig:
+    """The imagery to learn from; labels are not read."""
+
+    dataset: str
+    """A dataset.yaml; $NAME in the path is taken from the environment."""
+    splits: tuple[str, ...] = ()
+    """Splits of the scenes to learn from; [] takes every scene, labelled or not."""
+    sampling: Literal["grid", "random"] = "grid"
+    """grid: every tile of a fixed grid once an epoch; random: windows anywhere, scenes by area."""
+    workers: int = 0
+    """Processes that read samples beside the training process; 0 reads in the training process."""
+    skip_broken: bool = False
+    """Leave out files that are missing or broken, and list them."""
+
+    def __post_init__(self) -> None:
+        """Refuse a negative number of workers."""
+        check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearningConfig:
-    """Optimiser, schedule, devices. Defaults are those of the paper's supervised training (section 4.3)."""
+    """Optimiser, schedule and devices. Defaults are those of the paper's supervised training (section 4.3)."""
 
     seed: int = 0
     """Fixes the initial weights, the samples and their augmentation."""
@@ -27,7 +110,7 @@ class LearningConfig:
     max_steps: int | None = None
     """Length of the run in optimiser steps; null takes it from epochs."""
     max_minutes: float | None = None
-    """Stop after this long; the learning rate then falls with the clock where that is further on."""
+    """Stop after so many minutes; the learning rate falls with the clock where that is ahead of the steps."""
     lr: float = 6e-5
     """Highest learning rate of AdamW."""
     min_lr: float = 1e-6
@@ -39,9 +122,9 @@ class LearningConfig:
     weight_decay: float = 0.01
     """AdamW weight decay; biases, norms and position biases are exempt."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's averaging of gradients and of their squares."""
+    """AdamW's decay rates for the running means of gradients and of their squares."""
     eps: float = 1e-8
-    """AdamW's smallest divisor."""
+    """AdamW's epsilon, added to the divisor of an update."""
     clip_norm: float | None = None
     """Largest norm of the gradient; null does not clip."""
     precision: Precision = "auto"
@@ -53,7 +136,7 @@ class LearningConfig:
     save_every_s: float = 120.0
     """Write the checkpoint that --resume continues from this often, in seconds."""
     pictures: int = 4
-    """Tiles in each picture that is drawn on the way."""
+    """Number of tiles in each picture that is drawn during the run."""
     accelerator: str = "auto"
     """Device kind for Lightning Fabric: auto, cpu, cuda, mps."""
     devices: int = 1
@@ -87,27 +170,27 @@ class LearningConfig:
         )
         check(self.eps > 0, f"eps must be above 0, got {self.eps}; try 1e-8")
 
-    def absolute(self, steps_per_epoch: int, max_steps: int) -> "LearningConfig":
-        """The same in steps and for this batch; here it is so already."""
+    def resolve_schedule(self, steps_per_epoch: int, max_steps: int) -> Self:
+        """Return the settings with learning rates for this batch and warm-up in steps, as these are already."""
         _ = steps_per_epoch, max_steps
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LearningConfig):
-    """How to learn from labels. Defaults are the paper's (section 4.3)."""
+    """Settings of supervised training. Defaults are the paper's (section 4.3)."""
 
     alpha: float = 0.5
     """Weight of the context head's loss; 0 trains without a context head."""
     class_weights: tuple[float, ...] | None = None
     """Weights of the classes in the loss, in the order of the class table without ignored ones."""
     ema_decay: float | None = None
-    """Share of the past in a running mean of the weights (EMA), e.g. 0.99: the mean is validated and becomes the model,
-    while the weights go on as they would. Null: no mean."""
+    """Share of the past in the exponential moving average of the weights (EMA), e.g. 0.99: the average is validated and
+    becomes the model, while training goes on unchanged. Null: no EMA."""
     val_every_steps: int | None = None
-    """Validate this often; null: once an epoch."""
+    """Optimiser steps between validations; null: once an epoch."""
     keep: Literal["best", "last"] = "best"
-    """Which weights become model/: the best validation mIoU, or those of the last step."""
+    """Which weights become the model: those with the best validation mIoU, or those of the last step."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
@@ -120,27 +203,32 @@ class TrainConfig(LearningConfig):
         )
         check(self.alpha >= 0, f"alpha must be 0 or more, got {self.alpha}; try 0.5")
 
+    @property
+    def validate_every(self) -> int | None:
+        """Optimiser steps between validations; None: once an epoch."""
+        return self.val_every_steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything behind a result."""
+    """Every setting behind a result."""
 
     data: DataConfig
-    """What to train on."""
+    """The data to train on."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
     tile: TileConfig = field(default_factory=TileConfig)
-    """Geometry of what the model sees."""
+    """Geometry of tiles and context."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to training samples."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """How to learn."""
+    """Optimiser, schedule, loss and devices."""
     init: Mapping[str, Any] | str | None = None
     """Weights to start from: {from: SOURCE, path: FILE, ...}, or the path of a model or run of caswit;
     docs/weights.md has the keys. Null starts from random weights."""
 
     def __post_init__(self) -> None:
-        """Refuse weights that are not described as they should be."""
+        """Refuse initial weights that are described wrongly or do not fit the network."""
         _ = self.start
         check(
             self.init is None or self.model.arch == "caswit",
@@ -149,7 +237,7 @@ class Recipe:
 
     @property
     def start(self) -> InitConfig | None:
-        """``init`` as settings."""
+        """Return ``init`` as settings."""
         return None if self.init is None else parse_init(self.init)
 
 
@@ -159,7 +247,7 @@ TOKEN_PX = 4
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """What the network must not see (paper section 3.5)."""
+    """The parts of tile and context that are masked in pretraining (paper section 3.5)."""
 
     ratio: float = 0.75
     """Share of the tile's cells that are masked, at random."""
@@ -169,7 +257,7 @@ class MaskConfig:
     """Side of the masked middle of the context, as a share of its side; null: what the tile covers (paper: 0.5)."""
 
     def __post_init__(self) -> None:
-        """Refuse masks that hide nothing, or do not end where tokens do."""
+        """Refuse masks that mask nothing, or whose cells are not whole tokens."""
         check(0 < self.ratio <= 1, f"mask.ratio must be above 0 and at most 1, got {self.ratio}; try 0.75")
         cell = self.mask_cell_px
         near = max(1, round(cell / TOKEN_PX)) * TOKEN_PX
@@ -182,7 +270,7 @@ class MaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(LearningConfig):
-    """How to learn without labels. Defaults are SimMIM's for 100 epochs of Swin-B, the length the paper states."""
+    """Settings of pretraining. Defaults are SimMIM's for 100 epochs of Swin-B, the length the paper states."""
 
     epochs: float = 100.0
     """Length of the run in passes over the fixed grid of tiles, unless max_steps is set."""
@@ -201,7 +289,7 @@ class PretrainConfig(LearningConfig):
     clip_norm: float | None = 5.0
     """Largest norm of the gradient; null does not clip."""
     picture_every_steps: int | None = None
-    """Draw reconstructions this often; null: once an epoch."""
+    """Optimiser steps between pictures of reconstructions; null: once an epoch."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
@@ -211,12 +299,29 @@ class PretrainConfig(LearningConfig):
             check(value is None or value > 0, f"{name} must be above 0 or null, got {value}")
         check(self.warmup_epochs >= 0, f"warmup_epochs must be 0 or more, got {self.warmup_epochs}; try 10")
 
-    def absolute(self, steps_per_epoch: int, max_steps: int) -> "PretrainConfig":
-        """The same with learning rates for this batch, and warm-up in steps.
+    @property
+    def validate_every(self) -> int | None:
+        """Optimiser steps between pictures; None: once an epoch."""
+        return self.picture_every_steps
+
+    # Without labels there is no score by which a step could be the best, and no mean of weights was tried.
+    @property
+    def ema_decay(self) -> float | None:
+        """None: no running mean of the weights."""
+        return None
+
+    @property
+    def keep(self) -> str:
+        """Keep the weights of the last step."""
+        return "last"
+
+    def resolve_schedule(self, steps_per_epoch: int, max_steps: int) -> Self:
+        """Return the settings with learning rates for this batch, and warm-up in steps.
 
         Raises:
             ConfigError: The warm-up would not end before the run does.
         """
+        # SimMIM's linear rule: a learning rate is stated for a batch and grows with it.
         scale = 1.0 if self.lr_batch is None else self.batch / self.lr_batch
         rates = {name: getattr(self, name) * scale for name in ("lr", "min_lr", "warmup_lr")}
         steps = self.warmup_steps or round(self.warmup_epochs * steps_per_epoch)
@@ -230,25 +335,25 @@ class PretrainConfig(LearningConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
-    """Everything behind pretrained weights."""
+    """Every setting behind pretrained weights."""
 
     data: ImageryConfig
-    """What to learn from."""
+    """The imagery to learn from."""
     model: ModelConfig = field(default_factory=lambda: ModelConfig(drop_path=0.0))
     """The network, whose decoder is not built; drop_path is 0 in SimMIM."""
     tile: TileConfig = field(default_factory=TileConfig)
-    """Geometry of what the model sees."""
+    """Geometry of tiles and context."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to tiles."""
     mask: MaskConfig = field(default_factory=MaskConfig)
-    """What the network must not see."""
+    """Masks of tile and context."""
     train: PretrainConfig = field(default_factory=PretrainConfig)
-    """How to learn."""
+    """Optimiser, schedule, loss and devices."""
     init: Mapping[str, Any] | str | None = None
     """Weights to start from, as in a training recipe. Null starts from random weights."""
 
     def __post_init__(self) -> None:
-        """Refuse networks of which a part would learn nothing."""
+        """Refuse networks with a part that would not learn."""
         _ = self.start
         check(self.model.arch == "caswit", f"pretraining is for arch caswit, got {self.model.arch}; leave it out")
         unread = [s for s in self.model.fusion_stages if s < NUM_STAGES]
@@ -260,5 +365,5 @@ class PretrainRecipe:
 
     @property
     def start(self) -> InitConfig | None:
-        """``init`` as settings."""
+        """Return ``init`` as settings."""
         return None if self.init is None else parse_init(self.init)

@@ -24,15 +24,15 @@ _MAX_BROKEN = 20
 
 
 class Samples(Protocol):
-    """Sample ``n`` of a run, for any n from 0."""
+    """A source of samples: sample ``n`` of a run for any n from 0."""
 
     @property
     def tiles_per_epoch(self) -> int:
-        """Tiles of the fixed grid."""
+        """Number of tiles in the fixed grid."""
         ...
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        """Tensors by name, all of the same shapes whatever the number."""
+        """Return tensors by name, of the same shapes for every number."""
         ...
 
     def forget_files(self) -> None:
@@ -41,13 +41,13 @@ class Samples(Protocol):
 
 
 class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
-    """Sample ``n`` of a run, for any n from 0, augmented.
+    """Augmented training samples: sample ``n`` of a run for any n from 0.
 
     Args:
         dataset: Its training split is used.
         data: Sampling settings.
         tile: Tile geometry.
-        augmentation: Strengths.
+        augmentation: Strength of each random change.
         seed: Fixes every sample.
         context: Read the context too.
         unlabelled: Scenes to take instead of the training split; their labels are not read.
@@ -76,8 +76,9 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         self.grid = [(i, t.window) for i, some in enumerate(areas) for t in area_tiles(some, tile.tile_px)]
         self.labelled: list[tuple[int, Window]] | None = None
         if data.label_fraction < 1:
-            # 1 << 33 keeps these draws apart from those of samples and of epochs.
+            # A second number of their own keeps these draws apart from those of samples and of epochs.
             picks = np.random.default_rng((seed, 1 << 33)).permutation(len(self.grid))
+            # Rounded first: 0.07 * 100 is more than 7 in floating point.
             count = math.ceil(round(data.label_fraction * len(self.grid), 9))
             self.labelled = self.grid = [self.grid[i] for i in sorted(picks[:count])]
         self._opened = SceneReaders(dataset, self.scenes, labels=unlabelled is None)
@@ -86,13 +87,13 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
 
     @property
     def tiles_per_epoch(self) -> int:
-        """Tiles of the fixed grid."""
+        """Number of tiles in the fixed grid."""
         return len(self.grid)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        """uint8 arrays of a ``Sample`` by field name.
+        """Return the uint8 arrays of a ``Sample`` by field name.
 
-        Where a file is broken and the dataset says to go on, the next one that can be read.
+        Where a file is broken and the recipe has ``skip_broken``, the next sample that can be read is returned.
 
         Raises:
             DataError: A file is broken, or too many in a row.
@@ -105,10 +106,12 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         return self._sample(number)
 
     def _sample(self, number: int) -> dict[str, torch.Tensor]:
+        # All that is random about a sample comes from here: which process reads it, and after which, is all the same.
         rng = np.random.default_rng((self.seed, number))
         index, window = self._random_window(rng) if self.random else self._grid_window(number)
         scene, factor = self._opened[index], 1.0
         if self.augmentation.scale:
+            # Windows of labelled tiles are in pixels of the unscaled scene, ``factor`` times smaller than those read.
             whole = scene
             scene, window = _scaled(whole, window, self.augmentation.scale, rng)
             factor = scene.ratio / whole.ratio
@@ -121,15 +124,17 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
 
     def _grid_window(self, number: int) -> tuple[int, Window]:
         epoch, position = divmod(number, len(self.grid))
+        # Only the order of the current epoch is kept; that of another can be drawn again at any time.
         if epoch != self._epoch:
-            # 1 << 32 keeps these draws apart from those of sample number ``epoch``.
+            # The number in the middle keeps these draws apart from those of sample number ``epoch``.
             rng = np.random.default_rng((self.seed, 1 << 32, epoch))
             self._epoch, self._order = epoch, rng.permutation(len(self.grid))
         return self.grid[self._order[position]]
 
     def _random_window(self, rng: np.random.Generator) -> tuple[int, Window]:
-        """Any window inside an area of a scene; areas are drawn by size. With few labels, windows that have some."""
+        """Draw a window inside an area of a scene, areas by their size."""
         if self.labelled is not None:
+            # With few labels, up to half a tile away from a labelled one: elsewhere there is nothing to learn.
             scene, tile = self.labelled[rng.integers(len(self.labelled))]
             whole = self._bounds[scene]
             row, col = (
@@ -148,7 +153,8 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
 
 
 def _scaled(scene: SceneReader, window: Window, scale: float, rng: np.random.Generator) -> tuple[SceneReader, Window]:
-    """Another ground size, and a window of as many pixels there: about the same centre, inside if it fits."""
+    """Draw another ground size; return the scene read at it, and a window of as many pixels about the same centre."""
+    # Even on a logarithmic scale: enlarging is as frequent as shrinking.
     factor = (1 + scale) ** rng.uniform(-1, 1)
     scene = scene.scaled(factor)
     side = window.height
@@ -160,14 +166,14 @@ def _scaled(scene: SceneReader, window: Window, scale: float, rng: np.random.Gen
 
 
 def _inner(window: Window, factor: float) -> Window:
-    """The pixels ``factor`` times as large that lie inside of a window."""
+    """Return the window of those pixels, ``factor`` times as large, that lie wholly inside a window."""
     top, left = math.ceil(window.row / factor), math.ceil(window.col / factor)
     bottom, right = math.floor((window.row + window.height) / factor), math.floor((window.col + window.width) / factor)
     return Window(top, left, bottom - top, right - left)
 
 
 class _Batches(Sampler[list[int]]):
-    """Numbers of the samples of each pass of one device, from a step on."""
+    """The numbers of the samples in each pass of one device, from some step on."""
 
     def __init__(self, *, first_step: int, last_step: int, batch: int, passes: int, device: int, devices: int) -> None:
         self.steps = range(first_step, last_step)
@@ -177,7 +183,7 @@ class _Batches(Sampler[list[int]]):
         return len(self.steps) * self.passes
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Pass p of device d takes its own consecutive part of the step's batch."""
+        """Yield the numbers of each pass: pass p of device d takes its own consecutive part of the step's batch."""
         part = self.batch // (self.passes * self.devices)
         for step in self.steps:
             for each in range(self.passes):
@@ -194,15 +200,15 @@ def training_loader(
     device: tuple[int, int] = (0, 1),
     workers: int = 0,
 ) -> DataLoader[dict[str, torch.Tensor]]:
-    """Batches of steps[0] .. steps[1] - 1, ``passes`` of them per step.
+    """Return the batches of steps[0] .. steps[1] - 1 in order, ``passes`` of them per step.
 
     Args:
-        samples: Where they come from.
+        samples: Samples to draw from.
         steps: First step and the one after the last.
         batch: Samples per step over all devices and passes.
-        passes: Parts of a step on each device.
-        device: (this device's number, number of devices).
-        workers: Reading processes.
+        passes: Forward passes per step on each device.
+        device: (number of this device, number of devices).
+        workers: Reading processes; 0 reads in this one.
     """
     batches = _Batches(
         first_step=steps[0], last_step=steps[1], batch=batch, passes=passes, device=device[0], devices=device[1]
@@ -217,4 +223,5 @@ def training_loader(
 
 
 def _one_thread(_worker: int) -> None:
+    # Workers are as many as there are cores to spare: more threads in each would only wait for one another.
     torch.set_num_threads(1)

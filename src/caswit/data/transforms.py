@@ -21,13 +21,13 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *, factor: int = 1) -> Sample:
-    """Return a changed copy. Turning a tile and its context alike turns the scene they come from.
+    """Return a changed copy. Turning a tile and its context alike turns the scene that they come from.
 
     Args:
         sample: As it was read.
-        settings: Strengths.
-        rng: What is drawn from it depends neither on the sample nor, but for noise, on the strengths.
-        factor: Of its context.
+        settings: Strength of each change.
+        rng: Source of the random numbers; how many are drawn does not depend on the sample.
+        factor: Context factor of the sample.
     """
     # Always the same draws, so that one setting's strength does not change what the others do.
     turn, (bright, stretch, power) = int(rng.integers(8)), rng.uniform(-1, 1, 3)
@@ -46,41 +46,43 @@ def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *
     if settings.tint or settings.saturation:
         gains, saturation = (1 + settings.tint) ** tints, 1 + grey * settings.saturation
         tile, context = (coloured(x, gains=gains, saturation=saturation) for x in (tile, context))
+    # A pixel of the context is ``factor`` pixels wide, so that the same camera blurs it by less.
     if settings.blur and softness > 0:
         tile = blurred(tile, softness * settings.blur)
         context = blurred(context, softness * settings.blur / factor)
     if settings.context_dropout and (hidden + 1) / 2 < settings.context_dropout:
-        context = without_surroundings(context, factor)
+        context = mask_context(context, factor)
+    # The noise of a context pixel, a mean over many, would hardly be seen. Drawn last: its count depends on the tile.
     if settings.noise:
         tile = noisy(tile, rng.uniform() * settings.noise, rng)
     return sample._replace(tile=tile, context=context)
 
 
 def coloured(image: UInt8, *, gains: FloatArray, saturation: float) -> UInt8:
-    """(3, H, W) with each band times its gain, then moved away from grey (saturation above 1) or towards it."""
+    """Return (3, H, W) with each band times its gain, then moved away from grey (saturation above 1) or towards it."""
     x = image.astype(np.float32) * gains.astype(np.float32)[:, None, None]
     grey = np.tensordot(_LUMA, x, axes=1)
     return _to_uint8(grey + saturation * (x - grey))
 
 
 def blurred(image: UInt8, sigma: float) -> UInt8:
-    """(3, H, W) blurred by a Gaussian of a standard deviation in pixels. What is black stays black."""
+    """Return (3, H, W) blurred by a Gaussian of a standard deviation in pixels. Black pixels stay black."""
     if sigma < 0.1 or not image.size:
         return image
     side = 2 * math.ceil(2 * sigma) + 1
-    side = min(side, 2 * min(image.shape[-2:]) - 1)  # gaussian_blur mirrors at the edges, once
+    side = min(side, 2 * min(image.shape[-2:]) - 1)  # gaussian_blur mirrors an edge once and no further
     soft: UInt8 = gaussian_blur(torch.from_numpy(np.ascontiguousarray(image)), side, sigma).numpy()
     return np.where(image.any(0), soft, 0).astype(np.uint8)
 
 
 def noisy(image: UInt8, share: float, rng: np.random.Generator) -> UInt8:
-    """(3, H, W) with Gaussian noise of a standard deviation of ``share`` x 255. What is black stays black."""
+    """Return (3, H, W) with Gaussian noise of a standard deviation of ``share`` x 255. Black pixels stay black."""
     noise = rng.standard_normal(image.shape, np.float32) * (share * 255)
     return np.where(image.any(0), _to_uint8(image + noise), 0).astype(np.uint8)
 
 
-def without_surroundings(context: UInt8, factor: int) -> UInt8:
-    """(3, H, W) of which only the middle is left, which the tile covers; the rest is black."""
+def mask_context(context: UInt8, factor: int) -> UInt8:
+    """Return (3, H, W) with masked context: only the middle, which the tile covers, is left; the rest is black."""
     inner = np.s_[..., slice_middle(context.shape[-2], factor), slice_middle(context.shape[-1], factor)]
     changed = np.zeros_like(context)
     changed[inner] = context[inner]
@@ -92,46 +94,48 @@ def _to_uint8(values: FloatArray) -> UInt8:
 
 
 def turned(array: UInt8, turn: int) -> UInt8:
-    """One of the eight symmetries of the square, over the last two axes: 4 quarter turns, each mirrored or not."""
+    """Return one of the eight symmetries of the square, over the last two axes: 4 quarter turns, mirrored or not."""
     if turn >= 4:
         array = array[..., ::-1]
     return np.ascontiguousarray(np.rot90(array, turn % 4, axes=(-2, -1)))
 
 
 def tone_curve(*, brightness: float, contrast: float, gamma: float) -> UInt8:
-    """(256,) new value of every pixel value.
+    """Return (256,) the new value of every pixel value.
 
     Args:
         brightness: Added, as a share of 255.
         contrast: Factor around mid-grey.
-        gamma: Power on the 0-1 scale.
+        gamma: Power on the scale of 0 to 1.
     """
     x = (np.arange(256) / 255) ** gamma
     y = (x - 0.5) * contrast + 0.5 + brightness
     table = np.clip(np.round(y * 255), 0, 255).astype(np.uint8)
-    table[0] = 0  # black marks what lies outside the raster, also in prediction, and must stay black
+    # Black marks what lies outside the raster, in training as in prediction, and must stay black.
+    table[0] = 0
     return table
 
 
 def only_labels(sample: Sample, tile: Window, factor: int | None, labelled: Sequence[Window]) -> Sample:
-    """Ignore the labels outside of some windows.
+    """Return a sample in which the labels outside of some windows are ignored.
 
     Args:
         sample: As it was read.
-        tile: Its window.
-        factor: Of its context, None without one.
-        labelled: Windows of the scene whose labels count.
+        tile: Window of the sample's tile.
+        factor: Context factor of the sample, None without a context.
+        labelled: Windows of the scene whose labels are used.
     """
     label = np.where(_covered(tile, labelled), sample.label, IGNORE_INDEX).astype(np.uint8)
     context_label = sample.context_label
     if factor is not None and context_label.size:
+        # Computed at full resolution and then picked like the labels themselves, so that both agree at every pixel.
         covered = _covered(context_window(tile, factor), labelled).astype(np.uint8)
         context_label = np.where(nearest(covered, factor), context_label, IGNORE_INDEX).astype(np.uint8)
     return sample._replace(label=label, context_label=context_label)
 
 
 def _covered(window: Window, parts: Sequence[Window]) -> UInt8:
-    """(H, W): 1 for the pixels of a window that lie in any of the parts."""
+    """Return (H, W), 1 for the pixels of a window that lie in any of the parts."""
     covered = np.zeros((window.height, window.width), np.uint8)
     for part in parts:
         top, left = max(0, part.row - window.row), max(0, part.col - window.col)

@@ -24,7 +24,7 @@ def cross_entropy_sum(logits: Tensor, label: Tensor, weights: Tensor | None = No
     return F.cross_entropy(logits.float(), label.long(), weights, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
-def label_mass(label: Tensor, weights: Tensor | None = None) -> Tensor:
+def loss_normalizer(label: Tensor, weights: Tensor | None = None) -> Tensor:
     """What a cross-entropy sum is divided by: labelled pixels, or the sum of their weights."""
     labelled = label != IGNORE_INDEX
     if weights is None:
@@ -35,7 +35,7 @@ def label_mass(label: Tensor, weights: Tensor | None = None) -> Tensor:
 def supervised_loss(
     logits: TrainingLogits,
     labels: tuple[Tensor, Tensor],
-    masses: tuple[Tensor, Tensor],
+    normalizers: tuple[Tensor, Tensor],
     *,
     alpha: float,
     weights: Tensor | None = None,
@@ -45,12 +45,12 @@ def supervised_loss(
     Args:
         logits: What the network returns in training.
         labels: hr labels (B, H, W) and context labels (B, H', W').
-        masses: ``label_mass`` of both over the whole batch; 0 stands for no labelled pixel and gives loss 0.
+        normalizers: ``loss_normalizer`` of both over the whole batch; 0 stands for no labelled pixel and gives loss 0.
         alpha: Weight of the context head.
         weights: (K,) class weights, or None.
     """
-    loss = cross_entropy_sum(logits.hr, labels[0], weights) / masses[0].clamp(min=torch.finfo().tiny)
+    loss = cross_entropy_sum(logits.hr, labels[0], weights) / normalizers[0].clamp(min=torch.finfo().tiny)
     if logits.context is None or alpha == 0:
         return loss
     context_loss = cross_entropy_sum(logits.context, labels[1], weights)
-    return loss + alpha * context_loss / masses[1].clamp(min=torch.finfo().tiny)
+    return loss + alpha * context_loss / normalizers[1].clamp(min=torch.finfo().tiny)

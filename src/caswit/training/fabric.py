@@ -1,6 +1,7 @@
-"""How a run is launched: devices, precision, data parallelism, repeatability. Lightning Fabric does the work."""
+"""Launch a run: devices, precision, data parallelism, repeatability. Lightning Fabric does the work."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,18 +14,29 @@ from torch import Tensor
 from caswit.config import LearningConfig
 from caswit.errors import ConfigError
 from caswit.inference.devices import pick_device, uses_bf16
+from caswit.training.run_folder import AnyRecipe, RunFolder
+
+log = logging.getLogger(__name__)
 
 
-def make_fabric(settings: LearningConfig, *, unused_weights: bool = False) -> Fabric:
-    """Fabric for the devices and the precision that the settings ask for; not yet launched.
-
-    Args:
-        settings: How to learn.
-        unused_weights: The network has weights that its output does not depend on.
+def launch(recipe: AnyRecipe, folder: RunFolder, *, resume: bool) -> Fabric:
+    """Start the run on all its devices, once its folder is known to be free, or to hold this very run.
 
     Raises:
-        ConfigError: They are not there.
+        ConfigError: The folder holds another run, or the devices are not there.
     """
+    # Architectures of others build parts they do not use, e.g. PSPNet the deepest stages of its encoder.
+    fabric = _fabric(recipe.train, unused_weights=recipe.model.arch != "caswit")
+    # Launching starts this program again on the other devices: check once, before that.
+    if is_first_process():
+        folder.check(recipe, resume=resume)
+        if resume and not folder.last.exists():
+            log.info("%s: nothing to resume yet, starting from step 0", folder.path)
+    fabric.launch()
+    return fabric
+
+
+def _fabric(settings: LearningConfig, *, unused_weights: bool) -> Fabric:
     kind = "auto" if settings.accelerator in ("auto", "gpu") else settings.accelerator
     bf16 = uses_bf16(settings.precision, pick_device(kind))
     ddp = "ddp_find_unused_parameters_true" if unused_weights else "ddp"
@@ -43,12 +55,13 @@ def make_fabric(settings: LearningConfig, *, unused_weights: bool = False) -> Fa
 
 
 def is_first_process() -> bool:
-    """True before launching, and after it in the process that writes files and messages."""
+    """Return True before launching, and after it in the process that writes files and messages."""
+    # Asked before there is a Fabric too; its launcher starts the other processes with this variable.
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def all_sum(fabric: Fabric, values: Tensor) -> Tensor:
-    """The sum over devices, on every device."""
+    """Return the sum over devices, on every device."""
     summed = fabric.all_reduce(values.to(fabric.device), reduce_op="sum")
     assert isinstance(summed, Tensor)
     return summed
@@ -56,7 +69,7 @@ def all_sum(fabric: Fabric, values: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def repeatable(settings: LearningConfig, device: torch.device) -> Iterator[None]:
-    """Operations that repeat to the bit, if asked for; puts torch's global state back afterwards."""
+    """Use operations that repeat to the bit, if asked for; put torch's global state back afterwards."""
     wanted = device.type == "cpu" if settings.deterministic is None else settings.deterministic
     torch_deterministic: Any = torch.utils.deterministic  # a module with a property, which mypy does not see
     before = torch.are_deterministic_algorithms_enabled(), torch_deterministic.fill_uninitialized_memory

@@ -1,14 +1,15 @@
-"""The loop of every training: steps, checkpoints, log, resuming. What is learned is an ``Objective``.
+"""The loop of every training: steps, schedule, EMA, checkpoints, log, resuming. What is learned is a ``Task``.
 
 The loop is ours and short; Lightning Fabric supplies devices, precision and data parallelism. What a step does
 is a function of (recipe, step, weights): samples and random numbers come from (seed, step), so a checkpoint of
 weights, optimiser and step is all there is to resume from.
 """
 
-import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -16,103 +17,100 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from caswit.config import LearningConfig
+from caswit import __version__
+from caswit.config import LearningConfig, PretrainRecipe
 from caswit.data.sampler import Samples, training_loader
 from caswit.errors import ConfigError
 from caswit.progress import Progress
-from caswit.training.fabric import all_sum, is_first_process, make_fabric
-from caswit.training.optim import adamw, learning_rate
+from caswit.training.fabric import all_sum
+from caswit.training.optim import EMA, adamw, learning_rate
 from caswit.training.run_folder import AnyRecipe, RunFolder
+from caswit.weights.model_folder import torch_load
 
-log = logging.getLogger(__name__)
 Batch = dict[str, Tensor]
 
 
-class Objective(Protocol):
-    """What is learned, from what, and what comes out of it."""
+class Task(Protocol):
+    """What is learned, from which samples, how it is scored, and what is written in the end.
 
-    @property
-    def label(self) -> str:
-        """What is being done, for whoever watches."""
-
-    @property
-    def network(self) -> nn.Module:
-        """Every weight that is learned; returns what ``loss`` takes."""
+    The loop owns the network and hands it over where it is needed: in a step wrapped for devices and precision,
+    for validation and saving plain, with its EMA weights where there are any.
+    """
 
     @property
     def samples(self) -> Samples:
-        """What it is learned from."""
+        """The samples to learn from."""
 
-    @property
-    def memory(self) -> dict[str, Any]:
-        """Plain values that belong into a checkpoint beside the weights."""
+    def loss_normalizer(self, batch: Batch) -> Tensor:
+        """Return (M,) what the sums of the loss are divided by, for one pass; it adds up over passes and devices."""
 
-    def begin(self) -> None:
-        """Give the network the weights that a new run starts from."""
+    def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
+        """Return the share of a pass in the loss of the whole batch, whose summed normalizer is given."""
 
-    def masses(self, batch: Batch) -> Tensor:
-        """(M,): what the sums of the loss are divided by, of one pass. They add up over passes and devices."""
+    def validate(self, network: Any, step: int) -> dict[str, float]:
+        """Score, draw pictures, and return columns for the log; ``val_miou`` decides which weights are the best.
 
-    def loss(self, model: nn.Module, batch: Batch, masses: Tensor) -> Tensor:
-        """The share that a pass has in the loss of the whole batch, whose masses are given."""
+        Called on every device. The network is in training mode before and after.
+        """
 
-    def stepped(self, step: int) -> None:
-        """Called on every device after every optimiser step, with its number from 1."""
-
-    def look(self, step: int, progress: Progress) -> dict[str, float]:
-        """Validate, draw pictures; what is to be logged. Called on every device."""
-
-    def look_every(self, steps_per_epoch: int) -> int:
-        """After how many steps to look."""
-
-    def finish(self, step: int) -> None:
-        """Write the model. Called once, on the first device."""
+    def save(self, network: Any, provenance: dict[str, Any]) -> None:
+        """Write the finished model. Called once, on the first device."""
 
 
-class Loop:
-    """A training in memory: what a checkpoint holds, and what advances it.
+def fit(fabric: Fabric, recipe: AnyRecipe, folder: RunFolder, task: Task, network: nn.Module) -> None:
+    """Train from the last checkpoint of the run folder, or from the start, until the model is written.
 
     Args:
         fabric: Launched.
-        recipe: Of the run, as it is written into the run folder.
-        settings: How to learn.
-        folder: Checked.
-        objective: What to learn.
+        recipe: Every setting, as it is written into the run folder.
+        folder: Checked by ``fabric.launch``.
+        task: What to learn.
+        network: Every weight that is learned, as a new run starts with them; a checkpoint replaces them.
     """
+    Loop(fabric, recipe, folder, task, network).run()
 
-    def __init__(
-        self, fabric: Fabric, recipe: AnyRecipe, settings: LearningConfig, folder: RunFolder, objective: Objective
-    ) -> None:
-        self.fabric, self.folder, self.objective = fabric, folder, objective
-        self.workers = recipe.data.workers
-        self.steps_per_epoch, self.max_steps = length(settings, objective.samples.tiles_per_epoch)
-        self.settings = settings.absolute(self.steps_per_epoch, self.max_steps)
-        self.look_every = objective.look_every(self.steps_per_epoch)
-        network = self.network = objective.network
+
+class Loop:
+    """A training in memory: what a checkpoint holds, and what advances it. Arguments as of ``fit``."""
+
+    def __init__(self, fabric: Fabric, recipe: AnyRecipe, folder: RunFolder, task: Task, network: nn.Module) -> None:
+        self.fabric, self.recipe, self.folder, self.task, self.network = fabric, recipe, folder, task, network
+        self.steps_per_epoch, self.max_steps = length(recipe.train, task.samples.tiles_per_epoch)
+        settings = self.settings = recipe.train.resolve_schedule(self.steps_per_epoch, self.max_steps)
+        self.validate_every = settings.validate_every or self.steps_per_epoch
+        self.step, self.elapsed_s, self.best_miou = 0, 0.0, -1.0
+        optimizer = adamw(network, settings)
         checkpoint = fabric.broadcast(folder.begin(recipe) if fabric.is_global_zero else None)
-        if checkpoint is None:
-            objective.begin()
-        optimizer = adamw(network, self.settings)
-        self.step, self.elapsed_s = 0, 0.0
         if checkpoint is not None:
             network.load_state_dict(checkpoint["model"])
             optimizer.load_state_dict(checkpoint["optimizer"])
             self.step, self.elapsed_s = checkpoint["step"], checkpoint["elapsed_s"]
-            objective.memory.update({name: checkpoint[name] for name in objective.memory})
+            self.best_miou = checkpoint.get("best_miou", self.best_miou)
         self.model, self.optimizer = fabric.setup(network, optimizer)
+        self.ema = None if settings.ema_decay is None else EMA(network, settings.ema_decay)
+        if self.ema is not None and checkpoint is not None:
+            # Version 0.1.0 wrote it as "average".
+            self.ema.module.load_state_dict(checkpoint["ema" if "ema" in checkpoint else "average"])
         self.started_s = time.perf_counter() - self.elapsed_s
 
-    def fit(self) -> None:
-        """Run the steps that are left, looking and saving on the way, then write the model."""
+    @property
+    def ema_weights(self) -> nn.Module:
+        """The network that is validated and becomes the model: with EMA weights where the recipe asks for them."""
+        # A network of its own: validation cannot leave the wrong weights in the one that learns.
+        return self.network if self.ema is None else self.ema.module
+
+    def run(self) -> None:
+        """Run the steps that are left, validating and saving on the way, then write the model."""
         if self.step >= self.max_steps and self.folder.model.is_dir():
             return
         first = self.fabric.is_global_zero
+        label = "pretrain" if isinstance(self.recipe, PretrainRecipe) else "train"
         writer = SummaryWriter(str(self.folder.path), purge_step=self.step + 1) if first else None
-        with Progress(self.objective.label, self.max_steps, "step", done=self.step, quiet=not first) as progress:
+        with Progress(label, self.max_steps, "step", done=self.step, quiet=not first) as progress:
             self._steps(progress, writer)
         if writer is not None:
             writer.close()
-            self.objective.finish(self.step)
+            self._write_model()
         self.fabric.barrier()
 
     def _steps(self, progress: Progress, writer: SummaryWriter | None) -> None:
@@ -122,11 +120,13 @@ class Loop:
             began_s = time.perf_counter()
             row = self._step(next(passes_of_steps))
             self.step += 1
-            self.objective.stepped(self.step)
+            if self.ema is not None:
+                self.ema.update(self.network, self.step)
             row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
+            # Before the checkpoint: a run that dies while it validates takes the step and the validation again.
             done = self.step == self.max_steps or self._out_of_time()
-            if self.step % self.look_every == 0 or done:
-                row |= self.objective.look(self.step, progress)
+            if self.step % self.validate_every == 0 or done:
+                row |= self._validate(progress)
             if writer is not None:
                 self._log(row, writer)
             progress.advance(1, f"loss {row['loss']:.3f}, {row['tiles_per_s']:.1f} tiles/s")
@@ -135,38 +135,36 @@ class Loop:
                 saved_s = time.perf_counter()
 
     def _passes(self) -> Iterator[list[Batch]]:
-        """What this device sees in each of the steps that are left."""
-        settings, fabric = self.settings, self.fabric
-        loader = iter(
-            training_loader(
-                self.objective.samples,
-                steps=(self.step, self.max_steps),
-                batch=settings.batch,
-                passes=settings.accumulate,
-                device=(fabric.global_rank, fabric.world_size),
-                workers=self.workers,
-            )
+        """Yield the batches of this device for each of the steps that are left, one for each pass."""
+        loader = training_loader(
+            self.task.samples,
+            steps=(self.step, self.max_steps),
+            batch=self.settings.batch,
+            passes=self.settings.accumulate,
+            device=(self.fabric.global_rank, self.fabric.world_size),
+            workers=self.recipe.data.workers,
         )
-        while True:
-            yield [
-                {name: x.to(fabric.device, non_blocking=True) for name, x in next(loader).items()}
-                for _ in range(settings.accumulate)
-            ]
+        # The loader shares the batch out itself, so that accumulated passes and devices see the same samples as one.
+        on_device: Any = self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        batches = iter(on_device)
+        while passes := list(islice(batches, self.settings.accumulate)):
+            yield passes
 
     def _step(self, passes: list[Batch]) -> dict[str, float]:
-        """One optimiser step on the passes of this device; loss of the whole batch, and learning rate."""
-        settings, fabric = self.settings, self.fabric
+        """Take one optimiser step on the passes of this device; return the loss of the whole batch, and the rate."""
+        settings, fabric, task = self.settings, self.fabric, self.task
         # A function of (seed, step, device): what stochastic depth drops does not depend on the past.
         torch.manual_seed((settings.seed * 1_000_003 + self.step) * 1009 + fabric.global_rank)
         lr = learning_rate(settings, self.step, self._progress())
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        masses = all_sum(fabric, torch.stack([self.objective.masses(batch) for batch in passes]).sum(0))
+        # Summed before any loss: passes with few labelled pixels must weigh less, as they would in one batch.
+        normalizer = all_sum(fabric, torch.stack([task.loss_normalizer(batch) for batch in passes]).sum(0))
         total = torch.zeros((), device=fabric.device)
         for number, batch in enumerate(passes, 1):
             with fabric.no_backward_sync(self.model, enabled=number < len(passes)):
-                loss = self.objective.loss(self.model, batch, masses)
+                loss = task.loss(self.model, batch, normalizer)
                 # Data parallelism averages gradients over devices; this loss is a share of the whole already.
                 fabric.backward(loss * fabric.world_size)
             total += loss.detach()
@@ -183,6 +181,21 @@ class Loop:
             )
         return loss
 
+    def _validate(self, progress: Progress) -> dict[str, float]:
+        """Validate, and keep the best weights so far in a checkpoint of their own."""
+        scores = self.task.validate(self.ema_weights, self.step)
+        if "val_miou" not in scores:
+            return scores
+        miou, first = scores["val_miou"], self.fabric.is_global_zero
+        if first:
+            progress.say(f"step {self.step}: val mIoU {miou:.4f}, mF1 {scores['val_mf1']:.4f}")
+        if miou > self.best_miou:
+            self.best_miou = miou
+            if first:
+                best = {"model": self.ema_weights.state_dict(), "step": self.step, "val_miou": miou}
+                self.folder.save(self.folder.best, best)
+        return scores
+
     def _log(self, row: dict[str, float], writer: SummaryWriter) -> None:
         numbers = {name: f"{value:.6g}" for name, value in row.items()}
         numbers |= {"epoch": f"{self.step / self.steps_per_epoch:.4f}", "elapsed_s": f"{self._elapsed_s():.1f}"}
@@ -198,15 +211,26 @@ class Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "elapsed_s": self._elapsed_s(),
-                **self.objective.memory,
+                "best_miou": self.best_miou,
+                **({} if self.ema is None else {"ema": self.ema.module.state_dict()}),
             }
             self.folder.save(self.folder.last, checkpoint)
+
+    def _write_model(self) -> None:
+        network, step = self.ema_weights, self.step
+        if self.settings.keep == "best" and self.folder.best.exists():
+            best = torch_load(self.folder.best)
+            network.load_state_dict(best["model"])
+            step = best["step"]
+        score = {} if self.best_miou < 0 else {"best_val_miou": self.best_miou}
+        versions = {"caswit": __version__, "torch": torch.__version__}
+        self.task.save(network, {"step": step, **score, "recipe": asdict(self.recipe), "versions": versions})
 
     def _elapsed_s(self) -> float:
         return time.perf_counter() - self.started_s
 
     def _progress(self) -> float:
-        """How far the run is, 0..1: in steps, or by the clock where that is further."""
+        """Return the part of the run that is done, 0..1: in steps, or by the clock where that is further."""
         by_steps = self.step / self.max_steps
         if self.settings.max_minutes is None:
             return by_steps
@@ -214,28 +238,12 @@ class Loop:
         return float(self.fabric.broadcast(max(by_steps, by_clock)))
 
     def _out_of_time(self) -> bool:
+        # Asked of the first device, whose clock decides: devices that stop at different steps would wait for ever.
         minutes = self.settings.max_minutes
         return minutes is not None and bool(self.fabric.broadcast(self._elapsed_s() >= 60 * minutes))
 
 
-def launched(recipe: AnyRecipe, folder: RunFolder, *, resume: bool) -> Fabric:
-    """Start the run on all its devices, once its folder is known to be free, or to hold this very run.
-
-    Raises:
-        ConfigError: It is not, or the devices are not there.
-    """
-    # Architectures of others build parts they do not use, e.g. PSPNet the deepest stages of its encoder.
-    fabric = make_fabric(recipe.train, unused_weights=recipe.model.arch != "caswit")
-    # Launching starts this program again on the other devices: check once, before that.
-    if is_first_process():
-        folder.check(recipe, resume=resume)
-        if resume and not folder.last.exists():
-            log.info("%s: nothing to resume yet, starting from step 0", folder.path)
-    fabric.launch()
-    return fabric
-
-
 def length(settings: LearningConfig, tiles_per_epoch: int) -> tuple[int, int]:
-    """Steps of an epoch and of the whole run."""
+    """Return the optimiser steps of an epoch and of the whole run."""
     steps_per_epoch = max(1, math.ceil(tiles_per_epoch / settings.batch))
     return steps_per_epoch, settings.max_steps or max(1, math.ceil(settings.epochs * steps_per_epoch))

@@ -1,36 +1,47 @@
-"""Optimiser and learning-rate schedule (paper section 4.3)."""
+"""Optimiser, learning-rate schedule (paper section 4.3) and running mean of the weights (EMA)."""
 
 import math
 
 import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from caswit.config import LearningConfig
 
 
 def adamw(network: nn.Module, settings: LearningConfig) -> torch.optim.AdamW:
-    """AdamW that does not decay biases, norms, gates and position biases, as Swin is trained."""
-    decayed: list[nn.Parameter] = []
-    exempt: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        vector = parameter.ndim <= 1 or name.endswith("relative_position_bias_table")
-        (exempt if vector else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
-    ]
+    """Return AdamW that does not decay biases, norms, gates and position biases, as Swin is trained."""
+    tables = [name for name, _ in network.named_parameters() if name.endswith("relative_position_bias_table")]
+    # timm makes one group only where the decay is 0. A checkpoint of the optimiser numbers the parameters by group,
+    # so there are always both, the decayed ones first.
+    groups = param_groups_weight_decay(network, weight_decay=1.0, no_weight_decay_list=tables)
+    groups = [{**group, "weight_decay": settings.weight_decay * group["weight_decay"]} for group in reversed(groups)]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
 
 def learning_rate(settings: LearningConfig, step: int, progress: float) -> float:
-    """Learning rate of a step: cosine from lr to min_lr, after an optional linear rise.
+    """Return the learning rate of a step: cosine from lr to min_lr, after an optional linear rise.
 
     Args:
         settings: lr, min_lr, warmup_lr and warmup_steps.
         step: Number of the step, from 0.
-        progress: How far the run is, 0..1.
+        progress: Part of the run that is done, 0..1.
     """
     cosine = (1 + math.cos(math.pi * progress)) / 2
     falling = settings.min_lr + (settings.lr - settings.min_lr) * cosine
     warm = min(1.0, (step + 1) / (settings.warmup_steps + 1))
     return settings.warmup_lr * (1 - warm) + falling * warm
+
+
+class EMA(ModelEmaV3):  # type: ignore[misc]
+    """The exponential moving average of a network's weights and buffers: steadier than those of any one step.
+
+    ``update(network, step)`` moves it towards the network after step number ``step``, counted from 1.
+    """
+
+    def get_decay(self, step: int) -> float:
+        """Return the share of the past that this step keeps."""
+        # The random first weights must be forgotten within a few dozen steps, whatever the decay. This is the ramp
+        # of TensorFlow's moving average; timm's own warm-up drops all of the past at first and then rises faster.
+        return float(min(self.decay, (1 + step) / (10 + step)))

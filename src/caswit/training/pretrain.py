@@ -1,4 +1,4 @@
-"""Self-supervised pretraining (paper section 3.5): the objective that the loop of ``caswit.training.loop`` learns."""
+"""Self-supervised pretraining (paper section 3.5): the task that the loop of ``caswit.training.loop`` learns."""
 
 import dataclasses
 from pathlib import Path
@@ -10,8 +10,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
-from caswit import __version__
-from caswit.config import DataConfig, MaskConfig, PretrainRecipe
+from caswit.config import DataConfig, PretrainRecipe
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import check_scenes, ground_size_m
 from caswit.data.sampler import TrainingSamples
@@ -19,10 +18,10 @@ from caswit.data.scene import Scene
 from caswit.evaluation.tile_pictures import spread_tiles
 from caswit.files import atomic_write_bytes
 from caswit.inference.devices import uses_bf16
-from caswit.nn.simmim import masked_l1_sum, pixel_mask, random_cells
-from caswit.progress import Progress
-from caswit.training.fabric import is_first_process, repeatable
-from caswit.training.loop import Batch, Loop, launched, length
+from caswit.nn.caswit import CASWiT
+from caswit.nn.simmim import SimMIM, masked_l1_sum, pixel_mask, random_cells
+from caswit.training.fabric import is_first_process, launch, repeatable
+from caswit.training.loop import Batch, fit, length
 from caswit.training.reconstruct import Reconstructor, sheet
 from caswit.training.run_folder import LOOP_COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
@@ -51,16 +50,17 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, resume: bool = False) -> Path
     check_scenes(dataset, scenes)
     folder = RunFolder(out, LOOP_COLUMNS)
     samples = MaskedSamples(recipe, dataset, scenes)
-    recipe.train.absolute(*length(recipe.train, samples.tiles_per_epoch))  # refused before there is a folder
-    fabric = launched(recipe, folder, resume=resume)
+    # Resolved here only to refuse a warm-up that is too long before there is a folder.
+    recipe.train.resolve_schedule(*length(recipe.train, samples.tiles_per_epoch))
+    fabric = launch(recipe, folder, resume=resume)
     with repeatable(recipe.train, fabric.device):
-        objective = _Reconstruction(fabric, recipe, samples, folder)
-        Loop(fabric, recipe, recipe.train, folder, objective).fit()
+        task = PretrainTask(fabric, recipe, samples, folder)
+        fit(fabric, recipe, folder, task, _network(recipe, task.info, new=not folder.last.exists()))
     return folder.model
 
 
 class MaskedSamples(TorchDataset[dict[str, Tensor]]):
-    """Tiles and their surroundings as functions of (seed, number), with the tokens of the tile that are hidden.
+    """Tiles and their context as functions of (seed, number), with the tokens of the tile that are masked.
 
     Args:
         recipe: Of the run.
@@ -84,17 +84,17 @@ class MaskedSamples(TorchDataset[dict[str, Tensor]]):
 
     @property
     def tiles_per_epoch(self) -> int:
-        """Tiles of the fixed grid."""
+        """Number of tiles in the fixed grid."""
         return self.tiles.tiles_per_epoch
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        """Tile, context and mask."""
+        """Return tile, context and mask."""
         sample = self.tiles[number]
         return {"tile": sample["tile"], "context": sample["context"], "mask": self.hidden(number)}
 
     def hidden(self, number: int) -> Tensor:
         """(N, N), True for the tokens of the tile that are masked."""
-        # 1 << 34 keeps these draws apart from those of the tiles.
+        # A seed of their own keeps these draws apart from those of the tiles, which begin with the same two numbers.
         rng = np.random.default_rng((self.seed, 1 << 34, number))
         return torch.from_numpy(random_cells(self.tile_px, self.mask.mask_cell_px, self.mask.ratio, rng))
 
@@ -103,14 +103,18 @@ class MaskedSamples(TorchDataset[dict[str, Tensor]]):
         self.tiles.forget_files()
 
 
-class _Reconstruction:
-    """Learn to reconstruct what is hidden of tiles, from the rest and their surroundings."""
+class PretrainTask:
+    """Learn to reconstruct the masked part of tiles from the rest and from their context.
 
-    label = "pretrain"
+    Args:
+        fabric: Launched.
+        recipe: Of the run.
+        samples: To learn from.
+        folder: Of the run; pictures and the finished weights are written there.
+    """
 
     def __init__(self, fabric: Fabric, recipe: PretrainRecipe, samples: MaskedSamples, folder: RunFolder) -> None:
         self.fabric, self.recipe, self.samples, self.folder = fabric, recipe, samples, folder
-        self.settings = recipe.train
         dataset = samples.dataset
         self.info = PretrainedInfo(
             model=recipe.model,
@@ -119,64 +123,51 @@ class _Reconstruction:
             bands=dataset.bands,
             trained_gsd_m=ground_size_m(dataset, samples.scenes[0]),
         )
-        torch.manual_seed(self.settings.seed)
-        self.network = build_simmim(self.info)
-        self.network.network.checkpoint_gradients(self.settings.checkpoint_gradients)
-        self.memory: dict[str, Any] = {}
 
-    def begin(self) -> None:
-        """Start from the weights that the recipe names, if any."""
-        recipe = self.recipe
-        if recipe.start is not None:
-            start_from(self.network.network, recipe.start, recipe.model.size, recipe.tile.tile_px)
+    def loss_normalizer(self, batch: Batch) -> Tensor:
+        """Return (1,) the numbers to reconstruct: three for each masked pixel."""
+        return 3 * _masked(batch).sum().float()[None]
 
-    def masses(self, batch: Batch) -> Tensor:
-        """Numbers to reconstruct: three for each masked pixel."""
-        return 3 * self._pixels(batch).sum().float()[None]
-
-    def loss(self, model: nn.Module, batch: Batch, masses: Tensor) -> Tensor:
-        """Mean absolute error over the masked pixels of the whole batch."""
+    def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
+        """Return the mean absolute error over the masked pixels of the whole batch."""
         found = model(batch["tile"], batch["context"] if batch["context"].numel() else None, batch["mask"])
-        target = self.network.network.normalise(batch["tile"])
-        return masked_l1_sum(found, target, self._pixels(batch)) / masses[0]
+        caswit: CASWiT = model.network  # type: ignore[assignment]  # Fabric's wrapper hands attributes through
+        return masked_l1_sum(found, caswit.normalise(batch["tile"]), _masked(batch)) / normalizer[0]
 
-    @staticmethod
-    def _pixels(batch: Batch) -> Tensor:
-        return pixel_mask(batch["mask"], *batch["tile"].shape[-2:])
-
-    def stepped(self, step: int) -> None:
-        """Nothing depends on it."""
-
-    def look_every(self, steps_per_epoch: int) -> int:
-        """Draw once an epoch unless told otherwise."""
-        return self.settings.picture_every_steps or steps_per_epoch
-
-    def look(self, step: int, progress: Progress) -> dict[str, float]:
-        """Draw the same tiles with the same cells hidden."""
-        _ = progress
-        if self.fabric.is_global_zero and self.settings.pictures:
-            bf16 = uses_bf16(self.settings.precision, self.fabric.device)
-            mask: MaskConfig = self.recipe.mask
-            make = Reconstructor(self.network, self.recipe.tile, mask, self.fabric.device, bf16)
-            dataset, side = self.samples.dataset, self.recipe.tile.tile_px
-            tiles = spread_tiles(dataset, self.samples.scenes, side, self.settings.pictures)
+    def validate(self, network: SimMIM, step: int) -> dict[str, float]:
+        """Draw the same tiles with the same cells masked; there is nothing to score."""
+        recipe, device, dataset = self.recipe, self.fabric.device, self.samples.dataset
+        if self.fabric.is_global_zero and recipe.train.pictures:
+            bf16 = uses_bf16(recipe.train.precision, device)
+            make = Reconstructor(network, recipe.tile, recipe.mask, device, bf16)
+            tiles = spread_tiles(dataset, self.samples.scenes, recipe.tile.tile_px, recipe.train.pictures)
             picture = sheet(make, dataset, [(scene, tile.window) for scene, tile in tiles])
             atomic_write_bytes(self.folder.pictures / f"step_{step:07}.png", png_bytes(picture))
         return {}
 
-    def finish(self, step: int) -> None:
+    def save(self, network: SimMIM, provenance: dict[str, Any]) -> None:
         """Write the folder of weights."""
-        provenance = {
-            "dataset": self.samples.dataset.name,
-            "step": step,
-            "recipe": dataclasses.asdict(self.recipe),
-            "versions": {"caswit": __version__, "torch": torch.__version__},
-        }
-        save_pretrained(self.network, dataclasses.replace(self.info, provenance=provenance), self.folder.model)
+        provenance = {"dataset": self.samples.dataset.name, **provenance}
+        save_pretrained(network, dataclasses.replace(self.info, provenance=provenance), self.folder.model)
+
+
+def _masked(batch: Batch) -> Tensor:
+    """(B, 1, H, W), True for the pixels to reconstruct."""
+    return pixel_mask(batch["mask"], *batch["tile"].shape[-2:])
+
+
+def _network(recipe: PretrainRecipe, info: PretrainedInfo, *, new: bool) -> SimMIM:
+    """Return the network that is trained; a new run begins with the weights that the recipe names, if any."""
+    torch.manual_seed(recipe.train.seed)
+    network = build_simmim(info)
+    network.network.checkpoint_gradients(recipe.train.checkpoint_gradients)
+    if new and recipe.start is not None:
+        start_from(network.network, recipe.start, recipe.model.size, recipe.tile.tile_px)
+    return network
 
 
 def _scenes(recipe: PretrainRecipe, dataset: Dataset) -> tuple[Scene, ...]:
-    """The scenes of the splits, or all; one image that is in several splits counts once."""
+    """Return the scenes of the splits, or all; an image that is in several splits counts once."""
     splits = recipe.data.splits
     found = [s for name in splits for s in dataset.split(name, labelled=False)] if splits else list(dataset.scenes)
     return tuple({scene.image: scene for scene in found}.values())

@@ -1,4 +1,4 @@
-"""Pictures of what pretraining sees and makes of it (paper figures 2 and 10)."""
+"""Draw what pretraining sees and how it reconstructs it (paper figures 2 and 10)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,16 +25,16 @@ HIDDEN = (128, 128, 128)
 
 
 class Reconstruction(NamedTuple):
-    """A tile, what is hidden of it and of its context, and what the network made of it. Images are (3, T, T)."""
+    """A tile, the tile and its context with painted masks, and the reconstruction. Images are (3, T, T)."""
 
     tile: UInt8
     masked_tile: UInt8
     masked_context: UInt8
     reconstruction: UInt8
-    """Reconstructed where the tile is masked, elsewhere the tile itself, which the loss does not ask for."""
+    """Reconstructed where the tile is masked, elsewhere the tile itself, which the loss ignores."""
 
     def picture(self) -> UInt8:
-        """The four side by side, (H, W, 3)."""
+        """Return the four side by side, (H, W, 3)."""
         titles = ("tile", "masked tile", "masked context", "reconstruction")
         return strip([(title, np.moveaxis(x, 0, -1)) for title, x in zip(titles, self, strict=True) if x.size])
 
@@ -44,8 +44,8 @@ class Reconstructor:
 
     Args:
         network: Put into evaluation mode while it works.
-        tile: Geometry.
-        mask: What to hide.
+        tile: Geometry of the tiles.
+        mask: Which cells to mask.
         device: Where to compute.
         bf16: Autocast to bfloat16.
     """
@@ -55,7 +55,7 @@ class Reconstructor:
 
     @torch.inference_mode()
     def __call__(self, scene: SceneReader, window: Window, seed: int) -> Reconstruction:
-        """Hide cells of a tile, which the seed chooses, and reconstruct them."""
+        """Mask cells of a tile, chosen by the seed, and reconstruct them."""
         network, side = self.network, self.tile.tile_px
         factor = self.tile.context_factor if network.network.reads_context else None
         sample = scene.read(window, factor)
@@ -70,12 +70,12 @@ class Reconstructor:
         pixels = pixels * network.network.std + network.network.mean
         found = pixels.round().clamp(0, 255).byte().cpu().numpy()[0]
         hidden = pixel_mask(mask, side, side)[0, 0].cpu().numpy()
-        surroundings = sample.context
+        masked_context = sample.context
         if context is not None:
             middle = pixel_mask(network.context_mask(context)[None], *context.shape[-2:])[0, 0].cpu().numpy()
-            surroundings = _painted(sample.context, middle)
+            masked_context = _painted(sample.context, middle)
         return Reconstruction(
-            sample.tile, _painted(sample.tile, hidden), surroundings, np.where(hidden, found, sample.tile)
+            sample.tile, _painted(sample.tile, hidden), masked_context, np.where(hidden, found, sample.tile)
         )
 
 
@@ -85,7 +85,7 @@ def _painted(image: UInt8, hidden: Bool) -> UInt8:
 
 
 def sheet(make: Reconstructor, dataset: Dataset, tiles: Sequence[tuple[Scene, Window]]) -> UInt8:
-    """One picture (H, W, 3) with a row for each tile; always the same cells are hidden."""
+    """Return a picture (H, W, 3) with a row for each tile; the same cells are masked in every call."""
     rows = []
     for number, (scene, window) in enumerate(tiles):
         with SceneReader(scene, None, dataset.bands, dataset.read_gsd_m) as opened:
@@ -102,8 +102,8 @@ def reconstruct(
         model: Folder of pretrained weights, or hf:owner/name.
         image: RGB uint8 raster.
         out: PNG to write.
-        count: Tiles.
-        seed: Chooses the hidden cells.
+        count: Number of tiles.
+        seed: Chooses the masked cells.
         device: Where to compute.
         bf16: Autocast to bfloat16.
 

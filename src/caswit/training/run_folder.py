@@ -32,7 +32,7 @@ class RunFolder:
 
     Args:
         path: The folder.
-        columns: Of log.csv.
+        columns: Names of the columns of log.csv.
     """
 
     def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
@@ -60,14 +60,14 @@ class RunFolder:
             )
 
     def finished(self, recipe: AnyRecipe) -> bool:
-        """Whether the folder's model was made by this recipe."""
+        """Return whether the folder's model was made by this recipe."""
         if not (self.model / CONFIG).is_file():
             return False
         made_by = json.loads((self.model / CONFIG).read_text(encoding="utf-8"))["provenance"].get("recipe")
         return made_by is not None and not any(_differences(made_by, recipe))
 
     def begin(self, recipe: AnyRecipe) -> dict[str, Any] | None:
-        """Make or reopen the folder; returns the checkpoint to continue from, if there is one."""
+        """Make or reopen the folder; return the checkpoint to continue from, if there is one."""
         for folder in (self.path, self.last.parent, self.pictures):
             folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
@@ -87,8 +87,8 @@ class RunFolder:
             csv.DictWriter(file, self.columns).writerow(row)
 
     def _cut_log(self, step: int) -> None:
+        # Steps after the last checkpoint are taken again, and must not be in the log twice.
         kept = [row for row in read_log(self.log) if int(row["step"]) <= step] if self.log.exists() else []
-
         with atomic_path(self.log) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
@@ -96,22 +96,24 @@ class RunFolder:
 
 
 def read_log(file: Path) -> list[dict[str, str]]:
-    """Rows of a log.csv. A last line that was cut off is left out."""
+    """Return the rows of a log.csv, without a last line that was cut off."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     return [row for row in csv.DictReader(whole) if row["step"].isdigit()]
 
 
 def _differences(before: dict[str, Any], recipe: AnyRecipe) -> Iterator[tuple[str, Any, Any]]:
-    """Settings that matter and differ: name, value before, value now."""
-    old, new = _flat(before), _flat(_plain(asdict(recipe)))
-    for name, value in new.items():
-        if old.get(name) != value and name.rpartition(".")[2] not in FREE_TO_CHANGE:
-            yield name, old.get(name), value
+    """Yield the settings that matter and differ: name, value before, value now."""
+    # A setting that is missing was not known to the version that wrote the folder, which did what is now the default.
+    defaults = type(recipe)(data=type(recipe.data)(dataset=""))  # type: ignore[arg-type]
+    old = _flat(_plain(asdict(defaults))) | _flat(before)
+    for name, value in _flat(_plain(asdict(recipe))).items():
+        if old[name] != value and name.rpartition(".")[2] not in FREE_TO_CHANGE:
+            yield name, old[name], value
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Settings by section.name; ``init`` is one value."""
+    """Return settings by section.name; ``init`` is one value."""
     flat: dict[str, Any] = {}
     for section, settings in recipe.items():
         if isinstance(settings, dict) and section != "init":
@@ -122,7 +124,7 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, which is what YAML gives back."""
+    """Return the value with lists for tuples, which is what YAML gives back."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, tuple | list):

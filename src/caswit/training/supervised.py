@@ -1,7 +1,6 @@
-"""Supervised training (paper sections 3.4 and 4.3): the objective that the loop of ``caswit.training.loop`` learns."""
+"""Supervised training (paper sections 3.4 and 4.3): the task that the loop of ``caswit.training.loop`` learns."""
 
 import dataclasses
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from caswit import __version__
 from caswit.config import Recipe, TrainConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import check_scenes, ground_size_m
@@ -23,15 +21,13 @@ from caswit.inference.devices import uses_bf16
 from caswit.inference.predictor import Predictor
 from caswit.nn.baselines.smp import Network
 from caswit.nn.caswit import CASWiT
-from caswit.nn.losses import label_mass, supervised_loss
-from caswit.progress import Progress
-from caswit.training import averaging
-from caswit.training.fabric import all_sum, is_first_process, repeatable
-from caswit.training.loop import Batch, Loop, launched
+from caswit.nn.losses import loss_normalizer, supervised_loss
+from caswit.training.fabric import all_sum, is_first_process, launch, repeatable
+from caswit.training.loop import Batch, fit
 from caswit.training.run_folder import RunFolder
 from caswit.viz.pictures import png_bytes
 from caswit.weights.initialize import start_from
-from caswit.weights.model_folder import ModelInfo, build, save_model, torch_load
+from caswit.weights.model_folder import ModelInfo, build, save_model
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
@@ -53,88 +49,61 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
         dataset.list_broken()
     _check(recipe, dataset)
     folder = RunFolder(out)
-    fabric = launched(recipe, folder, resume=resume)
+    fabric = launch(recipe, folder, resume=resume)
     with repeatable(recipe.train, fabric.device):
-        objective = _Labels(fabric, recipe, dataset, folder)
-        Loop(fabric, recipe, recipe.train, folder, objective).fit()
+        task = SupervisedTask(fabric, recipe, dataset, folder)
+        fit(fabric, recipe, folder, task, _network(recipe, task.info, new=not folder.last.exists()))
     return folder.model
 
 
-class _Labels:
-    """Learn the labels of tiles and, with a context head, of their surroundings."""
+class SupervisedTask:
+    """Learn the labels of tiles and, with a context head, those of their context.
 
-    label = "train"
+    Args:
+        fabric: Launched.
+        recipe: Of the run.
+        dataset: Holds the training split and, where the recipe names one, the validation split.
+        folder: Of the run; pictures and the finished model are written there.
+    """
 
     def __init__(self, fabric: Fabric, recipe: Recipe, dataset: Dataset, folder: RunFolder) -> None:
-        self.fabric, self.recipe, self.folder = fabric, recipe, folder
-        settings = self.settings = recipe.train
-        with_context = recipe.model.reads_context
+        self.fabric, self.recipe, self.dataset, self.folder = fabric, recipe, dataset, folder
+        settings = recipe.train
         self.samples = TrainingSamples(
-            dataset, recipe.data, recipe.tile, recipe.augment, seed=settings.seed, context=with_context
+            dataset, recipe.data, recipe.tile, recipe.augment, seed=settings.seed, context=recipe.model.reads_context
         )
-        self.validator = Validator(fabric, recipe, dataset)
+        self.validation_scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
         self.info = _info(recipe, dataset)
-        torch.manual_seed(settings.seed)
-        self.network = build(self.info, context_head=settings.alpha > 0)
-        self.network.checkpoint_gradients(settings.checkpoint_gradients)
         weights = settings.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=fabric.device)
-        self.memory: dict[str, Any] = {"best_miou": -1.0}
-        if settings.ema_decay is not None:
-            self.memory["average"] = {}
 
-    def begin(self) -> None:
-        """Start from the weights that the recipe names, if any."""
-        recipe = self.recipe
-        if recipe.model.encoder_weights is not None:
-            self.network.load_state_dict(build(self.info, pretrained=True).state_dict())
-        if recipe.start is not None:
-            assert isinstance(self.network, CASWiT), recipe.model.arch  # the recipe refuses others
-            start_from(self.network, recipe.start, recipe.model.size, recipe.tile.tile_px)
-        if self.settings.ema_decay is not None:
-            self.memory["average"] = averaging.copied(self.network)
+    def loss_normalizer(self, batch: Batch) -> Tensor:
+        """Return (2,) the labelled pixels, or their summed weights, of tile and context labels."""
+        return torch.stack([loss_normalizer(batch[name], self.class_weights) for name in ("label", "context_label")])
 
-    def masses(self, batch: Batch) -> Tensor:
-        """Labelled pixels in tile and context labels."""
-        return torch.stack([label_mass(batch[name], self.class_weights) for name in ("label", "context_label")])
-
-    def loss(self, model: nn.Module, batch: Batch, masses: Tensor) -> Tensor:
-        """Cross-entropy of both heads."""
+    def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
+        """Return the cross-entropy of both heads (paper section 3.4)."""
         logits = model(batch["tile"], batch["context"] if batch["context"].numel() else None)
-        hr, context = masses.unbind()
-        labels = batch["label"], batch["context_label"]
-        return supervised_loss(logits, labels, (hr, context), alpha=self.settings.alpha, weights=self.class_weights)
+        hr, context = normalizer.unbind()
+        labels, alpha = (batch["label"], batch["context_label"]), self.recipe.train.alpha
+        return supervised_loss(logits, labels, (hr, context), alpha=alpha, weights=self.class_weights)
 
-    def stepped(self, step: int) -> None:
-        """Move the mean of the weights."""
-        if self.settings.ema_decay is not None:
-            averaging.advance(self.memory["average"], self.network, keep=self.settings.ema_decay, step=step)
-
-    def judged(self) -> AbstractContextManager[None]:
-        """While this lasts the network has the weights that would become the model."""
-        return averaging.loaded(self.memory["average"], self.network) if self.settings.ema_decay else nullcontext()
-
-    def look_every(self, steps_per_epoch: int) -> int:
-        """Validate once an epoch unless told otherwise."""
-        return self.settings.val_every_steps or steps_per_epoch
-
-    def look(self, step: int, progress: Progress) -> dict[str, float]:
-        """Score the validation split, draw some of its tiles, keep the best weights."""
-        if not self.validator.scenes:
+    def validate(self, network: Network, step: int) -> dict[str, float]:
+        """Score the validation split and draw some of its tiles; nothing where the recipe names no such split."""
+        if not self.validation_scenes:
             return {}
-        with self.judged():
-            return self._look(step, progress)
-
-    def _look(self, step: int, progress: Progress) -> dict[str, float]:
-        scores = self.validator.scores(self.network)
+        settings, device = self.recipe.train, self.fabric.device
+        predictor = Predictor(
+            network.eval(),
+            context_factor=self.recipe.tile.context_factor,
+            batch=settings.batch // (settings.accumulate * settings.devices),
+            device=device,
+            bf16=uses_bf16(settings.precision, device),
+        )
+        scores = self._scores(predictor)
         if self.fabric.is_global_zero:
-            progress.say(f"step {step}: val mIoU {scores.miou:.4f}, mF1 {scores.mf1:.4f}")
-            self.validator.write_picture(self.network, self.folder.pictures / f"step_{step:07}.png")
-        if scores.miou > self.memory["best_miou"]:
-            self.memory["best_miou"] = scores.miou
-            if self.fabric.is_global_zero:
-                best = {"model": self.network.state_dict(), "step": step, "val_miou": scores.miou}
-                self.folder.save(self.folder.best, best)
+            self._write_picture(predictor, self.folder.pictures / f"step_{step:07}.png")
+        network.train()
         return {
             "val_miou": scores.miou,
             "val_mf1": scores.mf1,
@@ -142,24 +111,44 @@ class _Labels:
             "val_accuracy": scores.overall_accuracy,
         }
 
-    def finish(self, step: int) -> None:
-        """Write the model folder."""
-        with self.judged():
-            self._finish(step)
+    def _scores(self, predictor: Predictor) -> Scores:
+        """Score the split, shared out over the devices of the run; every device gets the same."""
+        tile_px = self.recipe.tile.tile_px
+        counts = count_scenes(
+            predictor,
+            self.dataset,
+            self.validation_scenes,
+            tile_px=tile_px,
+            band_px=boundary_band_px(tile_px, tile_px),
+            part=(self.fabric.global_rank, self.fabric.world_size),
+        )
+        return score(_sum_over_devices(self.fabric, counts))
 
-    def _finish(self, step: int) -> None:
-        if self.settings.keep == "best" and self.folder.best.exists():
-            best = torch_load(self.folder.best)
-            self.network.load_state_dict(best["model"])
-            step = best["step"]
-        provenance = {
-            "dataset": self.validator.dataset.name,
-            "step": step,
-            "best_val_miou": self.memory["best_miou"] if self.validator.scenes else None,
-            "recipe": dataclasses.asdict(self.recipe),
-            "versions": {"caswit": __version__, "torch": torch.__version__},
-        }
-        save_model(self.network, dataclasses.replace(self.info, provenance=provenance), self.folder.model)
+    def _write_picture(self, predictor: Predictor, file: Path) -> None:
+        """Draw a few tiles spread over the split: context, tile, truth, prediction, errors."""
+        tile = self.recipe.tile
+        tiles = spread_tiles(self.dataset, self.validation_scenes, tile.tile_px, self.recipe.train.pictures)
+        if tiles:
+            atomic_write_bytes(file, png_bytes(sheet(predictor, self.dataset, tiles, tile.context_factor)))
+
+    def save(self, network: Network, provenance: dict[str, Any]) -> None:
+        """Write the model folder."""
+        provenance = {"dataset": self.dataset.name, "best_val_miou": None, **provenance}
+        save_model(network, dataclasses.replace(self.info, provenance=provenance), self.folder.model)
+
+
+def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
+    """Return the network that is trained; a new run begins with the weights that the recipe names, if any."""
+    # A run that resumes takes its weights from the checkpoint: what it once started from may be gone.
+    torch.manual_seed(recipe.train.seed)
+    network = build(info, context_head=recipe.train.alpha > 0)
+    network.checkpoint_gradients(recipe.train.checkpoint_gradients)
+    if new and recipe.model.encoder_weights is not None:
+        network.load_state_dict(build(info, pretrained=True).state_dict())
+    if new and recipe.start is not None:
+        assert isinstance(network, CASWiT), recipe.model.arch  # the recipe refuses others
+        start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px)
+    return network
 
 
 def _check(recipe: Recipe, dataset: Dataset) -> None:
@@ -167,6 +156,7 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
     _check_weights(recipe.train, dataset)
     for split in (recipe.data.train_split, recipe.data.val_split):
         check_scenes(dataset, dataset.split(split) if split else ())
+    # A batch norm of one tile, whose deepest maps may be a single pixel, has nothing to normalise by.
     per_pass = recipe.train.batch // (recipe.train.devices * recipe.train.accumulate)
     if per_pass == 1 and recipe.model.decoder_norm == "batch":
         raise ConfigError(
@@ -185,58 +175,11 @@ def _check_weights(settings: TrainConfig, dataset: Dataset) -> None:
 
 
 def _info(recipe: Recipe, dataset: Dataset) -> ModelInfo:
-    """What the model folder says."""
+    """Return what the model folder says of the network and its data."""
     trained_gsd_m = ground_size_m(dataset, dataset.split(recipe.data.train_split)[0])
     return ModelInfo(
         model=recipe.model, tile=recipe.tile, classes=dataset.classes, bands=dataset.bands, trained_gsd_m=trained_gsd_m
     )
-
-
-class Validator:
-    """Scores a network on the validation split, shared out over the devices of a run.
-
-    Args:
-        fabric: Launched.
-        recipe: Of the run.
-        dataset: Holds the validation split.
-    """
-
-    def __init__(self, fabric: Fabric, recipe: Recipe, dataset: Dataset) -> None:
-        self.fabric, self.recipe, self.dataset = fabric, recipe, dataset
-        self.scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
-
-    def scores(self, network: Network) -> Scores:
-        """Scores over the split; every device gets the same."""
-        tile_px = self.recipe.tile.tile_px
-        counts = count_scenes(
-            self._classifier(network),
-            self.dataset,
-            self.scenes,
-            tile_px=tile_px,
-            band_px=boundary_band_px(tile_px, tile_px),
-            part=(self.fabric.global_rank, self.fabric.world_size),
-        )
-        network.train()
-        return score(_sum_over_devices(self.fabric, counts))
-
-    def write_picture(self, network: Network, file: Path) -> None:
-        """Draw a few tiles spread over the split: context, tile, truth, prediction, errors."""
-        tile = self.recipe.tile
-        tiles = spread_tiles(self.dataset, self.scenes, tile.tile_px, self.recipe.train.pictures)
-        if tiles:
-            picture = sheet(self._classifier(network), self.dataset, tiles, tile.context_factor)
-            atomic_write_bytes(file, png_bytes(picture))
-        network.train()
-
-    def _classifier(self, network: Network) -> Predictor:
-        settings, device = self.recipe.train, self.fabric.device
-        return Predictor(
-            network.eval(),
-            context_factor=self.recipe.tile.context_factor,
-            batch=settings.batch // (settings.accumulate * settings.devices),
-            device=device,
-            bf16=uses_bf16(settings.precision, device),
-        )
 
 
 def _sum_over_devices(fabric: Fabric, counts: Counts) -> Counts:

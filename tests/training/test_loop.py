@@ -1,0 +1,145 @@
+"""The loop with a task of its own: five members are all it needs, and old run folders go on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from caswit.config import DataConfig, Recipe, TrainConfig
+from caswit.errors import ConfigError
+from caswit.training.loop import Batch, fit
+from caswit.training.run_folder import RunFolder, read_log
+from caswit.weights.model_folder import torch_load
+
+
+class Points:
+    """Sample ``n`` of a line."""
+
+    tiles_per_epoch = 4
+
+    def __getitem__(self, number: int) -> Batch:
+        x = torch.randn(3, generator=torch.Generator().manual_seed(number))
+        return {"x": x, "y": x.sum()[None]}
+
+    def forget_files(self) -> None:
+        pass
+
+
+class Line:
+    """Learn the sum of three numbers. ``seen`` are the weights that were validated and saved."""
+
+    def __init__(self, folder: RunFolder, *, fails_at: int | None = None) -> None:
+        self.samples, self.folder, self.fails_at = Points(), folder, fails_at
+        self.seen: list[dict[str, Tensor]] = []
+        self.provenance: dict[str, Any] = {}
+
+    def loss_normalizer(self, batch: Batch) -> Tensor:
+        return torch.tensor([len(batch["x"])])
+
+    def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
+        return (model(batch["x"]) - batch["y"]).square().sum() / normalizer[0]
+
+    def validate(self, network: nn.Module, step: int) -> dict[str, float]:
+        self.seen.append(weights(network))
+        if step == self.fails_at:
+            raise KeyError(step)
+        return {"val_miou": 0.5 - abs(step - 4) / 10, "val_mf1": 0.0}
+
+    def save(self, network: nn.Module, provenance: dict[str, Any]) -> None:
+        self.seen.append(weights(network))
+        self.provenance = provenance
+        self.folder.model.mkdir()
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: x.clone() for name, x in network.state_dict().items()}
+
+
+def line_network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+
+
+def make_recipe(**settings) -> Recipe:
+    defaults = {"batch": 4, "max_steps": 6, "lr": 0.1, "ema_decay": 0.5, "val_every_steps": 1, "save_every_s": 1e-9}
+    return Recipe(data=DataConfig(dataset="x"), train=TrainConfig(**{**defaults, **settings}))
+
+
+def run(path: Path, network: nn.Module | None = None, fails_at: int | None = None, **settings) -> Line:
+    recipe, folder = make_recipe(**settings), RunFolder(path)
+    folder.check(recipe, resume=True)
+    task = Line(folder, fails_at=fails_at)
+    with torch.random.fork_rng():
+        fit(Fabric(accelerator="cpu"), recipe, folder, task, network or line_network())
+    return task
+
+
+def read_losses(path: Path) -> list[str]:
+    return [row["loss"] for row in read_log(path / "log.csv")]
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(x, other[name]) for name, x in one.items())
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_best_or_the_last_ema_weights_are_saved(tmp_path, keep):
+    task = run(tmp_path, keep=keep)
+    assert len(task.seen) == 6 + 1
+    assert same(task.seen[-1], task.seen[3 if keep == "best" else 5])
+    assert task.provenance["step"] == (4 if keep == "best" else 6)
+    assert task.provenance["best_val_miou"] == 0.5
+
+
+def test_the_network_that_learns_never_has_the_ema_weights(tmp_path):
+    """Neither after a validation that fails nor in the checkpoint."""
+    network, plain = line_network(), line_network()
+    with pytest.raises(KeyError):
+        run(tmp_path / "fails", network, fails_at=3)
+    run(tmp_path / "plain", plain, ema_decay=None, max_steps=3, lr=0.1, min_lr=0.1)
+    run(tmp_path / "ema", max_steps=3, min_lr=0.1)
+    last = torch_load(tmp_path / "ema" / "checkpoints" / "last.pt")
+    assert same(last["model"], weights(plain))
+    assert not same(last["model"], last["ema"])
+    saved = torch_load(tmp_path / "fails" / "checkpoints" / "last.pt")
+    assert saved["step"] == 2
+    assert not same(saved["model"], weights(network))  # it took its third step
+
+
+def stopped_run_of_version_0_1_0(path: Path) -> None:
+    """Leave a run as version 0.1.0 left it after three of six steps: other names, and no settings of later versions."""
+    with pytest.raises(KeyError):
+        run(path, fails_at=4)
+    folder = RunFolder(path)
+    checkpoint = torch_load(folder.last)
+    assert checkpoint["step"] == 3
+    checkpoint["average"] = checkpoint.pop("ema")
+    names = ("model", "optimizer", "step", "elapsed_s", "best_miou", "average")
+    torch.save({name: checkpoint[name] for name in names}, folder.last)
+    content = yaml.safe_load(folder.recipe.read_text())
+    content["train"]["average"] = content["train"].pop("ema_decay")
+    content["augment"]["hide_context"] = content["augment"].pop("context_dropout")
+    content["tile"]["gsd_m"] = content["tile"].pop("read_gsd_m")
+    for section, name in (("train", "deterministic"), ("data", "label_fraction"), ("model", "stem")):
+        del content[section][name]
+    folder.recipe.write_text(yaml.safe_dump(content))
+
+
+def test_a_run_of_version_0_1_0_resumes_to_the_same_weights(tmp_path):
+    whole = run(tmp_path / "whole")
+    stopped_run_of_version_0_1_0(tmp_path / "old")
+    resumed = run(tmp_path / "old")
+    assert read_losses(tmp_path / "old") == read_losses(tmp_path / "whole")
+    assert all(same(a, b) for a, b in zip(whole.seen[-3:], resumed.seen[-3:], strict=True))
+    assert resumed.provenance == whole.provenance
+
+
+def test_a_setting_that_an_old_recipe_does_not_know_counts_as_its_default(tmp_path):
+    stopped_run_of_version_0_1_0(tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.deterministic=None, got True"):
+        run(tmp_path, deterministic=True)
