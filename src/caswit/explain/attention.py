@@ -12,12 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caswit.config import IGNORE_INDEX
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.errors import ConfigError, ModelError
 from caswit.inference.devices import autocast
-from caswit.inference.masked_context import exchanged
-from caswit.inference.predictor import Predictor
+from caswit.inference.predictor import Predictor, class_map, mask_context, swap_context
 from caswit.nn.caswit import CASWiT
 from caswit.nn.fusion import CrossAttention
 from caswit.nn.swin import PATCH_PX
@@ -101,12 +99,9 @@ def explain_pixel(model: Predictor, scene: SceneReader, row: int, col: int, tile
     with recorded_attention(model.network, *place, tile_px) as stages:
         logits = {AS_IT_IS: _logits(model, hr, context)}
     factor = model.context_factor
-    logits[BLACK] = _logits(model, hr, exchanged(context, factor))
+    logits[BLACK] = _logits(model, hr, mask_context(context, factor))
     if (elsewhere := _elsewhere(model, scene, tile.window)) is not None:
-        logits[ELSEWHERE] = _logits(model, hr, exchanged(context, factor, elsewhere))
-    classes = {
-        name: np.where(valid, x.argmax(0).byte().cpu().numpy(), np.uint8(IGNORE_INDEX)) for name, x in logits.items()
-    }
+        logits[ELSEWHERE] = _logits(model, hr, swap_context(context, elsewhere, factor))
     return Explanation(
         row=row,
         col=col,
@@ -116,7 +111,7 @@ def explain_pixel(model: Predictor, scene: SceneReader, row: int, col: int, tile
         context=region.context(tile.window, factor),
         stages=tuple(stages),
         probabilities={name: x[:, place[0], place[1]].softmax(0).cpu().numpy() for name, x in logits.items()},
-        classes={name: classes[name] for name in (AS_IT_IS, BLACK)},
+        classes={name: class_map(logits[name], valid) for name in (AS_IT_IS, BLACK)},
     )
 
 

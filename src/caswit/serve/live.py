@@ -13,7 +13,7 @@ from caswit.data.reader import SceneReader, context_window
 from caswit.data.scene import Scene
 from caswit.explain.attention import Explanation, explain_pixel, read_pixel
 from caswit.explain.figure import as_overlay, times_even
-from caswit.inference.predictor import classifier
+from caswit.inference.load import load_predictor
 from caswit.raster.windows import Tile, Window, owner
 from caswit.viz.pictures import data_uri
 from caswit.weights.model_folder import LoadedModel, load_model
@@ -31,7 +31,7 @@ class LiveModel:
 
     def __init__(self, folder: Path, settings: ComputeConfig) -> None:
         self.loaded: LoadedModel = load_model(folder)
-        self.model = classifier(self.loaded, settings)
+        self.model = load_predictor(self.loaded, settings)
         self.tile_px = self.loaded.info.tile.tile_px
         self._busy = threading.Lock()
         self._seen: OrderedDict[tuple[Path, Window], NDArray[np.float32]] = OrderedDict()

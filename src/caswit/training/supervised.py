@@ -209,7 +209,7 @@ class Validator:
         """Scores over the split; every device gets the same."""
         tile_px = self.recipe.tile.tile_px
         counts = count_scenes(
-            self._classifier(network),
+            self._predictor(network),
             self.dataset,
             self.scenes,
             tile_px=tile_px,
@@ -224,11 +224,11 @@ class Validator:
         tile = self.recipe.tile
         tiles = spread_tiles(self.dataset, self.scenes, tile.tile_px, self.recipe.train.pictures)
         if tiles:
-            picture = sheet(self._classifier(network), self.dataset, tiles, tile.context_factor)
+            picture = sheet(self._predictor(network), self.dataset, tiles, tile.context_factor)
             atomic_write_bytes(file, png_bytes(picture))
         network.train()
 
-    def _classifier(self, network: Network) -> Predictor:
+    def _predictor(self, network: Network) -> Predictor:
         settings, device = self.recipe.train, self.fabric.device
         return Predictor(
             network.eval(),

@@ -21,8 +21,8 @@ def parser() -> ArgumentParser:
 
 def run(arguments: Namespace) -> None:
     """Do it and say where the result is."""
-    from caswit.evaluation.evaluate import evaluate
     from caswit.evaluation.metrics import score
+    from caswit.evaluation.run import evaluate
 
     settings = settings_of(EvaluateConfig, arguments)
     model, dataset, out = (Path(path) for path in (arguments.model, arguments.dataset, arguments.out))
