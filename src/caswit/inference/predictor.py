@@ -28,7 +28,9 @@ Forward = Callable[[Tensor, Tensor | None], Tensor]
 """Tiles and contexts (B, 3, T, T) -> logits (B, K, T, T)."""
 
 _LEAST_PROBABILITY = 1e-12
+"""Lower ones count as this, so that every probability has a logarithm."""
 _LEAST_WEIGHT = 1e-6
+"""Weight of a tile's outermost pixels: where no other tile sees them, they still need one."""
 
 
 class TestTimeAugmentation:
@@ -88,7 +90,7 @@ def class_map(scores: Tensor, valid: Bool) -> UInt8:
 
 
 class BlockPixels(NamedTuple):
-    """Pixels that are read for a block."""
+    """The pixels that are read for a block."""
 
     region: Region
     """Its tiles and their context, in pixels that are read."""
