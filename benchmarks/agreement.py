@@ -11,8 +11,8 @@ from caswit.config import EvaluateConfig
 from caswit.data.dataset import load_dataset
 from caswit.evaluation.evaluate import scored_tiles
 from caswit.evaluation.metrics import Counts, score
-from caswit.inference.cpu.network import FastCASWiT
-from caswit.inference.predictor import classifier
+from caswit.inference.cpu.network import ArrangedCASWiT
+from caswit.inference.load import load_predictor
 from caswit.weights.model_folder import load_model
 
 
@@ -20,12 +20,12 @@ def main(model: Path, dataset: Path, split: str = "test", tiles: int = 10**9) ->
     """Print the share of pixels labelled alike and both mIoU, for every way that is installed."""
     loaded, data = load_model(model), load_dataset(dataset)
     data = data.read_at(loaded.info.tile.read_gsd_m)
-    plain = classifier(loaded, EvaluateConfig(device="cpu", precision="fp32"))
-    ways = {"autocast": classifier(loaded, EvaluateConfig(device="cpu", precision="fp32"))}
+    plain = load_predictor(loaded, EvaluateConfig(device="cpu", precision="fp32"))
+    ways = {"autocast": load_predictor(loaded, EvaluateConfig(device="cpu", precision="fp32"))}
     ways["autocast"].bf16 = True
     for name in ("torch", "OpenVINO"):
-        ways[name] = classifier(loaded, EvaluateConfig(device="cpu", precision="bf16"))
-        ways[name].fast = FastCASWiT(loaded.network, bf16=True, openvino=name == "OpenVINO")  # type: ignore[arg-type]
+        ways[name] = load_predictor(loaded, EvaluateConfig(device="cpu", precision="bf16"))
+        ways[name].arranged = ArrangedCASWiT(loaded.network, bf16=True, openvino=name == "OpenVINO")  # type: ignore[arg-type]
     runs = {
         name: islice(
             scored_tiles(way, data, data.split(split), tile_px=loaded.info.tile.tile_px, band_px=3), int(tiles)

@@ -20,9 +20,9 @@ import onnxruntime
 import torch
 
 from caswit.config import ComputeConfig
+from caswit.inference.load import load_predictor
 from caswit.inference.onnx.graphs import Form
 from caswit.inference.onnx.write import export
-from caswit.inference.predictor import classifier
 from caswit.weights.model_folder import WEIGHTS, load_model, model_folder
 from common.clock import alternate
 from common.drawn import random_model
@@ -45,7 +45,7 @@ def runs(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Ca
         onnxruntime.InferenceSession(folder / name, settings, providers=["CPUExecutionProvider"])
         for name in FORMS.values()
     )
-    own = classifier(load_model(model), ComputeConfig(device="cpu", batch=options.batch))
+    own = load_predictor(load_model(model), ComputeConfig(device="cpu", batch=options.batch))
     tensors = torch.from_numpy(tile), torch.from_numpy(context)
 
     def in_torch(call: Callable[[torch.Tensor, torch.Tensor], object]) -> Callable[[], object]:
@@ -54,7 +54,7 @@ def runs(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Ca
     given = {"tile": tile} | ({"context": context} if loaded.network.reads_context else {})
     return {
         "PyTorch, fp32": in_torch(loaded.network),
-        "caswit predict": in_torch(own.network_logits),
+        "caswit predict": in_torch(own.image_logits),
         "ONNX Runtime": lambda: two.run(None, given),
         "ONNX Runtime, single input": lambda: one.run(None, {"window": window}),
     }

@@ -58,14 +58,14 @@ def timed(*args: object) -> float:
 def path(folder: Path, side: int, rounds: int) -> None:
     """Compare the whole path around a network that costs nothing with a copy of the raster."""
     image, model = orthophoto(folder / "image.tif", side), random_model(folder)
-    original = mapping_blocks.classifier
+    original = mapping_blocks.load_predictor
 
     def free(*args: object) -> object:
         found = original(*args)  # type: ignore[arg-type]
         found.network = Free()  # type: ignore[assignment]
         return found
 
-    mapping_blocks.classifier = free  # type: ignore[assignment]
+    mapping_blocks.load_predictor = free  # type: ignore[assignment]
     for overlap_px in (128, 0):
         settings = PredictConfig(precision="fp32", overlap_px=overlap_px, block_px=2048)
         found = []

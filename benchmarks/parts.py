@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from caswit.config import NUM_STAGES
 from caswit.inference.cpu import decoder, encoder
-from caswit.inference.cpu.network import Arrangement, FastCASWiT
+from caswit.inference.cpu.network import ArrangedCASWiT, Arrangement
 from caswit.inference.cpu.openvino import Compiled
 from caswit.inference.cpu.ops import TorchOps
 from caswit.nn import swin
@@ -140,9 +140,9 @@ def of_arranged(network: CASWiT, side: int, clock: Clock, rounds: int) -> Spent:
         arranged = Arrangement(TorchOps(device, torch.float32), network)
         run: Callable[[], object] = lambda: arranged(images, [(side, side)] * 2)  # noqa: E731
     else:
-        fast = FastCASWiT(network, bf16=True, openvino=False)
+        whole = ArrangedCASWiT(network, bf16=True, openvino=False)
         pixels = contestants.images(1, side, side)
-        run = lambda: fast(*pixels)  # noqa: E731
+        run = lambda: whole(*pixels)  # noqa: E731
     with (
         timed(encoder.Stage, next_stage),
         timed(encoder.Fusion, lambda: FUSIONS[(len(order) - 1) % (2 * NUM_STAGES) // 2]),
@@ -183,9 +183,9 @@ def of_compiled(network: CASWiT, side: int, clock: Clock, rounds: int) -> Spent:
         )
     head: Any = network.decoder
     run("decoder", lambda ops, x: decoder.UPerNet(ops, head)(ops, list(zip(x, sides, strict=True))), shapes)
-    fast = FastCASWiT(network, bf16=True, openvino=True)
+    arranged = ArrangedCASWiT(network, bf16=True, openvino=True)
     images = contestants.images(1, side, side)
-    found["all"] = measured(lambda: fast(*images), {}, clock, rounds)["all"]
+    found["all"] = measured(lambda: arranged(*images), {}, clock, rounds)["all"]
     return found
 
 

@@ -27,6 +27,7 @@ from caswit.data.dataset import load_dataset
 from caswit.data.scene import Scene
 from caswit.evaluation.evaluate import evaluate_scenes
 from caswit.evaluation.metrics import score
+from caswit.inference.load import load_predictor
 from caswit.weights.model_folder import load_model
 
 Pixels = NDArray[np.float64]
@@ -130,10 +131,11 @@ def main() -> None:
     names = loaded.info.classes.names
     print(f"| {loaded.name} on {data.name} {given.split} | mIoU | {' | '.join(given.classes)} |")
     print(f"|---|---:|{'---:|' * len(given.classes)}")
+    settings = EvaluateConfig(pictures=0, tta=given.tta)
+    predictor = load_predictor(loaded, settings)
     with tempfile.TemporaryDirectory() as folder:
         for name, scenes in variants(data.split(given.split), Path(folder)).items():
-            settings = EvaluateConfig(pictures=0, tta=given.tta)
-            found = evaluate_scenes(loaded, data, scenes, split=given.split, settings=settings)
+            found = evaluate_scenes(predictor, loaded, data, scenes, split=given.split, settings=settings)
             scores = score(found.counts)
             each = [f"{scores.iou[names.index(c)]:.3f}" for c in given.classes]
             print(f"| {name} | {scores.miou:.3f} | {' | '.join(each)} |", flush=True)

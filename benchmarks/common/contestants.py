@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from caswit.config import ComputeConfig, ModelConfig, TileConfig, TrainConfig
 from caswit.data.classes import ClassTable, LandClass
-from caswit.inference.cpu.network import FastCASWiT
-from caswit.inference.predictor import classifier
+from caswit.inference.cpu.network import ArrangedCASWiT
+from caswit.inference.load import load_predictor
 from caswit.nn.caswit import CASWiT
 from caswit.training.optim import adamw
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model, save_model
@@ -90,18 +90,18 @@ def inference(name: str, size: str, batch: int, side: int, folder: Path) -> Run:
         return openvino(converted(size, side, folder), hr, context)
     loaded = load_model(folder / size)
     if name == "ours, torch":
-        fast = in_torch(loaded)
-        return lambda: fast(hr, context)
+        arranged = in_torch(loaded)
+        return lambda: arranged(hr, context)
     settings = ComputeConfig(device="cpu", batch=batch, precision="fp32" if name == "plain" else "auto")
-    ready = classifier(loaded, settings)
-    return torch.inference_mode()(lambda: ready.network_logits(hr, context))
+    ready = load_predictor(loaded, settings)
+    return torch.inference_mode()(lambda: ready.image_logits(hr, context))
 
 
 def in_torch(loaded: LoadedModel) -> nn.Module:
     """Return what ``caswit predict`` runs where OpenVINO is not installed."""
     bf16 = torch.cpu._is_avx512_bf16_supported()
     assert isinstance(loaded.network, CASWiT)
-    return FastCASWiT(loaded.network, bf16=bf16, openvino=False, weights=loaded.weights)
+    return ArrangedCASWiT(loaded.network, bf16=bf16, openvino=False, weights=loaded.weights)
 
 
 def under(model: nn.Module, bf16: bool, *inputs: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from caswit.config import EvaluateConfig
 from caswit.data.dataset import load_dataset
 from caswit.data.reader import open_dataset_scene
 from caswit.errors import ConfigError, DataError
-from caswit.evaluation.evaluate import count_scenes, evaluate, scored_tiles
+from caswit.evaluation.evaluate import count_scenes, scored_tiles
 from caswit.evaluation.metrics import Counts
-from caswit.inference.predictor import classifier
+from caswit.evaluation.run import evaluate
+from caswit.inference.load import load_predictor
 from caswit.raster.windows import tile_grid
 from caswit.weights.model_folder import load_model
 from conftest import CLASSES, georeference
@@ -28,8 +29,8 @@ EXACT = EvaluateConfig(precision="fp32", device="cpu", batch=3)
 def scored(dataset_file, model_folder):
     """Every tile of the test split, and the class indices of truth and prediction pasted together."""
     dataset = load_dataset(dataset_file)
-    model = classifier(load_model(model_folder), EXACT)
-    tiles = list(scored_tiles(model, dataset, dataset.split("test"), tile_px=32, band_px=2))
+    predictor = load_predictor(load_model(model_folder), EXACT)
+    tiles = list(scored_tiles(predictor, dataset, dataset.split("test"), tile_px=32, band_px=2))
     truth, prediction = np.full((90, 130), 255), np.full((90, 130), 255)
     for t in tiles:
         where = (
@@ -73,8 +74,8 @@ def test_counts_equal_scikit_learn_over_tiles_predicted_by_hand(dataset_file, mo
     assert truth.size == 90 * 130
     labelled = truth != 255
     assert 0 < labelled.sum() < truth.size
-    model = classifier(loaded, EvaluateConfig(precision="fp32", device="cpu", batch=1))
-    counts = count_scenes(model, dataset, dataset.split("test"), tile_px=32, band_px=2)
+    predictor = load_predictor(loaded, EvaluateConfig(precision="fp32", device="cpu", batch=1))
+    counts = count_scenes(predictor, dataset, dataset.split("test"), tile_px=32, band_px=2)
     expected = confusion_matrix(truth[labelled], prediction[labelled], labels=range(3))
     np.testing.assert_array_equal(counts.confusion, expected)
     assert (expected.sum(axis=0) > 0).all()  # every class is predicted somewhere
@@ -83,11 +84,11 @@ def test_counts_equal_scikit_learn_over_tiles_predicted_by_hand(dataset_file, mo
 def test_parts_of_a_split_add_up_to_it(dataset_file, model_folder):
     """So that several processes can share out an evaluation."""
     dataset = load_dataset(dataset_file)
-    model = classifier(load_model(model_folder), EXACT)
+    predictor = load_predictor(load_model(model_folder), EXACT)
 
     def counts(part: tuple[int, int]) -> Counts:
         scenes = dataset.split("test") + dataset.split("train")
-        return count_scenes(model, dataset, scenes, tile_px=32, band_px=2, part=part)
+        return count_scenes(predictor, dataset, scenes, tile_px=32, band_px=2, part=part)
 
     joined, whole = counts((0, 2)) + counts((1, 2)), counts((0, 1))
     np.testing.assert_array_equal(joined.confusion, whole.confusion)
@@ -124,7 +125,7 @@ def test_at_another_ground_size_every_native_pixel_counts_once(dataset_file, mod
     (scene,) = dataset.split("test")
     with open_dataset_scene(dataset, scene) as opened:
         gsd_m = ratio * opened.image.grid.source_gsd_m
-    model = classifier(load_model(model_folder), EXACT)
-    counts = count_scenes(model, dataset.read_at(gsd_m), [scene], tile_px=32, band_px=2)
+    predictor = load_predictor(load_model(model_folder), EXACT)
+    counts = count_scenes(predictor, dataset.read_at(gsd_m), [scene], tile_px=32, band_px=2)
     truth = CLASSES.indices(label[0], "x")
     assert counts.confusion.sum(1).tolist() == [(truth == k).sum() for k in range(3)]

@@ -8,8 +8,8 @@ from PIL import Image
 
 from caswit.config import EvaluateConfig, FiguresConfig
 from caswit.errors import ConfigError, DataError, ModelError
-from caswit.evaluation.evaluate import evaluate
 from caswit.evaluation.metrics import score
+from caswit.evaluation.run import evaluate
 from caswit.experiments.paper_figures import figures
 from conftest import CLASSES
 

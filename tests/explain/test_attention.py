@@ -17,8 +17,8 @@ from caswit.explain.figure import (
     mark_pixel,
     normalise_heatmap,
 )
-from caswit.inference.masked_context import exchanged, without_surroundings
-from caswit.inference.predictor import classifier
+from caswit.inference.load import load_predictor
+from caswit.inference.predictor import mask_context, swap_context
 from caswit.mapping.run import predict
 from caswit.nn.caswit import CASWiT
 from caswit.nn.fusion import CrossAttention
@@ -93,7 +93,7 @@ def test_the_class_is_the_maps_class(scene, model_folder, tmp_path, place):
     predict(
         scene.scene.image, tmp_path / "map.tif", model_folder, PredictConfig(device="cpu", precision="fp32", batch=1)
     )
-    model = classifier(load_model(model_folder), EXACT)
+    model = load_predictor(load_model(model_folder), EXACT)
     found = explain_pixel(model, scene, *place, TILE.tile_px)
     with Raster(tmp_path / "map.tif") as written:
         predicted = written.read_band(Window(*place, 1, 1), fill=255)[0, 0]
@@ -106,7 +106,7 @@ def test_the_class_is_the_maps_class(scene, model_folder, tmp_path, place):
 
 def test_masked_context_keeps_the_tile():
     context, other = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
-    masked, swapped = exchanged(context, 2), exchanged(context, 2, other)
+    masked, swapped = mask_context(context, 2), swap_context(context, other, 2)
     middle = (..., slice(8, 24), slice(8, 24))
     for changed in (masked, swapped):
         assert torch.equal(changed[middle], context[middle])
@@ -115,19 +115,19 @@ def test_masked_context_keeps_the_tile():
     assert torch.equal(swapped, other)
 
 
-def test_a_model_with_masked_context_does_not_depend_on_it(model_folder):
-    loaded = load_model(model_folder)
-    masked = without_surroundings(loaded).network
+@pytest.mark.parametrize("precision", ["fp32", "auto"])  # the network itself, and arranged for inference
+def test_with_masked_context_nothing_depends_on_it(model_folder, precision):
+    predictor = load_predictor(load_model(model_folder), ComputeConfig(device="cpu", precision=precision))
+    masked = predictor.with_masked_context()
     hr, context = torch.rand(1, 3, 32, 32) * 255, torch.rand(1, 3, 32, 32) * 255
-    other = exchanged(context, 2, torch.rand(1, 3, 32, 32) * 255)
-    with torch.no_grad():
-        assert torch.equal(masked(hr, context), masked(hr, other))
-        assert torch.equal(masked(hr, context), loaded.network(hr, exchanged(context, 2)))
-        assert not torch.equal(loaded.network(hr, context), loaded.network(hr, other))
+    other = swap_context(context, torch.rand(1, 3, 32, 32) * 255, 2)
+    assert torch.equal(masked.image_logits(hr, context), masked.image_logits(hr, other))
+    assert torch.equal(masked.image_logits(hr, context), predictor.image_logits(hr, mask_context(context, 2)))
+    assert not torch.equal(predictor.image_logits(hr, context), predictor.image_logits(hr, other))
 
 
 def test_a_raster_of_one_tile_has_no_context_to_swap(make_raster, image, model_folder):
-    model = classifier(load_model(model_folder), EXACT)
+    model = load_predictor(load_model(model_folder), EXACT)
     with SceneReader(Scene(image=make_raster(image[:, :20, :30], **georeference()))) as scene:
         found = explain_pixel(model, scene, 3, 4, TILE.tile_px)
     assert set(found.probabilities) == {AS_IS, MASKED}
@@ -135,11 +135,11 @@ def test_a_raster_of_one_tile_has_no_context_to_swap(make_raster, image, model_f
 
 
 def test_places_that_cannot_be_explained(scene, make_raster, image, make_model, model_folder):
-    model = classifier(load_model(model_folder), EXACT)
+    model = load_predictor(load_model(model_folder), EXACT)
     with pytest.raises(ConfigError, match=r"row 90, column 3 lie outside image\.tif, which has rows 0-89"):
         explain_pixel(model, scene, 90, 3, TILE.tile_px)
     with pytest.raises(ModelError, match="reads no context"):
-        explain_pixel(classifier(load_model(make_model(())), EXACT), scene, 3, 3, TILE.tile_px)
+        explain_pixel(load_predictor(load_model(make_model(())), EXACT), scene, 3, 3, TILE.tile_px)
     mask = np.full((90, 130), 255, np.uint8)
     mask[:40] = 0
     with (
@@ -161,7 +161,7 @@ def _holds(window, row, col):
 
 
 def test_the_figure_shows_every_stage(scene, model_folder):
-    model = classifier(load_model(model_folder), EXACT)
+    model = load_predictor(load_model(model_folder), EXACT)
     found = explain_pixel(model, scene, 40, 60, TILE.tile_px)
     whole = explanation_figure(found, CLASSES, 2, "title")
     fewer = explanation_figure(found._replace(stages=found.stages[:2]), CLASSES, 2, "title")

@@ -11,11 +11,10 @@ from torch import nn
 from caswit.config import ComputeConfig
 from caswit.errors import ModelError
 from caswit.evaluation.metrics import Counts, count, score
-from caswit.inference.cpu.network import FastCASWiT, fast_network
+from caswit.inference.cpu.network import ArrangedCASWiT, arranged_network
 from caswit.inference.cpu.ops import TorchOps
 from caswit.inference.cpu.winograd import WIDE, Conv3x3
-from caswit.inference.masked_context import WithoutSurroundings, without_surroundings
-from caswit.inference.predictor import classifier
+from caswit.inference.load import load_predictor
 from caswit.nn.caswit import CASWiT
 from caswit.weights.model_folder import load_model
 from networks import random_network
@@ -53,9 +52,9 @@ def apart(ours, plain):
 @torch.no_grad()
 def test_fp32_is_the_plain_network(settings, openvino):
     network, images = random_network(**settings), noise((93, 141), (70, 50))
-    fast = FastCASWiT(network, bf16=False, openvino=openvino)
-    assert apart(fast(*images), network(*images)) < 1e-4
-    assert fast.reads_context == network.reads_context
+    arranged = ArrangedCASWiT(network, bf16=False, openvino=openvino)
+    assert apart(arranged(*images), network(*images)) < 1e-4
+    assert arranged.reads_context == network.reads_context
 
 
 @pytest.mark.parametrize("sides", [(32, 32), (48, 34), (33, 40)], ids=str)
@@ -73,17 +72,17 @@ def test_wide_convolutions_are_convolutions(sides):
 @torch.no_grad()
 def test_a_wide_decoder(openvino):
     network, images = random_network(decoder_channels=WIDE), noise((128, 128), (128, 128), batch=1)
-    assert apart(FastCASWiT(network, bf16=False, openvino=openvino)(*images), network(*images)) < 1e-4
+    assert apart(ArrangedCASWiT(network, bf16=False, openvino=openvino)(*images), network(*images)) < 1e-4
 
 
 @torch.no_grad()
 def test_sizes_follow_each_other(openvino):
     """The size is not remembered from the first call, nor anything of its images."""
     network, sizes = random_network(), [((128, 128), (128, 128)), ((64, 96), (96, 64))]
-    fast = FastCASWiT(network, bf16=False, openvino=openvino)
+    arranged = ArrangedCASWiT(network, bf16=False, openvino=openvino)
     for size in (*sizes, *sizes):
         images = noise(*size)
-        assert apart(fast(*images), network(*images)) < 1e-4
+        assert apart(arranged(*images), network(*images)) < 1e-4
 
 
 @torch.no_grad()
@@ -91,14 +90,14 @@ def test_many_keys_are_read_in_parts(openvino):
     """Enough context tokens that OpenVINO gets them in several groups, some scores high and most low."""
     network, images = random_network(fusion_stages=(1,)), noise((64, 64), (512, 512), batch=1)
     network.fusion["1"].attention.to_q.weight *= 20
-    assert apart(FastCASWiT(network, bf16=False, openvino=openvino)(*images), network(*images)) < 1e-4
+    assert apart(ArrangedCASWiT(network, bf16=False, openvino=openvino)(*images), network(*images)) < 1e-4
 
 
 @torch.no_grad()
 def test_scores_out_of_range_are_left_to_the_plain_network(openvino):
     network, images = random_network(fusion_stages=(1,)), noise((64, 64), (512, 512), batch=1)
     network.fusion["1"].attention.to_q.weight *= 2000
-    assert apart(FastCASWiT(network, bf16=False, openvino=openvino)(*images), network(*images)) < 1e-3
+    assert apart(ArrangedCASWiT(network, bf16=False, openvino=openvino)(*images), network(*images)) < 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +130,11 @@ def coloured(batch, seed, side=64):
 
 @torch.no_grad()
 def test_bf16_labels_as_fp32_does_once_trained(trained, openvino):
-    fast = FastCASWiT(trained, bf16=True, openvino=openvino)
+    arranged = ArrangedCASWiT(trained, bf16=True, openvino=openvino)
     counts, alike = [Counts.zeros(3), Counts.zeros(3)], []
     for seed in range(1000, 1003):
         hr, context, truth = coloured(4, seed, side=128)
-        plain, ours = trained(hr, context).argmax(1), fast(hr, context).argmax(1)
+        plain, ours = trained(hr, context).argmax(1), arranged(hr, context).argmax(1)
         alike.append((plain == ours).float().mean())
         for image in range(len(hr)):
             for index, found in enumerate((plain, ours)):
@@ -149,29 +148,30 @@ def test_bf16_labels_as_fp32_does_once_trained(trained, openvino):
 
 def test_predict_and_evaluate_choose_it_and_fp32_does_not(model_folder):
     loaded = load_model(model_folder)
-    chosen = {p: classifier(loaded, ComputeConfig(device="cpu", precision=p)) for p in ("auto", "bf16", "fp32")}
-    assert chosen["fp32"].fast is None
-    assert isinstance(chosen["auto"].fast, FastCASWiT)
-    assert chosen["bf16"].fast.dtype == torch.bfloat16
-    blind = classifier(without_surroundings(loaded), ComputeConfig(device="cpu"))
-    assert isinstance(blind.fast, WithoutSurroundings)
-    assert isinstance(blind.fast.network, FastCASWiT)
+    chosen = {p: load_predictor(loaded, ComputeConfig(device="cpu", precision=p)) for p in ("auto", "bf16", "fp32")}
+    assert chosen["fp32"].arranged is None
+    assert isinstance(chosen["auto"].arranged, ArrangedCASWiT)
+    assert chosen["bf16"].arranged.dtype == torch.bfloat16
+    masked = chosen["auto"].with_masked_context()
+    assert masked.masked_context
+    assert isinstance(masked.arranged, ArrangedCASWiT)
+    assert not chosen["auto"].masked_context
 
 
 def test_no_arrangement_for_other_networks_and_devices():
-    assert fast_network(nn.Conv2d(3, 4, 1), device=CPU, bf16=True) is None
-    assert fast_network(random_network(), device=torch.device("cuda"), bf16=True) is None
+    assert arranged_network(nn.Conv2d(3, 4, 1), device=CPU, bf16=True) is None
+    assert arranged_network(random_network(), device=torch.device("cuda"), bf16=True) is None
 
 
 def test_a_missing_context_is_said_as_ever(openvino):
-    fast = FastCASWiT(random_network(), bf16=False, openvino=openvino)
+    arranged = ArrangedCASWiT(random_network(), bf16=False, openvino=openvino)
     with pytest.raises(ModelError, match="needs a context image"):
-        fast(*noise((64, 64)))
+        arranged(*noise((64, 64)))
 
 
 DROPPED_ELSEWHERE = """
 import faulthandler, signal, subprocess, threading
-from caswit.inference.cpu.network import FastCASWiT
+from caswit.inference.cpu.network import ArrangedCASWiT
 from caswit.nn.caswit import CASWiT
 import torch
 
@@ -179,7 +179,7 @@ faulthandler.enable()  # its handlers, and Python's, run on a stack of their own
 signal.signal(signal.SIGCHLD, lambda *_: None)
 image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
 network = CASWiT(num_classes=2, size="pico", context_head=False).eval()
-held = [FastCASWiT(network, bf16=False, openvino=True)]
+held = [ArrangedCASWiT(network, bf16=False, openvino=True)]
 with torch.no_grad():
     held[0](image, image)
 thread = threading.Thread(target=held.clear)

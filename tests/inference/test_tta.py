@@ -9,10 +9,12 @@ from caswit.cli.main import main
 from caswit.config import EvaluateConfig, PredictConfig
 from caswit.data.transforms import turned
 from caswit.errors import ConfigError
-from caswit.inference.tta import Turned, turn, turn_back
+from caswit.inference import predictor
 from caswit.raster.reader import Raster
 from caswit.raster.windows import Window
 from conftest import georeference, picture
+
+apply, undo = predictor.TestTimeAugmentation.apply, predictor.TestTimeAugmentation.undo
 
 
 class Slanted(nn.Module):
@@ -39,37 +41,37 @@ def images():
 @pytest.mark.parametrize("quarter", range(4))
 def test_turning_back_undoes_a_turn(quarter, mirror):
     image = images()[0]
-    assert torch.equal(turn_back(turn(image, quarter, mirror), quarter, mirror), image)
+    assert torch.equal(undo(apply(image, quarter, mirror), quarter, mirror), image)
 
 
-def test_the_turns_are_those_of_the_augmentation():
+def test_the_symmetries_are_those_of_the_augmentation():
     image = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
-    seen = {turn(torch.from_numpy(image), q, m).numpy().tobytes() for q, m in Turned(Slanted(), 8).symmetries}
+    symmetries = predictor.TestTimeAugmentation(8).symmetries
+    seen = {apply(torch.from_numpy(image), *symmetry).numpy().tobytes() for symmetry in symmetries}
     assert seen == {turned(image, number).tobytes() for number in range(8)}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("turns", [2, 4, 8])
-def test_it_is_the_mean_of_probabilities(turns):
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_it_is_the_mean_of_probabilities(count):
     network, (hr, context) = Slanted(), images()
-    model = Turned(network, turns)
+    tta = predictor.TestTimeAugmentation(count)
     each = []
-    for quarter, mirror in model.symmetries:
-        logits = network(turn(hr, quarter, mirror), turn(context, quarter, mirror))
-        each.append(turn_back(logits.softmax(1), quarter, mirror))
-    assert len(each) == turns
-    torch.testing.assert_close(model(hr, context).exp(), torch.stack(each).mean(0))
+    for symmetry in tta.symmetries:
+        logits = network(apply(hr, *symmetry), apply(context, *symmetry))
+        each.append(undo(logits.softmax(1), *symmetry))
+    assert len(each) == count
+    torch.testing.assert_close(tta(network, hr, context).exp(), torch.stack(each).mean(0))
 
 
 @torch.no_grad()
-def test_what_it_says_turns_with_the_image():
-    """The map of a turned image is the turned map, which is not so for one look."""
-    model, (hr, context) = Turned(Slanted(), 8), images()
-    straight = model(hr, context)
-    for quarter, mirror in model.symmetries:
-        torch.testing.assert_close(
-            model(turn(hr, quarter, mirror), turn(context, quarter, mirror)), turn(straight, quarter, mirror)
-        )
+def test_predictions_turn_with_the_image():
+    """The map of a turned image is the turned map, which is not so without averaging."""
+    network, tta, (hr, context) = Slanted(), predictor.TestTimeAugmentation(8), images()
+    straight = tta(network, hr, context)
+    for symmetry in tta.symmetries:
+        found = tta(network, apply(hr, *symmetry), apply(context, *symmetry))
+        torch.testing.assert_close(found, apply(straight, *symmetry))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])  # the network itself, and arranged for inference

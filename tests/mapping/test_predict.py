@@ -18,7 +18,8 @@ from caswit.config import PredictConfig
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError, ModelError
-from caswit.inference.predictor import Predictor, classifier
+from caswit.inference.load import load_predictor
+from caswit.inference.predictor import Predictor
 from caswit.mapping.run import predict
 from caswit.raster.reader import CACHE_MB
 from caswit.raster.windows import Tile, Window, block_at, block_windows
@@ -125,7 +126,7 @@ def test_streaming_equals_predicting_every_tile_by_hand(make_raster, image, make
 
 
 def test_a_network_that_copies_gives_back_the_image(make_raster, model_folder):
-    """Every pixel comes from its own place: a classifier that reads its class off the red band."""
+    """Every pixel comes from its own place: a predictor that reads its class off the red band."""
     classes = np.random.default_rng(1).integers(0, 3, (90, 130), dtype=np.uint8)
     red = np.stack([classes * 100 + 20] * 3)
     loaded = load_model(model_folder)
@@ -140,7 +141,7 @@ def test_a_network_that_copies_gives_back_the_image(make_raster, model_folder):
         for window in block_windows(90, 130, 32, 12, 64):
             block = block_at(window, 90, 130, 32, 12, halo=False)
             rows, cols = block.window.inside(Window(0, 0, 90, 130))
-            np.testing.assert_array_equal(model.block(scene, block), classes[rows, cols])
+            np.testing.assert_array_equal(model.classes(scene, block), classes[rows, cols])
 
 
 def test_memory_does_not_grow_with_the_image_and_empty_tiles_cost_nothing(tmp_path, model_folder):
@@ -159,7 +160,7 @@ import resource, sys
 from pathlib import Path
 from caswit.config import PredictConfig
 from caswit.mapping.run import predict
-from caswit.predict import Predictor
+from caswit.inference.predictor import Predictor
 
 def never(*_):
     raise AssertionError("computed a tile without data")
@@ -229,7 +230,7 @@ def test_bf16_and_fp32_agree_on_real_imagery(real_data, model_folder):
     with SceneReader(Scene(image=real_data / "dubai" / "tile2.tif")) as scene:
         region = scene.region(tile.window.grown(64))
         exact, rough = (
-            classifier(loaded, PredictConfig(device="cpu", precision=p)).logits(region, [tile])
+            load_predictor(loaded, PredictConfig(device="cpu", precision=p)).logits(region, [tile])
             for p in ("fp32", "bf16")
         )
     assert (rough - exact).abs().mean() < 0.05 * exact.std()

@@ -10,7 +10,8 @@ import yaml
 
 from caswit.config import AugmentConfig, DataConfig, ModelConfig, PredictConfig, Recipe, TileConfig, TrainConfig
 from caswit.data.synthetic import landscape
-from caswit.inference.predictor import Predictor, classifier
+from caswit.inference.load import load_predictor
+from caswit.inference.predictor import Predictor
 from caswit.mapping import blocks
 from caswit.mapping.run import predict
 from caswit.raster.reader import write_raster
@@ -108,10 +109,10 @@ def test_the_measure_sees_seams_where_there_are_some(folder, monkeypatch):
             return logits
 
     def frames(*args: object) -> Predictor:
-        found = classifier(*args)
-        found.network, found.fast = Frames(), None
+        found = load_predictor(*args)
+        found.network, found.arranged = Frames(), None
         return found
 
-    monkeypatch.setattr(blocks, "classifier", frames)
+    monkeypatch.setattr(blocks, "load_predictor", frames)
     near, elsewhere = disagreement(folder, folder / "run" / "model", PredictConfig(overlap_px=0), 0)
     assert near > 1.5 * elsewhere

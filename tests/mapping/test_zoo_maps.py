@@ -7,9 +7,10 @@ import pytest
 from caswit.cli.main import main
 from caswit.config import EvaluateConfig
 from caswit.data.dataset import load_dataset
-from caswit.evaluation.evaluate import evaluate, scored_tiles
+from caswit.evaluation.evaluate import scored_tiles
 from caswit.evaluation.metrics import Counts, score
-from caswit.inference.predictor import classifier
+from caswit.evaluation.run import evaluate
+from caswit.inference.load import load_predictor
 from caswit.weights.model_folder import load_model, read_config
 from caswit.weights.zoo import choose, zoo_models
 from conftest import georeference, picture
@@ -82,8 +83,8 @@ def test_the_fast_path_labels_real_tiles_as_plain_fp32_does(model, real_data):
     loaded = load_model(model.folder)
     data = load_dataset(scores_of_card(model, real_data)[0])
     data = data.read_at(loaded.info.tile.read_gsd_m)
-    ways = [classifier(loaded, EvaluateConfig(device="cpu", precision=name)) for name in ("fp32", "auto")]
-    assert [way.fast is None for way in ways] == [True, False]
+    ways = [load_predictor(loaded, EvaluateConfig(device="cpu", precision=name)) for name in ("fp32", "auto")]
+    assert [way.arranged is None for way in ways] == [True, False]
     runs = [scored_tiles(way, data, data.split("val"), tile_px=loaded.info.tile.tile_px, band_px=7) for way in ways]
     counts, alike, pixels = [Counts.zeros(len(loaded.info.classes)) for _ in ways], 0, 0
     for plain, fast in zip(*runs, strict=True):

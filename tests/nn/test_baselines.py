@@ -10,7 +10,7 @@ import torch
 
 from caswit.config import EvaluateConfig, ModelConfig, PredictConfig, TileConfig
 from caswit.errors import ConfigError
-from caswit.evaluation.evaluate import evaluate
+from caswit.evaluation.run import evaluate
 from caswit.mapping.run import predict
 from caswit.nn.baselines.smp import Baseline
 from caswit.nn.caswit import TrainingLogits

@@ -77,7 +77,7 @@ def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, 
 
     Writes report.html, report.md and report.json.
     """
-    from caswit.evaluation.evaluate import evaluate
+    from caswit.evaluation.run import evaluate
     from caswit.evaluation.metrics import score
 
     evaluation = evaluate(Path(model), Path(dataset), Path(out), split=split, settings=settings)

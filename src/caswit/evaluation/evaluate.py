@@ -4,81 +4,50 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from caswit import __version__
 from caswit.config import IGNORE_INDEX, EvaluateConfig
-from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.dataset import Dataset
 from caswit.data.reader import SceneReader, open_dataset_scene
 from caswit.data.scene import Scene
-from caswit.errors import ConfigError, DataError
+from caswit.errors import DataError
 from caswit.evaluation.boundary_errors import EdgeCounts, count_edges
 from caswit.evaluation.metrics import Counts, boundary_band_px, count
 from caswit.evaluation.protocols import Scored, scored_classes
-from caswit.evaluation.report import Evaluation, Example, write_report
+from caswit.evaluation.report import Evaluation, Example
 from caswit.evaluation.tile_pictures import tile_picture
-from caswit.inference.masked_context import without_surroundings
-from caswit.inference.predictor import Predictor, classifier
-from caswit.inference.tta import averaged
+from caswit.inference.predictor import Predictor
 from caswit.progress import Progress
 from caswit.raster.reader import UInt8
 from caswit.raster.windows import Block, Tile, area_blocks
-from caswit.weights.model_folder import LoadedModel, load_model
+from caswit.weights.model_folder import LoadedModel
 
-
-def evaluate(
-    model: Path, dataset: Path, out: Path, *, split: str = "test", settings: EvaluateConfig | None = None
-) -> Evaluation:
-    """Score a model on a split and write report.json, report.md and report.html.
-
-    Tiles do not overlap, every labelled pixel counts once, and scores come from one confusion matrix
-    over the whole split.
-
-    Args:
-        model: Model folder.
-        dataset: dataset.yaml.
-        out: Folder of the report.
-        split: Split whose scenes are scored.
-        settings: How to compute.
-
-    Returns:
-        What was counted; ``caswit.evaluation.metrics.score(evaluation.counts)`` are the scores.
-
-    Raises:
-        CaswitError: The model, the data or the folder cannot be used, or their classes differ.
-    """
-    settings = settings or EvaluateConfig()
-    loaded = load_model(model)
-    data = load_dataset(dataset, skip_broken=settings.skip_broken).read_at(loaded.info.tile.read_gsd_m)
-    data.list_broken()
-    scenes = data.split(split)
-    scored_classes(loaded.info.classes, data, settings.protocol)  # refuse before anything is written
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{out}: is a file, or lies in one; give a folder for the report") from error
-    evaluation = evaluate_scenes(loaded, data, scenes, split=split, settings=settings)
-    write_report(evaluation, out)
-    return evaluation
+log = logging.getLogger(__name__)
+_BLOCK_PX = 2048
 
 
 def evaluate_scenes(
-    loaded: LoadedModel, data: Dataset, scenes: Sequence[Scene], *, split: str, settings: EvaluateConfig
+    predictor: Predictor,
+    loaded: LoadedModel,
+    data: Dataset,
+    scenes: Sequence[Scene],
+    *,
+    split: str,
+    settings: EvaluateConfig,
 ) -> Evaluation:
-    """Score a loaded model on scenes, and pick tiles to show."""
+    """Score a loaded model on scenes with the predictor made of it, and pick tiles to show."""
     began_s = time.perf_counter()
     tile_px = loaded.info.tile.tile_px
     band_px = band_width_px(tile_px, settings)
-    model = averaged(classifier(loaded, settings), settings.tta)
     classes = scored_classes(loaded.info.classes, data, settings.protocol)
     counts, edges, tiles = Counts.zeros(len(classes.classes)), EdgeCounts.zeros(), 0
     candidates: list[tuple[float, int, Scene, Tile]] = []
     total_mpx = sum(_megapixels(data, scene) for scene in scenes)
     with Progress(f"evaluate {data.name} {split}", total_mpx, "Mpx") as progress:
-        for scored in scored_tiles(model, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes):
+        for scored in scored_tiles(predictor, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes):
             counts += scored.counts
             edges += count_edges(scored.prediction, scored.truth, band_px)
             tiles += 1
@@ -87,12 +56,10 @@ def evaluate_scenes(
             progress.advance(scored.truth.size / 1e6)
     if not tiles:
         raise DataError(f"{data.path}: split {split!r} has no labelled pixel to score")
-    blind = None
-    if loaded.network.reads_context:
-        blind = averaged(classifier(without_surroundings(loaded), settings), settings.tta)
+    masked = predictor.with_masked_context() if loaded.network.reads_context else None
     counts_without = None
-    if settings.masked_context and blind is not None:
-        counts_without = count_scenes(blind, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes)
+    if settings.masked_context and masked is not None:
+        counts_without = count_scenes(masked, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes)
     return Evaluation(
         title=f"{loaded.name} on {data.name} ({split})",
         dataset=data.name,
@@ -111,43 +78,42 @@ def evaluate_scenes(
         tiles=tiles,
         elapsed_s=time.perf_counter() - began_s,
         software_version=__version__,
-        examples=tuple(_examples(model, blind, data, candidates, settings.pictures, classes)),
+        examples=tuple(_examples(predictor, masked, data, candidates, settings.pictures, classes)),
         boundary_errors=edges,
         masked_context_counts=counts_without,
     )
 
 
 def band_width_px(tile_px: int, settings: EvaluateConfig) -> int:
-    """Width of the boundary band in the tiles of a model."""
+    """Return the width in pixels of the boundary band of Boundary IoU in the tiles of a model."""
     return settings.boundary_px or boundary_band_px(tile_px, tile_px, settings.boundary_ratio)
 
 
 def _examples(
-    model: Predictor,
-    blind: Predictor | None,
+    predictor: Predictor,
+    masked: Predictor | None,
     data: Dataset,
     candidates: list[tuple[float, int, Scene, Tile]],
     count: int,
     scored: Scored,
 ) -> Iterator[Example]:
-    """The worst tiles, then the best, predicted once more, with and without their surroundings."""
+    """Predict the worst tiles, then the best, once more: with their context and, where it matters, with it masked."""
     ranked = sorted(candidates, key=lambda c: (-c[0], c[1]))
     worst = ranked[: min(count - count // 2, len(ranked))]
     best = ranked[len(worst) :][-(count // 2) :] if count // 2 else []
     groups = [("Worst tiles", worst), ("Best tiles", best[::-1])]
     for group, (_, _, scene, tile) in ((name, each) for name, some in groups for each in some):
         with open_dataset_scene(data, scene) as opened:
-            picture = tile_picture(model, opened, tile, model.context_factor)
-            alone = None if blind is None else tile_picture(blind, opened, tile, model.context_factor).prediction
+            picture = tile_picture(predictor, opened, tile, predictor.context_factor)
+            without = None if masked is None else masked.tile(opened, tile.window)
         truth, prediction = scored.pair(picture.truth, picture.prediction)
-        without = None if alone is None else scored.pair(picture.truth, alone)[1]
         yield Example(
             title=picture.title,
             group=group,
             image=np.ascontiguousarray(np.moveaxis(picture.tile, 0, -1)),
             truth=truth,
             prediction=prediction,
-            masked_context=without,
+            masked_context=None if without is None else scored.pair(picture.truth, without)[1],
         )
 
 
@@ -158,12 +124,8 @@ def _megapixels(data: Dataset, scene: Scene) -> float:
         return opened.image.height * opened.image.width / 1e6
 
 
-log = logging.getLogger(__name__)
-_BLOCK_PX = 2048
-
-
 class ScoredTile(NamedTuple):
-    """One tile, predicted and compared."""
+    """One tile, its truth and its prediction, and what was counted."""
 
     scene: Scene
     tile: Tile
@@ -177,7 +139,7 @@ class ScoredTile(NamedTuple):
 
 
 def scored_tiles(
-    model: Predictor,
+    predictor: Predictor,
     dataset: Dataset,
     scenes: Sequence[Scene],
     *,
@@ -189,13 +151,13 @@ def scored_tiles(
     """Predict and compare the non-overlapping tiles of scenes; every labelled native pixel is counted once.
 
     Args:
-        model: Predicts.
+        predictor: Of the model that is scored.
         dataset: Its class table and bands apply.
-        scenes: Labelled scenes of it.
+        scenes: Labelled scenes of the dataset.
         tile_px: Side of the tiles. The last tile of a row ends at the raster's end and owns what is left.
         band_px: Width of the boundary band within each owned part.
-        part: (which, of how many): blocks are dealt out to that many processes.
-        scored: Which classes count; None: those of the dataset, which are the model's.
+        part: (index, count): take every ``count``-th block, to share the work among that many processes.
+        scored: Classes that count; None: those of the dataset, which are the model's.
     """
     scored = scored or scored_classes(dataset.classes, dataset, None)
     number = 0
@@ -204,15 +166,15 @@ def scored_tiles(
             for block in area_blocks(opened.areas, tile_px, _BLOCK_PX):
                 number += 1
                 if number % part[1] == part[0]:
-                    yield from _scored_block(model, dataset, opened, block, band_px, scored)
+                    yield from _scored_block(predictor, dataset, opened, block, band_px, scored)
 
 
 def _scored_block(
-    model: Predictor, dataset: Dataset, opened: SceneReader, block: Block, band_px: int, scored: Scored
+    predictor: Predictor, dataset: Dataset, opened: SceneReader, block: Block, band_px: int, scored: Scored
 ) -> list[ScoredTile]:
-    """The tiles of a block that have labels; without the broken ones if the dataset says to go on."""
+    """Predict and compare the tiles of a block that have labels; broken ones are left out where the dataset allows."""
     try:
-        predicted = model.block(opened, block)
+        predicted = predictor.classes(opened, block)
         native = opened.native(block.window)
         pixels, valid = opened.native_image(native)
         truth = opened.native_labels(native, valid)
@@ -222,28 +184,23 @@ def _scored_block(
         if len(block.tiles) == 1:
             log.warning("skipped: %s", error)
             return []
+        # One broken file of a mosaic makes the whole block unreadable: try its tiles one by one.
         alone = (Block(tile.owned, (tile,)) for tile in block.tiles)
-        return [tile for each in alone for tile in _scored_block(model, dataset, opened, each, band_px, scored)]
+        return [tile for each in alone for tile in _scored_block(predictor, dataset, opened, each, band_px, scored)]
     tiles = []
     for tile in block.tiles:
         where = opened.native(tile.owned).inside(native)
         there, found = scored.pair(truth[where], predicted[where])
         if (there == IGNORE_INDEX).all():
             continue
-        counts = count(
-            found,
-            there,
-            num_classes=len(scored.classes),
-            band_px=band_px,
-            ignore_index=IGNORE_INDEX,
-        )
+        counts = count(found, there, num_classes=len(scored.classes), band_px=band_px, ignore_index=IGNORE_INDEX)
         image = pixels[:, where[0], where[1]]
         tiles.append(ScoredTile(opened.scene, tile, image, there, found, counts))
     return tiles
 
 
 def count_scenes(
-    model: Predictor,
+    predictor: Predictor,
     dataset: Dataset,
     scenes: Sequence[Scene],
     *,
@@ -252,7 +209,7 @@ def count_scenes(
     part: tuple[int, int] = (0, 1),
     scored: Scored | None = None,
 ) -> Counts:
-    """The sum of the counts of ``scored_tiles``."""
+    """Return the sum of the counts of ``scored_tiles``, which takes the same arguments."""
     scored = scored or scored_classes(dataset.classes, dataset, None)
-    tiles = scored_tiles(model, dataset, scenes, tile_px=tile_px, band_px=band_px, part=part, scored=scored)
+    tiles = scored_tiles(predictor, dataset, scenes, tile_px=tile_px, band_px=band_px, part=part, scored=scored)
     return sum((t.counts for t in tiles), start=Counts.zeros(len(scored.classes)))

@@ -42,11 +42,11 @@ class TilePicture(NamedTuple):
         ]
 
 
-def tile_picture(model: Predictor, scene: SceneReader, tile: Tile, context_factor: int) -> TilePicture:
+def tile_picture(predictor: Predictor, scene: SceneReader, tile: Tile, context_factor: int) -> TilePicture:
     """Read one tile with its context and labels, and predict it."""
     sample = scene.read(tile.window, context_factor)
     title = f"{scene.scene.name} at row {tile.window.row}, column {tile.window.col}"
-    return TilePicture(title, sample.context, sample.tile, sample.label, model.tile(scene, tile.window))
+    return TilePicture(title, sample.context, sample.tile, sample.label, predictor.tile(scene, tile.window))
 
 
 def spread_tiles(dataset: Dataset, scenes: Sequence[Scene], tile_px: int, count: int) -> list[tuple[Scene, Tile]]:
@@ -59,12 +59,12 @@ def spread_tiles(dataset: Dataset, scenes: Sequence[Scene], tile_px: int, count:
     return [everything[round(i)] for i in picks]
 
 
-def sheet(model: Predictor, dataset: Dataset, tiles: Sequence[tuple[Scene, Tile]], context_factor: int) -> UInt8:
+def sheet(predictor: Predictor, dataset: Dataset, tiles: Sequence[tuple[Scene, Tile]], context_factor: int) -> UInt8:
     """Draw one picture (H, W, 3): a row for each tile, and the legend."""
     rows = []
     for scene, tile in tiles:
         with open_dataset_scene(dataset, scene) as opened:
-            picture = tile_picture(model, opened, tile, context_factor)
+            picture = tile_picture(predictor, opened, tile, context_factor)
         rows.append(strip(picture.panels(dataset, context_factor)))
     width = max(row.shape[1] for row in rows)
     return stack([*rows, legend(dataset.classes.names, dataset.classes.colors, width=width)])

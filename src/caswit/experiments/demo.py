@@ -28,11 +28,11 @@ from caswit.data.dataset import Dataset
 from caswit.data.reader import open_dataset_scene
 from caswit.data.synthetic import CLASSES, CONTEXT_CLASSES, GSD_M, SPLITS, write_landscapes
 from caswit.errors import ConfigError
-from caswit.evaluation.evaluate import evaluate
 from caswit.evaluation.report import Panel, report_values
+from caswit.evaluation.run import evaluate
 from caswit.evaluation.tile_pictures import TilePicture, spread_tiles, tile_picture
 from caswit.files import atomic_write_bytes
-from caswit.inference.predictor import classifier
+from caswit.inference.load import load_predictor
 from caswit.mapping.run import predict
 from caswit.raster.reader import Raster, UInt8
 from caswit.raster.windows import Window
@@ -158,7 +158,7 @@ def _map_panels(folder: Path, maps: Mapping[str, Path], dataset: Dataset) -> lis
 def _tile_rows(dataset: Dataset, models: Mapping[str, Path]) -> list[tuple[str, list[Panel]]]:
     """Draw the three test tiles that context improves most, and the one that it improves least or makes worse."""
     compute = EvaluateConfig()
-    both = [classifier(load_model(models[variant]), compute) for variant in VARIANTS]
+    both = [load_predictor(load_model(models[variant]), compute) for variant in VARIANTS]
     changes: list[tuple[float, TilePicture, TilePicture]] = []
     for scene, tile in spread_tiles(dataset, dataset.split("test"), TILE.tile_px, 64):
         with open_dataset_scene(dataset, scene) as opened:

@@ -16,7 +16,7 @@ import torch
 
 from caswit.config import ComputeConfig, Precision
 from caswit.errors import ModelError
-from caswit.inference.predictor import classifier
+from caswit.inference.load import load_predictor
 from caswit.weights.model_folder import load_model, model_folder
 
 MB = 2**20
@@ -77,13 +77,13 @@ def measure(model: Path, device: str, precision: Precision) -> PeakMemory:
     """Measure in this process, whose peak must not have been higher before."""
     before_mb = _resident_mb()
     loaded = load_model(model)
-    ready = classifier(loaded, ComputeConfig(batch=1, device=device, precision=precision))
+    ready = load_predictor(loaded, ComputeConfig(batch=1, device=device, precision=precision))
     side = loaded.info.tile.tile_px
     tile = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = tile.to(ready.device), tile.to(ready.device) if loaded.network.reads_context else None
     with torch.inference_mode():
         for _ in range(2):  # the first run also chooses kernels
-            ready.network_logits(*images).argmax(1).byte().cpu()
+            ready.image_logits(*images).argmax(1).byte().cpu()
     name = "bf16" if ready.bf16 else "fp32"
     if ready.device.type == "cuda":
         return PeakMemory(

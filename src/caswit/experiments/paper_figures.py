@@ -23,8 +23,8 @@ from caswit.evaluation.tile_pictures import TilePicture, spread_tiles, tile_pict
 from caswit.explain.attention import check_reads_context, explain_pixel
 from caswit.explain.figure import attention_panels
 from caswit.files import atomic_write_bytes
-from caswit.inference.masked_context import without_surroundings
-from caswit.inference.predictor import Predictor, classifier
+from caswit.inference.load import load_predictor
+from caswit.inference.predictor import Predictor
 from caswit.raster.windows import Tile
 from caswit.viz.pictures import Image, channels_last, draw_tile, legend, overlay, resize, resize_nearest, stack, strip
 from caswit.weights.model_folder import LoadedModel, load_model
@@ -80,10 +80,13 @@ def figures(
     loaded = load_model(model)
     data = load_dataset(dataset).read_at(loaded.info.tile.read_gsd_m)
     check_same_classes(loaded.info.classes, data)
-    ours = classifier(loaded, settings)
+    ours = load_predictor(loaded, settings)
     check_reads_context(ours)
-    other, title = _baseline(loaded, baseline, data)
-    pairs = _pairs(ours, classifier(other, settings), data, split, loaded.info.tile.tile_px, settings.candidates)
+    other, title = ours.with_masked_context(), f"{loaded.name}, surroundings black"
+    if baseline is not None:
+        loaded_other = _baseline(loaded, baseline, data)
+        other, title = load_predictor(loaded_other, settings), loaded_other.name
+    pairs = _pairs(ours, other, data, split, loaded.info.tile.tile_px, settings.candidates)
     chosen = sorted(pairs, key=lambda pair: -pair.gain)[: settings.tiles]
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; give a folder")
@@ -99,9 +102,7 @@ def figures(
     return [out / name for name in sheets]
 
 
-def _baseline(loaded: LoadedModel, folder: Path | None, data: Dataset) -> tuple[LoadedModel, str]:
-    if folder is None:
-        return without_surroundings(loaded), f"{loaded.name}, context masked"
+def _baseline(loaded: LoadedModel, folder: Path, data: Dataset) -> LoadedModel:
     other = load_model(folder)
     check_same_classes(other.info.classes, data)
     theirs, ours = ((i.tile.tile_px, i.tile.read_gsd_m) for i in (other.info, loaded.info))
@@ -110,7 +111,7 @@ def _baseline(loaded: LoadedModel, folder: Path | None, data: Dataset) -> tuple[
             f"{folder}: has tiles of {theirs[0]} px (read_gsd_m {theirs[1]}), the model of {ours[0]} px "
             f"(read_gsd_m {ours[1]}); figures compare models with the same tiles"
         )
-    return other, other.name
+    return other
 
 
 def _pairs(

@@ -21,7 +21,8 @@ from caswit.config import EvaluateConfig, Recipe, RowConfig, Size, TableConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.synthetic import write_landscapes
 from caswit.errors import CaswitError, ConfigError
-from caswit.evaluation.evaluate import band_width_px, evaluate
+from caswit.evaluation.evaluate import band_width_px
+from caswit.evaluation.run import evaluate
 from caswit.experiments.memory import PeakMemory, peak_memory
 from caswit.experiments.table_format import RowResult, classes_csv, markdown, scores_csv
 from caswit.files import atomic_write_bytes

@@ -16,12 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caswit.config import IGNORE_INDEX
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.errors import ConfigError, ModelError
 from caswit.inference.devices import autocast
-from caswit.inference.masked_context import exchanged
-from caswit.inference.predictor import Predictor
+from caswit.inference.predictor import Predictor, class_map, mask_context, swap_context
 from caswit.nn.caswit import CASWiT
 from caswit.nn.fusion import CrossAttention
 from caswit.nn.swin import PATCH_PX
@@ -106,13 +104,9 @@ def explain_pixel(model: Predictor, scene: SceneReader, row: int, col: int, tile
     with recorded_attention(model.network, *pixel, tile_px) as stages:
         logits = {AS_IS: _logits(model, hr, context)}
     factor = model.context_factor
-    logits[MASKED] = _logits(model, hr, exchanged(context, factor))
+    logits[MASKED] = _logits(model, hr, mask_context(context, factor))
     if (other := _least_similar_context(model, scene, tile.window)) is not None:
-        logits[SWAPPED] = _logits(model, hr, exchanged(context, factor, other))
-    classes = {
-        kind: np.where(valid, logits[kind].argmax(0).byte().cpu().numpy(), np.uint8(IGNORE_INDEX))
-        for kind in (AS_IS, MASKED)
-    }
+        logits[SWAPPED] = _logits(model, hr, swap_context(context, other, factor))
     return Explanation(
         row=row,
         col=col,
@@ -122,7 +116,7 @@ def explain_pixel(model: Predictor, scene: SceneReader, row: int, col: int, tile
         context=region.context(tile.window, factor),
         stages=tuple(stages),
         probabilities={kind: x[:, pixel[0], pixel[1]].softmax(0).cpu().numpy() for kind, x in logits.items()},
-        classes=classes,
+        classes={kind: class_map(logits[kind], valid) for kind in (AS_IS, MASKED)},
     )
 
 

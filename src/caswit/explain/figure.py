@@ -21,7 +21,7 @@ from caswit.data.scene import Scene
 from caswit.errors import ConfigError
 from caswit.explain.attention import AS_IS, MASKED, Explanation, StageAttention, explain_pixel
 from caswit.files import atomic_write_bytes
-from caswit.inference.predictor import classifier
+from caswit.inference.load import load_predictor
 from caswit.raster.georef import pixel_at, pixel_at_lonlat
 from caswit.raster.mosaic import Mosaic
 from caswit.raster.reader import Raster
@@ -84,7 +84,7 @@ def explain(
     tile = loaded.info.tile
     with SceneReader(Scene(image=image), bands=loaded.info.bands, read_gsd_m=tile.read_gsd_m) as scene:
         row, col = find_pixel(scene.image, place)
-        explanation = explain_pixel(classifier(loaded, settings or ComputeConfig()), scene, row, col, tile.tile_px)
+        explanation = explain_pixel(load_predictor(loaded, settings or ComputeConfig()), scene, row, col, tile.tile_px)
     title = f"{image.name}, row {row}, column {col}, labelled by {loaded.name}"
     figure = explanation_figure(explanation, loaded.info.classes, tile.context_factor, title)
     atomic_write_bytes(out, png_bytes(figure))

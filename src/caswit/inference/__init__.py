@@ -1,1 +1,1 @@
-"""A trained network at work: the predictor, its devices, its fast form on processors, its ONNX form."""
+"""A trained network at work: the predictor, its devices, its form arranged for processors, its ONNX form."""

@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""The device and the precision that a network computes in."""
 
 from contextlib import AbstractContextManager
 
@@ -9,10 +9,10 @@ from caswit.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn a name into a device; "auto" takes a GPU where there is one.
+    """Return the device of a name; "auto" takes a GPU where there is one.
 
     Raises:
-        ConfigError: torch knows no such device, or it is not there.
+        ConfigError: The device is unknown to torch or missing on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -26,16 +26,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16; "auto" does where the device computes in it natively."""
+    """Return whether to compute in bfloat16; "auto" does where the device has it natively."""
     if precision != "auto":
         return precision == "bf16"
+    # Emulated bfloat16 is slower than fp32, so hardware support is what counts.
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and _cpu_has_bf16()
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
-    """Context in which the network computes in bfloat16 where that is safe, if ``bf16``."""
+    """Return a context manager in which torch computes in bfloat16 where that is safe, if ``bf16``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 

@@ -1,32 +1,96 @@
-"""Prediction of tiles and blocks of a scene.
+"""Prediction of tiles and blocks of a scene with a trained network.
 
-A block is a pure function of (scene, model, settings). Evaluation and mapping share it.
-Shapes: T tile_px, B tiles in a batch, K classes.
+A block is a pure function of (scene, model, settings). Evaluation and mapping share it. Nothing here knows how a
+network is arranged for a processor: ``caswit.inference.load`` makes the predictor that the commands use.
+
+Shapes: T tile_px, B tiles in a batch, K classes, H/W rows and columns, f context_factor.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import NamedTuple, TypeVar
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from itertools import groupby
+from math import pi
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from caswit.config import IGNORE_INDEX, ComputeConfig
+from caswit.config import IGNORE_INDEX
 from caswit.data.reader import Region, SceneReader, context_window
-from caswit.inference.cpu.network import fast_network
-from caswit.inference.devices import autocast, pick_device, uses_bf16
+from caswit.inference.devices import autocast
 from caswit.nn.baselines.smp import Network
 from caswit.raster.reader import Bool, UInt8
-from caswit.raster.windows import Block, Tile, Window
-from caswit.weights.lazy import LazyWeights
-from caswit.weights.model_folder import LoadedModel
+from caswit.raster.windows import Block, Tile, Window, slice_middle
 
-T = TypeVar("T")
+Forward = Callable[[Tensor, Tensor | None], Tensor]
+"""Tiles and contexts (B, 3, T, T) -> logits (B, K, T, T)."""
+
+_LEAST_PROBABILITY = 1e-12
+"""Lower ones count as this, so that every probability has a logarithm."""
+_LEAST_WEIGHT = 1e-6
+"""Weight of a tile's outermost pixels: where no other tile sees them, they still need one."""
+
+
+class TestTimeAugmentation:
+    """The mean of a network's probabilities over symmetries of the square.
+
+    Args:
+        count: 1 takes images as they are, 2 adds the mirror image, 4 are the quarter turns, 8 both.
+    """
+
+    def __init__(self, count: int) -> None:
+        mirrors = (False,) if count in (1, 4) else (False, True)
+        self.symmetries = [(quarter, mirror) for mirror in mirrors for quarter in range(4 if count >= 4 else 1)]
+        assert len(self.symmetries) == count, count
+
+    def __call__(self, run: Forward, hr: Tensor, context: Tensor | None) -> Tensor:
+        """Run a network; logarithms of the mean probabilities (B, K, T, T), or its own logits if ``count`` is 1."""
+        if len(self.symmetries) == 1:
+            return run(hr, context)
+        # Probabilities are averaged, not logits, so that one very sure answer cannot outvote the others.
+        each = (self._probabilities(run, hr, context, *symmetry) for symmetry in self.symmetries)
+        return (reduce(torch.add, each) / len(self.symmetries)).clamp(min=_LEAST_PROBABILITY).log()
+
+    def _probabilities(self, run: Forward, hr: Tensor, context: Tensor | None, quarter: int, mirror: bool) -> Tensor:
+        seen = None if context is None else self.apply(context, quarter, mirror)
+        return self.undo(run(self.apply(hr, quarter, mirror), seen).softmax(1), quarter, mirror)
+
+    @staticmethod
+    def apply(image: Tensor, quarter: int, mirror: bool) -> Tensor:
+        """Mirror over the last axis where asked, then turn by quarters; the last two axes are rows and columns."""
+        return torch.rot90(image.flip(-1) if mirror else image, quarter, (-2, -1))
+
+    @staticmethod
+    def undo(image: Tensor, quarter: int, mirror: bool) -> Tensor:
+        """Undo ``apply``."""
+        straight = torch.rot90(image, -quarter, (-2, -1))
+        return straight.flip(-1) if mirror else straight
+
+
+def mask_context(context: Tensor, factor: int) -> Tensor:
+    """Return the context (B, 3, T, T) with black around the tile's own part."""
+    return swap_context(context, torch.zeros_like(context), factor)
+
+
+def swap_context(context: Tensor, other: Tensor, factor: int) -> Tensor:
+    """Return the context (B, 3, T, T) with everything around the tile's own part taken from another place's."""
+    # The middle, which is the tile once more, averaged, stays: black around it is what the network met in training at
+    # every edge of the data, a black middle it never met.
+    rows, cols = (slice_middle(side, factor) for side in context.shape[-2:])
+    swapped = other.clone()
+    swapped[..., rows, cols] = context[..., rows, cols]
+    return swapped
+
+
+def class_map(scores: Tensor, valid: Bool) -> UInt8:
+    """Return the classes (H, W) with the highest of scores (K, H, W), IGNORE_INDEX where not valid."""
+    return np.where(valid, scores.argmax(0).byte().cpu().numpy(), np.uint8(IGNORE_INDEX))
 
 
 class BlockPixels(NamedTuple):
-    """What is read for a block."""
+    """The pixels that are read for a block."""
 
     region: Region
     """Its tiles and their context, in pixels that are read."""
@@ -36,17 +100,32 @@ class BlockPixels(NamedTuple):
     """(H, W): which of them have data."""
 
 
+class Prediction(NamedTuple):
+    """Scores of the classes in a part of a block."""
+
+    window: Window
+    """The part, in native pixels."""
+    scores: Tensor
+    """(K, H, W): the highest is the class. Logits, or probabilities where tiles are blended."""
+    blended: bool
+
+    def probabilities(self) -> Tensor:
+        """Return the probabilities of the classes (K, H, W)."""
+        return self.scores if self.blended else self.scores.softmax(0)
+
+
 class Predictor:
-    """A network on a device that turns tiles into class indices.
+    """A network on a device that labels tiles and blocks of scenes.
 
     Args:
         network: In evaluation mode.
-        context_factor: What it was trained with.
+        context_factor: f that it was trained with.
         batch: Tiles per forward pass.
         device: Where to compute.
         bf16: Compute in bfloat16.
-        fast: Arrange the network for inference where that is possible. Its weights must not change any more.
-        weights: What the network's lie in, if that is a file: arranged, they need not stay in memory.
+        arranged: The same network in another form, which is run instead; None runs ``network`` itself.
+        tta: Symmetries over which ``TestTimeAugmentation`` averages: 1, 2, 4 or 8.
+        masked_context: Black out the context around every tile.
     """
 
     def __init__(
@@ -57,27 +136,37 @@ class Predictor:
         batch: int,
         device: torch.device,
         bf16: bool,
-        fast: bool = False,
-        weights: LazyWeights | None = None,
+        arranged: Forward | None = None,
+        tta: int = 1,
+        masked_context: bool = False,
     ) -> None:
-        self.network = network.to(device)
-        self.fast = fast_network(self.network, device=device, bf16=bf16, weights=weights) if fast else None
+        self.network, self.arranged = network.to(device), arranged
         self.context_factor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
+        self.tta, self.masked_context = TestTimeAugmentation(tta), masked_context
 
-    @torch.inference_mode()
+    def with_masked_context(self) -> "Predictor":
+        """Return the same predictor with masked context; it shares the network."""
+        masked = copy.copy(self)
+        masked.masked_context = True
+        return masked
+
     def logits(self, region: Region, tiles: Sequence[Tile]) -> Tensor:
-        """(B, K, T, T) fp32 logits of tiles whose context lies in ``region``."""
+        """Return fp32 logits (B, K, T, T) of tiles whose context lies in ``region``."""
         hr = self._stack([region.tile(t.window) for t in tiles])
         context = None
         if self.network.reads_context:
             context = self._stack([region.context(t.window, self.context_factor) for t in tiles])
-        return self.network_logits(hr, context)
+        return self.image_logits(hr, context)
 
-    def network_logits(self, hr: Tensor, context: Tensor | None) -> Tensor:
-        """(B, K, T, T) fp32 logits of images that are on the device."""
-        if self.fast is not None:
-            return self.fast(hr, context)
+    @torch.inference_mode()
+    def image_logits(self, hr: Tensor, context: Tensor | None) -> Tensor:
+        """Return fp32 logits (B, K, T, T) of images that are on the device."""
+        if context is not None and self.masked_context:
+            context = mask_context(context, self.context_factor)
+        return self.tta(self._plain if self.arranged is None else self.arranged, hr, context)
+
+    def _plain(self, hr: Tensor, context: Tensor | None) -> Tensor:
         with autocast(self.device, self.bf16):
             logits: Tensor = self.network(hr, context)
         return logits.float()
@@ -85,8 +174,23 @@ class Predictor:
     def _stack(self, images: list[UInt8]) -> Tensor:
         return torch.from_numpy(np.stack(images)).to(self.device)
 
-    def read(self, scene: SceneReader, block: Block) -> "BlockPixels":
-        """Read everything that a block needs of its scene."""
+    def tile(self, scene: SceneReader, tile: Window) -> UInt8:
+        """Read and label one tile: class indices (T, T) of the pixels that are read, IGNORE_INDEX without data."""
+        region = scene.region(context_window(tile, self.context_factor))
+        (logits,) = self.logits(region, [Tile(tile, tile)])
+        return class_map(logits, region.valid[tile.inside(region.window)])
+
+    def classes(self, scene: SceneReader, block: Block) -> UInt8:
+        """Read and label a block: class indices (H, W) of its native pixels, IGNORE_INDEX without data."""
+        pixels = self.read(scene, block)
+        classes = np.full(pixels.valid.shape, IGNORE_INDEX, np.uint8)
+        for part in self.block(scene, block, pixels):
+            where = part.window.inside(pixels.native)
+            classes[where] = class_map(part.scores, pixels.valid[where])
+        return classes
+
+    def read(self, scene: SceneReader, block: Block) -> BlockPixels:
+        """Read everything that a block needs of its scene; one thread may read while another computes."""
         tile_px = block.tiles[0].window.height
         margin = tile_px * (self.context_factor - 1) // 2
         region = scene.region(block.reach.grown(margin))
@@ -95,42 +199,62 @@ class Predictor:
             return BlockPixels(region, native, region.valid[native.inside(region.window)])
         return BlockPixels(region, native, scene.native_image(native)[1])
 
-    def native_logits(
-        self, scene: SceneReader, region: Region, tiles: Sequence[tuple[Tile, Window]]
+    def block(
+        self, scene: SceneReader, block: Block, pixels: BlockPixels, *, blend: bool = False
+    ) -> Iterator[Prediction]:
+        """Predict a block part by part; no two parts share a pixel, and those without data may be left out.
+
+        Args:
+            scene: Where the block lies.
+            block: Its tiles; to be blended, those of its neighbours that reach into it too.
+            pixels: As ``read`` returned them. Tiles that see no valid pixel are not computed.
+            blend: Average all tiles that see a pixel; otherwise each tile keeps the part it owns.
+        """
+        if blend:
+            return self._blended(scene, block, pixels)
+        parts = [(tile, scene.native(tile.owned)) for tile in block.tiles]
+        return (Prediction(part, logits, False) for _, part, logits in self._native_logits(scene, pixels, parts))
+
+    def _blended(self, scene: SceneReader, block: Block, pixels: BlockPixels) -> Iterator[Prediction]:
+        """Average tiles, row of tiles by row of tiles. Holds the rows that one row of tiles covers."""
+        # Tiles are added up in the order of the whole raster's grid, so that no block size changes a sum.
+        native = pixels.native
+        rows = [list(row) for _, row in groupby(block.tiles, lambda tile: tile.window.row)]
+        tops = [_seen(scene, row[0], native).row for row in rows[1:]]
+        sums = torch.zeros(self.network.num_classes + 1, 0, native.width, device=self.device)  # the last one: weights
+        top = native.row
+        for row, final in zip(rows, [*tops, native.row + native.height], strict=True):
+            parts = [(tile, _seen(scene, tile, native)) for tile in row]
+            missing = max(part.row + part.height for _, part in parts) - top - sums.shape[1]
+            sums = torch.cat([sums, sums.new_zeros(len(sums), max(missing, 0), native.width)], dim=1)
+            held = Window(top, native.col, sums.shape[1], native.width)
+            for tile, part, logits in self._native_logits(scene, pixels, parts):
+                weight = _weight(scene, tile, part).to(self.device)
+                sums[:, *part.inside(held)] += torch.cat([logits.softmax(0) * weight, weight[None]])
+            # The next row of tiles begins at ``final``: what lies above gets no more terms.
+            done, sums = sums[:, : final - top], sums[:, final - top :]
+            mean = done[:-1] / done[-1].clamp(min=_LEAST_WEIGHT**2)
+            yield Prediction(Window(top, native.col, final - top, native.width), mean, True)
+            top = final
+
+    def _native_logits(
+        self, scene: SceneReader, pixels: BlockPixels, parts: Sequence[tuple[Tile, Window]]
     ) -> Iterator[tuple[Tile, Window, Tensor]]:
-        """Logits (K, H, W) of the native window beside each tile, batch by batch."""
-        for some in batched(tiles, self.batch):
-            for (tile, native), logits in zip(some, self.logits(region, [t for t, _ in some]), strict=True):
-                yield tile, native, _native_logits(logits, scene, tile, native)
-
-    def block(self, scene: SceneReader, block: Block) -> UInt8:
-        """Class indices of the native pixels of a block: (H, W), IGNORE_INDEX where the scene has no data."""
-        region, native, valid = self.read(scene, block)
-        classes = np.full((native.height, native.width), IGNORE_INDEX, np.uint8)
-        tiles = [(t, scene.native(t.owned)) for t in block.tiles]
-        with_data = [(t, owned) for t, owned in tiles if valid[owned.inside(native)].any()]
-        for _, owned, logits in self.native_logits(scene, region, with_data):
-            classes[owned.inside(native)] = logits.argmax(0).byte().cpu().numpy()
-        classes[~valid] = IGNORE_INDEX
-        return classes
-
-    def tile(self, scene: SceneReader, tile: Window) -> UInt8:
-        """Class indices of one tile as it is read: (T, T), IGNORE_INDEX where the scene has no data."""
-        region = scene.region(context_window(tile, self.context_factor))
-        (logits,) = self.logits(region, [Tile(tile, tile)])
-        valid = region.valid[tile.inside(region.window)]
-        return np.where(valid, logits.argmax(0).byte().cpu().numpy(), IGNORE_INDEX).astype(np.uint8)
+        """Yield tiles with logits (K, H, W) of the native window beside each, batch by batch, where it has data."""
+        with_data = [(tile, part) for tile, part in parts if pixels.valid[part.inside(pixels.native)].any()]
+        for first in range(0, len(with_data), self.batch):
+            some = with_data[first : first + self.batch]
+            for (tile, part), logits in zip(some, self.logits(pixels.region, [t for t, _ in some]), strict=True):
+                yield tile, part, _at_native(logits, scene, tile, part)
 
 
-def _native_logits(logits: Tensor, scene: SceneReader, tile: Tile, owned: Window) -> Tensor:
-    """Logits (K, T, T) of a tile at the native pixels it owns (K, H, W), linear between the pixels that were read."""
+def _at_native(logits: Tensor, scene: SceneReader, tile: Tile, part: Window) -> Tensor:
+    """Logits (K, T, T) of a tile at native pixels (K, H, W), linear between the pixels that were read."""
     if scene.ratio == 1:
-        rows, cols = owned.inside(tile.window)
+        rows, cols = part.inside(tile.window)
         return logits[:, rows, cols]
-    rows_at = scene.rows.positions(owned.row, owned.row + owned.height) - tile.window.row
-    cols_at = scene.cols.positions(owned.col, owned.col + owned.width) - tile.window.col
-    across = _interpolate(logits, torch.from_numpy(cols_at))
-    return _interpolate(across.transpose(1, 2), torch.from_numpy(rows_at)).transpose(1, 2)
+    rows_at, cols_at = _positions(scene, tile, part)
+    return _interpolate(_interpolate(logits, cols_at).transpose(1, 2), rows_at).transpose(1, 2)
 
 
 def _interpolate(values: Tensor, positions: Tensor) -> Tensor:
@@ -142,22 +266,22 @@ def _interpolate(values: Tensor, positions: Tensor) -> Tensor:
     return torch.lerp(values[..., below], values[..., below + 1], share)
 
 
-def classifier(model: LoadedModel, settings: ComputeConfig) -> Predictor:
-    """Put a loaded model on the device that the settings ask for."""
-    device = pick_device(settings.device)
-    return Predictor(
-        model.network,
-        context_factor=model.info.tile.context_factor,
-        batch=settings.batch,
-        device=device,
-        bf16=uses_bf16(settings.precision, device),
-        fast=settings.precision != "fp32",
-        weights=model.weights,
+def _seen(scene: SceneReader, tile: Tile, native: Window) -> Window:
+    """The pixels of a native window that a tile sees."""
+    return scene.native(tile.window.clipped(scene.height, scene.width)).common(native)
+
+
+def _weight(scene: SceneReader, tile: Tile, part: Window) -> Tensor:
+    """(H, W): how much a tile counts at native pixels: a Hann window, since its edges see the least around them."""
+    along = (
+        torch.sin(pi * (at + 0.5) / tile.window.height).square().clamp(min=_LEAST_WEIGHT)
+        for at in _positions(scene, tile, part)
     )
+    return torch.outer(*along).float()
 
 
-def batched(items: Sequence[T], size: int) -> Iterator[tuple[T, ...]]:
-    """Consecutive groups of at most ``size`` (itertools has it from Python 3.12 on)."""
-    rest = iter(items)
-    while group := tuple(islice(rest, size)):
-        yield group
+def _positions(scene: SceneReader, tile: Tile, part: Window) -> tuple[Tensor, Tensor]:
+    """Rows and columns of a tile, in fractions of its pixels, at which native pixels lie."""
+    rows = scene.rows.positions(part.row, part.row + part.height) - tile.window.row
+    cols = scene.cols.positions(part.col, part.col + part.width) - tile.window.col
+    return torch.from_numpy(rows), torch.from_numpy(cols)

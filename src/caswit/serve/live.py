@@ -17,7 +17,7 @@ from caswit.data.reader import SceneReader, context_window
 from caswit.data.scene import Scene
 from caswit.explain.attention import Explanation, explain_pixel, pixel_as_read
 from caswit.explain.figure import heatmap_overlay, peak_over_uniform
-from caswit.inference.predictor import classifier
+from caswit.inference.load import load_predictor
 from caswit.raster.windows import Tile, Window, owner
 from caswit.viz.pictures import data_uri
 from caswit.weights.model_folder import LoadedModel, load_model
@@ -35,7 +35,7 @@ class LiveModel:
 
     def __init__(self, folder: Path, settings: ComputeConfig) -> None:
         self.loaded: LoadedModel = load_model(folder)
-        self.model = classifier(self.loaded, settings)
+        self.model = load_predictor(self.loaded, settings)
         self.tile_px = self.loaded.info.tile.tile_px
         self._busy = threading.Lock()
         self._tiles: LRUCache[tuple[Path, Window], NDArray[np.float32]] = LRUCache(_KEPT_TILES)

@@ -1,4 +1,4 @@
-"""The fast network behind the call of the plain one.
+"""The arranged network behind the call of the plain one.
 
 Shapes: B batch, H/W rows and columns, K classes.
 """
@@ -17,7 +17,6 @@ from caswit.config import NUM_STAGES
 from caswit.inference.cpu.decoder import Conv, Segformer, UPerNet, as_map, as_tokens, pointwise
 from caswit.inference.cpu.encoder import Fusion, Norm, Stage
 from caswit.inference.cpu.ops import Affine, Ops, TorchOps, Value
-from caswit.inference.masked_context import WithoutSurroundings
 from caswit.nn.caswit import CASWiT, check_images
 from caswit.nn.decoders import SegformerHead, UPerNetHead
 from caswit.nn.swin import PATCH_PX, ConvStem, SwinEncoder
@@ -26,7 +25,7 @@ from caswit.weights.lazy import LazyWeights
 
 
 class Embedding:
-    """Tokens of 4 px."""
+    """The patch embedding of a branch: an image as tokens of 4 px."""
 
     def __init__(self, ops: Ops, encoder: SwinEncoder) -> None:
         stem = encoder.patch_embed
@@ -60,7 +59,7 @@ class Embedding:
 
 
 class Arrangement:
-    """Every part of a network, ready for some operations."""
+    """The parts of a network, their weights folded and laid out for the operations that run them."""
 
     @torch.no_grad()
     def __init__(self, ops: Ops, network: CASWiT) -> None:
@@ -69,7 +68,7 @@ class Arrangement:
         self.hr_stages = [Stage(ops, stage) for stage in network.hr_encoder.layers]
         self.context_stages: list[Stage] = []
         if network.context_encoder is not None:
-            # Nothing looks at the context beyond the last fusion.
+            # Only fusions read the context, so its stages after the last fusion are never computed.
             read = list(network.context_encoder.layers)[: max(network.fusion_stages)]
             self.context_embedding = Embedding(ops, network.context_encoder)
             self.context_stages = [Stage(ops, stage) for stage in read]
@@ -98,17 +97,17 @@ class Arrangement:
         return as_map(ops, self.head(ops, maps), maps[0][1])
 
 
-class FastCASWiT(nn.Module):
-    """A network in evaluation mode, called as ever: ``fast(hr, context)`` gives logits (B, K, H, W) in fp32.
+class ArrangedCASWiT(nn.Module):
+    """The arranged form of a network, called as the network is: ``(hr, context)`` gives fp32 logits (B, K, H, W).
 
-    Weights are copied: what becomes of the network later does not show. Images are run one by one, which costs a CPU
+    Weights are copied: changes to the network afterwards have no effect. Images are run one by one, which costs a CPU
     nothing and needs the memory of one.
 
     Args:
         network: In evaluation mode, with a decoder.
         bf16: Compute in bfloat16; otherwise in fp32.
-        openvino: Compile with OpenVINO, which is to be installed; otherwise run in torch.
-        weights: What the network's lie in, if that is a file.
+        openvino: Compile with OpenVINO, which must be installed; otherwise run in torch.
+        weights: The file that the network's weights lie in, if they do; they need not stay in memory then.
     """
 
     def __init__(self, network: CASWiT, *, bf16: bool, openvino: bool, weights: LazyWeights | None = None) -> None:
@@ -116,7 +115,8 @@ class FastCASWiT(nn.Module):
         self.reads_context = network.reads_context
         self.normalise: Callable[[Tensor], Tensor] = network.normalise
         self.dtype = torch.bfloat16 if bf16 else torch.float32
-        self._plain = cast("Callable[..., Tensor]", network.forward)  # no part of ours: its weights are not
+        # A bound method, not a submodule: the network's weights must not count as this module's, nor be moved with it.
+        self._plain = cast("Callable[..., Tensor]", network.forward)
         self._runs: dict[tuple[Sides, ...], Callable[..., Tensor]] = {}
         self._read = nullcontext if weights is None else weights.released
         if openvino:
@@ -128,7 +128,7 @@ class FastCASWiT(nn.Module):
 
     @torch.inference_mode()
     def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor:
-        """As ``CASWiT.forward`` in evaluation mode."""
+        """Label a batch of tiles as ``CASWiT.forward`` does in evaluation mode."""
         check_images(hr, context, self.reads_context)
         images = [hr, context] if context is not None and self.reads_context else [hr]
         return torch.cat([self._one([x[i : i + 1] for x in images]) for i in range(len(hr))])
@@ -144,7 +144,8 @@ class FastCASWiT(nn.Module):
                 self._runs[sizes] = self._arrange(sizes)
                 logits = self._runs[sizes](*ready).float()  # some weights are read when they are first used
         if not bool(logits.isfinite().all()):
-            # Scores beyond the range of exponentials, which trained networks do not have: the plain way.
+            # Attention in groups of keys overflows where scores leave the range of exponentials. Trained networks have
+            # no such scores; for those that do, the plain network gives the answer.
             return self._plain(*images)
         return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
 
@@ -165,23 +166,18 @@ def _in_openvino(network: CASWiT, bf16: bool, sizes: Sequence[Sides]) -> Callabl
 
 
 def _padded(image: Tensor) -> Tensor:
-    """With sides that are multiples of 4: what SwinEncoder.embed does."""
+    """Pad an image to sides that are multiples of 4, as ``SwinEncoder.embed`` does."""
     height, width = image.shape[-2:]
     return F.pad(image, (0, -width % PATCH_PX, 0, -height % PATCH_PX))
 
 
-def fast_network(
+def arranged_network(
     network: nn.Module, *, device: torch.device, bf16: bool, weights: LazyWeights | None = None
 ) -> nn.Module | None:
-    """The same network arranged for inference on a processor; None where there is no such arrangement.
+    """Arrange a network for inference on a processor; None where no arrangement of it is known.
 
-    It runs in OpenVINO where that is installed. The arguments are those of ``FastCASWiT``.
+    It runs in OpenVINO where that is installed. The arguments are those of ``ArrangedCASWiT``.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or not isinstance(network, CASWiT):
         return None  # on a GPU the plain network under autocast: an arrangement for it was never measured
-    if isinstance(network, WithoutSurroundings):
-        inner = fast_network(network.network, device=device, bf16=bf16, weights=weights)
-        return None if inner is None else WithoutSurroundings(inner, network.context_factor).eval()
-    if not isinstance(network, CASWiT):
-        return None
-    return FastCASWiT(network, bf16=bf16, openvino=find_spec("openvino") is not None, weights=weights).eval()
+    return ArrangedCASWiT(network, bf16=bf16, openvino=find_spec("openvino") is not None, weights=weights).eval()

@@ -1,0 +1,49 @@
+"""caswit evaluate: load a model and a dataset, score the one on the other, write the report."""
+
+from pathlib import Path
+
+from caswit.config import EvaluateConfig
+from caswit.data.dataset import load_dataset
+from caswit.errors import ConfigError
+from caswit.evaluation.evaluate import evaluate_scenes
+from caswit.evaluation.protocols import scored_classes
+from caswit.evaluation.report import Evaluation, write_report
+from caswit.inference.load import load_predictor
+from caswit.weights.model_folder import load_model
+
+
+def evaluate(
+    model: Path, dataset: Path, out: Path, *, split: str = "test", settings: EvaluateConfig | None = None
+) -> Evaluation:
+    """Score a model on a split and write report.json, report.md and report.html.
+
+    Tiles do not overlap, every labelled pixel counts once, and scores come from one confusion matrix
+    over the whole split.
+
+    Args:
+        model: Model folder.
+        dataset: dataset.yaml.
+        out: Folder of the report.
+        split: Split whose scenes are scored.
+        settings: How to compute.
+
+    Returns:
+        The counts and how they came about; ``caswit.evaluation.metrics.score(evaluation.counts)`` are the scores.
+
+    Raises:
+        CaswitError: The model, the data or the folder cannot be used, or their classes differ.
+    """
+    settings = settings or EvaluateConfig()
+    loaded = load_model(model)
+    data = load_dataset(dataset, skip_broken=settings.skip_broken).read_at(loaded.info.tile.read_gsd_m)
+    data.list_broken()
+    scenes = data.split(split)
+    scored_classes(loaded.info.classes, data, settings.protocol)  # refuse before anything is written
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{out}: is a file, or lies in one; give a folder for the report") from error
+    predictor = load_predictor(loaded, settings)
+    evaluation = evaluate_scenes(predictor, loaded, data, scenes, split=split, settings=settings)
+    write_report(evaluation, out)
+    return evaluation
