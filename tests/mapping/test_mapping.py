@@ -187,7 +187,7 @@ from pathlib import Path
 
 import numpy as np, rasterio, torch
 
-import caswit.raster.polygons, caswit.raster.vectors
+import caswit.raster.polygons, caswit.raster.vector_files
 from caswit.config import OutputConfig, PredictConfig
 from caswit.mapping.run import predict
 
@@ -291,7 +291,7 @@ class TestInterruptions:
         code = """
 import errno, sys
 from pathlib import Path
-from caswit.cli import main
+from caswit.cli.main import main
 image, model, disk = sys.argv[1:]
 out = Path(disk) / "map.tif"
 words = ["predict", image, str(out), "--model", model, "--precision", "fp32", "--batch", "1", "--device", "cpu",

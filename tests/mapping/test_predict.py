@@ -159,7 +159,7 @@ import resource, sys
 from pathlib import Path
 from caswit.config import PredictConfig
 from caswit.mapping.run import predict
-from caswit.predict import Predictor
+from caswit.inference.predictor import Predictor
 
 def never(*_):
     raise AssertionError("computed a tile without data")

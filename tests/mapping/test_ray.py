@@ -127,15 +127,15 @@ def test_engines_go_on_from_each_others_blocks(cluster, path, model_folder, tmp_
 
 
 def test_a_block_over_which_every_worker_dies(cluster, path, model_folder, tmp_path, monkeypatch):
-    from caswit.mapping import ray_engine
+    from caswit.mapping.ray import engine
     from caswit.mapping.ray.worker import Worker
 
     class Dying(Worker):
         def block(self, *_):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(ray_engine, "Worker", Dying)
-    monkeypatch.setattr(ray_engine, "_DEATHS", 1)
+    monkeypatch.setattr(engine, "Worker", Dying)
+    monkeypatch.setattr(engine, "_DEATHS", 1)
     run = MapRunConfig(engine="ray", workers=1, worker_cpus=1)
     with pytest.raises(ConfigError, match="died over the same block"):
         predict(path, tmp_path / "map.tif", model_folder, SETTINGS, run=run)

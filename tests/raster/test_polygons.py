@@ -178,10 +178,10 @@ def test_every_format_holds_the_same(tmp_path, suffix, count, monkeypatch):
 class TestRefusals:
     def test_another_format(self, tmp_path):
         with pytest.raises(ConfigError, match=r"written as \.gpkg, \.parquet, \.geojson"):
-            check_vector(tmp_path / "a.shp", grid("EPSG:2154"), None, 0, 0)
+            check_vector(tmp_path / "a.shp", 0.5, 0, 0)
 
     def test_metres_without_a_crs(self, tmp_path):
         for sizes in ((5, 0), (0, 5)):
-            with pytest.raises(ConfigError, match="nobody knows how many metres"):
-                check_vector(tmp_path / "a.gpkg", grid(None), None, *sizes)
-            check_vector(tmp_path / "a.gpkg", grid(None), 0.25, *sizes)
+            with pytest.raises(ConfigError, match="the ground size of the image's pixels is unknown"):
+                check_vector(tmp_path / "a.gpkg", grid(None).source_gsd_m, *sizes)
+            check_vector(tmp_path / "a.gpkg", 0.25, *sizes)

@@ -1,9 +1,9 @@
 """Settings of a trained model at work."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from caswit.config.checks import check
+from caswit.config.checks import KEEPS_MAP, check
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -12,11 +12,11 @@ Precision = Literal["auto", "bf16", "fp32"]
 class ComputeConfig:
     """How a trained model is run."""
 
-    batch: int = 4
+    batch: int = field(default=4, metadata=KEEPS_MAP)
     """Tiles per forward pass."""
     precision: Precision = "auto"
     """fp32 is the plain network. bf16 and auto, which is bf16 where the device has it, take the fast path on a CPU."""
-    device: str = "auto"
+    device: str = field(default="auto", metadata=KEEPS_MAP)
     """torch device: auto, cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:

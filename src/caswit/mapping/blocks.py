@@ -6,98 +6,43 @@ classes, in percent, as asked for.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from math import pi
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from caswit.config import PredictConfig
-from caswit.data.reader import SceneReader
-from caswit.data.scene import Scene
-from caswit.errors import ConfigError
 from caswit.inference.predictor import BlockPixels, classifier
 from caswit.inference.tta import averaged
+from caswit.mapping.plan import MapPlan
 from caswit.raster.cog import NODATA
-from caswit.raster.georef import Grid
-from caswit.raster.mosaic import Source, open_image
-from caswit.raster.reader import Bool, PixelEncoding, UInt8
+from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window, block_at
 from caswit.weights.model_folder import LoadedModel, load_model
-
-if TYPE_CHECKING:  # needs caswit[vector]
-    from caswit.raster.aoi import Area
 
 _LEAST_WEIGHT = 1e-6
 
 
-class Bands(NamedTuple):
-    """What is asked for of a block."""
-
-    confidence: bool = False
-    probabilities: bool = False
-
-    def first_probability(self) -> int:
-        """The band of the first class's probability, from 1."""
-        return 2 + self.confidence
-
-    def count(self, classes: int) -> int:
-        """Bands of a part."""
-        return 1 + self.confidence + self.probabilities * classes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Everything that a process needs to map blocks. Can be sent to other machines that see the same files."""
-
-    sources: tuple[Source, ...]
-    grid: Grid
-    model: str
-    """Model folder."""
-    settings: PredictConfig
-    read_at_m: float | None = None
-    """Ground size of the pixels to read; None: native."""
-    area: "Area | None" = None
-    bands: Bands
-
-    def open(self, loaded: LoadedModel) -> SceneReader:
-        """Open the images, as one, to be read as the model sees them."""
-        return SceneReader(
-            Scene(image=Path(self.sources[0].path)),
-            bands=self.settings.bands or loaded.info.bands,
-            read_gsd_m=self.read_at_m,
-            image=open_image(self.sources, self.grid, meaning(self.settings)),
-            source_gsd_m=self.settings.gsd_m,
-        )
-
-
-def meaning(settings: PredictConfig) -> PixelEncoding:
-    """What the settings say of the values of the images."""
-    return PixelEncoding(settings.rescale, settings.nodata)
-
-
 class BlockMapper:
-    """Maps blocks of one job: holds the open images and the model. Use as a context manager.
+    """Maps blocks of one plan: holds the open images and the model. Use as a context manager.
 
     One thread may read while another computes.
 
     Args:
-        job: What to map.
-        loaded: The job's model, where it is loaded already.
+        job: The plan of the map.
+        loaded: The plan's model, where it is loaded already.
     """
 
-    def __init__(self, job: Job, loaded: LoadedModel | None = None) -> None:
+    def __init__(self, job: MapPlan, loaded: LoadedModel | None = None) -> None:
         self.job = job
         loaded = loaded or load_model(job.model)
-        self.tile_px, self.overlap_px = loaded.info.tile.tile_px, overlap_of(job.settings, loaded.info.tile.tile_px)
+        self.tile_px, self.overlap_px = job.layout.tile_px, job.layout.overlap_px
         self.model = averaged(classifier(loaded, job.settings), job.settings.tta)
         self.ids = torch.from_numpy(loaded.info.classes.ids).to(self.model.device)
         self.classes = len(loaded.info.classes)
-        self.scene = job.open(loaded)
+        self.scene = job.open()
 
     @property
     def precision(self) -> str:
@@ -201,14 +146,3 @@ def _wanted(tiles: Sequence[tuple[Tile, Window]], pixels: BlockPixels) -> list[t
 
 def _any(valid: Bool, where: tuple[slice, slice]) -> bool:
     return bool(valid[where].any())
-
-
-def overlap_of(settings: PredictConfig, tile_px: int) -> int:
-    """Pixels by which tiles overlap: a quarter of them, half where they are blended, unless set."""
-    if settings.overlap_px is None:
-        return tile_px // 2 if settings.blend else tile_px // 4
-    if settings.overlap_px >= tile_px:
-        raise ConfigError(
-            f"overlap_px must be below the model's tile_px={tile_px}, got {settings.overlap_px}; try {tile_px // 4}"
-        )
-    return settings.overlap_px

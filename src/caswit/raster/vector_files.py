@@ -25,47 +25,44 @@ _AT_ONCE = 5000
 
 
 class Ground:
-    """From pixels to coordinates and areas.
+    """Places pixels on the ground: coordinates and areas.
+
+    Where the user contradicts the file, coordinates are the file's, so that polygons lie on the image, and areas are
+    the user's: those of the CRS, times the square of how much longer a pixel is than the file says.
 
     Args:
-        grid: Of the map.
-        gsd_m: Ground size of its pixels in metres, for a grid that does not say it.
+        grid: The grid of the map.
+        source_gsd_m: Ground size of its pixels in metres as resolved by the plan; None: what the grid says.
     """
 
-    def __init__(self, grid: Grid, gsd_m: float | None = None) -> None:
-        self.grid, self.gsd_m = grid, gsd_m
+    def __init__(self, grid: Grid, source_gsd_m: float | None = None) -> None:
+        self.grid, self.source_gsd_m = grid, source_gsd_m or grid.source_gsd_m
         self.crs = CRS.from_wkt(grid.crs.to_wkt()) if grid.crs else None
         self._degrees: Transformer | None = None
         if self.crs is not None and (self.crs.is_geographic or self.crs.to_epsg() == 3857):
             # Web Mercator calls its units metres, but they are not metres on the ground.
             self._degrees = Transformer.from_crs(self.crs, self.crs.geodetic_crs, always_xy=True)
 
-    @property
-    def measures(self) -> bool:
-        """Whether areas are known: of a grid without a CRS, or in coordinates of nowhere, only where told."""
-        return self._on_earth or self.gsd_m is not None
-
-    @property
-    def _on_earth(self) -> bool:
-        return self.crs is not None and (self.crs.is_projected or self.crs.is_geographic)
-
     def place(self, shapes: Any) -> Any:
-        """Coordinates of the CRS instead of pixels."""
+        """Turn pixels into coordinates of the CRS."""
         matrix = self.grid.matrix
         return shapely.transform(shapes, lambda p: (matrix @ np.stack([p[:, 0], p[:, 1], np.ones(len(p))]))[:2].T)
 
     def areas_m2(self, placed: Any) -> NDArray[np.float64]:
-        """Areas on the ground; NaN where unknown."""
-        if not self._on_earth or self.crs is None:
+        """Return areas on the ground in square metres; NaN where the ground size of a pixel is unknown."""
+        file_m, source_m = self.grid.source_gsd_m, self.source_gsd_m or np.nan
+        if file_m is None or self.crs is None:
             pixel = abs(np.linalg.det(self.grid.matrix[:2, :2]))
-            return np.asarray(shapely.area(placed)) / pixel * (np.nan if self.gsd_m is None else self.gsd_m) ** 2
+            return np.asarray(shapely.area(placed)) / pixel * source_m**2
+        # 1 unless the user contradicts the file. A factor, for a pixel's size varies within a raster in degrees.
+        told = (source_m / file_m) ** 2
         if self._degrees is None:
             metres: float = self.crs.axis_info[0].unit_conversion_factor
-            areas: NDArray[np.float64] = shapely.area(placed) * metres**2
+            areas: NDArray[np.float64] = shapely.area(placed) * metres**2 * told
             return areas
         ellipsoid: Geod = self.crs.get_geod() or Geod(ellps="WGS84")
         degrees = shapely.transform(placed, self._degrees.transform, interleaved=False)
-        return np.array([abs(ellipsoid.geometry_area_perimeter(g)[0]) for g in degrees])
+        return np.array([abs(ellipsoid.geometry_area_perimeter(g)[0]) * told for g in degrees])
 
 
 class Features(NamedTuple):
@@ -88,15 +85,13 @@ class PolygonWriter:
     Args:
         file: Where to write; the caller gives it its final name.
         suffix: One of ``FORMATS``.
-        ground: Of the map.
+        ground: The ground of the map.
         names: Class id -> name.
         min_area_m2: Smaller polygons are left out.
     """
 
     def __init__(self, file: Path, suffix: str, ground: Ground, names: Mapping[int, str], min_area_m2: float) -> None:
         self.ground, self.names, self.min_area_m2 = ground, names, min_area_m2
-        if min_area_m2 > 0 and not self.ground.measures:
-            raise ConfigError("the image has no CRS, so areas in m2 are unknown; leave out --min_area")
         kinds: dict[str, Callable[[Path, Ground], _Format]] = {
             ".gpkg": _GeoPackage,
             ".parquet": _GeoParquet,
@@ -115,7 +110,7 @@ class PolygonWriter:
         self._format.close()
 
     def add(self, polygon: ClassPolygon) -> None:
-        """Write one, now or soon."""
+        """Write a polygon, now or with the next ones."""
         self._held.append(polygon)
         if len(self._held) >= _AT_ONCE:
             self._flush()
@@ -208,12 +203,10 @@ class _GeoParquet:
         self._writer.close()
 
 
-def check_vector(file: Path, grid: Grid, gsd_m: float | None, min_area_m2: float, simplify_m: float) -> None:
-    """Raise ConfigError unless polygons of this grid, or with this ground size, can be written so."""
+def check_vector(file: Path, source_gsd_m: float | None, min_area_m2: float, simplify_m: float) -> None:
+    """Raise ConfigError unless polygons of pixels of this ground size can be written so."""
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(f"{file}: polygons are written as {', '.join(FORMATS)}; give a name that ends so")
-    unknown = "nobody knows how many metres a pixel of the image has; add --gsd_m, or leave out"
-    if simplify_m > 0 and (grid.source_gsd_m or gsd_m) is None:
-        raise ConfigError(f"{unknown} --simplify")
-    if min_area_m2 > 0 and not Ground(grid, gsd_m).measures:
-        raise ConfigError(f"{unknown} --min_area")
+    for name, size in (("--simplify", simplify_m), ("--min-area", min_area_m2)):
+        if size > 0 and source_gsd_m is None:
+            raise ConfigError(f"the ground size of the image's pixels is unknown; add --gsd-m, or leave out {name}")
