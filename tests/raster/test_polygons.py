@@ -124,6 +124,8 @@ SQUARE = np.array([shapely.box(0, 0, 10, 20)])
 def test_areas_are_metres_on_the_ground(where, area_m2):
     ground = Ground(where)
     assert ground.areas_m2(ground.place(SQUARE))[0] == pytest.approx(area_m2, rel=0.01)
+    told = Ground(where, 3 * where.source_gsd_m)  # the user contradicts the file
+    assert told.areas_m2(told.place(SQUARE))[0] == pytest.approx(9 * ground.areas_m2(ground.place(SQUARE))[0])
 
 
 @pytest.mark.parametrize("where", [grid(None), grid(None, 0.5, 30, 40)], ids=["pixels", "coordinates of nowhere"])

@@ -43,27 +43,15 @@ class PredictConfig(TTAConfig):
         """Refuse settings that cannot predict."""
         super().__post_init__()
         check(self.block_px >= 32, f"block_px must be at least 32, got {self.block_px}; try 4096")
-        check(
-            self.overlap_px is None or self.overlap_px >= 0,
-            f"overlap_px must be 0 or more, got {self.overlap_px}; try 128",
-        )
-        check(
-            not self.blend or self.overlap_px != 0,
-            "blend needs tiles that overlap, got overlap_px=0; leave overlap_px out",
-        )
-        check(
-            self.bands is None or min(self.bands) >= 1,
-            f"bands must be three numbers from 1, got {self.bands}; try 1 2 3",
-        )
+        check((self.overlap_px or 0) >= 0, f"overlap_px must be 0 or more, got {self.overlap_px}; try 128")
+        overlaps = not self.blend or self.overlap_px != 0
+        check(overlaps, "blend needs tiles that overlap, got overlap_px=0; leave overlap_px out")
+        check(min(self.bands or (1,)) >= 1, f"bands must be three numbers from 1, got {self.bands}; try 1 2 3")
         check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0, got {self.gsd_m}; try 0.25")
-        check(
-            0 <= self.min_confidence <= 100,
-            f"min_confidence must be a percentage, 0 to 100, got {self.min_confidence}; try 70",
-        )
-        check(
-            self.rescale is None or self.rescale[0] < self.rescale[1],
-            f"rescale must be two numbers, the lower one first, got {self.rescale}",
-        )
+        percent = self.min_confidence
+        check(0 <= percent <= 100, f"min_confidence must be a percentage, 0 to 100, got {percent}; try 70")
+        low, high = self.rescale or (0, 255)
+        check(low < high, f"rescale must be two numbers, the lower one first, got {self.rescale}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +76,8 @@ class OutputConfig:
             check(self.vector is not None or getattr(self, name) == 0, f"{name} is about polygons; add --vector FILE")
         for name in ("confidence", "probabilities"):
             file = getattr(self, name)
-            check(
-                file is None or file.lower().endswith((".tif", ".tiff")),
-                f"{name} is a GeoTIFF, got {file}; give a name that ends in .tif",
-            )
+            fits = file is None or file.lower().endswith((".tif", ".tiff"))
+            check(fits, f"{name} is a GeoTIFF, got {file}; give a name that ends in .tif")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +101,9 @@ class MapRunConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible workers, and settings of a cluster without one."""
-        check(self.workers is None or self.workers >= 1, f"workers must be at least 1, got {self.workers}")
-        check(self.worker_cpus >= 1, f"worker_cpus must be at least 1, got {self.worker_cpus}")
+        for name in ("workers", "worker_cpus"):
+            number = getattr(self, name)
+            check(number is None or number >= 1, f"{name} must be at least 1, got {number}")
         for name in ("address", "workers"):
-            check(
-                self.engine == "ray" or getattr(self, name) is None,
-                f"{name} is a setting of the ray engine; add --engine ray",
-            )
+            used = self.engine == "ray" or getattr(self, name) is None
+            check(used, f"{name} is a setting of the ray engine; add --engine ray")

@@ -20,6 +20,8 @@ from caswit.weights.model_folder import LoadedModel
 
 _READ_AHEAD = 2
 """Blocks in memory that are read or being read, beside the one that is computed."""
+_ReadBlock = tuple[PlannedBlock, Block, BlockPixels | DataError | None]
+"""A block with its pixels, why they could not be read, or None where there is nothing to map."""
 
 
 class Outcome(NamedTuple):
@@ -78,10 +80,8 @@ class LocalEngine:
             if writing is not None:
                 yield writing.result()
 
-    def _read_ahead(
-        self, todo: Iterable[PlannedBlock], reader: ThreadPoolExecutor
-    ) -> Iterator[tuple[PlannedBlock, Block, BlockPixels | DataError | None]]:
-        def read(planned: PlannedBlock) -> tuple[PlannedBlock, Block, BlockPixels | DataError | None]:
+    def _read_ahead(self, todo: Iterable[PlannedBlock], reader: ThreadPoolExecutor) -> Iterator[_ReadBlock]:
+        def read(planned: PlannedBlock) -> _ReadBlock:
             block = self.mapper.block(planned.window)
             try:
                 return planned, block, self.mapper.read(block)
@@ -89,7 +89,7 @@ class LocalEngine:
                 return planned, block, error
 
         # Never more than _READ_AHEAD blocks wait in memory, however slow the network is beside the disk.
-        reading: deque[Future[tuple[PlannedBlock, Block, BlockPixels | DataError | None]]] = deque()
+        reading: deque[Future[_ReadBlock]] = deque()
         for planned in todo:
             reading.append(reader.submit(read, planned))
             if len(reading) >= _READ_AHEAD:

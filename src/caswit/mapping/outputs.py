@@ -63,14 +63,6 @@ class Targets(NamedTuple):
         """Return the files that were asked for beside the map, by kind."""
         return {name: file for name, file in self._asdict().items() if name != "map" and file is not None}
 
-    def check(self, plan: MapPlan) -> None:
-        """Raise ConfigError, or ModuleNotFoundError, if polygons cannot be written: before hours of work, not after."""
-        if self.vector is None:
-            return
-        from caswit.raster.vector_files import check_vector
-
-        check_vector(self.vector, plan.source_gsd_m, plan.outputs.min_area, plan.outputs.simplify)
-
 
 def _check_place(file: Path, images: Sequence[str]) -> None:
     if is_remote(str(file)):
@@ -97,8 +89,7 @@ def write_outputs(
     if targets.confidence is not None:
         _write_raster(targets.confidence, *place, parts, [Band(source=2, name="confidence, percent")], about)
     if targets.probabilities is not None:
-        first = plan.bands.first_probability()
-        bands = [Band(source=first + i, name=name) for i, name in enumerate(table.names)]
+        bands = [Band(source=i, name=name) for i, name in enumerate(table.names, 2 + plan.bands.confidence)]
         _write_raster(targets.probabilities, *place, parts, bands, about)
     atomic_write_bytes(targets.style, qgis_style(table))
     atomic_write_bytes(targets.item, stac_item(targets.map, plan, loaded, targets.others()))
@@ -118,7 +109,7 @@ def _write_polygons(
     from caswit.raster.polygons import ClassPolygon, Merger, fragments
     from caswit.raster.vector_files import Ground, PolygonWriter
 
-    # Without a ground size there is nothing to simplify: ``Targets.check`` has refused it.
+    # Without a ground size there is nothing to simplify: ``make_plan`` has refused it.
     simplify_px = plan.outputs.simplify / (plan.source_gsd_m or 1.0)
     ground = Ground(plan.grid, plan.source_gsd_m)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from caswit.config import MapRunConfig, OutputConfig, Precision, PredictConfig, TileConfig
-from caswit.config.checks import map_settings
+from caswit.config.checks import check, map_settings
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
@@ -41,10 +41,6 @@ class Bands(NamedTuple):
 
     confidence: bool = False
     probabilities: bool = False
-
-    def first_probability(self) -> int:
-        """Return the number of the first class's band, from 1."""
-        return 2 + self.confidence
 
     def count(self, classes: int) -> int:
         """Return how many bands a part has."""
@@ -177,14 +173,7 @@ class MapPlan:
 def make_plan(
     images: Sequence[str], model: str | None, settings: PredictConfig, outputs: OutputConfig, run: MapRunConfig
 ) -> tuple[MapPlan, LoadedModel]:
-    """Look at images and model and resolve everything that follows from them and the settings.
-
-    Args:
-        images: Names that GDAL opens.
-        model: Model folder or name; None chooses one of the zoo by the ground size of the image's pixels.
-        settings: How to read, cut and compute.
-        outputs: What to write beside the map.
-        run: How to go about it.
+    """Look at images and model, chosen from the zoo where None, and resolve what follows from them and the settings.
 
     Raises:
         CaswitError: Images, model and settings cannot be used, or not together.
@@ -215,6 +204,10 @@ def make_plan(
         area=_area(run, grid),
     )
     _warn_of_ground_sizes(plan)
+    if outputs.vector is not None:
+        from caswit.raster.vector_files import check_vector
+
+        check_vector(Path(outputs.vector), source_gsd_m, outputs.min_area, outputs.simplify)
     return plan, loaded
 
 
@@ -224,13 +217,10 @@ def _encoding(settings: PredictConfig) -> PixelEncoding:
 
 def _overlap_px(settings: PredictConfig, tile_px: int) -> int:
     """Return the overlap of tiles: unless set, a quarter of them, or half where they are blended."""
-    if settings.overlap_px is None:
-        return tile_px // 2 if settings.blend else tile_px // 4
-    if settings.overlap_px >= tile_px:
-        raise ConfigError(
-            f"overlap_px must be below the model's tile_px={tile_px}, got {settings.overlap_px}; try {tile_px // 4}"
-        )
-    return settings.overlap_px
+    default, overlap_px = tile_px // 2 if settings.blend else tile_px // 4, settings.overlap_px
+    check((overlap_px or 0) < tile_px,
+          f"overlap_px must be below the model's tile_px={tile_px}, got {overlap_px}; try {tile_px // 4}")  # fmt: skip
+    return default if overlap_px is None else overlap_px
 
 
 def _read_gsd_m(info: ModelInfo, settings: PredictConfig, source_gsd_m: float | None) -> float | None:
@@ -262,7 +252,7 @@ def _warn_of_ground_sizes(plan: MapPlan) -> None:
 
 
 def _differ(one_m: float, other_m: float) -> bool:
-    return not 1 / _GSD_OFF <= one_m / other_m <= _GSD_OFF
+    return max(one_m / other_m, other_m / one_m) > _GSD_OFF
 
 
 def _area(run: MapRunConfig, grid: Grid) -> "Area | None":

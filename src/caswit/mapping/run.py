@@ -48,15 +48,12 @@ def predict(
     Raises:
         CaswitError: The images, the model, the settings or the place to write to cannot be used.
     """
-    run = run or MapRunConfig()
+    settings, outputs, run = settings or PredictConfig(), outputs or OutputConfig(), run or MapRunConfig()
     names = list_images([str(i) for i in ([images] if isinstance(images, str | Path) else images)])
-    targets = Targets.of(out, outputs or OutputConfig(), names)
+    targets = Targets.of(out, outputs, names)
     # Everything that a user can have got wrong is refused from here to the journal: before hours of work, not after.
     start_engine = _engine(run)
-    plan, loaded = make_plan(
-        names, None if model is None else str(model), settings or PredictConfig(), outputs or OutputConfig(), run
-    )
-    targets.check(plan)
+    plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run)
     blocks = plan.blocks()
     with ExitStack() as stack:
         stack.enter_context(bounded_cache())
@@ -70,9 +67,8 @@ def predict(
         # A run that skipped blocks keeps its parts: the same call tries those blocks alone again.
         if not journal.skipped:
             journal.remove()
-    by_number = {block.number: block for block in blocks}
-    skipped = tuple(_described(by_number[number], why) for number, why in sorted(journal.skipped.items()))
-    return MapResult(out, skipped)
+    whys = journal.skipped
+    return MapResult(out, tuple(_described(b, whys[b.number]) for b in blocks if b.number in whys))
 
 
 def _engine(run: MapRunConfig) -> Callable[[MapPlan, LoadedModel], Engine]:

@@ -16,14 +16,8 @@ from caswit.mapping.plan import MapPlan
 from caswit.raster.cog import NODATA, Band
 from caswit.weights.model_folder import WEIGHTS, LoadedModel
 
-_STAC = "https://stac-extensions.github.io"
-_EXTENSIONS = [
-    f"{_STAC}/mlm/v1.4.0/schema.json",
-    f"{_STAC}/classification/v2.0.0/schema.json",
-    f"{_STAC}/projection/v2.0.0/schema.json",
-    f"{_STAC}/processing/v1.2.0/schema.json",
-    f"{_STAC}/file/v2.1.0/schema.json",
-]
+_SCHEMAS = ("mlm/v1.4.0", "classification/v2.0.0", "projection/v2.0.0", "processing/v1.2.0", "file/v2.1.0")
+_EXTENSIONS = [f"https://stac-extensions.github.io/{name}/schema.json" for name in _SCHEMAS]
 _BANDS = ("red", "green", "blue")
 _SHA256 = "1220"
 """The first two bytes of a multihash: the algorithm and its length of 32 bytes."""
@@ -31,12 +25,7 @@ _SHA256 = "1220"
 
 def tags(plan: MapPlan, loaded: LoadedModel) -> dict[str, str]:
     """Return the tags that say where a map comes from, every setting that changes it among them."""
-    facts = {
-        "model": loaded.name,
-        "model_sha256": loaded.digest,
-        "image": Path(plan.title).name,
-        **plan.facts(),
-    }
+    facts = {"model": loaded.name, "model_sha256": loaded.digest, "image": Path(plan.title).name, **plan.facts()}
     return {
         "TIFFTAG_SOFTWARE": f"caswit {__version__}",
         "TIFFTAG_DATETIME": datetime.datetime.now().strftime("%Y:%m:%d %H:%M:%S"),
@@ -129,52 +118,36 @@ def stac_item(out: Path, plan: MapPlan, loaded: LoadedModel, others: Mapping[str
 
 def _model(loaded: LoadedModel) -> dict[str, Any]:
     info, tile = loaded.info, loaded.info.tile.tile_px
-    order = ["batch", "channel", "height", "width"]
+    tasks, order = ["semantic-segmentation"], ["batch", "channel", "height", "width"]
     pixels = {"shape": [-1, 3, tile, tile], "dim_order": order, "data_type": "uint8"}
-    scaling = [
-        {"type": "z-score", "mean": mean, "stddev": std}
-        for mean, std in zip(info.model.mean, info.model.std, strict=True)
-    ]
-    seen = {"tile": "the tile to be mapped"}
+    shape = [-1, len(info.classes), tile, tile]
+    result = {"shape": shape, "dim_order": ["batch", "class", "height", "width"], "data_type": "float32"}
+    normalisation = zip(info.model.mean, info.model.std, strict=True)
+    scaling = [{"type": "z-score", "mean": mean, "stddev": std} for mean, std in normalisation]
+    inputs = {"tile": "the tile to be mapped"}
     if loaded.network.reads_context:
-        seen["context"] = f"the area around the tile, {info.tile.context_factor} times its side, averaged to its size"
+        inputs["context"] = f"the area around it, {info.tile.context_factor} times its side, averaged to its size"
+    classes = {"classification:classes": _classes(info.classes)}
     return {
         "mlm:name": "caswit-" + re.sub(r"[^a-zA-Z0-9]+", "-", loaded.name.removeprefix("caswit-")).strip("-"),
         "mlm:architecture": f"CASWiT ({info.model.size}, {info.model.decoder})",
-        "mlm:tasks": ["semantic-segmentation"],
+        "mlm:tasks": tasks,
         "mlm:framework": "PyTorch",
         "mlm:framework_version": torch.__version__,
         "mlm:total_parameters": sum(p.numel() for p in loaded.network.parameters()),
         "mlm:input": [
             {"name": name, "description": text, "bands": list(_BANDS), "input": pixels, "value_scaling": scaling}
-            for name, text in seen.items()
+            for name, text in inputs.items()
         ],
-        "mlm:output": [
-            {
-                "name": "classes",
-                "tasks": ["semantic-segmentation"],
-                "result": {
-                    "shape": [-1, len(info.classes), tile, tile],
-                    "dim_order": ["batch", "class", "height", "width"],
-                    "data_type": "float32",
-                },
-                "classification:classes": _classes(info.classes),
-            }
-        ],
+        "mlm:output": [{"name": "classes", "tasks": tasks, "result": result, **classes}],
         **({"mlm:hyperparameters": {"gsd_m": info.trained_gsd_m}} if info.trained_gsd_m else {}),
     }
 
 
 def _classes(table: ClassTable) -> list[dict[str, Any]]:
-    return [
-        {
-            "value": c.id,
-            "name": re.sub(r"[^a-zA-Z0-9_-]+", "_", c.name),
-            "description": c.name,
-            "color_hint": c.color[1:].upper(),
-        }
-        for c in table.predicted
-    ]
+    # The schema allows no blanks in a name; the description has the name as the table writes it.
+    names = [(c, re.sub(r"[^a-zA-Z0-9_-]+", "_", c.name)) for c in table.predicted]
+    return [{"value": c.id, "name": n, "description": c.name, "color_hint": c.color[1:].upper()} for c, n in names]
 
 
 def _rectangle(west: float, south: float, east: float, north: float) -> dict[str, Any]:

@@ -5,9 +5,9 @@ Polygons come in pixels and are placed on the ground here; their areas are squar
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyogrio.raw
@@ -74,11 +74,6 @@ class Features(NamedTuple):
     areas_m2: NDArray[np.float64]
 
 
-class _Format(Protocol):
-    def write(self, features: Features) -> None: ...
-    def close(self) -> None: ...
-
-
 class PolygonWriter:
     """Writes polygons with their class, its name and their area. Use as a context manager.
 
@@ -92,11 +87,8 @@ class PolygonWriter:
 
     def __init__(self, file: Path, suffix: str, ground: Ground, names: Mapping[int, str], min_area_m2: float) -> None:
         self.ground, self.names, self.min_area_m2 = ground, names, min_area_m2
-        kinds: dict[str, Callable[[Path, Ground], _Format]] = {
-            ".gpkg": _GeoPackage,
-            ".parquet": _GeoParquet,
-            ".geojson": _GeoJson,
-        }
+        kinds: dict[str, type[_GeoPackage | _GeoParquet | _GeoJson]]
+        kinds = {".gpkg": _GeoPackage, ".parquet": _GeoParquet, ".geojson": _GeoJson}
         self._format = kinds[suffix](file, self.ground)
         self._held: list[ClassPolygon] = []
         self.count = 0
@@ -132,23 +124,15 @@ class _GeoPackage:
         self.begun = False
 
     def write(self, features: Features) -> None:
+        columns = [features.ids.astype(np.int32), features.names, features.areas_m2]
+        crs = self.crs.to_wkt() if self.crs else None
+        options = {"driver": "GPKG", "layer": "landcover", "geometry_type": "Polygon", "append": self.begun}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The filename extension", RuntimeWarning)  # ours is .tmp until complete
-            self._write(features)
+            pyogrio.raw.write(
+                self.file, shapely.to_wkb(features.shapes), columns, ["class", "name", "area_m2"], crs=crs, **options
+            )
         self.begun = True
-
-    def _write(self, features: Features) -> None:
-        pyogrio.raw.write(
-            self.file,
-            shapely.to_wkb(features.shapes),
-            [features.ids.astype(np.int32), features.names, features.areas_m2],
-            ["class", "name", "area_m2"],
-            crs=self.crs.to_wkt() if self.crs else None,
-            driver="GPKG",
-            layer="landcover",
-            geometry_type="Polygon",
-            append=self.begun,
-        )
 
     def close(self) -> None: ...
 

@@ -24,7 +24,6 @@ from caswit.mapping.plan import MapPlan, PlannedBlock
 from caswit.mapping.ray.cluster import allocate_workers, connect
 from caswit.mapping.ray.worker import BlockResult, Worker, WorkerInfo, not_shared
 from caswit.raster.reader import is_remote
-from caswit.weights.hub import is_on_hub
 from caswit.weights.model_folder import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -175,7 +174,7 @@ class RayEngine:
 def _anywhere(plan: MapPlan) -> MapPlan:
     """Return the plan with names that do not depend on the folder in which a process works."""
     sources = tuple(s if is_remote(s.path) else s._replace(path=str(Path(s.path).absolute())) for s in plan.sources)
-    model = plan.model if is_on_hub(plan.model) else str(Path(plan.model).absolute())
+    model = str(Path(plan.model).absolute()) if Path(plan.model).exists() else plan.model  # or a name that all know
     return replace(plan, sources=sources, model=model)
 
 
