@@ -20,7 +20,8 @@ import torch
 
 from caswit.config import MapRunConfig, PredictConfig
 from caswit.mapping.journal import Journal
-from caswit.mapping.local import LocalEngine, Outcome, Planned
+from caswit.mapping.local import LocalEngine, Outcome
+from caswit.mapping.plan import PlannedBlock
 from caswit.mapping.ray.cluster import connect
 from caswit.mapping.ray.engine import RayEngine
 from caswit.mapping.run import predict
@@ -35,7 +36,7 @@ def clocked(engine: type[LocalEngine] | type[RayEngine], taken_s: list[float]) -
     """Let an engine note how long it is at its blocks, once every worker has started."""
     original = engine.run
 
-    def run(self: LocalEngine | RayEngine, todo: Iterable[Planned], journal: Journal) -> Iterator[Outcome]:
+    def run(self: LocalEngine | RayEngine, todo: Iterable[PlannedBlock], journal: Journal) -> Iterator[Outcome]:
         while isinstance(self, RayEngine) and self._starting:
             self._join(self._wait([*self._starting]))
         started_s = time.perf_counter()

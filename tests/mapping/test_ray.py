@@ -16,6 +16,7 @@ import caswit
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
 from caswit.errors import ConfigError
 from caswit.mapping.local import LocalEngine
+from caswit.mapping.plan import make_plan
 from caswit.mapping.run import predict
 from conftest import georeference, picture
 
@@ -126,16 +127,30 @@ def test_engines_go_on_from_each_others_blocks(cluster, path, model_folder, tmp_
     np.testing.assert_array_equal(read(out), read(tmp_path / "expected.tif"))
 
 
+def test_a_plan_names_its_model_and_images_so_that_every_machine_finds_them(path, model_folder, tmp_path, monkeypatch):
+    """A model of the zoo went to the workers as a folder that did not exist."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'caswit[ray]'")
+    from caswit.mapping.ray.engine import _anywhere
+
+    monkeypatch.chdir(model_folder.parent)
+    for model, sent in ((model_folder.name, str(model_folder)), ("caswit-nano-dubai", "caswit-nano-dubai")):
+        names = [os.path.relpath(path)]
+        plan, _ = make_plan(names, model, PredictConfig(), OutputConfig(), MapRunConfig())
+        found = _anywhere(plan)
+        assert (found.model, Path(found.sources[0].path).resolve()) == (sent, path.resolve())
+        assert Path(found.sources[0].path).is_absolute()
+
+
 def test_a_block_over_which_every_worker_dies(cluster, path, model_folder, tmp_path, monkeypatch):
-    from caswit.mapping import ray_engine
+    from caswit.mapping.ray import engine
     from caswit.mapping.ray.worker import Worker
 
     class Dying(Worker):
         def block(self, *_):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(ray_engine, "Worker", Dying)
-    monkeypatch.setattr(ray_engine, "_DEATHS", 1)
+    monkeypatch.setattr(engine, "Worker", Dying)
+    monkeypatch.setattr(engine, "_DEATHS", 1)
     run = MapRunConfig(engine="ray", workers=1, worker_cpus=1)
     with pytest.raises(ConfigError, match="died over the same block"):
         predict(path, tmp_path / "map.tif", model_folder, SETTINGS, run=run)

@@ -124,6 +124,8 @@ SQUARE = np.array([shapely.box(0, 0, 10, 20)])
 def test_areas_are_metres_on_the_ground(where, area_m2):
     ground = Ground(where)
     assert ground.areas_m2(ground.place(SQUARE))[0] == pytest.approx(area_m2, rel=0.01)
+    told = Ground(where, 3 * where.source_gsd_m)  # the user contradicts the file
+    assert told.areas_m2(told.place(SQUARE))[0] == pytest.approx(9 * ground.areas_m2(ground.place(SQUARE))[0])
 
 
 @pytest.mark.parametrize("where", [grid(None), grid(None, 0.5, 30, 40)], ids=["pixels", "coordinates of nowhere"])
@@ -178,10 +180,10 @@ def test_every_format_holds_the_same(tmp_path, suffix, count, monkeypatch):
 class TestRefusals:
     def test_another_format(self, tmp_path):
         with pytest.raises(ConfigError, match=r"written as \.gpkg, \.parquet, \.geojson"):
-            check_vector(tmp_path / "a.shp", grid("EPSG:2154"), None, 0, 0)
+            check_vector(tmp_path / "a.shp", 0.5, 0, 0)
 
     def test_metres_without_a_crs(self, tmp_path):
         for sizes in ((5, 0), (0, 5)):
-            with pytest.raises(ConfigError, match="ground size of the image"):
-                check_vector(tmp_path / "a.gpkg", grid(None), None, *sizes)
-            check_vector(tmp_path / "a.gpkg", grid(None), 0.25, *sizes)
+            with pytest.raises(ConfigError, match="the ground size of the image's pixels is unknown"):
+                check_vector(tmp_path / "a.gpkg", grid(None).source_gsd_m, *sizes)
+            check_vector(tmp_path / "a.gpkg", 0.25, *sizes)

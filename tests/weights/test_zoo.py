@@ -146,7 +146,7 @@ def test_the_ground_size_that_is_given_decides_how_finely_is_read(filled, make_r
         main(["predict", str(image), str(tmp_path / f"map-{name}"), *words])
         with rasterio.open(tmp_path / f"map-{name}") as found:
             maps.append(found.read())
-            assert found.tags()["CASWIT_READ_AT_M"] == "0.4"
+            assert found.tags()["CASWIT_READ_GSD_M"] == "0.4"
     np.testing.assert_array_equal(*maps)
 
 

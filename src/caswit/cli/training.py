@@ -77,8 +77,8 @@ def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, 
 
     Writes report.html, report.md and report.json.
     """
-    from caswit.evaluation.run import evaluate
     from caswit.evaluation.metrics import score
+    from caswit.evaluation.run import evaluate
 
     evaluation = evaluate(Path(model), Path(dataset), Path(out), split=split, settings=settings)
     scores = score(evaluation.counts)

@@ -1,9 +1,9 @@
 """Settings of running a trained model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from caswit.config.checks import check
+from caswit.config.checks import KEEPS_MAP, check
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -12,11 +12,11 @@ Precision = Literal["auto", "bf16", "fp32"]
 class ComputeConfig:
     """How a trained model is run."""
 
-    batch: int = 4
+    batch: int = field(default=4, metadata=KEEPS_MAP)
     """Tiles per forward pass."""
     precision: Precision = "auto"
     """auto is bf16 where the device has it. On a CPU bf16 and auto run the faster network, fp32 the plain one."""
-    device: str = "auto"
+    device: str = field(default="auto", metadata=KEEPS_MAP)
     """torch device: auto, cpu, cuda, cuda:1 or mps."""
 
     def __post_init__(self) -> None:

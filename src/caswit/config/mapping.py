@@ -1,9 +1,13 @@
-"""Settings of mapping images of any size."""
+"""Settings of mapping images of any size.
 
-from dataclasses import dataclass
+A field changes the map unless it is declared with ``KEEPS_MAP``; the journal's manifest, the map's tags and its STAC
+item are made of those that do.
+"""
+
+from dataclasses import dataclass, field
 from typing import Literal
 
-from caswit.config.checks import check
+from caswit.config.checks import KEEPS_MAP, check
 from caswit.config.inference import TTAConfig
 
 OnError = Literal["stop", "skip"]
@@ -12,107 +16,94 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(TTAConfig):
-    """How images are read, cut and predicted. What stands here changes the map, but for batch, device and block_px."""
+    """How images are read, cut into tiles and predicted."""
 
     overlap_px: int | None = None
     """Pixels by which neighbouring tiles overlap; each keeps its half. Null: a quarter of the tile."""
     blend: bool = False
     """Average overlapping tiles with weights that fall towards their edges, instead of each keeping its half."""
+    # Changes no pixel, but which of them a part holds, so it must be the same in a run that goes on.
     block_px: int = 4096
-    """Largest side of the part of the map that is stored as one; the tiles' context is held in memory beside it."""
+    """Largest side, in pixels, of the part of the map that is stored as one; it is in memory with its context."""
     bands: tuple[int, int, int] | None = None
     """Bands of the image that are red, green and blue, from 1. Null: those the model was trained on."""
-    match_gsd: bool = False
-    """Resample the image while it is read to the ground size of a pixel that the model was trained on."""
+    # Acts through the ground size that is read alone, which the plan resolves and the manifest has.
+    match_gsd: bool = field(default=False, metadata=KEEPS_MAP)
+    """Resample the image while it is read, to the ground size that the model was trained on."""
     gsd_m: float | None = None
-    """Ground size in metres of the image's pixels, for images that do not say it. Null: what the image says."""
+    """Ground size of the image's pixels in metres; wins over what the image says. Null: what the image says."""
     rescale: tuple[float, float] | None = None
     """Values of the image that become 0 and 255, for pixels that are not 8 bit."""
     nodata: float | None = None
     """Value of pixels without data, in all bands read, where the image does not say so: 255 for white holes."""
     min_confidence: int = 0
-    """Pixels whose class is less probable than so many percent become nodata."""
+    """Pixels whose class is less probable than this many percent become nodata."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot predict."""
         super().__post_init__()
         check(self.block_px >= 32, f"block_px must be at least 32, got {self.block_px}; try 4096")
-        check(
-            self.overlap_px is None or self.overlap_px >= 0,
-            f"overlap_px must be 0 or more, got {self.overlap_px}; try 128",
-        )
-        check(
-            not self.blend or self.overlap_px != 0,
-            "blend needs tiles that overlap, got overlap_px=0; leave overlap_px out",
-        )
-        check(
-            self.bands is None or min(self.bands) >= 1,
-            f"bands must be three numbers from 1, got {self.bands}; try 1 2 3",
-        )
+        check((self.overlap_px or 0) >= 0, f"overlap_px must be 0 or more, got {self.overlap_px}; try 128")
+        overlaps = not self.blend or self.overlap_px != 0
+        check(overlaps, "blend needs tiles that overlap, got overlap_px=0; leave overlap_px out")
+        check(min(self.bands or (1,)) >= 1, f"bands must be three numbers from 1, got {self.bands}; try 1 2 3")
         check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0, got {self.gsd_m}; try 0.25")
-        check(
-            0 <= self.min_confidence <= 100,
-            f"min_confidence must be a percentage, 0 to 100, got {self.min_confidence}; try 70",
-        )
-        check(
-            self.rescale is None or self.rescale[0] < self.rescale[1],
-            f"rescale must be two numbers, the lower one first, got {self.rescale}",
-        )
+        percent = self.min_confidence
+        check(0 <= percent <= 100, f"min_confidence must be a percentage, 0 to 100, got {percent}; try 70")
+        low, high = self.rescale or (0, 255)
+        check(low < high, f"rescale must be two numbers, the lower one first, got {self.rescale}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """What is written beside the map."""
+    """Files written beside the map."""
 
     confidence: str | None = None
     """GeoTIFF of the probability of the predicted class, 0-100."""
     probabilities: str | None = None
     """GeoTIFF of the probabilities of all classes, 0-100, one band each."""
-    vector: str | None = None
+    vector: str | None = field(default=None, metadata=KEEPS_MAP)
     """Polygons of the map: a file that ends in .gpkg, .parquet or .geojson."""
-    min_area: float = 0.0
-    """Polygons below so many square metres are left out."""
-    simplify: float = 0.0
+    min_area: float = field(default=0.0, metadata=KEEPS_MAP)
+    """Polygons below this many square metres are left out."""
+    simplify: float = field(default=0.0, metadata=KEEPS_MAP)
     """Metres below which corners of polygons are straightened, without gaps between neighbours. 0: pixel edges."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes below zero and files of other kinds."""
+        """Refuse sizes below zero and files that are no GeoTIFFs."""
         for name in ("min_area", "simplify"):
             check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
             check(self.vector is not None or getattr(self, name) == 0, f"{name} is about polygons; add --vector FILE")
         for name in ("confidence", "probabilities"):
             file = getattr(self, name)
-            check(
-                file is None or file.lower().endswith((".tif", ".tiff")),
-                f"{name} is a GeoTIFF, got {file}; give a name that ends in .tif",
-            )
+            fits = file is None or file.lower().endswith((".tif", ".tiff"))
+            check(fits, f"{name} is a GeoTIFF, got {file}; give a name that ends in .tif")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapRunConfig:
-    """How a run over many blocks goes. Nothing here changes a pixel of what is mapped, but for the area."""
+    """How a run over many blocks goes."""
 
     aoi: str | None = None
-    """Vector file: only the blocks that its polygons touch are mapped, outside is nodata."""
-    restart: bool = False
+    """Vector file with the area of interest: outside its polygons, the map is nodata."""
+    restart: bool = field(default=False, metadata=KEEPS_MAP)
     """Discard what an earlier run of this output finished."""
-    on_error: OnError = "stop"
-    """What a block that cannot be read does: stop; or skip: it becomes nodata, and the exit status 3."""
-    engine: Engine = "local"
+    on_error: OnError = field(default="stop", metadata=KEEPS_MAP)
+    """A block that cannot be read: stop ends the run; skip makes it nodata, and the exit status 3."""
+    engine: Engine = field(default="local", metadata=KEEPS_MAP)
     """local: this process; ray: workers on a Ray cluster, or on all of this machine."""
-    address: str | None = None
-    """Of a running Ray cluster: HOST:PORT, or auto. Null: $RAY_ADDRESS, else a cluster on this machine for this run."""
-    workers: int | None = None
+    address: str | None = field(default=None, metadata=KEEPS_MAP)
+    """Running Ray cluster: HOST:PORT, or auto. Null: $RAY_ADDRESS, else a cluster on this machine for this run."""
+    workers: int | None = field(default=None, metadata=KEEPS_MAP)
     """Processes that hold the model, with --engine ray. Null: one per GPU; without GPUs one per worker_cpus cores."""
-    worker_cpus: int = 4
-    """Cores of each worker on machines without GPUs; fewer where none has so many."""
+    worker_cpus: int = field(default=4, metadata=KEEPS_MAP)
+    """Cores of each worker on machines without GPUs; fewer where no machine has that many."""
 
     def __post_init__(self) -> None:
         """Refuse impossible workers, and settings of a cluster without one."""
-        check(self.workers is None or self.workers >= 1, f"workers must be at least 1, got {self.workers}")
-        check(self.worker_cpus >= 1, f"worker_cpus must be at least 1, got {self.worker_cpus}")
+        for name in ("workers", "worker_cpus"):
+            number = getattr(self, name)
+            check(number is None or number >= 1, f"{name} must be at least 1, got {number}")
         for name in ("address", "workers"):
-            check(
-                self.engine == "ray" or getattr(self, name) is None,
-                f"{name} is a setting of the ray engine; add --engine ray",
-            )
+            used = self.engine == "ray" or getattr(self, name) is None
+            check(used, f"{name} is a setting of the ray engine; add --engine ray")

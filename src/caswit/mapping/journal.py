@@ -1,7 +1,7 @@
 """The journal of a run is its folder of parts: a part that is there is done.
 
 OUT.parts/
-├── manifest.json        what the run is of; a run of something else refuses to go on here
+├── manifest.json        all that a part depends on and where the blocks lie; another run refuses to go on here
 ├── lock                 held while a run is at work
 ├── 0000012.tif          a finished block
 ├── 0000013.none         a finished block without data
@@ -16,23 +16,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from caswit.errors import ConfigError, DataError
 from caswit.files import atomic_write_bytes
 
+SUFFIX = ".parts"
 MANIFEST = "manifest.json"
 LOCK = "lock"
 _DONE = (".tif", ".none")
+_RENAMED = {"turns": "tta", "read_at_m": "read_gsd_m"}
+"""Names in manifests of version 0.1.0 -> names of today."""
+_SINCE_0_1 = ("layout", "context_factor")
+"""Entries that manifests of version 0.1.0 lack. They follow from others: a run may go on without them."""
 
 
 class Journal:
-    """The finished blocks of a run. Made by ``open_journal``."""
+    """The finished blocks of a run, as ``open_journal`` finds them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.done = {int(f.stem) for f in folder.iterdir() if f.suffix in _DONE}
+        self.done = {number for number, _ in finished_parts(folder)}
         self.skipped: dict[int, str] = {}
 
     def part(self, number: int) -> Path | None:
@@ -80,10 +86,8 @@ class Journal:
 
 
 def write_loose(folder: Path, number: int, part: bytes) -> str:
-    """Write a part under a name that means nothing until ``Journal.adopt`` gives it its own; returns it.
-
-    Whoever holds the journal decides what is done: a process that outlived its run cannot.
-    """
+    """Write a part under a name that means nothing until ``Journal.adopt`` gives it its own; return that name."""
+    # Only the holder of the lock decides what is done: a process that outlived its run can leave nothing but litter.
     file = folder / f".{number:07}.tif.{secrets.token_hex(8)}.tmp"
     with file.open("xb") as dst:
         dst.write(part)
@@ -92,27 +96,49 @@ def write_loose(folder: Path, number: int, part: bytes) -> str:
     return file.name
 
 
+def finished_parts(folder: Path) -> list[tuple[int, Path]]:
+    """Return number and file of the finished blocks of a folder of parts."""
+    return sorted((int(f.stem), f) for f in folder.iterdir() if f.suffix in _DONE and f.stem.isdigit())
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Read the manifest of a folder of parts; None where a run ended before it was written.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    file = folder / MANIFEST
+    if not file.exists():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: is damaged ({error}); discard the parts with --restart") from error
+    return {_RENAMED.get(name, name): value for name, value in content.items()}
+
+
 @contextmanager
 def open_journal(
-    out: Path, manifest: Mapping[str, str], *, restart: bool, beside: Sequence[Path] = ()
+    out: Path, manifest: Mapping[str, Any], *, restart: bool, beside: Sequence[Path] = ()
 ) -> Iterator[Journal]:
-    """The journal of an output, ours alone while the context lasts.
+    """Open the journal of an output, which is ours alone while the context lasts.
 
     Args:
         out: The map; the journal lies beside it.
-        manifest: Everything on which a pixel of the map depends, by a name a user understands.
+        manifest: Everything on which a part depends, by a name that a user understands, as JSON holds it.
         restart: Discard what another run left.
         beside: Files that the run writes apart from ``out``.
 
     Raises:
         ConfigError: Another run is at work on this output, or left parts of another map.
     """
-    folder = out.with_name(f"{out.name}.parts")
+    folder = out.with_name(out.name + SUFFIX)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is in the way of the folder for parts of the map; move it")
     lock = _lock(folder, out)
     try:
-        for file in (out, *beside):  # of a run that was killed: nobody else writes them
+        # Half-written files are those of a run that was killed: while we hold the lock, nobody else writes them.
+        for file in (out, *beside):
             for old in file.parent.glob(f".{escape(file.name)}.*.tmp*"):
                 old.unlink(missing_ok=True)
         for old in folder.glob(".*.tmp"):
@@ -156,33 +182,18 @@ def _holder(lock_file: Path) -> str:
     return "another process"
 
 
-def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, str], *, restart: bool) -> None:
-    file = folder / MANIFEST
-    old = None if restart else _read(file)
-    if old is not None and old != manifest:
-        differs = [
-            f"{key} was {old.get(key, 'not set')}, now {manifest.get(key, 'not set')}"
-            for key in sorted({*old, *manifest})
-            if old.get(key) != manifest.get(key)
-        ]
-        count = sum(f.suffix in _DONE for f in folder.iterdir())
-        raise ConfigError(
-            f"{folder}: holds {count} finished blocks of another run: {'; '.join(differs)}; "
-            f"go on with the same, give another name than {out.name}, or discard them with --restart"
-        )
+def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, Any], *, restart: bool) -> None:
+    old = None if restart else read_manifest(folder)
     if old is None:
         for part in folder.iterdir():
             if part.name != LOCK:
                 part.unlink()
-        atomic_write_bytes(file, (json.dumps(dict(manifest), indent=2) + "\n").encode())
-
-
-def _read(file: Path) -> dict[str, str] | None:
-    """The manifest, or None where a run ended before it was written."""
-    if not file.exists():
-        return None
-    try:
-        content: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: is damaged ({error}); discard the parts with --restart") from error
-    return content
+    elif (old := {name: manifest[name] for name in _SINCE_0_1 if name in manifest} | old) != manifest:
+        names = [name for name in sorted({*old, *manifest}) if old.get(name) != manifest.get(name)]
+        names = [name for name in names if name != "layout"] or names  # where blocks lie follows from other entries
+        differs = (f"{n} was {old.get(n, 'not set')}, now {manifest.get(n, 'not set')}" for n in names)
+        raise ConfigError(
+            f"{folder}: holds {len(finished_parts(folder))} finished blocks of another run: {'; '.join(differs)}; "
+            f"go on with the same, give another name than {out.name}, or discard them with --restart"
+        )
+    atomic_write_bytes(folder / MANIFEST, (json.dumps(dict(manifest), indent=2) + "\n").encode())

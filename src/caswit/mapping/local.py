@@ -1,4 +1,7 @@
-"""Who computes the blocks: every engine calls the same function for each and stores parts in the same journal."""
+"""The engine that maps blocks in this process, and what every engine has in common.
+
+All engines map a block with the same ``BlockMapper`` and store its part in the same journal.
+"""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -7,32 +10,24 @@ from typing import NamedTuple, Protocol, Self
 
 from caswit.errors import DataError
 from caswit.inference.predictor import BlockPixels
-from caswit.mapping.blocks import BlockMapper, Job
+from caswit.mapping.blocks import BlockMapper
 from caswit.mapping.journal import Journal
+from caswit.mapping.plan import MapPlan, PlannedBlock
 from caswit.raster.cog import encode_part
 from caswit.raster.reader import UInt8
-from caswit.raster.windows import Block, Window
+from caswit.raster.windows import Block
 from caswit.weights.model_folder import LoadedModel
 
 _READ_AHEAD = 2
 """Blocks in memory that are read or being read, beside the one that is computed."""
-
-
-class Planned(NamedTuple):
-    """A block of the plan."""
-
-    number: int
-    """Its number, and the name of its part."""
-    window: Window
-    """In pixels that are read."""
-    native: Window
-    """The pixels of the map it fills."""
+_ReadBlock = tuple[PlannedBlock, Block, BlockPixels | DataError | None]
+"""A block with its pixels, why they could not be read, or None where there is nothing to map."""
 
 
 class Outcome(NamedTuple):
-    """What became of a block."""
+    """A block that an engine is done with."""
 
-    block: Planned
+    block: PlannedBlock
     error: DataError | None = None
     """Why it could not be read; None where it is stored."""
 
@@ -42,21 +37,21 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """What is computed in: bf16 or fp32."""
+        """The precision that is computed in: bf16 or fp32."""
         ...
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
-    def run(self, todo: Iterable[Planned], journal: Journal) -> Iterator[Outcome]:
-        """Map blocks and finish them in the journal; one outcome each, in any order."""
+    def run(self, todo: Iterable[PlannedBlock], journal: Journal) -> Iterator[Outcome]:
+        """Map blocks and finish them in the journal; yield one outcome each, in any order."""
         ...
 
 
 class LocalEngine:
-    """This process: one thread reads ahead, one computes, one compresses and writes."""
+    """Maps blocks in this process: one thread reads ahead, one computes, one compresses and writes."""
 
-    def __init__(self, job: Job, loaded: LoadedModel) -> None:
-        self.mapper = BlockMapper(job, loaded)
+    def __init__(self, plan: MapPlan, loaded: LoadedModel) -> None:
+        self.mapper = BlockMapper(plan, loaded)
         self.precision = self.mapper.precision
 
     def __enter__(self) -> Self:
@@ -65,10 +60,10 @@ class LocalEngine:
     def __exit__(self, *_: object) -> None:
         self.mapper.scene.close()
 
-    def run(self, todo: Iterable[Planned], journal: Journal) -> Iterator[Outcome]:
+    def run(self, todo: Iterable[PlannedBlock], journal: Journal) -> Iterator[Outcome]:
         """Map blocks in order. Holds three blocks that are read and one that is written."""
 
-        def write(block: Planned, values: UInt8 | None) -> Outcome:
+        def write(block: PlannedBlock, values: UInt8 | None) -> Outcome:
             journal.finish(block.number, None if values is None else encode_part(values))
             return Outcome(block)
 
@@ -85,17 +80,16 @@ class LocalEngine:
             if writing is not None:
                 yield writing.result()
 
-    def _read_ahead(
-        self, todo: Iterable[Planned], reader: ThreadPoolExecutor
-    ) -> Iterator[tuple[Planned, Block, BlockPixels | DataError | None]]:
-        def read(planned: Planned) -> tuple[Planned, Block, BlockPixels | DataError | None]:
+    def _read_ahead(self, todo: Iterable[PlannedBlock], reader: ThreadPoolExecutor) -> Iterator[_ReadBlock]:
+        def read(planned: PlannedBlock) -> _ReadBlock:
             block = self.mapper.block(planned.window)
             try:
                 return planned, block, self.mapper.read(block)
             except DataError as error:
                 return planned, block, error
 
-        reading: deque[Future[tuple[Planned, Block, BlockPixels | DataError | None]]] = deque()
+        # Never more than _READ_AHEAD blocks wait in memory, however slow the network is beside the disk.
+        reading: deque[Future[_ReadBlock]] = deque()
         for planned in todo:
             reading.append(reader.submit(read, planned))
             if len(reading) >= _READ_AHEAD:

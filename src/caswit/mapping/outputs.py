@@ -1,4 +1,4 @@
-"""What is made of finished parts: the map, its companions, polygons. Each appears under its name when complete."""
+"""The files made of finished parts: the map, those beside it, polygons. Each appears under its name when complete."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,9 +8,8 @@ from typing import NamedTuple
 from caswit.config import OutputConfig
 from caswit.errors import ConfigError
 from caswit.files import atomic_path, atomic_write_bytes
-from caswit.mapping.blocks import Job
 from caswit.mapping.journal import Journal
-from caswit.mapping.local import Planned
+from caswit.mapping.plan import MapPlan, PlannedBlock
 from caswit.mapping.sidecars import class_band, qgis_style, stac_item, tags
 from caswit.raster.cog import PlacedPart, assemble, read_part
 from caswit.raster.georef import Grid
@@ -29,7 +28,7 @@ class Targets(NamedTuple):
 
     @staticmethod
     def of(out: Path, outputs: OutputConfig, images: Sequence[str]) -> "Targets":
-        """All files to write.
+        """Collect all files to write.
 
         Raises:
             ConfigError: One cannot be written, or would overwrite an image or another output.
@@ -58,20 +57,12 @@ class Targets(NamedTuple):
         return self.map.with_suffix(".stac.json")
 
     def beside(self) -> list[Path]:
-        """Everything but the map."""
+        """Return every file but the map."""
         return [self.style, self.item, *self.others().values()]
 
     def others(self) -> dict[str, Path]:
-        """What was asked for beside the map, by kind."""
+        """Return the files that were asked for beside the map, by kind."""
         return {name: file for name, file in self._asdict().items() if name != "map" and file is not None}
-
-    def check(self, grid: Grid, gsd_m: float | None, outputs: OutputConfig) -> None:
-        """Raise ConfigError, or ModuleNotFoundError, if polygons cannot be written: before hours of work, not after."""
-        if self.vector is None:
-            return
-        from caswit.raster.vector_files import check_vector
-
-        check_vector(self.vector, grid, gsd_m, outputs.min_area, outputs.simplify)
 
 
 def _check_place(file: Path, images: Sequence[str]) -> None:
@@ -86,29 +77,23 @@ def _check_place(file: Path, images: Sequence[str]) -> None:
 
 
 def write_outputs(
-    targets: Targets,
-    outputs: OutputConfig,
-    plan: Sequence[Planned],
-    journal: Journal,
-    job: Job,
-    loaded: LoadedModel,
-    precision: str,
+    targets: Targets, plan: MapPlan, blocks: Sequence[PlannedBlock], journal: Journal, loaded: LoadedModel
 ) -> None:
     """Make everything that was asked for out of the parts. The map comes last: when it is there, all is."""
     table = loaded.info.classes
-    about = tags(job, loaded, precision)
-    parts = [PlacedPart(block.native, file) for block in plan if (file := journal.part(block.number)) is not None]
-    place = journal.folder, job.grid
+    about = tags(plan, loaded)
+    parts = [PlacedPart(block.native, file) for block in blocks if (file := journal.part(block.number)) is not None]
+    place = journal.folder, plan.grid
     if targets.vector is not None:
-        _write_polygons(targets.vector, outputs, plan, journal, job, {c.id: c.name for c in table.predicted})
+        names = {c.id: c.name for c in table.predicted}
+        _write_polygons(targets.vector, plan, parts, journal.folder, names)
     if targets.confidence is not None:
         _write_raster(targets.confidence, *place, parts, [Band(source=2, name="confidence, percent")], about)
     if targets.probabilities is not None:
-        first = job.bands.first_probability()
-        bands = [Band(source=first + i, name=name) for i, name in enumerate(table.names)]
+        bands = [Band(source=i, name=name) for i, name in enumerate(table.names, 2 + plan.bands.confidence)]
         _write_raster(targets.probabilities, *place, parts, bands, about)
     atomic_write_bytes(targets.style, qgis_style(table))
-    atomic_write_bytes(targets.item, stac_item(targets.map, job.grid, job, loaded, targets.others()))
+    atomic_write_bytes(targets.item, stac_item(targets.map, plan, loaded, targets.others()))
     _write_raster(targets.map, *place, parts, [class_band(table)], about)
 
 
@@ -120,25 +105,25 @@ def _write_raster(
 
 
 def _write_polygons(
-    file: Path, outputs: OutputConfig, plan: Sequence[Planned], journal: Journal, job: Job, names: dict[int, str]
+    file: Path, plan: MapPlan, parts: Sequence[PlacedPart], folder: Path, names: dict[int, str]
 ) -> None:
     from caswit.raster.polygons import ClassPolygon, Merger, fragments
     from caswit.raster.vector_files import Ground, PolygonWriter
 
-    grid, told_m = job.grid, job.settings.gsd_m
-    simplify_px = outputs.simplify / (grid.source_gsd_m or told_m or 1.0)
+    # Without a ground size there is nothing to simplify: ``make_plan`` has refused it.
+    simplify_px = plan.outputs.simplify / (plan.source_gsd_m or 1.0)
+    ground = Ground(plan.grid, plan.source_gsd_m)
 
     def polygons() -> Iterator[ClassPolygon]:
-        with TemporaryFile(dir=journal.folder) as waiting:
-            merger = Merger(waiting, grid.height, grid.width)
-            for block in plan:
-                if (part := journal.part(block.number)) is not None:
-                    yield from merger.add(block.native, *fragments(read_part(part), block.native, simplify_px))
+        with TemporaryFile(dir=folder) as waiting:
+            merger = Merger(waiting, plan.grid.height, plan.grid.width)
+            for window, part in parts:
+                yield from merger.add(window, *fragments(read_part(part), window, simplify_px))
             yield from merger.finish()
 
     with (
         atomic_path(file) as partial,
-        PolygonWriter(partial, file.suffix.lower(), Ground(grid, told_m), names, outputs.min_area) as writer,
+        PolygonWriter(partial, file.suffix.lower(), ground, names, plan.outputs.min_area) as writer,
     ):
         for polygon in polygons():
             writer.add(polygon)

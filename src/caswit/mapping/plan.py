@@ -1,15 +1,266 @@
-"""What a user calls an image: a file, an address, several, a pattern, a folder, a list in a text file."""
+"""The plan of a map: images, model, ground sizes, bands, overlap and blocks, resolved once, before the first block.
+
+Whatever computes, stores, writes or shows the map reads the plan. Ground sizes are told apart by name: ``source_gsd_m``
+is that of the image's pixels, ``read_gsd_m`` of those that the model sees, ``trained_gsd_m`` of those it learned from.
+"""
 
 import hashlib
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from caswit.errors import DataError
-from caswit.raster.reader import is_remote
+from caswit.config import MapRunConfig, OutputConfig, Precision, PredictConfig, TileConfig
+from caswit.config.checks import check, map_settings
+from caswit.data.reader import SceneReader
+from caswit.data.scene import Scene
+from caswit.errors import ConfigError, DataError
+from caswit.raster.georef import Grid
+from caswit.raster.mosaic import Source, build_mosaic, open_image
+from caswit.raster.reader import PixelEncoding, is_remote
+from caswit.raster.resample import Axis, reading_ratio
+from caswit.raster.windows import Window, block_windows
+from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
+from caswit.weights.zoo import choose
+
+if TYPE_CHECKING:  # needs caswit[vector]
+    from caswit.raster.aoi import AreaOfInterest
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".webp")
 """Files of a folder that are taken for images."""
+_GSD_OFF = 1.5
+"""Ground sizes of a pixel that differ by more than this factor are worth a warning."""
+
+
+class Bands(NamedTuple):
+    """Bands of a part beside that of class ids."""
+
+    confidence: bool = False
+    probabilities: bool = False
+
+    def count(self, classes: int) -> int:
+        """Return how many bands a part has."""
+        return 1 + self.confidence + self.probabilities * classes
+
+
+class PlannedBlock(NamedTuple):
+    """A block of the plan."""
+
+    number: int
+    """Its place in the order of all blocks, row by row, and the name of its part."""
+    window: Window
+    """In pixels that are read."""
+    native: Window
+    """The pixels of the map it fills."""
+
+
+class BlockLayout(NamedTuple):
+    """Where the blocks of a map lie. The journal stores it, so a viewer finds them without the image and the model."""
+
+    height: int
+    width: int
+    """Like the height in native pixels: those of the image and of its map."""
+    ratio: float
+    """Native pixels in one that is read, along a side."""
+    tile_px: int
+    overlap_px: int
+    block_px: int
+    """Largest side of a block, like the other two in pixels that are read."""
+
+    @staticmethod
+    def of(
+        grid: Grid, source_gsd_m: float | None, read_gsd_m: float | None, tile_px: int, overlap_px: int, block_px: int
+    ) -> "BlockLayout":
+        """Lay out blocks of at most ``block_px`` native pixels; unless both ground sizes are known, these are read."""
+        ratio = reading_ratio(source_gsd_m, read_gsd_m) if source_gsd_m and read_gsd_m else 1.0
+        return BlockLayout(grid.height, grid.width, ratio, tile_px, overlap_px, max(1, round(block_px / ratio)))
+
+    def blocks(self) -> list[PlannedBlock]:
+        """Return every block, row by row."""
+        rows, cols = Axis(self.height, self.ratio), Axis(self.width, self.ratio)
+
+        def native(read: Window) -> Window:
+            top, bottom = rows.owned(read.row, read.row + read.height)
+            left, right = cols.owned(read.col, read.col + read.width)
+            return Window(top, left, bottom - top, right - left)
+
+        windows = block_windows(rows.length, cols.length, self.tile_px, self.overlap_px, self.block_px)
+        return [PlannedBlock(number, window, native(window)) for number, window in enumerate(windows)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapPlan:
+    """Everything a process needs to map blocks. It can be sent to other machines that see the same files."""
+
+    sources: tuple[Source, ...]
+    """The images, in the order in which they were given."""
+    grid: Grid
+    """The grid of the images and of the map."""
+    model: str
+    """Model folder or name."""
+    settings: PredictConfig
+    """The user's settings, with bands and overlap filled in, and the precision once an engine has started."""
+    outputs: OutputConfig
+    run: MapRunConfig
+    source_gsd_m: float | None
+    """Ground size of the image's pixels in metres: what the user says, else the file; None where unknown."""
+    read_gsd_m: float | None
+    """Ground size of the pixels that are read, in metres; None: native pixels."""
+    trained_gsd_m: float | None
+    """Ground size of the pixels that the model was trained on, in metres; None where unknown."""
+    tile: TileConfig
+    """Geometry of the model's input."""
+    layout: BlockLayout
+    area: "AreaOfInterest | None" = None
+    """Area of interest; None: the whole image."""
+
+    @property
+    def bands(self) -> Bands:
+        """The bands of a part that the outputs need."""
+        return Bands(self.outputs.confidence is not None, self.outputs.probabilities is not None)
+
+    @property
+    def title(self) -> str:
+        """The first image's path, and how many more there are."""
+        more = len(self.sources) - 1
+        return f"{self.sources[0].path}{f' and {more} more' if more else ''}"
+
+    def open(self) -> SceneReader:
+        """Open the images, as one, to be read as the model sees them."""
+        assert self.settings.bands is not None, "make_plan fills the bands in"
+        return SceneReader(
+            Scene(image=Path(self.sources[0].path)),
+            bands=self.settings.bands,
+            read_gsd_m=self.read_gsd_m,
+            image=open_image(self.sources, self.grid, _encoding(self.settings)),
+            # An image of unknown ground size counts as one of the size the model sees: make_plan has said so once.
+            source_gsd_m=self.source_gsd_m or self.read_gsd_m,
+        )
+
+    def blocks(self) -> list[PlannedBlock]:
+        """Return the blocks that the area touches. Numbers count all blocks, so they do not depend on the area."""
+        return [b for b in self.layout.blocks() if self.area is None or self.area.touches(b.native)]
+
+    def computed_in(self, precision: str) -> "MapPlan":
+        """Return the plan with the precision that an engine found its device to have: bf16 or fp32."""
+        return replace(self, settings=replace(self.settings, precision=cast("Precision", precision)))
+
+    def facts(self) -> dict[str, Any]:
+        """Return every setting that changes the map, as it was resolved, by name."""
+        tile = {"tile_px": self.tile.tile_px, "context_factor": self.tile.context_factor}
+        return map_settings(self.settings) | {"read_gsd_m": self.read_gsd_m} | tile
+
+    def manifest(self, loaded: LoadedModel) -> dict[str, Any]:
+        """Return all on which a part depends, by names that a user understands, and where the blocks lie."""
+        aoi = self.run.aoi
+        facts = {
+            "images": f"{self.title} ({fingerprint([s.path for s in self.sources])})",
+            "model": f"{loaded.name} ({loaded.digest})",
+            **self.facts(),
+            **map_settings(self.run),
+            **map_settings(self.outputs),
+            # Parts have these bands or not; the names of the files that are made of them do not matter.
+            **self.bands._asdict(),
+            "aoi": "none" if aoi is None else f"{aoi} ({fingerprint([aoi])})",
+        }
+        return {name: str(value) for name, value in facts.items()} | {"layout": self.layout._asdict()}
+
+
+def make_plan(
+    images: Sequence[str], model: str | None, settings: PredictConfig, outputs: OutputConfig, run: MapRunConfig
+) -> tuple[MapPlan, LoadedModel]:
+    """Look at images and model, chosen from the zoo where None, and resolve what follows from them and the settings.
+
+    Raises:
+        CaswitError: Images, model and settings cannot be used, or not together.
+    """
+    loaded = None if model is None else load_model(model)
+    bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
+    sources, grid = build_mosaic(images, bands, _encoding(settings))
+    # The user knows better than the file, which may lack its ground size or have a wrong one: here, and so everywhere.
+    source_gsd_m = settings.gsd_m or grid.source_gsd_m
+    if loaded is None:
+        chosen, reason = choose(source_gsd_m, Path(images[0]).name)
+        log.info("model: %s (%s)", chosen.name, reason)
+        model, loaded = chosen.name, load_model(chosen.name)
+    info = loaded.info
+    overlap_px, read_gsd_m = _overlap_px(settings, info.tile.tile_px), _read_gsd_m(info, settings, source_gsd_m)
+    plan = MapPlan(
+        sources=sources,
+        grid=grid,
+        model=str(model),
+        settings=replace(settings, bands=settings.bands or info.bands, overlap_px=overlap_px),
+        outputs=outputs,
+        run=run,
+        source_gsd_m=source_gsd_m,
+        read_gsd_m=read_gsd_m,
+        trained_gsd_m=info.trained_gsd_m,
+        tile=info.tile,
+        layout=BlockLayout.of(grid, source_gsd_m, read_gsd_m, info.tile.tile_px, overlap_px, settings.block_px),
+        area=_area(run, grid),
+    )
+    _warn_of_ground_sizes(plan)
+    if outputs.vector is not None:
+        from caswit.raster.vector_files import check_vector
+
+        check_vector(Path(outputs.vector), source_gsd_m, outputs.min_area, outputs.simplify)
+    return plan, loaded
+
+
+def _encoding(settings: PredictConfig) -> PixelEncoding:
+    return PixelEncoding(settings.rescale, settings.nodata)
+
+
+def _overlap_px(settings: PredictConfig, tile_px: int) -> int:
+    """Return the overlap of tiles: unless set, a quarter of them, or half where they are blended."""
+    default, overlap_px = tile_px // 2 if settings.blend else tile_px // 4, settings.overlap_px
+    check((overlap_px or 0) < tile_px,
+          f"overlap_px must be below the model's tile_px={tile_px}, got {overlap_px}; try {tile_px // 4}")  # fmt: skip
+    return default if overlap_px is None else overlap_px
+
+
+def _read_gsd_m(info: ModelInfo, settings: PredictConfig, source_gsd_m: float | None) -> float | None:
+    """Return the ground size to read at: that for which the model is made, or on request that of its training."""
+    if info.tile.read_gsd_m is not None or not settings.match_gsd:
+        return info.tile.read_gsd_m
+    if info.trained_gsd_m is None or source_gsd_m is None:
+        whose, hint = "model's training", "leave match_gsd out"
+        if info.trained_gsd_m is not None:
+            whose, hint = "image", "add --gsd-m METRES, or leave match_gsd out"
+        raise ConfigError(f"match_gsd: the ground size of the pixels of the {whose} is unknown; {hint}")
+    return info.trained_gsd_m
+
+
+def _warn_of_ground_sizes(plan: MapPlan) -> None:
+    """Warn where ground sizes contradict each other or promise a poor map."""
+    file_m, source_m, models_m = plan.grid.source_gsd_m, plan.source_gsd_m, plan.tile.read_gsd_m
+    if file_m and source_m and _differ(file_m, source_m):
+        log.warning("the image says its pixels are %.3g m; --gsd-m %g is taken", file_m, source_m)
+    if models_m and source_m is None:
+        log.warning("%s: the ground size of its pixels is unknown; read as if it were %g m", plan.title, models_m)
+    elif models_m and source_m and source_m > 2 * _GSD_OFF * models_m:
+        log.warning("the image has pixels of %.3g m, the model sees %g m: expect a poor map", source_m, models_m)
+    elif plan.read_gsd_m is None and plan.trained_gsd_m and source_m and _differ(source_m, plan.trained_gsd_m):
+        log.warning(
+            "the image has pixels of %.3g m, the model was trained on %.3g m: expect a poor map; --match_gsd "
+            "resamples while reading", source_m, plan.trained_gsd_m,
+        )  # fmt: skip
+
+
+def _differ(one_m: float, other_m: float) -> bool:
+    return max(one_m / other_m, other_m / one_m) > _GSD_OFF
+
+
+def _area(run: MapRunConfig, grid: Grid) -> "AreaOfInterest | None":
+    if run.aoi is None:
+        return None
+    from caswit.raster.aoi import read_aoi
+
+    return read_aoi(Path(run.aoi), grid)
 
 
 def list_images(words: Sequence[str]) -> list[str]:

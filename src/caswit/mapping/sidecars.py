@@ -1,4 +1,4 @@
-"""What says what a map is: the tags inside it, and beside it a QGIS style and a STAC item that describes the model."""
+"""The description of a map: tags inside it; beside it a QGIS style, and a STAC item that describes map and model."""
 
 import datetime
 import json
@@ -12,57 +12,39 @@ import torch
 
 from caswit import __version__
 from caswit.data.classes import ClassTable
-from caswit.mapping.blocks import Job, overlap_of
+from caswit.mapping.plan import MapPlan
 from caswit.raster.cog import NODATA
-from caswit.raster.georef import Grid
 from caswit.raster.vrt import Band
 from caswit.weights.model_folder import WEIGHTS, LoadedModel
 
-_STAC = "https://stac-extensions.github.io"
-_EXTENSIONS = [
-    f"{_STAC}/mlm/v1.4.0/schema.json",
-    f"{_STAC}/classification/v2.0.0/schema.json",
-    f"{_STAC}/projection/v2.0.0/schema.json",
-    f"{_STAC}/processing/v1.2.0/schema.json",
-    f"{_STAC}/file/v2.1.0/schema.json",
-]
+_SCHEMAS = ("mlm/v1.4.0", "classification/v2.0.0", "projection/v2.0.0", "processing/v1.2.0", "file/v2.1.0")
+_EXTENSIONS = [f"https://stac-extensions.github.io/{name}/schema.json" for name in _SCHEMAS]
 _BANDS = ("red", "green", "blue")
 _SHA256 = "1220"
-"""What a multihash begins with: the algorithm and its length, 32 bytes."""
+"""The first two bytes of a multihash: the algorithm and its length of 32 bytes."""
 
 
-def tags(job: Job, loaded: LoadedModel, precision: str) -> dict[str, str]:
-    """Where a map comes from."""
-    tile, settings = loaded.info.tile, job.settings
-    images = Path(job.sources[0].path).name
-    if len(job.sources) > 1:
-        images += f" and {len(job.sources) - 1} more"
-    found = {
+def tags(plan: MapPlan, loaded: LoadedModel) -> dict[str, str]:
+    """Return the tags that say where a map comes from, every setting that changes it among them."""
+    facts = {"model": loaded.name, "model_sha256": loaded.digest, "image": Path(plan.title).name, **plan.facts()}
+    return {
         "TIFFTAG_SOFTWARE": f"caswit {__version__}",
         "TIFFTAG_DATETIME": datetime.datetime.now().strftime("%Y:%m:%d %H:%M:%S"),
-        "CASWIT_MODEL": loaded.name,
-        "CASWIT_MODEL_SHA256": loaded.digest,
-        "CASWIT_IMAGE": images,
-        "CASWIT_TILE_PX": str(tile.tile_px),
-        "CASWIT_CONTEXT_FACTOR": str(tile.context_factor),
-        "CASWIT_OVERLAP_PX": str(overlap_of(settings, tile.tile_px)),
-        "CASWIT_BLEND": str(settings.blend).lower(),
-        "CASWIT_TURNS": str(settings.tta),
-        "CASWIT_PRECISION": precision,
+        **{f"CASWIT_{name.upper()}": _text(value) for name, value in facts.items() if value is not None},
     }
-    if settings.nodata is not None:
-        found["CASWIT_NODATA"] = f"{settings.nodata:g}"
-    if settings.min_confidence:
-        found["CASWIT_MIN_CONFIDENCE"] = str(settings.min_confidence)
-    if settings.gsd_m is not None:
-        found["CASWIT_GSD_M"] = f"{settings.gsd_m:g}"
-    if job.read_at_m is not None:
-        found["CASWIT_READ_AT_M"] = f"{job.read_at_m:g}"
-    return found
+
+
+def _text(value: Any) -> str:
+    """Write a setting as one would on the command line: 0.5, false, 1 2 3."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def class_band(table: ClassTable) -> Band:
-    """The band of class ids."""
+    """Describe the band of class ids: palette and names."""
     return Band(
         source=1,
         name="land cover class",
@@ -72,7 +54,7 @@ def class_band(table: ClassTable) -> Band:
 
 
 def qgis_style(table: ClassTable) -> bytes:
-    """A style that QGIS applies to the raster of the same name: colours and names of the classes."""
+    """Write the style that QGIS applies to the raster of the same name: colours and names of the classes."""
     entries = "".join(
         f'<paletteEntry value="{c.id}" label={quoteattr(c.name)} color="{c.color}" alpha="255"/>'
         for c in table.predicted
@@ -86,8 +68,9 @@ def qgis_style(table: ClassTable) -> bytes:
     return text.encode()
 
 
-def stac_item(out: Path, grid: Grid, job: Job, loaded: LoadedModel, others: Mapping[str, Path]) -> bytes:
-    """A STAC item of the map and what was made with it; its properties describe the model."""
+def stac_item(out: Path, plan: MapPlan, loaded: LoadedModel, others: Mapping[str, Path]) -> bytes:
+    """Write the STAC item of the map and the files beside it; its properties describe the settings and the model."""
+    grid = plan.grid
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     bands = [{"name": name} for name in _BANDS]
     properties: dict[str, Any] = {
@@ -98,6 +81,7 @@ def stac_item(out: Path, grid: Grid, job: Job, loaded: LoadedModel, others: Mapp
         "proj:shape": [grid.height, grid.width],
         "proj:transform": [round(v, 9) for v in grid.matrix.flatten().tolist()],
         "proj:wkt2": grid.crs.to_wkt() if grid.crs else None,
+        "caswit:settings": {name: value for name, value in plan.facts().items() if value is not None},
         **_model(loaded),
     }
     assets = {
@@ -110,7 +94,7 @@ def stac_item(out: Path, grid: Grid, job: Job, loaded: LoadedModel, others: Mapp
         },
         **{name: {"href": f"./{file.name}", "roles": ["data"]} for name, file in others.items()},
         "model": {
-            "href": str(Path(job.model) / WEIGHTS),
+            "href": str(Path(plan.model) / WEIGHTS),
             "type": "application/octet-stream; framework=pytorch",
             "roles": ["mlm:model"],
             "mlm:artifact_type": "safetensors",
@@ -135,52 +119,36 @@ def stac_item(out: Path, grid: Grid, job: Job, loaded: LoadedModel, others: Mapp
 
 def _model(loaded: LoadedModel) -> dict[str, Any]:
     info, tile = loaded.info, loaded.info.tile.tile_px
-    order = ["batch", "channel", "height", "width"]
+    tasks, order = ["semantic-segmentation"], ["batch", "channel", "height", "width"]
     pixels = {"shape": [-1, 3, tile, tile], "dim_order": order, "data_type": "uint8"}
-    scaling = [
-        {"type": "z-score", "mean": mean, "stddev": std}
-        for mean, std in zip(info.model.mean, info.model.std, strict=True)
-    ]
-    seen = {"tile": "the tile to be mapped"}
+    shape = [-1, len(info.classes), tile, tile]
+    result = {"shape": shape, "dim_order": ["batch", "class", "height", "width"], "data_type": "float32"}
+    normalisation = zip(info.model.mean, info.model.std, strict=True)
+    scaling = [{"type": "z-score", "mean": mean, "stddev": std} for mean, std in normalisation]
+    inputs = {"tile": "the tile to be mapped"}
     if loaded.network.reads_context:
-        seen["context"] = f"its surroundings, {info.tile.context_factor} times its side, averaged to its size"
+        inputs["context"] = f"the area around it, {info.tile.context_factor} times its side, averaged to its size"
+    classes = {"classification:classes": _classes(info.classes)}
     return {
         "mlm:name": "caswit-" + re.sub(r"[^a-zA-Z0-9]+", "-", loaded.name.removeprefix("caswit-")).strip("-"),
         "mlm:architecture": f"CASWiT ({info.model.size}, {info.model.decoder})",
-        "mlm:tasks": ["semantic-segmentation"],
+        "mlm:tasks": tasks,
         "mlm:framework": "PyTorch",
         "mlm:framework_version": torch.__version__,
         "mlm:total_parameters": sum(p.numel() for p in loaded.network.parameters()),
         "mlm:input": [
             {"name": name, "description": text, "bands": list(_BANDS), "input": pixels, "value_scaling": scaling}
-            for name, text in seen.items()
+            for name, text in inputs.items()
         ],
-        "mlm:output": [
-            {
-                "name": "classes",
-                "tasks": ["semantic-segmentation"],
-                "result": {
-                    "shape": [-1, len(info.classes), tile, tile],
-                    "dim_order": ["batch", "class", "height", "width"],
-                    "data_type": "float32",
-                },
-                "classification:classes": _classes(info.classes),
-            }
-        ],
+        "mlm:output": [{"name": "classes", "tasks": tasks, "result": result, **classes}],
         **({"mlm:hyperparameters": {"gsd_m": info.trained_gsd_m}} if info.trained_gsd_m else {}),
     }
 
 
 def _classes(table: ClassTable) -> list[dict[str, Any]]:
-    return [
-        {
-            "value": c.id,
-            "name": re.sub(r"[^a-zA-Z0-9_-]+", "_", c.name),
-            "description": c.name,
-            "color_hint": c.color[1:].upper(),
-        }
-        for c in table.predicted
-    ]
+    # The schema allows no blanks in a name; the description has the name as the table writes it.
+    names = [(c, re.sub(r"[^a-zA-Z0-9_-]+", "_", c.name)) for c in table.predicted]
+    return [{"value": c.id, "name": n, "description": c.name, "color_hint": c.color[1:].upper()} for c, n in names]
 
 
 def _rectangle(west: float, south: float, east: float, north: float) -> dict[str, Any]:

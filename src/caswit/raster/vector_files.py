@@ -5,9 +5,9 @@ Polygons come in pixels and are placed on the ground here; their areas are squar
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyogrio.raw
@@ -27,27 +27,21 @@ _AT_ONCE = 5000
 class Ground:
     """Turns pixels into coordinates, and polygons into areas on the ground.
 
+    Where the user contradicts the file, coordinates are the file's, so that polygons lie on the image, and areas are
+    the user's: those of the CRS, times the square of how much longer a pixel is than the file says.
+
     Args:
         grid: The grid of the map.
-        gsd_m: Ground size of its pixels in metres, for a grid that does not state it.
+        source_gsd_m: Ground size of its pixels in metres as resolved by the plan; None: what the grid says.
     """
 
-    def __init__(self, grid: Grid, gsd_m: float | None = None) -> None:
-        self.grid, self.gsd_m = grid, gsd_m
+    def __init__(self, grid: Grid, source_gsd_m: float | None = None) -> None:
+        self.grid, self.source_gsd_m = grid, source_gsd_m or grid.source_gsd_m
         self.crs = CRS.from_wkt(grid.crs.to_wkt()) if grid.crs else None
         self._degrees: Transformer | None = None
         if self.crs is not None and (self.crs.is_geographic or self.crs.to_epsg() == 3857):
             # Web Mercator calls its units metres, but they are not metres on the ground.
             self._degrees = Transformer.from_crs(self.crs, self.crs.geodetic_crs, always_xy=True)
-
-    @property
-    def measures(self) -> bool:
-        """Return whether areas are known: without a CRS, or in local coordinates, only where ``gsd_m`` is given."""
-        return self._on_earth or self.gsd_m is not None
-
-    @property
-    def _on_earth(self) -> bool:
-        return self.crs is not None and (self.crs.is_projected or self.crs.is_geographic)
 
     def place(self, shapes: Any) -> Any:
         """Return shapes in coordinates of the CRS instead of pixels."""
@@ -55,17 +49,20 @@ class Ground:
         return shapely.transform(shapes, lambda p: (matrix @ np.stack([p[:, 0], p[:, 1], np.ones(len(p))]))[:2].T)
 
     def areas_m2(self, placed: Any) -> NDArray[np.float64]:
-        """Return areas on the ground; NaN where unknown."""
-        if not self._on_earth or self.crs is None:
+        """Return areas on the ground in square metres; NaN where the ground size of a pixel is unknown."""
+        file_m, source_m = self.grid.source_gsd_m, self.source_gsd_m or np.nan
+        if file_m is None or self.crs is None:
             pixel = abs(np.linalg.det(self.grid.matrix[:2, :2]))
-            return np.asarray(shapely.area(placed)) / pixel * (np.nan if self.gsd_m is None else self.gsd_m) ** 2
+            return np.asarray(shapely.area(placed)) / pixel * source_m**2
+        # 1 unless the user contradicts the file. A factor, for a pixel's size varies within a raster in degrees.
+        told = (source_m / file_m) ** 2
         if self._degrees is None:
             metres: float = self.crs.axis_info[0].unit_conversion_factor
-            areas: NDArray[np.float64] = shapely.area(placed) * metres**2
+            areas: NDArray[np.float64] = shapely.area(placed) * metres**2 * told
             return areas
         ellipsoid: Geod = self.crs.get_geod() or Geod(ellps="WGS84")
         degrees = shapely.transform(placed, self._degrees.transform, interleaved=False)
-        return np.array([abs(ellipsoid.geometry_area_perimeter(g)[0]) for g in degrees])
+        return np.array([abs(ellipsoid.geometry_area_perimeter(g)[0]) * told for g in degrees])
 
 
 class Features(NamedTuple):
@@ -75,11 +72,6 @@ class Features(NamedTuple):
     ids: NDArray[np.uint8]
     names: NDArray[Any]
     areas_m2: NDArray[np.float64]
-
-
-class _Format(Protocol):
-    def write(self, features: Features) -> None: ...
-    def close(self) -> None: ...
 
 
 class PolygonWriter:
@@ -95,13 +87,8 @@ class PolygonWriter:
 
     def __init__(self, file: Path, suffix: str, ground: Ground, names: Mapping[int, str], min_area_m2: float) -> None:
         self.ground, self.names, self.min_area_m2 = ground, names, min_area_m2
-        if min_area_m2 > 0 and not self.ground.measures:
-            raise ConfigError("the image has no CRS, so areas in m2 are unknown; leave out --min-area")
-        kinds: dict[str, Callable[[Path, Ground], _Format]] = {
-            ".gpkg": _GeoPackage,
-            ".parquet": _GeoParquet,
-            ".geojson": _GeoJson,
-        }
+        kinds: dict[str, type[_GeoPackage | _GeoParquet | _GeoJson]]
+        kinds = {".gpkg": _GeoPackage, ".parquet": _GeoParquet, ".geojson": _GeoJson}
         self._format = kinds[suffix](file, self.ground)
         self._held: list[ClassPolygon] = []
         self.count = 0
@@ -115,7 +102,7 @@ class PolygonWriter:
         self._format.close()
 
     def add(self, polygon: ClassPolygon) -> None:
-        """Write a polygon, at once or with those that follow."""
+        """Write a polygon, now or with the next ones."""
         self._held.append(polygon)
         if len(self._held) >= _AT_ONCE:
             self._flush()
@@ -137,23 +124,15 @@ class _GeoPackage:
         self.begun = False
 
     def write(self, features: Features) -> None:
+        columns = [features.ids.astype(np.int32), features.names, features.areas_m2]
+        crs = self.crs.to_wkt() if self.crs else None
+        options = {"driver": "GPKG", "layer": "landcover", "geometry_type": "Polygon", "append": self.begun}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The filename extension", RuntimeWarning)  # ours is .tmp until complete
-            self._write(features)
+            pyogrio.raw.write(
+                self.file, shapely.to_wkb(features.shapes), columns, ["class", "name", "area_m2"], crs=crs, **options
+            )
         self.begun = True
-
-    def _write(self, features: Features) -> None:
-        pyogrio.raw.write(
-            self.file,
-            shapely.to_wkb(features.shapes),
-            [features.ids.astype(np.int32), features.names, features.areas_m2],
-            ["class", "name", "area_m2"],
-            crs=self.crs.to_wkt() if self.crs else None,
-            driver="GPKG",
-            layer="landcover",
-            geometry_type="Polygon",
-            append=self.begun,
-        )
 
     def close(self) -> None: ...
 
@@ -208,12 +187,12 @@ class _GeoParquet:
         self._writer.close()
 
 
-def check_vector(file: Path, grid: Grid, gsd_m: float | None, min_area_m2: float, simplify_m: float) -> None:
-    """Raise ConfigError unless polygons of this grid can be written to this file, simplified and sorted by area so."""
+def check_vector(file: Path, source_gsd_m: float | None, min_area_m2: float, simplify_m: float) -> None:
+    """Raise ConfigError unless polygons of pixels of this ground size can be written so."""
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(f"{file}: polygons are written as {', '.join(FORMATS)}; give a name that ends so")
-    unknown = "the ground size of the image's pixels is unknown; add --gsd-m METRES, or leave out"
-    if simplify_m > 0 and (grid.source_gsd_m or gsd_m) is None:
-        raise ConfigError(f"{unknown} --simplify")
-    if min_area_m2 > 0 and not Ground(grid, gsd_m).measures:
-        raise ConfigError(f"{unknown} --min-area")
+    for name, size in (("--simplify", simplify_m), ("--min-area", min_area_m2)):
+        if size > 0 and source_gsd_m is None:
+            raise ConfigError(
+                f"the ground size of the image's pixels is unknown; add --gsd-m METRES, or leave out {name}"
+            )

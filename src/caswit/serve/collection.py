@@ -14,7 +14,8 @@ from pathlib import Path
 from caswit.data.classes import ClassTable, LandClass, default_color
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.errors import CaswitError, DataError
-from caswit.mapping.partial_map import SUFFIX, PartsSource, read_journal
+from caswit.mapping.journal import SUFFIX
+from caswit.mapping.partial_map import PartsSource, read_partial_map
 from caswit.raster.georef import Grid
 from caswit.raster.overviews import Overviews, RasterInfo
 from caswit.serve.layers import Kind, Layer, error_layer, raster_layer
@@ -132,21 +133,19 @@ class Collection:
 
     def _partial_maps(self, image: Path, grid: Grid, journals: Sequence[Path], finished: set[Path]) -> Iterator[Layer]:
         for folder in journals:
-            journal = read_journal(folder, grid)
-            if journal is None or Path(journal.images.split(" (")[0]).name != image.name:
-                continue
-            if journal.out in finished:
+            partial = read_partial_map(folder, grid)
+            if partial is None or partial.image != image.name or partial.out in finished:
                 continue
             yield Layer(
                 kind="map",
-                title=str(journal.out.relative_to(self.root)),
-                path=journal.out,
-                source=PartsSource(journal.parts),
+                title=str(partial.out.relative_to(self.root)),
+                path=partial.out,
+                source=PartsSource(partial.parts),
                 height=grid.height,
                 width=grid.width,
                 classes=self.table.predicted if self.table else _numbered(range(20), {}),
-                revision=journal.finished,
-                done=journal.done,
+                revision=partial.finished,
+                done=partial.done,
             )
 
     def _classes(self, about: RasterInfo) -> tuple[LandClass, ...]:

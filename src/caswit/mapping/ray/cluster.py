@@ -15,19 +15,19 @@ from caswit.config import MapRunConfig
 from caswit.errors import ConfigError
 
 _ANSWER_S = 5.0
-"""How long the address of a cluster may take to answer."""
+"""Seconds that the address of a cluster may take to answer."""
 _STORE_BYTES = 100 * 2**20
-"""Ray's shared memory: we send windows and names through it, no pixels."""
+"""Size of Ray's shared memory: only the plan, windows and names go through it, no pixels."""
 
 
 class WorkerAllocation(NamedTuple):
-    """What workers get of a cluster."""
+    """The share of a cluster that a run takes."""
 
     workers: int
     resources: dict[str, float]
-    """Of each, as Ray calls them."""
+    """Resources of each worker, as Ray calls them."""
     threads: int
-    """Of each."""
+    """Threads of torch in each worker."""
 
 
 def connect(run: MapRunConfig) -> bool:
@@ -62,7 +62,7 @@ def connect(run: MapRunConfig) -> bool:
 
 
 def _this_machine(run: MapRunConfig) -> dict[str, Any]:
-    """A cluster for this run alone, as large as this machine unless more workers are asked for."""
+    """Describe a cluster for this run alone, as large as this machine unless more workers are asked for."""
     process = psutil.Process()
     cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count()  # none on macOS
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
@@ -96,11 +96,11 @@ def _no_cluster(address: str | None, why: str) -> str:
 
 
 def allocate_workers(run: MapRunConfig, device: str) -> WorkerAllocation:
-    """How many workers the cluster is to have: one per GPU, or one per ``worker_cpus`` cores of a machine.
+    """Decide on the workers: one per GPU, or one per ``worker_cpus`` cores of a machine.
 
     Args:
-        run: What was asked for.
-        device: Where the network is to compute.
+        run: The number of workers that was asked for, and their cores.
+        device: Device on which the network is to compute.
 
     Raises:
         ConfigError: The cluster is too small.

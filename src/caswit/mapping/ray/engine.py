@@ -17,15 +17,13 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from caswit import __version__
-from caswit.config import MapRunConfig
 from caswit.errors import ConfigError
-from caswit.mapping.blocks import Job
 from caswit.mapping.journal import Journal
-from caswit.mapping.local import Outcome, Planned
+from caswit.mapping.local import Outcome
+from caswit.mapping.plan import MapPlan, PlannedBlock
 from caswit.mapping.ray.cluster import allocate_workers, connect
 from caswit.mapping.ray.worker import BlockResult, Worker, WorkerInfo, not_shared
 from caswit.raster.reader import is_remote
-from caswit.weights.hub import is_on_hub
 from caswit.weights.model_folder import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -39,31 +37,30 @@ _PATIENCE_S = 60.0
 
 
 class RayEngine:
-    """Workers on a cluster: one per GPU, or one per ``worker_cpus`` cores. Begins with those that have started.
+    """Maps blocks on workers: one per GPU, or one per ``worker_cpus`` cores. Begins with those that have started.
 
     Args:
-        job: What to map.
-        loaded: The job's model, as the driver sees it.
-        run: Which cluster, and how many workers.
+        plan: The plan of the map; its ``run`` says which cluster, and how many workers.
+        loaded: The plan's model, as the driver sees it.
 
     Raises:
         ConfigError: There is no cluster, it is too small, or a worker cannot use images or model.
     """
 
-    def __init__(self, job: Job, loaded: LoadedModel, run: MapRunConfig) -> None:
+    def __init__(self, plan: MapPlan, loaded: LoadedModel) -> None:
         self._digest = loaded.digest
         self.precision = ""  # what all workers compute in: that of the first to start
         self._starting: dict[Any, Any] = {}
         self._ready: dict[Any, WorkerInfo] = {}
         self._free: deque[Any] = deque()
         self._failed_starts = 0
-        self._ours = connect(run)
+        self._ours = connect(plan.run)
         try:
-            room = allocate_workers(run, job.settings.device)
+            allocation = allocate_workers(plan.run, plan.settings.device)
             limits = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": _AT_ONCE}
-            self._new = ray.remote(**room.resources, **limits, scheduling_strategy="SPREAD")(Worker).remote
-            self._arguments = ray.put(_anywhere(job)), room.threads
-            for _ in range(room.workers):
+            self._new = ray.remote(**allocation.resources, **limits, scheduling_strategy="SPREAD")(Worker).remote
+            self._arguments = ray.put(_anywhere(plan)), allocation.threads
+            for _ in range(allocation.workers):
                 self._start()
             while not self._ready:
                 self._join(self._wait([*self._starting]))
@@ -80,12 +77,12 @@ class RayEngine:
     @property
     def processes(self) -> list[int]:
         """The workers' process numbers, on their machines."""
-        return [found.process for found in self._ready.values()]
+        return [info.process for info in self._ready.values()]
 
-    def run(self, todo: Iterable[Planned], journal: Journal) -> Iterator[Outcome]:
+    def run(self, todo: Iterable[PlannedBlock], journal: Journal) -> Iterator[Outcome]:
         """Map blocks; the driver finishes them as they come."""
         waiting, deaths = deque(todo), Counter[int]()
-        sent: dict[Any, tuple[Planned, Any]] = {}
+        sent: dict[Any, tuple[PlannedBlock, Any]] = {}
         while waiting or sent:
             while waiting and self._free:
                 planned, worker = waiting.popleft(), self._free.popleft()
@@ -97,7 +94,7 @@ class RayEngine:
                 continue
             planned, worker = sent.pop(task)
             try:
-                made: BlockResult = ray.get(task)
+                result: BlockResult = ray.get(task)
             except RayTaskError:
                 raise  # a bug of ours
             except RayError as error:
@@ -109,7 +106,7 @@ class RayEngine:
                 continue
             if worker in self._ready:
                 self._free.append(worker)
-            yield _finish(journal, planned, made, self._ready.get(worker))
+            yield _finish(journal, planned, result, self._ready.get(worker))
 
     def _start(self) -> None:
         worker = self._new(*self._arguments)
@@ -119,30 +116,31 @@ class RayEngine:
         """Take a worker in that has started, or start another."""
         worker = self._starting.pop(task)
         try:
-            found: WorkerInfo = ray.get(task)
+            info: WorkerInfo = ray.get(task)
         except RayError as error:
             self._failed_starts += 1
             if self._failed_starts >= _DEATHS:
                 raise ConfigError(f"workers of the cluster cannot start ({_last_line(error)})") from error
             self._start()
             return
-        self._check(found)
-        self._failed_starts, self.precision = 0, found.precision
-        self._ready[worker] = found
+        self._check(info)
+        self._failed_starts, self.precision = 0, info.precision
+        self._ready[worker] = info
         self._free.extend([worker] * _AT_ONCE)
 
-    def _check(self, found: WorkerInfo) -> None:
-        if found.error is not None:
+    def _check(self, info: WorkerInfo) -> None:
+        # A map has one source: a worker with other weights or another precision would make blocks that do not fit.
+        if info.error is not None:
             raise ConfigError(
-                f"on {found.host}: {found.error} (all machines must see images and model under the same names)"
-            ) from found.error
-        if found.version != __version__:
-            raise ConfigError(f"{found.host} has caswit {found.version}, this machine {__version__}; install the same")
-        if found.digest != self._digest:
-            raise ConfigError(f"{found.host} has other weights in the model folder than this machine; copy them there")
-        if self.precision not in ("", found.precision):
+                f"on {info.host}: {info.error} (all machines must see images and model under the same names)"
+            ) from info.error
+        if info.version != __version__:
+            raise ConfigError(f"{info.host} has caswit {info.version}, this machine {__version__}; install the same")
+        if info.digest != self._digest:
+            raise ConfigError(f"{info.host} has other weights in the model folder than this machine; copy them there")
+        if self.precision not in ("", info.precision):
             raise ConfigError(
-                f"{found.host} computes in {found.precision}, others in {self.precision}; add --precision fp32"
+                f"{info.host} computes in {info.precision}, others in {self.precision}; add --precision fp32"
             )
 
     def _replace(self, worker: Any) -> None:
@@ -155,7 +153,7 @@ class RayEngine:
             self._start()
 
     def _wait(self, tasks: list[Any]) -> Any:
-        """The first of some tasks to end."""
+        """Wait for the first of some tasks to end and return it."""
         try:
             ended, _ = ray.wait(tasks, timeout=None if self._ready else _PATIENCE_S)
             if not ended:
@@ -173,23 +171,23 @@ class RayEngine:
                 ray.kill(worker)
 
 
-def _anywhere(job: Job) -> Job:
-    """The same job with names that do not depend on the folder in which a process works."""
-    sources = tuple(s if is_remote(s.path) else s._replace(path=str(Path(s.path).absolute())) for s in job.sources)
-    model = job.model if is_on_hub(job.model) else str(Path(job.model).absolute())
-    return replace(job, sources=sources, model=model)
+def _anywhere(plan: MapPlan) -> MapPlan:
+    """Return the plan with names that do not depend on the folder in which a process works."""
+    sources = tuple(s if is_remote(s.path) else s._replace(path=str(Path(s.path).absolute())) for s in plan.sources)
+    model = str(Path(plan.model).absolute()) if Path(plan.model).exists() else plan.model  # or a name that all know
+    return replace(plan, sources=sources, model=model)
 
 
-def _finish(journal: Journal, planned: Planned, made: BlockResult, by: WorkerInfo | None) -> Outcome:
-    if made.failed is not None:
-        raise made.failed
-    if made.unreadable is not None:
-        return Outcome(planned, made.unreadable)
-    if made.written is None:
+def _finish(journal: Journal, planned: PlannedBlock, result: BlockResult, by: WorkerInfo | None) -> Outcome:
+    if result.failed is not None:
+        raise result.failed
+    if result.unreadable is not None:
+        return Outcome(planned, result.unreadable)
+    if result.written is None:
         journal.finish(planned.number, None)
     else:
         try:
-            journal.adopt(planned.number, made.written)
+            journal.adopt(planned.number, result.written)
         except FileNotFoundError as error:
             host = by.host if by else "a worker's machine"
             raise not_shared(journal.folder, f"is another folder on {host}") from error

@@ -1,4 +1,4 @@
-"""A process of a cluster that maps blocks. It knows nothing of what calls it."""
+"""A process of a cluster that maps blocks. It imports nothing of Ray, so it can be tested and read without."""
 
 import os
 import socket
@@ -10,8 +10,9 @@ import torch
 
 from caswit import __version__
 from caswit.errors import CaswitError, ConfigError, DataError
-from caswit.mapping.blocks import BlockMapper, Job
+from caswit.mapping.blocks import BlockMapper
 from caswit.mapping.journal import write_loose
+from caswit.mapping.plan import MapPlan
 from caswit.raster.cog import encode_part
 from caswit.raster.reader import bounded_cache
 from caswit.raster.windows import Window
@@ -19,46 +20,49 @@ from caswit.weights.model_folder import load_model
 
 
 class WorkerInfo(NamedTuple):
-    """What a worker says of itself before its first block."""
+    """The report of a worker on itself before its first block."""
 
     host: str
     process: int
     precision: str = ""
     digest: str = ""
-    """Of its model's weights."""
+    """SHA-256 of its model's weights."""
     version: str = __version__
     error: CaswitError | None = None
     """Why it cannot work."""
 
 
 class BlockResult(NamedTuple):
-    """What a worker made of a block; empty where nothing is to be mapped."""
+    """The outcome of a block on a worker; all None where nothing is to be mapped."""
 
     written: str | None = None
-    """Its part's file in the folder of parts."""
+    """Name of its part's file in the folder of parts."""
     unreadable: DataError | None = None
+    """Why the images could not be read there."""
     failed: CaswitError | OSError | None = None
+    """Why the part could not be written."""
 
 
 class Worker:
-    """Lives in a process of the cluster; two threads call it.
+    """Maps blocks in a process of the cluster; two threads call it.
 
     Args:
-        job: What to map.
-        threads: Of torch.
+        plan: The plan of the map.
+        threads: Threads that torch may use.
     """
 
-    def __init__(self, job: Job, threads: int) -> None:
+    def __init__(self, plan: MapPlan, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._job = job
+        self._plan = plan
+        # Two blocks at a time: one is read while the other is computed.
         self._reading, self._computing = threading.Lock(), threading.Lock()
 
     def prepare(self) -> WorkerInfo:
         """Open images and model."""
         host = socket.gethostname()
         try:
-            loaded = load_model(self._job.model)
-            self._mapper = BlockMapper(self._job, loaded)
+            loaded = load_model(self._plan.model)
+            self._mapper = BlockMapper(self._plan, loaded)
         except CaswitError as error:
             return WorkerInfo(host, os.getpid(), error=error)
         return WorkerInfo(host, os.getpid(), self._mapper.precision, loaded.digest)
@@ -84,7 +88,7 @@ class Worker:
 
 
 def not_shared(folder: Path, what: str) -> ConfigError:
-    """The error of a folder of parts that not all machines see."""
+    """Return the error of a folder of parts that not all machines see."""
     return ConfigError(
         f"{folder}: {what}; workers write finished blocks there, so OUT must lie in a folder that all machines share"
     )
