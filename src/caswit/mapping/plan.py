@@ -246,7 +246,7 @@ def _warn_of_ground_sizes(plan: MapPlan) -> None:
         log.warning("the image has pixels of %.3g m, the model sees %g m: expect a poor map", source_m, models_m)
     elif plan.read_gsd_m is None and plan.trained_gsd_m and source_m and _differ(source_m, plan.trained_gsd_m):
         log.warning(
-            "the image has pixels of %.3g m, the model was trained on %.3g m: expect a poor map; --match_gsd "
+            "the image has pixels of %.3g m, the model was trained on %.3g m: expect a poor map; --match-gsd "
             "resamples while reading", source_m, plan.trained_gsd_m,
         )  # fmt: skip
 

@@ -115,6 +115,6 @@ def allocate_workers(run: MapRunConfig, device: str) -> WorkerAllocation:
     if (run.workers or 1) > most:
         raise ConfigError(
             f"{run.workers or 1} workers with {what} each do not fit into the cluster ({len(nodes)} machines, "
-            f"{sum(cores)} cores, {sum(gpus)} GPUs): {most} do; try fewer --workers or --worker_cpus"
+            f"{sum(cores)} cores, {sum(gpus)} GPUs): {most} do; try fewer --workers or --worker-cpus"
         )
     return WorkerAllocation(run.workers or most, resources, each)

@@ -197,7 +197,7 @@ def _finish(journal: Journal, planned: PlannedBlock, result: BlockResult, by: Wo
 def _deadly(error: RayError) -> ConfigError:
     return ConfigError(
         f"{_DEATHS} workers died over the same block ({_last_line(error)}); if memory ran out, "
-        "try a smaller --block_px or --batch, or fewer --workers; the same call goes on from here"
+        "try a smaller --block-px or --batch, or fewer --workers; the same call goes on from here"
     )
 
 
