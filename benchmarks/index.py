@@ -1,4 +1,4 @@
-"""How long FLAIR-HUB's files take to index: a generated tree of 20,000 tiny patches, extrapolated to 241,100.
+"""Seconds to index the files of FLAIR-HUB: a generated tree of 20,000 tiny patches, extrapolated to 241,100.
 
 python benchmarks/index.py FOLDER    makes the tree in FOLDER if it is not there (a few minutes)
 """

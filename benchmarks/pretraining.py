@@ -37,8 +37,8 @@ def supervised(options: argparse.Namespace) -> Callable[[], None]:
         optimizer.zero_grad()
         with autocast(torch.device(options.device), options.bf16):
             logits = network(tile, context)
-        mass = loss_normalizer(label)
-        supervised_loss(logits, (label, label), (mass, mass), alpha=0.5).backward()
+        normalizer = loss_normalizer(label)
+        supervised_loss(logits, (label, label), (normalizer, normalizer), alpha=0.5).backward()
         optimizer.step()
 
     return step

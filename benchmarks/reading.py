@@ -3,7 +3,7 @@
 python benchmarks/reading.py FOLDER [ROUNDS SAMPLES]
 
 FOLDER gets 200 regions of 9 x 9 patches of 512 px in three layouts if they are not there; all regions are the same
-files under other names, so that the disk matters to nobody.
+files under other names, so that no reader waits for the disk.
 
 ours: a sample of the training (tile, context, label, context label), read as a worker of the training does it:
 through mosaics, of which the last ones stay open.
@@ -35,7 +35,7 @@ from common import trees
 REGIONS, SIDE, PX = 200, 9, 512
 ROUNDS, SAMPLES = map(int, sys.argv[2:4] or (9, 10))
 CACHE_BYTES = 32 << 20
-"""Of GDAL, for everybody: little more than a sample, so that nobody gains by the benchmark's few files."""
+"""Size of GDAL's cache for all readers: little more than a sample, so that none gains from how few files there are."""
 Place = tuple[int, int, int]
 """Number of the region, row and column of the patch."""
 Reader = Callable[[int, int, int], tuple[np.ndarray, ...]]

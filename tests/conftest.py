@@ -1,4 +1,4 @@
-"""What tests share: small rasters, a dataset over them, models with random weights, the real imagery."""
+"""Parts that tests share: small rasters, a dataset over them, models with random weights, the real imagery."""
 
 import os
 import warnings

@@ -93,8 +93,8 @@ def inference(name: str, size: str, batch: int, side: int, folder: Path) -> Run:
         arranged = in_torch(loaded)
         return lambda: arranged(hr, context)
     settings = ComputeConfig(device="cpu", batch=batch, precision="fp32" if name == "plain" else "auto")
-    ready = load_predictor(loaded, settings)
-    return torch.inference_mode()(lambda: ready.image_logits(hr, context))
+    predictor = load_predictor(loaded, settings)
+    return torch.inference_mode()(lambda: predictor.image_logits(hr, context))
 
 
 def in_torch(loaded: LoadedModel) -> nn.Module:

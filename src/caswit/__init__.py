@@ -1,4 +1,4 @@
-"""Land-cover maps from orthophotos of any size, with a network that sees the surroundings.
+"""Land-cover maps from orthophotos of any size, with a network that sees the context of every tile.
 
 ``CASWiT`` is the network, ``load_model`` reads a trained one. They are imported when first used, so that
 ``import caswit`` stays instant.

@@ -20,7 +20,7 @@ RECIPE = ["--data.dataset", "d", "--out", "o"]
 
 
 def read(name: str, *words: str):
-    """What a command's function is called with."""
+    """The arguments that a command's function is called with."""
     return parse(COMMANDS[name], current_words(COMMANDS[name], words))
 
 

@@ -67,6 +67,10 @@ def test_python_dash_m_and_exit_status():
     assert done.stderr.startswith("caswit: no command 'nonsense'; commands are: ")
 
 
+def test_only_urur_can_be_prepared(capsys):
+    assert "only urur can be prepared, got 'flair_hub'" in refused(capsys, "prepare", "flair_hub", "x")
+
+
 def test_from_recipe_to_map(capsys, dataset_file, tmp_path):
     """Train with two overridden fields, describe, score, map: what the README promises."""
     recipe = tmp_path / "recipe.yaml"

@@ -95,7 +95,7 @@ class TestMistakes:
 @pytest.mark.parametrize("file", ROWS, ids=lambda f: f"{f.parent.name}/{f.stem}")
 class TestShippedRows:
     def test_section_4_3_holds_for_every_row(self, file):
-        """What the paper states for all of them; batch 20 on URUR, augmentation in the -aug rows only."""
+        """The settings that the paper states for all of them; batch 20 on URUR, augmentation in the -aug rows only."""
         recipe = settings(file.relative_to(RECIPES))
         train = recipe.train
         urur = file.parent.name == "table2"

@@ -129,14 +129,14 @@ def test_districts_are_settled_as_often_as_not():
 
 def test_a_third_of_plot_pixels_lie_in_tiles_that_cannot_tell(worlds):
     """Such a tile has the same bytes in two worlds that are equally likely."""
-    plots = blind = 0
+    plots = alike = 0
     for here, there in worlds:
         differs = (here.image != there.image).any(0)
         for tile, _, _ in tiles():
             pixels = np.isin(here.label[tile], PLOTS).sum()
             plots += pixels
-            blind += pixels * (not differs[tile].any())
-    assert blind / plots > 0.33
+            alike += pixels * (not differs[tile].any())
+    assert alike / plots > 0.33
 
 
 def test_contexts_show_houses_or_trees(worlds):

@@ -21,7 +21,7 @@ def sample() -> Sample:
     return Sample(tile, context, tile[0] // 4, context[0] // 4)
 
 
-def test_the_eight_turns_are_the_symmetries_of_the_square():
+def test_the_eight_changes_are_the_symmetries_of_the_square():
     square = np.arange(9, dtype=np.uint8).reshape(3, 3)
     pictures = [turned(square, t).tobytes() for t in range(8)]
     assert len(set(pictures)) == 8
@@ -37,7 +37,7 @@ def test_spatial_changes_keep_tile_context_and_labels_together(sample, seed):
     np.testing.assert_array_equal(changed.context[:, 8:24, 8:24], area_average(changed.tile, 2))
 
 
-def test_all_eight_turns_occur(sample):
+def test_all_eight_symmetries_occur(sample):
     changed = {
         augment(sample, AugmentConfig(spatial=True), np.random.default_rng(s)).tile.tobytes() for s in range(100)
     }
@@ -122,7 +122,7 @@ def test_some_samples_are_blurred_and_others_are_not(sample):
     assert all(c.tile.std() < sample.tile.std() for c, s in zip(changed, sharp, strict=True) if not s)
 
 
-def test_hidden_surroundings_are_as_frequent_as_asked(sample):
+def test_masked_context_is_as_frequent_as_asked(sample):
     settings = AugmentConfig(context_dropout=0.25)
     hidden = [not augment(sample, settings, np.random.default_rng(s), factor=2).context[:, 0].any() for s in range(400)]
     assert 0.18 < np.mean(hidden) < 0.32

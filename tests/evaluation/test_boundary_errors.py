@@ -1,4 +1,4 @@
-"""Where errors lie."""
+"""Errors near outlines and elsewhere."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which classes count."""
+"""Protocols: the classes that are scored."""
 
 import numpy as np
 import pytest

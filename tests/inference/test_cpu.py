@@ -119,7 +119,7 @@ def trained():
 
 
 def coloured(batch, seed, side=64):
-    """Smooth noise in three bands, its surroundings, and which band is brightest."""
+    """Smooth noise in three bands, its context, and which band is brightest."""
     drawn = torch.Generator().manual_seed(seed)
     fields = torch.rand(batch, 3, 7, 7, generator=drawn)
     context = nn.functional.interpolate(fields, size=(2 * side, 2 * side), mode="bicubic").clamp(0, 1)

@@ -86,7 +86,7 @@ def images(batch: int, side: int, seed: int) -> np.ndarray:
 
 
 def logits(model: LoadedModel, *given: np.ndarray) -> np.ndarray:
-    """What the network says in PyTorch."""
+    """The result of the network in PyTorch."""
     with torch.inference_mode():
         return model.network(*map(torch.from_numpy, given)).numpy()
 
@@ -132,10 +132,10 @@ def test_a_single_input_reads_as_the_map_does(tmp_path, make_raster, monkeypatch
     file = make_file(tmp_path, "single input", tile_px=32, **config)
     raster = make_raster(picture(150, 170))
     tile = Window(8, 90, 32, 32)
-    classifier = Predictor(file.model.network, context_factor=2, batch=1, device=torch.device("cpu"), bf16=False)
+    predictor = Predictor(file.model.network, context_factor=2, batch=1, device=torch.device("cpu"), bf16=False)
     with SceneReader(Scene(image=raster, label=None, split="test")) as scene:
         region = scene.region(context_window(tile, 2))
-    expected = classifier.logits(region, [Tile(tile, tile)]).numpy()
+    expected = predictor.logits(region, [Tile(tile, tile)]).numpy()
     assert not region.valid.all()
     np.testing.assert_allclose(file.run(region.image[None]), expected, rtol=0, atol=1e-4)
     three = images(3, 64, 5)

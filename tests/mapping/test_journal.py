@@ -122,7 +122,7 @@ with open_journal(Path(sys.argv[1]), {}, restart=False) as journal:
 def test_predict_imports_without_what_only_posix_has():
     """Windows has neither fcntl nor resource."""
     code = "import sys; sys.modules.update(dict.fromkeys(['fcntl', 'resource', 'pwd', 'grp'])); " \
-           "import caswit.mapping.run, caswit.cli.commands.predict"  # fmt: skip
+           "import caswit.mapping.run, caswit.cli.maps"  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -177,7 +177,7 @@ class TestInputs:
     def test_an_area_elsewhere(self, path, model_folder, tmp_path):
         area = {"type": "Polygon", "coordinates": [[[7, 46], [8, 46], [8, 47], [7, 46]]]}
         (tmp_path / "area.geojson").write_text(json.dumps(area))
-        with pytest.raises(DataError, match="lies beside the image"):
+        with pytest.raises(DataError, match="lies outside the image"):
             predict(path, tmp_path / "map.tif", model_folder, run=MapRunConfig(aoi=str(tmp_path / "area.geojson")))
 
 

@@ -181,7 +181,7 @@ class TestFoldersOfVersion010:
     def test_a_run_of_something_else_is_refused(self, interrupted, path, model_folder, tmp_path):
         as_of_0_1_0(interrupted, path, model_folder)
         with pytest.raises(
-            ConfigError, match=r"holds 4 finished .*: read_gsd_m was 0.5, now None; tta was 1, now 2; go"
+            ConfigError, match=r"holds 4 finished .*: read_gsd_m was 0.5, now None; tta was 1, now 2; use"
         ):
             predict(path, tmp_path / "map.tif", model_folder, replace(MATCHED, match_gsd=False, tta=2))
 

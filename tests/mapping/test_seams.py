@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
     """A drawn landscape, whole.tif, and a model that has learned from another.
 
     Random weights would not do: their maps follow the tiles more than the picture. Nor would classes that only the
-    surroundings tell: after so few steps they are a guess, and a guess changes with everything.
+    context tells apart: after so few steps they are a guess, and a guess changes with everything.
     """
     folder = tmp_path_factory.mktemp("seams")
     drawn = landscape(1, 1024, 1024)
@@ -68,7 +68,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def disagreement(folder: Path, model: Path, settings: PredictConfig, overlap_px: int) -> tuple[float, float]:
-    """How much of a map changes when the grid of tiles is shifted: near borders of tiles, and elsewhere."""
+    """Share of a map that changes when the grid of tiles is shifted: near borders of tiles, and elsewhere."""
     tile_px = load_model(model).info.tile.tile_px
 
     def mapped(image: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ def test_the_first_command_gives_a_map(gsd_m, make_raster, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("model", zoo_models(), ids=NAMES)
-def test_the_fast_path_labels_real_tiles_as_plain_fp32_does(model, real_data):
+def test_the_arranged_network_labels_real_tiles_as_plain_fp32_does(model, real_data):
     """bf16 where the processor has it, arranged for inference: 99.5 % of the pixels, mIoU within 0.1 point."""
     loaded = load_model(model.folder)
     data = load_dataset(scores_of_card(model, real_data)[0])
@@ -87,9 +87,9 @@ def test_the_fast_path_labels_real_tiles_as_plain_fp32_does(model, real_data):
     assert [way.arranged is None for way in ways] == [True, False]
     runs = [scored_tiles(way, data, data.split("val"), tile_px=loaded.info.tile.tile_px, band_px=7) for way in ways]
     counts, alike, pixels = [Counts.zeros(len(loaded.info.classes)) for _ in ways], 0, 0
-    for plain, fast in zip(*runs, strict=True):
-        counts = [total + tile.counts for total, tile in zip(counts, (plain, fast), strict=True)]
-        alike, pixels = alike + int((plain.prediction == fast.prediction).sum()), pixels + plain.prediction.size
+    for plain, arranged in zip(*runs, strict=True):
+        counts = [total + tile.counts for total, tile in zip(counts, (plain, arranged), strict=True)]
+        alike, pixels = alike + int((plain.prediction == arranged.prediction).sum()), pixels + plain.prediction.size
     assert pixels > 1e6
     assert alike / pixels >= 0.995
     expected, found = (score(total).miou for total in counts)

@@ -46,7 +46,7 @@ def test_rounding_is_no_worse_than_of_the_plain_convolution(dtype):
 
 
 def test_training_after_inference():
-    """What inference caches must not be a tensor that training cannot use."""
+    """A tensor that inference caches must not be a tensor that training cannot use."""
     maps, weight = [torch.randn(1, 2, 9, 9), torch.randn(1, 2, 3, 3)], torch.randn(4, 4, 3, 3)
     with torch.inference_mode():
         conv3x3_of_upsampled(maps, weight)

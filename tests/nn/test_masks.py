@@ -1,4 +1,4 @@
-"""What pretraining hides."""
+"""Masks of pretraining."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_every_cell_is_as_likely_as_any_other():
 
 
 @pytest.mark.parametrize(("tile_px", "factor"), [(512, 2), (256, 2), (256, 4), (384, 3), (64, 1), (36, 3), (120, 4)])
-def test_what_is_hidden_of_the_context_is_exactly_what_the_tile_covers(tile_px, factor):
+def test_what_is_masked_of_the_context_is_exactly_what_the_tile_covers(tile_px, factor):
     tile = TileConfig(tile_px=tile_px, context_factor=factor) if tile_px % (2 * factor) == 0 else None
     assert tile is not None
     # Pixels of the context image that show ground of the tile.

@@ -1,4 +1,4 @@
-"""What the documentation tells a user to type works."""
+"""The commands that the documentation tells a user to type work."""
 
 import dataclasses
 import importlib
@@ -26,7 +26,7 @@ SMALL = {
     "train": ["--train.max_steps", "2", "--train.batch", "2", "--tile.tile_px", "32", "--train.accelerator", "cpu"],
     "figures": ["--panel_px", "64"],
 }
-"""What makes the documented commands short enough to be run by a test."""
+"""Settings that make the documented commands short enough to be run by a test."""
 
 
 def command_blocks(page: Path) -> list[tuple[str, bool]]:

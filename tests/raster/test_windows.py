@@ -25,7 +25,7 @@ def blocks(grid, block_px):
 
 
 def hits(height, width, parts):
-    """How often each pixel is in one of the parts."""
+    """Return how many of the parts each pixel is in."""
     count = np.zeros((height, width), int)
     for part in parts:
         assert part == part.clipped(height, width)

@@ -363,13 +363,13 @@ def test_a_large_raster_without_overviews_is_not_read_whole(make_raster, tmp_pat
 
 
 def test_reading_a_pyramid_equals_reading_pixels(make_raster, image):
-    pyramid = Overviews(make_raster(image, nodata=0, **georeference()))
+    overviews = Overviews(make_raster(image, nodata=0, **georeference()))
     window = Window(-10, 100, 60, 60)
-    pixels, valid = pyramid.read(window, 60, 60, (1, 2, 3))
+    pixels, valid = overviews.read(window, 60, 60, (1, 2, 3))
     expected = np.pad(image, ((0, 0), (10, 10), (0, 50)))[:, 0:60, 100:160]
     np.testing.assert_array_equal(pixels, expected)
     np.testing.assert_array_equal(valid, expected.any(0))
-    halved, _ = pyramid.read(Window(0, 0, 80, 120), 40, 60, (1, 2, 3), average=True)
+    halved, _ = overviews.read(Window(0, 0, 80, 120), 40, 60, (1, 2, 3), average=True)
     means = image[:, :80, :120].reshape(3, 40, 2, 60, 2).mean((2, 4))
     assert np.abs(halved - means).max() <= 0.5
 

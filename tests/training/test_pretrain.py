@@ -198,7 +198,7 @@ def test_baselines_are_pretrained_too(dataset_file, tmp_path):
     assert not load_pretrained(model).network.network.reads_context
 
 
-def test_reconstruct_draws_what_is_hidden(run, dataset_file, tmp_path, capsys):
+def test_reconstruct_draws_what_is_masked(run, dataset_file, tmp_path, capsys):
     image, out = dataset_file.parent / "scene.tif", tmp_path / "r.png"
     main(["reconstruct", str(run / "model"), str(image), "--out", str(out), "--tiles", "2"])
     assert capsys.readouterr().out.strip() == str(out)
@@ -211,7 +211,7 @@ class TestRefusals:
     def test_pretrained_weights_predict_nothing_and_models_reconstruct_nothing(self, run, model_folder):
         with pytest.raises(ModelError, match="it knows no classes; train with init: "):
             load_model(run / "model")
-        with pytest.raises(ModelError, match="a trained model, it cannot reconstruct"):
+        with pytest.raises(ModelError, match="a trained model cannot reconstruct"):
             load_pretrained(model_folder)
 
     def test_a_warm_up_longer_than_the_run(self, dataset_file, tmp_path):

@@ -1,4 +1,4 @@
-"""What a recipe may say under ``init``."""
+"""The section ``init`` of a recipe."""
 
 import pytest
 

@@ -113,7 +113,7 @@ def test_refusals_are_one_line(hub, model_folder, tmp_path, monkeypatch):
     refused(ModelError, rf"{nowhere}: cannot be fetched \(OSError: 404", lambda: load_model(nowhere))
     refused(ModelError, "hf:owner/name or hf:owner/name@revision", lambda: load_model("hf:nothing"))
     refused(ConfigError, "give owner/name on the hub, or a folder as ./name", lambda: push(model_folder, "town"))
-    refused(DataError, "no report.json", lambda: push(model_folder, "a/b", report=tmp_path))
+    refused(DataError, "not a report.json", lambda: push(model_folder, "a/b", report=tmp_path))
     refused(ModelError, "no model folder", lambda: push(tmp_path, "a/b"))
 
     def no_network(*_, **__):
@@ -136,7 +136,7 @@ def about(tmp_path):
         "pictures": {"val.jpg": "The town"},
         "sample": "sample.jpg",
         "sample_gsd_m": 0.2,
-        "read_at_m": 0.3,
+        "read_gsd_m": 0.3,
     }
     file = tmp_path / "about.yaml"
     file.write_text(yaml.safe_dump(content))
@@ -160,6 +160,13 @@ def test_what_its_maker_says_is_on_the_card(model_folder, about, report, tmp_pat
     }
 
 
+def test_the_old_name_of_a_key_keeps_working(model_folder, about, tmp_path, caplog):
+    about.write_text(about.read_text().replace("read_gsd_m", "read_at_m"))
+    push(model_folder, str(tmp_path / "out"), about=about)
+    assert load_model(tmp_path / "out").info.tile.read_gsd_m == 0.3
+    assert "about.read_at_m is now called about.read_gsd_m" in caplog.text
+
+
 def test_half_the_size_is_the_same_network_but_for_rounding(model_folder, tmp_path):
     push(model_folder, str(tmp_path / "whole"))
     push(model_folder, str(tmp_path / "half"), half=True)
@@ -176,14 +183,14 @@ def test_half_the_size_is_the_same_network_but_for_rounding(model_folder, tmp_pa
     [
         (
             {"extra": 1},
-            "must have exactly data, gsd_m, limits, pictures, read_at_m, sample, sample_gsd_m, summary, training",
+            "must have exactly data, gsd_m, limits, pictures, read_gsd_m, sample, sample_gsd_m, summary, training",
         ),
         ({"limits": None}, "limits must be text, got None"),
         ({"gsd_m": [1, 0.5]}, r"gsd_m must be two numbers of metres, the lower one first, got \[1, 0.5\]"),
-        ({"pictures": {"none.jpg": "x"}}, "none.jpg does not lie beside it"),
-        ({"pictures": {"../val.jpg": "x"}}, "does not lie beside it"),
-        ({"sample": "none.jpg"}, "none.jpg does not lie beside it"),
-        ({"read_at_m": None}, "read_at_m must be metres within gsd_m, got None"),
+        ({"pictures": {"none.jpg": "x"}}, "none.jpg is not in the same folder"),
+        ({"pictures": {"../val.jpg": "x"}}, "is not in the same folder"),
+        ({"sample": "none.jpg"}, "none.jpg is not in the same folder"),
+        ({"read_gsd_m": None}, "read_gsd_m must be metres within gsd_m, got None"),
         ({"sample_gsd_m": 1}, "sample_gsd_m must be metres within gsd_m, got 1"),
         ({"pictures": ["val.jpg"]}, "pictures must be files and their captions"),
     ],

@@ -35,7 +35,7 @@ def test_parts_sum_to_all_parameters(stages):
 
 
 def fuse_by_hand(head, sides):
-    """Of the last convolution: the first map plainly; others mixed for nine taps, enlarged along columns, then rows."""
+    """FLOPs of the last convolution: the first map as it is, others mixed for nine taps, then enlarged."""
     width, (height, wide) = head.classify.in_channels, sides[0]
     total = 2 * 9 * width**2 * height * wide
     for h, w in sides[1:]:

@@ -167,7 +167,7 @@ def test_every_sample_is_mapped(filled, tmp_path):
 def test_a_ground_size_against_the_images_own_is_taken_and_said(filled, make_raster, tmp_path, caplog):
     image = make_raster(picture(64, 64), "ortho.tif", **georeference(0.2))
     main(["predict", str(image), str(tmp_path / "map.tif"), "--gsd-m", "1"])
-    assert "the image says its pixels are 0.2 m; --gsd-m 1 is taken" in caplog.text
+    assert "the image says its pixels are 0.2 m; --gsd-m 1 is used instead" in caplog.text
     with rasterio.open(tmp_path / "map.tif") as found:
         assert found.tags()["CASWIT_GSD_M"] == "1"
         assert found.tags()["CASWIT_MODEL"] == "coarse"
@@ -180,4 +180,4 @@ def test_pixels_far_coarser_than_the_model_sees_are_said(filled, make_raster, tm
     file.write_text(json.dumps(config))
     image = make_raster(picture(32, 32), "ortho.tif", **georeference(1.0))
     main(["predict", str(image), str(tmp_path / "map.tif"), "--model", "fine"])
-    assert "the image has pixels of 1 m, the model sees 0.3 m: expect a poor map" in caplog.text
+    assert "the image has pixels of 1 m, the model reads 0.3 m: expect a poor map" in caplog.text

@@ -129,7 +129,7 @@ _TABLE = (
     Command(
         training.prepare,
         (
-            argument("kind", "the dataset", choices=["urur"]),
+            argument("kind", "the dataset", metavar="urur"),
             argument("root", "folder that holds train/, val/ and test/"),
             argument("--workers", "files written at the same time", int, default=2),
             _SKIP_BROKEN,

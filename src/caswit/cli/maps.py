@@ -30,7 +30,10 @@ def predict(
     if result.skipped:
         print(f"{len(result.skipped)} blocks could not be read and are nodata:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in result.skipped), file=sys.stderr)
-        print("the same call tries only these again; if the image was mended meanwhile, add --restart", file=sys.stderr)
+        print(
+            "the same command tries only these again; if the image was repaired in the meantime, add --restart",
+            file=sys.stderr,
+        )
         sys.exit(_SKIPPED)
 
 

@@ -47,7 +47,7 @@ class Command:
     settings: tuple[type, ...] = ()
     """Config classes, each field of which is an option; with ``reads_recipe`` a recipe, whose fields are sections."""
     reads_recipe: bool = False
-    """Whether the first word is a recipe file."""
+    """True where the first word is a recipe file."""
 
     @property
     def name(self) -> str:

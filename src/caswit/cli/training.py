@@ -124,5 +124,5 @@ def prepare(*, kind: str, root: str, workers: int, skip_broken: bool) -> None:
     """
     from caswit.data.sources.urur import prepare_urur
 
-    _ = kind  # urur is the only dataset that needs it
+    check(kind == "urur", f"only urur can be prepared, got {kind!r}; other datasets need no preparation")
     print(prepare_urur(Path(root), workers=workers, skip_broken=skip_broken))

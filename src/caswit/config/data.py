@@ -54,7 +54,7 @@ class FolderSource:
     labels: str | None = None
     """Name of the folders of masks; null finds labels, label, masks, mask, gt."""
     label_suffix: str = ""
-    """What a mask's name has more than its image's, before the extension: _label for a.tif and a_label.tif."""
+    """Ending that a mask's name adds to its image's, before the extension: _label for a.tif and a_label.tif."""
     split: str = "train"
     """Split of the scenes where folders do not say it."""
     label_values: LabelValues = "auto"
@@ -72,7 +72,7 @@ SOURCES: dict[str, type[SourceConfig]] = {
     "swissimage": SwissimageSource,
     "folder": FolderSource,
 }
-"""What ``source: {kind: ...}`` may say."""
+"""Settings of each source by its name, the ``kind`` in ``source: {kind: ...}``."""
 
 
 def _check_choice(name: str, value: object, choices: object) -> None:

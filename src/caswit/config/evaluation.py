@@ -12,7 +12,7 @@ ProtocolName = Literal["flair15", "urur8"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(TTAConfig):
-    """How labelled scenes are scored."""
+    """Settings of scoring labelled scenes."""
 
     protocol: ProtocolName | None = None
     """Classes that are scored: flair15 (FLAIR-HUB without ids 15-18, predicted or true), urur8 (URUR with "others");
@@ -49,7 +49,7 @@ class EvaluateConfig(TTAConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """How tiles of a dataset are shown."""
+    """Settings of the tiles that are shown."""
 
     tile_px: int = 512
     """Side of the tiles that are shown, in pixels."""

@@ -44,10 +44,10 @@ class RowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(EvaluateConfig):
-    """How the rows are run and scored."""
+    """Settings of the rows that are trained and scored."""
 
     dataset: str | None = None
-    """Dataset.yaml for every row, in place of its own; "landscapes": synthetic ones, different for each seed."""
+    """A dataset.yaml for every row, in place of its own; "landscapes": synthetic ones, different for each seed."""
     split: str | None = None
     """Split that is scored; null: the row's own, or test on landscapes."""
     size: Size | None = None
@@ -73,7 +73,7 @@ class TableConfig(EvaluateConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FiguresConfig(ComputeConfig):
-    """How the paper's figures are drawn."""
+    """Settings of drawing the paper's figures."""
 
     tiles: int = 8
     """Number of rows of figure 8."""
@@ -98,7 +98,7 @@ class FiguresConfig(ComputeConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """How long the demonstration trains."""
+    """Seed and length of the demonstration."""
 
     seed: int = 0
     """Seed of the landscapes and of both trainings."""

@@ -10,7 +10,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How a trained model is run."""
+    """Settings of running a trained model."""
 
     batch: int = field(default=4, metadata=KEEPS_MAP)
     """Tiles per forward pass."""
@@ -26,7 +26,7 @@ class ComputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TTAConfig(ComputeConfig):
-    """How a trained model is run, with test-time augmentation."""
+    """Settings of running a trained model with test-time augmentation."""
 
     tta: Literal[1, 2, 4, 8] = 1
     """Test-time augmentation: average over this many flips and rotations of each tile; 8 takes 8 times as long."""

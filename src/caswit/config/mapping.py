@@ -16,7 +16,7 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(TTAConfig):
-    """How images are read, cut into tiles and predicted."""
+    """Settings of reading images, cutting them into tiles and predicting them."""
 
     overlap_px: int | None = None
     """Pixels by which neighbouring tiles overlap; each keeps its half. Null: a quarter of the tile."""
@@ -82,7 +82,7 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MapRunConfig:
-    """How a run over many blocks goes."""
+    """Settings of a run over many blocks."""
 
     aoi: str | None = None
     """Vector file with the area of interest: outside its polygons, the map is nodata."""

@@ -49,7 +49,7 @@ class TileConfig:
 
     @property
     def margin_px(self) -> int:
-        """How far the context reaches beyond each side of the tile, in pixels of the tile."""
+        """Width of the context beyond each side of the tile, in pixels of the tile."""
         return (self.context_px - self.tile_px) // 2
 
 
@@ -133,5 +133,5 @@ class ModelConfig:
 
     @property
     def reads_context(self) -> bool:
-        """Whether the network has a context branch."""
+        """True for a network with a context branch."""
         return self.arch == "caswit" and bool(self.fusion_stages)

@@ -13,8 +13,9 @@ SECTIONS: dict[str, dict[str, str]] = {
     "tile": {"gsd_m": "read_gsd_m"},
     "train": {"average": "ema_decay"},
     "augment": {"hide_context": "context_dropout"},
+    "about": {"read_at_m": "read_gsd_m"},
 }
-"""By section of a recipe (``tile`` is also in a model's config.json): old name -> name."""
+"""By section of a recipe (``tile`` is also in a model's config.json), and of ``push --about``: old name -> name."""
 
 OPTIONS: dict[str, dict[str, str]] = {
     "predict": {"turns": "tta"},

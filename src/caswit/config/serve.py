@@ -8,7 +8,7 @@ from caswit.config.inference import ComputeConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig(ComputeConfig):
-    """How images and maps are served to a browser."""
+    """Settings of the server that shows images and maps in a browser."""
 
     host: str = "127.0.0.1"
     """Address to listen on: 127.0.0.1 is reached from this machine only, 0.0.0.0 from others too."""

@@ -190,7 +190,7 @@ class TrainConfig(LearningConfig):
     val_every_steps: int | None = None
     """Optimiser steps between validations; null: once an epoch."""
     keep: Literal["best", "last"] = "best"
-    """Which weights become the model: those with the best validation mIoU, or those of the last step."""
+    """Weights that become the model: those with the best validation mIoU, or those of the last step."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""

@@ -15,8 +15,9 @@ class InitConfig:
     """Weights to start from. In a recipe ``source`` is called ``from``, which is a keyword in Python."""
 
     source: WeightSource = "caswit"
-    """Whose names the weights have: caswit (pretrained or trained), timm, transformers, mmseg, smp, flair_hub
-    (IGN's), or official (the authors', whose names are not known: says what does not fit)."""
+    """Origin of the weights, which decides how their names are translated: caswit (pretrained or trained), timm,
+    transformers, mmseg, smp, flair_hub (IGN's), or official (the authors', whose names are not public: names that do
+    not fit are reported)."""
     path: str | None = None
     """A file of weights, a folder that holds one, a run or model folder, or hf:owner/name; $NAME is expanded."""
     timm: bool = False
@@ -59,11 +60,12 @@ def parse_init(value: str | Mapping[str, Any]) -> InitConfig:
         settings.setdefault("source", "timm")
     for name, kind in (("path", str | None), ("timm", bool), ("context", bool), ("decoder", bool)):
         given = settings.get(name, InitConfig.__dataclass_fields__[name].default)
-        check(isinstance(given, kind), f"init.{name}: got {given!r}; {'a path' if name == 'path' else 'true or false'}")
+        allowed = "a path" if name == "path" else "true or false"
+        check(isinstance(given, kind), f"init.{name} must be {allowed}, got {given!r}")
     rename = settings.get("rename", {})
     check(
         isinstance(rename, Mapping) and all(isinstance(x, str) for pair in rename.items() for x in pair),
-        f"init.rename must be a mapping of beginnings of names, got {rename!r}",
+        f"init.rename must map beginnings of names to their replacements, got {rename!r}",
     )
     number = settings.get("min_matched", 0.9)
     check(isinstance(number, int | float), f"init.min_matched must be a number, got {number!r}; try 0.9")

@@ -87,7 +87,7 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
         more = f" (and {len(broken) - 1} more like it; --skip-broken leaves them out)" if len(broken) > 1 else ""
         raise DataError(broken[0] + (more or "; --skip-broken leaves it out"))
     if not scenes:
-        raise DataError(f"{file}: nothing is left of it; {broken[0]}")
+        raise DataError(f"{file}: no scene is left without its broken files; the first: {broken[0]}")
     return Dataset(
         name=str(content["name"]),
         path=file,

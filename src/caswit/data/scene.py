@@ -19,7 +19,7 @@ class Scene:
     checked: bool = False
     """Image and label are known to fit each other, so that they need not be opened before they are read."""
     label_values: LabelValues = "auto"
-    """Whether the label raster holds class ids or colours."""
+    """ids or colors: the values of the label raster; auto: decided by its number of bands."""
 
     @property
     def name(self) -> str:

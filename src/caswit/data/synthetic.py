@@ -80,7 +80,7 @@ class Landscape(NamedTuple):
 
 
 class _Ground(NamedTuple):
-    """Where every pixel lies in a valley that runs from left to right.
+    """The place of every pixel in a valley that runs from left to right.
 
     The valley is a stack of bands, each `LANE_GAP_PX` high and with one lane, all bent alike.
     """

@@ -55,7 +55,7 @@ class Evaluation:
     band_px: int
     """Width of the boundary band of Boundary IoU, in pixels."""
     band_ratio: float
-    """The same width as a fraction of the tile's diagonal."""
+    """Width of the boundary band of Boundary IoU, as a fraction of the tile's diagonal."""
     tile_px: int
     context_factor: int | None
     """Side of the context in tile sides; None for a model without context branch."""

@@ -77,22 +77,22 @@ def measure(model: Path, device: str, precision: Precision) -> PeakMemory:
     """Measure in this process, whose peak must not have been higher before."""
     before_mb = _resident_mb()
     loaded = load_model(model)
-    ready = load_predictor(loaded, ComputeConfig(batch=1, device=device, precision=precision))
+    predictor = load_predictor(loaded, ComputeConfig(batch=1, device=device, precision=precision))
     side = loaded.info.tile.tile_px
     tile = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = tile.to(ready.device), tile.to(ready.device) if loaded.network.reads_context else None
+    images = tile.to(predictor.device), tile.to(predictor.device) if loaded.network.reads_context else None
     with torch.inference_mode():
         for _ in range(2):  # the first run also chooses kernels
-            ready.image_logits(*images).argmax(1).byte().cpu()
-    name = "bf16" if ready.bf16 else "fp32"
-    if ready.device.type == "cuda":
+            predictor.image_logits(*images).argmax(1).byte().cpu()
+    name = "bf16" if predictor.bf16 else "fp32"
+    if predictor.device.type == "cuda":
         return PeakMemory(
-            device=torch.cuda.get_device_name(ready.device),
+            device=torch.cuda.get_device_name(predictor.device),
             precision=name,
-            allocated_mb=torch.cuda.max_memory_allocated(ready.device) / MB,
-            reserved_mb=torch.cuda.max_memory_reserved(ready.device) / MB,
+            allocated_mb=torch.cuda.max_memory_allocated(predictor.device) / MB,
+            reserved_mb=torch.cuda.max_memory_reserved(predictor.device) / MB,
         )
-    return PeakMemory(device=ready.device.type, precision=name, resident_mb=_resident_mb(), before_mb=before_mb)
+    return PeakMemory(device=predictor.device.type, precision=name, resident_mb=_resident_mb(), before_mb=before_mb)
 
 
 def _resident_mb() -> float:

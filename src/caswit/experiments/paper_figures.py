@@ -82,7 +82,7 @@ def figures(
     check_same_classes(loaded.info.classes, data)
     ours = load_predictor(loaded, settings)
     check_reads_context(ours)
-    other, title = ours.with_masked_context(), f"{loaded.name}, surroundings black"
+    other, title = ours.with_masked_context(), f"{loaded.name}, masked context"
     if baseline is not None:
         loaded_other = _baseline(loaded, baseline, data)
         other, title = load_predictor(loaded_other, settings), loaded_other.name

@@ -194,6 +194,6 @@ def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, Any], *, res
         differs = (f"{n} was {old.get(n, 'not set')}, now {manifest.get(n, 'not set')}" for n in names)
         raise ConfigError(
             f"{folder}: holds {len(finished_parts(folder))} finished blocks of another run: {'; '.join(differs)}; "
-            f"go on with the same, give another name than {out.name}, or discard them with --restart"
+            f"use the same settings, give another name than {out.name}, or discard the blocks with --restart"
         )
     atomic_write_bytes(folder / MANIFEST, (json.dumps(dict(manifest), indent=2) + "\n").encode())

@@ -21,7 +21,7 @@ from caswit.weights.model_folder import LoadedModel
 _READ_AHEAD = 2
 """Blocks in memory that are read or being read, beside the one that is computed."""
 _ReadBlock = tuple[PlannedBlock, Block, BlockPixels | DataError | None]
-"""A block with its pixels, why they could not be read, or None where there is nothing to map."""
+"""A block with its pixels, the error of reading them, or None where there is nothing to map."""
 
 
 class Outcome(NamedTuple):
@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
 
     block: PlannedBlock
     error: DataError | None = None
-    """Why it could not be read; None where it is stored."""
+    """Error of a block that could not be read; None where the block is stored."""
 
 
 class Engine(Protocol):

@@ -67,7 +67,7 @@ class Targets(NamedTuple):
 
 def _check_place(file: Path, images: Sequence[str]) -> None:
     if is_remote(str(file)):
-        raise ConfigError(f"{file}: maps are written to files of this machine; copy the map there afterwards")
+        raise ConfigError(f"{file}: maps can only be written to local files; copy the map there afterwards")
     if not file.resolve().parent.is_dir():
         raise ConfigError(f"{file}: its folder does not exist; create it first")
     if file.exists() and not file.is_file():  # renaming onto a device would replace it

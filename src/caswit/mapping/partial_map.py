@@ -72,11 +72,11 @@ def _old_layout(manifest: Mapping[str, Any], grid: Grid) -> BlockLayout:
 
 def _size(part: Path) -> tuple[int, int] | None:
     try:
-        pyramid = Overviews(part)
+        overviews = Overviews(part)
     except DataError:
         return None
-    pyramid.close()
-    return pyramid.info.grid.height, pyramid.info.grid.width
+    overviews.close()
+    return overviews.info.grid.height, overviews.info.grid.width
 
 
 class PartsSource:

@@ -59,11 +59,11 @@ class PlannedBlock(NamedTuple):
 
 
 class BlockLayout(NamedTuple):
-    """Where the blocks of a map lie. The journal stores it, so a viewer finds them without the image and the model."""
+    """The places of the blocks of a map. The journal stores them: a viewer needs neither image nor model for them."""
 
     height: int
     width: int
-    """Like the height in native pixels: those of the image and of its map."""
+    """In native pixels, those of the image and of its map, as is the height."""
     ratio: float
     """Native pixels in one that is read, along a side."""
     tile_px: int
@@ -173,7 +173,7 @@ class MapPlan:
 def make_plan(
     images: Sequence[str], model: str | None, settings: PredictConfig, outputs: OutputConfig, run: MapRunConfig
 ) -> tuple[MapPlan, LoadedModel]:
-    """Look at images and model, chosen from the zoo where None, and resolve what follows from them and the settings.
+    """Open images and model, chosen from the zoo where None, and resolve what follows from them and the settings.
 
     Raises:
         CaswitError: Images, model and settings cannot be used, or not together.
@@ -239,11 +239,11 @@ def _warn_of_ground_sizes(plan: MapPlan) -> None:
     """Warn where ground sizes contradict each other or promise a poor map."""
     file_m, source_m, models_m = plan.grid.source_gsd_m, plan.source_gsd_m, plan.tile.read_gsd_m
     if file_m and source_m and _differ(file_m, source_m):
-        log.warning("the image says its pixels are %.3g m; --gsd-m %g is taken", file_m, source_m)
+        log.warning("the image says its pixels are %.3g m; --gsd-m %g is used instead", file_m, source_m)
     if models_m and source_m is None:
         log.warning("%s: the ground size of its pixels is unknown; read as if it were %g m", plan.title, models_m)
     elif models_m and source_m and source_m > 2 * _GSD_OFF * models_m:
-        log.warning("the image has pixels of %.3g m, the model sees %g m: expect a poor map", source_m, models_m)
+        log.warning("the image has pixels of %.3g m, the model reads %g m: expect a poor map", source_m, models_m)
     elif plan.read_gsd_m is None and plan.trained_gsd_m and source_m and _differ(source_m, plan.trained_gsd_m):
         log.warning(
             "the image has pixels of %.3g m, the model was trained on %.3g m: expect a poor map; --match-gsd "

@@ -135,7 +135,7 @@ class CASWiT(nn.Module):
 
     @property
     def reads_context(self) -> bool:
-        """Whether the network has a context branch; the baseline takes the tile alone."""
+        """True for a network with a context branch; the baseline takes the tile alone."""
         return self.context_encoder is not None
 
     def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor | TrainingLogits:

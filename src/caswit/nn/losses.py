@@ -25,7 +25,7 @@ def cross_entropy_sum(logits: Tensor, label: Tensor, weights: Tensor | None = No
 
 
 def loss_normalizer(label: Tensor, weights: Tensor | None = None) -> Tensor:
-    """What a cross-entropy sum is divided by: labelled pixels, or the sum of their weights."""
+    """Return the divisor of a summed cross-entropy: the number of labelled pixels, or the sum of their weights."""
     labelled = label != IGNORE_INDEX
     if weights is None:
         return labelled.sum().float()

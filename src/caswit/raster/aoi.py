@@ -80,7 +80,7 @@ def read_aoi(file: Path, grid: Grid) -> AreaOfInterest:
     area = AreaOfInterest(pixels)
     if not area.touches(Window(0, 0, grid.height, grid.width)):
         west, south, east, north = shape.bounds
-        raise DataError(f"{file}: lies beside the image ({west:.6g} {south:.6g} {east:.6g} {north:.6g} in its CRS)")
+        raise DataError(f"{file}: lies outside the image ({west:.6g} {south:.6g} {east:.6g} {north:.6g} in its CRS)")
     return area
 
 

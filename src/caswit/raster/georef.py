@@ -1,4 +1,4 @@
-"""Where the pixels of a raster lie on the ground."""
+"""Georeferences: from the pixels of a raster to places on the ground, and back."""
 
 from math import floor
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from caswit.errors import DataError
 
 
 class Grid(NamedTuple):
-    """Where the pixels of a raster lie."""
+    """Size, CRS and transform of a raster."""
 
     height: int
     width: int

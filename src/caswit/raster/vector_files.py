@@ -190,7 +190,9 @@ class _GeoParquet:
 def check_vector(file: Path, source_gsd_m: float | None, min_area_m2: float, simplify_m: float) -> None:
     """Raise ConfigError unless polygons of pixels of this ground size can be written so."""
     if file.suffix.lower() not in FORMATS:
-        raise ConfigError(f"{file}: polygons are written as {', '.join(FORMATS)}; give a name that ends so")
+        raise ConfigError(
+            f"{file}: polygons are written as {', '.join(FORMATS)}; give a name with one of these endings"
+        )
     for name, size in (("--simplify", simplify_m), ("--min-area", min_area_m2)):
         if size > 0 and source_gsd_m is None:
             raise ConfigError(

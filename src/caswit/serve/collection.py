@@ -63,7 +63,7 @@ class Collection:
     where: Path
     table: ClassTable | None = None
     bands: tuple[int, int, int] = (1, 2, 3)
-    _pyramids: dict[Path, tuple[int, Overviews]] = field(default_factory=dict)
+    _overviews: dict[Path, tuple[int, Overviews]] = field(default_factory=dict)
     _views: dict[str, View] = field(default_factory=dict)
     _listed_s: float = -_FRESH_S
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -92,33 +92,33 @@ class Collection:
             return self._views
 
     def _find(self) -> Iterator[View]:
-        rasters = {path: pyramid for path in self._files() if (pyramid := self._open(path)) is not None}
+        rasters = {path: overviews for path in self._files() if (overviews := self._open(path)) is not None}
         datasets = list(self._datasets())
         labels = {s.label.resolve(): (s.image.resolve(), d) for d in datasets for s in d.scenes if s.label is not None}
         # A dataset that lists a label wins over what the raster looks like: it may have three bands, or any name.
-        images = {p: pyramid for p, pyramid in rasters.items() if p not in labels and _is_image(pyramid.info)}
+        images = {p: overviews for p, overviews in rasters.items() if p not in labels and _is_image(overviews.info)}
         overlays: dict[Path, list[tuple[Path, Overviews]]] = {image: [] for image in images}
-        for path, pyramid in rasters.items():
-            if path in labels or (path not in images and _is_classes(pyramid.info)):
-                image = labels[path][0] if path in labels else _image_of(path, pyramid.info, images)
+        for path, overviews in rasters.items():
+            if path in labels or (path not in images and _is_classes(overviews.info)):
+                image = labels[path][0] if path in labels else _image_of(path, overviews.info, images)
                 if image in overlays:
-                    overlays[image].append((path, pyramid))
+                    overlays[image].append((path, overviews))
         journals = [f for f in sorted(self.root.rglob(f"*{SUFFIX}")) if f.is_dir() and self._inside(f)]
-        for path, pyramid in images.items():
+        for path, overviews in images.items():
             if self.only in (None, path) or self.only not in images:
-                yield self._view(path, pyramid, overlays[path], labels, journals)
+                yield self._view(path, overviews, overlays[path], labels, journals)
 
     def _view(
         self,
         path: Path,
-        pyramid: Overviews,
+        overviews: Overviews,
         belonging: Sequence[tuple[Path, Overviews]],
         labels: Mapping[Path, Labelled],
         journals: Sequence[Path],
     ) -> View:
-        about = pyramid.info
+        about = overviews.info
         bands = self.bands if about.bands >= max(self.bands) else (1, 2, 3)
-        image = raster_layer("image", str(path.relative_to(self.root)), pyramid, bands=bands)
+        image = raster_layer("image", str(path.relative_to(self.root)), overviews, bands=bands)
         overlays = []
         for file, raster in belonging:
             kind = _kind(file, raster.info, file in labels)
@@ -183,18 +183,18 @@ class Collection:
         try:
             # An open handle goes on reading a file that was replaced, as `predict` does when a map is finished.
             changed = path.stat().st_mtime_ns
-            if path in self._pyramids and self._pyramids[path][0] == changed:
-                return self._pyramids[path][1]
-            pyramid = Overviews(path)
+            if path in self._overviews and self._overviews[path][0] == changed:
+                return self._overviews[path][1]
+            overviews = Overviews(path)
         except (CaswitError, OSError) as error:
             log.info("not shown: %s", error)
             return None
-        if not all(self._inside(file) for file in pyramid.info.files):
+        if not all(self._inside(file) for file in overviews.info.files):
             log.warning("not shown: %s is made of files outside %s", path, self.root)
-            pyramid.close()
+            overviews.close()
             return None
-        self._pyramids[path] = changed, pyramid
-        return pyramid
+        self._overviews[path] = changed, overviews
+        return overviews
 
     def _datasets(self) -> Iterator[Dataset]:
         for file in sorted(self.root.rglob("dataset.yaml")):
@@ -208,7 +208,7 @@ class Collection:
 
 def _image_of(path: Path, about: RasterInfo, images: Mapping[Path, Overviews]) -> Path | None:
     """Return the image that a map belongs to; None if no rule leaves exactly one."""
-    same_size = [image for image, pyramid in images.items() if pyramid.info.grid[:2] == about.grid[:2]]
+    same_size = [image for image, overviews in images.items() if overviews.info.grid[:2] == about.grid[:2]]
     same_grid = [image for image in same_size if images[image].info.grid.same_place(about.grid)]
     if name := about.tags.get("CASWIT_IMAGE"):
         named = [image for image in same_size if image.name == name]
@@ -231,7 +231,7 @@ def _is_image(about: RasterInfo) -> bool:
 
 
 def _is_classes(about: RasterInfo) -> bool:
-    """Whether a raster can be a map, labels or a confidence: a single band of small whole numbers."""
+    """Return whether a raster can be a map, labels or a confidence: a single band of small whole numbers."""
     return about.bands - about.alpha == 1 and about.dtype in ("uint8", "uint16", "int16")
 
 

@@ -135,21 +135,21 @@ class Layer:
 
 
 def raster_layer(
-    kind: Kind, title: str, pyramid: Overviews, *, classes: tuple[LandClass, ...] = (), bands: tuple[int, ...] = (1,)
+    kind: Kind, title: str, overviews: Overviews, *, classes: tuple[LandClass, ...] = (), bands: tuple[int, ...] = (1,)
 ) -> Layer:
     """Make a layer of a raster."""
-    about = pyramid.info
+    about = overviews.info
     return Layer(
         kind=kind,
         title=title,
-        path=pyramid.path,
-        source=pyramid,
+        path=overviews.path,
+        source=overviews,
         height=about.grid.height,
         width=about.grid.width,
         classes=classes,
         bands=bands,
         coarsest=about.coarsest,
-        revision=pyramid.path.stat().st_mtime_ns,
+        revision=overviews.path.stat().st_mtime_ns,
     )
 
 

@@ -42,7 +42,7 @@ class LiveModel:
 
     @property
     def explains(self) -> bool:
-        """Whether there is attention to show: False for a model that reads no context."""
+        """True where there is attention to show, which a model without context does not have."""
         return self.model.network.reads_context
 
     def attention(self, image: Path, row: int, col: int) -> dict[str, Any]:

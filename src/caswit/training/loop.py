@@ -31,7 +31,7 @@ Batch = dict[str, Tensor]
 
 
 class Task(Protocol):
-    """What is learned, from which samples, how it is scored, and what is written in the end.
+    """A training task: its samples, its loss, its validation, and the model that it writes in the end.
 
     The loop owns the network and hands it over where it is needed: in a step wrapped for devices and precision,
     for validation and saving plain, with its EMA weights where there are any.

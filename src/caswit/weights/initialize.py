@@ -41,12 +41,12 @@ _LISTED = 12
 
 
 class Fit(NamedTuple):
-    """Which weights were used for what, by name."""
+    """The weights that were and were not used, by name."""
 
     taken: tuple[str, ...]
     """Names in the network whose weights were found."""
     resized: tuple[str, ...]
-    """Those of ``taken`` that are position biases interpolated from another size of window."""
+    """Names in ``taken`` of position biases that were interpolated from another size of window."""
     missing: tuple[str, ...]
     """Names in the network whose weights were not found, or not in their shape; they keep their random start."""
     left_over: tuple[str, ...]

@@ -159,7 +159,7 @@ def load_pretrained(path: Path | str) -> LoadedPretrained:
     info = _read_info(folder / CONFIG)
     if isinstance(info, ModelInfo):
         raise ModelError(
-            f"{folder / CONFIG}: a trained model, it cannot reconstruct; give the model/ of a caswit pretrain run"
+            f"{folder / CONFIG}: a trained model cannot reconstruct; give the model/ of a caswit pretrain run"
         )
     network = build_simmim(info)
     own = network.network.state_dict()

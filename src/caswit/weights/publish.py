@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from caswit.config.renamed import with_new_names
 from caswit.errors import ConfigError, DataError
 from caswit.files import atomic_path, read_yaml
 from caswit.viz.pages import render
@@ -37,7 +38,7 @@ class About:
     """Line that says what the model maps."""
     gsd_m: tuple[float, float]
     """Lowest and highest ground size of a pixel that it is meant for, in metres; the highest is excluded."""
-    read_at_m: float
+    read_gsd_m: float
     """Ground size in metres that images are resampled to while they are read, if they say theirs."""
     data: str
     """Training data and licences, in Markdown."""
@@ -60,10 +61,11 @@ def read_about(file: Path) -> About:
         ConfigError: Something is missing or unknown, or a picture does not exist.
     """
     content = read_yaml(file)
+    content = with_new_names("about", content, str(file)) if isinstance(content, dict) else {}
     names = {f.name for f in fields(About)}
-    if not isinstance(content, dict) or set(content) != names:
+    if set(content) != names:
         raise ConfigError(f"{file}: must have exactly {', '.join(sorted(names))}")
-    for name in names - {"gsd_m", "read_at_m", "pictures", "sample_gsd_m"}:
+    for name in names - {"gsd_m", "read_gsd_m", "pictures", "sample_gsd_m"}:
         if not isinstance(content[name], str):
             raise ConfigError(f"{file}: {name} must be text, got {content[name]!r}")
     gsd_m, pictures = content["gsd_m"], content["pictures"]
@@ -72,12 +74,12 @@ def read_about(file: Path) -> About:
         raise ConfigError(f"{file}: gsd_m must be two numbers of metres, the lower one first, got {gsd_m!r}")
     if not isinstance(pictures, dict):
         raise ConfigError(f"{file}: pictures must be files and their captions, got {pictures!r}")
-    for name in ("read_at_m", "sample_gsd_m"):
+    for name in ("read_gsd_m", "sample_gsd_m"):
         if not isinstance(content[name], int | float) or not gsd_m[0] <= content[name] < gsd_m[1]:
             raise ConfigError(f"{file}: {name} must be metres within gsd_m, got {content[name]!r}")
     for name in (*pictures, content["sample"]):
         if Path(name).name != name or not file.with_name(name).is_file():
-            raise ConfigError(f"{file}: {name} does not lie beside it")
+            raise ConfigError(f"{file}: {name} is not in the same folder")
     return About(**content | {"gsd_m": tuple(gsd_m)})
 
 
@@ -126,7 +128,7 @@ def push(
             beside = [about.with_name(picture) for picture in {*said.pictures, said.sample}]
             kept = ("summary", "gsd_m", "sample", "sample_gsd_m")
             config["about"] = {key: getattr(said, key) for key in kept}
-            config["trained_gsd_m"] = config["tile"]["read_gsd_m"] = said.read_at_m
+            config["trained_gsd_m"] = config["tile"]["read_gsd_m"] = said.read_gsd_m
         card = model_card(config, Path(name).name if local else name, _read_report(report), license_name, said)
     with nullcontext(name) if local else tempfile.TemporaryDirectory() as written:
         target = Path(written).expanduser()
@@ -186,7 +188,7 @@ def _read_report(path: Path | None) -> dict[str, Any] | None:
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         _ = report["miou"], report["per_class"], report["evaluated"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: no report.json of caswit evaluate ({type(error).__name__})") from error
+        raise DataError(f"{file}: not a report.json of caswit evaluate ({type(error).__name__})") from error
     return report
 
 

@@ -30,7 +30,7 @@ def find(source: SwissimageSource) -> Found:
     # The 2 m previews lie beside the 0.1 m files.
     files = [file for file in files if float(_match(file.path)["gsd"]) == finest]
     if not files:
-        raise DataError(f"{root}: no file is named like swissimage-dop10_2021_2594-1138_0.1_2056.tif")
+        raise DataError(f"{root}: no file is named like swissimage-dop10_2021_2594-1138_0.1_2056.tif; put them there")
     cache = source_cache("swissimage", root)
     headers = read_headers(root, files, cache / "headers.npz")
     newest: dict[Kilometre, str] = {}

@@ -33,7 +33,7 @@ _AT_ONCE = 2
 _DEATHS = 4
 """Workers that may die over one block, or die in a row while they start."""
 _PATIENCE_S = 60.0
-"""How long to wait for a first worker before saying so."""
+"""Seconds of waiting for the first worker after which a warning is logged."""
 
 
 class RayEngine:

@@ -29,7 +29,7 @@ class WorkerInfo(NamedTuple):
     """SHA-256 of its model's weights."""
     version: str = __version__
     error: CaswitError | None = None
-    """Why it cannot work."""
+    """Reason why the worker cannot work; None where it can."""
 
 
 class BlockResult(NamedTuple):
@@ -38,9 +38,9 @@ class BlockResult(NamedTuple):
     written: str | None = None
     """Name of its part's file in the folder of parts."""
     unreadable: DataError | None = None
-    """Why the images could not be read there."""
+    """Error of reading the images of the block."""
     failed: CaswitError | OSError | None = None
-    """Why the part could not be written."""
+    """Error of writing the part."""
 
 
 class Worker:

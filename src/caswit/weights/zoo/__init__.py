@@ -84,7 +84,7 @@ def choose(gsd_m: float | None, image: str, models: Sequence[ZooModel] | None = 
     fitting = [m for m in models if m.gsd_m[0] <= gsd_m < m.gsd_m[1]]
     if len(fitting) != 1:
         many = "several models are" if fitting else "no model is"
-        raise ConfigError(f"{image}: {many} meant for pixels of {gsd_m:.3g} m; say which with --model: {known}")
+        raise ConfigError(f"{image}: {many} meant for pixels of {gsd_m:.3g} m; choose one with --model: {known}")
     (model,) = fitting
     reason = f"pixels of {gsd_m:.3g} m; it is for {model.gsd_m[0]:g} to {model.gsd_m[1]:g} m"
     return model, reason
