@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import importlib
+import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -90,3 +92,26 @@ def test_help_does_not_import_torch():
     """``caswit --help`` is instant because nothing heavy is imported before a command runs."""
     code = "import sys, caswit.cli.main; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+CONTRIBUTING = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text()
+
+
+def test_the_core_that_is_listed_is_the_one_of_the_contract():
+    listed = re.search(r"<!-- core: .*?-->(.*?)<!-- end of the core -->", CONTRIBUTING, re.DOTALL)[1]
+    rows = [line.strip("| ").split(" | ") for line in listed.strip().splitlines()[2:]]
+    modules = [
+        ".".join(["caswit", *([] if package == "root" else [package.strip("`")]), name])
+        for package, names in rows
+        for name in re.findall(r"`(\w+)`", names)
+    ]
+    (core,) = [c for c in PROJECT["tool"]["importlinter"]["contracts"] if c["name"] == "the core stands alone"]
+    assert sorted(modules) == sorted(core["source_modules"])
+
+
+def test_the_ways_through_the_code_name_files_that_are_there():
+    ways = CONTRIBUTING[CONTRIBUTING.index("## Three ways") : CONTRIBUTING.index("## Words")]
+    named = re.findall(r"`([a-z_/]+\.py)`", ways)
+    assert len(named) > 60
+    beside = {"swin.py", "window_partition.py", "fusion.py", "decoders.py", "conv.py"}  # written after nn/caswit.py
+    assert not [n for n in named if not (SOURCE / n).is_file() and n not in beside and not n.startswith("benchmarks/")]
