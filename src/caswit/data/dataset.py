@@ -30,7 +30,7 @@ class Dataset:
     read_gsd_m: float | None = None
     """Ground size in metres of the pixels that are read; None reads native pixels."""
     skip_broken: bool = False
-    """Go on where a file turns out to be broken when it is read."""
+    """Leave out what turns out to be broken when it is read, instead of stopping there."""
     broken: tuple[str, ...] = ()
     """Files that are missing or broken and were left out, a line each."""
 
@@ -83,6 +83,7 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
     if not (isinstance(bands, list) and len(bands) == 3 and all(isinstance(b, int) and b > 0 for b in bands)):
         raise DataError(f"{file}: bands must be three numbers from 1, e.g. [1, 2, 3], got {bands!r}")
     classes, scenes, broken = _read_scenes(content, file)
+    # Report only the first: a list of thousands would bury the hint at the end of the message.
     if broken and not skip_broken:
         more = f" (and {len(broken) - 1} more like it; --skip-broken leaves them out)" if len(broken) > 1 else ""
         raise DataError(broken[0] + (more or "; --skip-broken leaves it out"))
@@ -118,6 +119,7 @@ def _read_scenes(content: Mapping[str, Any], file: Path) -> tuple[ClassTable, tu
 
 
 def _classes(content: Mapping[str, Any], file: Path, *, official: ClassTable | None) -> ClassTable:
+    # A published data set comes with its class table; the file may still give another.
     if "classes" not in content and official is not None:
         return official
     if not isinstance(content.get("classes"), list) or not content["classes"]:
@@ -131,6 +133,7 @@ def _source(row: Any, where: str, folder: Path) -> SourceConfig:
         raise DataError(f"{where}: kind must be one of {', '.join(SOURCES)}, got {kind!r}")
     made = SOURCES[row["kind"]]
     only_keys(row, {"kind", "root"}, {field.name for field in fields(made)}, where)
+    # If root is absolute, pathlib drops the folder before it.
     root = folder / expand_path(str(row["root"]))
     if not root.is_dir():
         raise DataError(f"{where}: no such folder {root}; root is relative to {folder.resolve()}")
@@ -142,6 +145,7 @@ def _source(row: Any, where: str, folder: Path) -> SourceConfig:
             settings["splits"] = {str(name): str(folder / expand_path(str(path))) for name, path in paths.items()}
     try:
         return made(**settings)
+    # The settings class knows nothing of files; a user has to know which entry of which file is meant.
     except ConfigError as error:
         raise DataError(f"{where}: {error}") from error
 
@@ -150,6 +154,7 @@ def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, lis
     only_keys(row, {"image", "split"}, {"label"}, where)
     image = folder / expand_path(str(row["image"]))
     label = folder / expand_path(str(row["label"])) if row.get("label") is not None else None
+    # Only existence is checked here; ``check_scenes`` opens the files before a training.
     missing = [
         f"{where}: no such file {file}; paths are relative to {folder.resolve()}"
         for file in (image, label)

@@ -27,7 +27,7 @@ from caswit.raster.windows import Window
 
 log = logging.getLogger(__name__)
 MAX_OPEN = 64
-"""Scenes that a worker keeps open. Of a mosaic's files GDAL holds a bounded number itself."""
+"""Scenes that a worker keeps open. GDAL itself bounds the open files of each mosaic."""
 
 
 class Sample(NamedTuple):
@@ -96,6 +96,7 @@ class SceneReader:
         self.colors: ColorLabel | None = None
         if classes is not None and scene.label is not None:
             self.label = Raster(scene.label)
+            # Class ids take one band, so a label with three or four bands holds colours.
             colors = {"auto": self.label.count in (3, 4), "colors": True, "ids": False}
             self.colors = ColorLabel(self.label) if colors[scene.label_values] else None
             if not scene.checked:
@@ -114,6 +115,7 @@ class SceneReader:
 
     def scaled(self, factor: float) -> "SceneReader":
         """Return a reader of the same open files whose pixels are ``factor`` times as large."""
+        # Both share the open files, so closing either closes both.
         other = copy.copy(self)
         other.ratio = self.ratio * factor
         other.rows, other.cols = (Axis(axis.native, other.ratio) for axis in (self.rows, self.cols))
@@ -178,6 +180,7 @@ class SceneReader:
         if self.ratio == 1:
             return self.native_labels(window, valid)
         source = self._source(window)
+        # Native validity is left out here: a pixel that is read is valid if half of it is, wherever its centre lies.
         found = self.native_labels(source, np.ones((source.height, source.width), bool))
         rows = self.rows.nearest(window.row, window.row + window.height)
         cols = self.cols.nearest(window.col, window.col + window.width)
@@ -194,6 +197,7 @@ class SceneReader:
             ids, known = self.label.read_ids(window)
             return self.classes.indices(ids, self.label.path, ignore=~(known & valid))
         except UnknownLabelError as error:
+            # The error knows a place in the array; users look for it in the file.
             row, col = error.at
             raise error.named(file_at(self.label.path, window.row + row, window.col + col)) from error
 
@@ -212,6 +216,7 @@ class SceneReader:
         # The context holds the tile, so one read serves both; and labels of the context cost one more, not two.
         window = tile if context_factor is None else context_window(tile, context_factor)
         region = self.region(window)
+        # Empty arrays, not None: samples are put into batches field by field.
         none = np.zeros((0, 0), np.uint8)
         label = context_label = none
         if self.label is not None:
@@ -261,6 +266,7 @@ def open_dataset_scene(dataset: Dataset, scene: Scene) -> SceneReader:
 def check_scenes(dataset: Dataset, scenes: Iterable[Scene]) -> None:
     """Raise DataError unless every scene can be read as the dataset asks: a training would run into it hours later."""
     for scene in scenes:
+        # Scenes of indexed data sets are known to fit; opening half a million files here would take hours.
         if scene.checked and dataset.read_gsd_m is None:
             continue
         with open_dataset_scene(dataset, scene) as opened:
@@ -289,6 +295,7 @@ def scene_areas(dataset: Dataset, scene: Scene) -> tuple[Window, ...]:
 
 def _scaled(area: Window, ratio: float, whole: Window) -> Window:
     """Return a native rectangle in pixels that are read, each of ``ratio`` native ones; neighbours stay neighbours."""
+    # Edges are rounded rather than sizes, so that rectangles that touch still touch.
     top, left = round(area.row / ratio), round(area.col / ratio)
     bottom, right = round((area.row + area.height) / ratio), round((area.col + area.width) / ratio)
     part = Window(top, left, max(1, bottom - top), max(1, right - left)).clipped(whole.height, whole.width)
@@ -314,6 +321,7 @@ def _check_label(image: Raster | Mosaic, label: Raster, *, colored: bool) -> Non
             f"{label.path}: the label is {label.height} x {label.width}, its image {image.path} is "
             f"{image.height} x {image.width}; give a label on the image's grid (gdalwarp -te -ts)"
         )
+    # A label without a georeference, such as one drawn in a picture editor, is accepted if its size fits.
     if image.grid.crs and label.grid.crs and not image.grid.same_place(label.grid):
         raise DataError(
             f"{label.path}: lies elsewhere than its image {image.path} (CRS or transform differ); "

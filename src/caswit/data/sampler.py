@@ -29,15 +29,12 @@ class Samples(Protocol):
     @property
     def tiles_per_epoch(self) -> int:
         """Number of tiles in the fixed grid."""
-        ...
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         """Return tensors by name, of the same shapes for every number."""
-        ...
 
     def forget_files(self) -> None:
         """Drop open files, which must not be shared between processes."""
-        ...
 
 
 class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
@@ -213,6 +210,7 @@ def training_loader(
     batches = _Batches(
         first_step=steps[0], last_step=steps[1], batch=batch, passes=passes, device=device[0], devices=device[1]
     )
+    # A forked worker would share the position in each open file with this process and with the other workers.
     samples.forget_files()
     return DataLoader(
         cast(TorchDataset[dict[str, torch.Tensor]], samples),

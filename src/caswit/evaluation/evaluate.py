@@ -44,6 +44,7 @@ def evaluate_scenes(
     band_px = band_width_px(tile_px, settings)
     classes = scored_classes(loaded.info.classes, data, settings.protocol)
     counts, edges, tiles = Counts.zeros(len(classes.classes)), EdgeCounts.zeros(), 0
+    # Only positions are kept; the few tiles that are shown are predicted again.
     candidates: list[tuple[float, int, Scene, Tile]] = []
     total_mpx = sum(_megapixels(data, scene) for scene in scenes)
     with Progress(f"evaluate {data.name} {split}", total_mpx, "Mpx") as progress:
@@ -98,6 +99,7 @@ def _examples(
     scored: Scored,
 ) -> Iterator[Example]:
     """Predict the worst tiles, then the best, once more: with their context and, where it matters, with it masked."""
+    # Ties are broken by the order of tiles, so that a report is reproducible.
     ranked = sorted(candidates, key=lambda c: (-c[0], c[1]))
     worst = ranked[: min(count - count // 2, len(ranked))]
     best = ranked[len(worst) :][-(count // 2) :] if count // 2 else []
@@ -163,8 +165,10 @@ def scored_tiles(
     number = 0
     for scene in scenes:
         with open_dataset_scene(dataset, scene) as opened:
+            # Tiles do not overlap, as in section 4.2, although those of a map do.
             for block in area_blocks(opened.areas, tile_px, _BLOCK_PX):
                 number += 1
+                # Blocks are dealt out in turn, so that every process gets a share of every scene.
                 if number % part[1] == part[0]:
                     yield from _scored_block(predictor, dataset, opened, block, band_px, scored)
 
@@ -176,6 +180,7 @@ def _scored_block(
     try:
         predicted = predictor.classes(opened, block)
         native = opened.native(block.window)
+        # Scores count native pixels, so that models of different ground sizes are compared on the same labels.
         pixels, valid = opened.native_image(native)
         truth = opened.native_labels(native, valid)
     except DataError as error:
@@ -191,6 +196,7 @@ def _scored_block(
     for tile in block.tiles:
         where = opened.native(tile.owned).inside(native)
         there, found = scored.pair(truth[where], predicted[where])
+        # Nothing to count, and it would be listed among the worst tiles, with no pixel right.
         if (there == IGNORE_INDEX).all():
             continue
         counts = count(found, there, num_classes=len(scored.classes), band_px=band_px, ignore_index=IGNORE_INDEX)

@@ -93,9 +93,8 @@ def boundary_band_px(height: int, width: int, ratio: float = 0.02) -> int:
 def boundary_band(mask: Mask, band_px: int) -> Mask:
     """Return the pixels of a mask within `band_px` (Chebyshev distance) of the outside of the mask.
 
-    Beyond the image is outside too, so the image border is boundary. This is the mask minus its
-    erosion by `band_px` rounds of a 3 x 3 square, which equals one erosion by a square of side
-    2 band_px + 1.
+    Beyond the image is outside too, so the image border is boundary. This is the mask minus its erosion by `band_px`
+    rounds of a 3 x 3 square, which equals one erosion by a square of side 2 band_px + 1.
 
     Args:
         mask: (H, W), or (C, H, W) for several masks at once.
@@ -107,12 +106,7 @@ def boundary_band(mask: Mask, band_px: int) -> Mask:
 
 
 def count(
-    prediction: NDArray[Any],
-    truth: NDArray[Any],
-    *,
-    num_classes: int,
-    band_px: int,
-    ignore_index: int = IGNORE_INDEX,
+    prediction: NDArray[Any], truth: NDArray[Any], *, num_classes: int, band_px: int, ignore_index: int = IGNORE_INDEX
 ) -> Counts:
     """Count one tile. Pixels whose truth is `ignore_index` count as outside the image.
 
@@ -131,8 +125,8 @@ def count(
     prediction = _class_map(prediction, ignored, num_classes, "prediction")
     bins = num_classes + 1  # the last one takes the ignored pixels
     bands = class_band(truth, band_px), class_band(prediction, band_px)
-    # torchmetrics' confusion matrix alone takes twice as long as all of this (7 times with its
-    # argument checks) and would load torch; tests/evaluation/test_metrics.py holds the two together.
+    # torchmetrics' confusion matrix alone takes twice as long as all of this (7 times with its argument checks) and
+    # would load torch; tests/evaluation/test_metrics.py holds the two together.
     pixels = _joint_histogram(((bands[0], 2), (bands[1], 2), (truth, bins), (prediction, bins)))
     # Axes: in the truth's band or not, in the prediction's or not, truth, prediction.
     pixels = pixels[..., :-1, :-1]

@@ -46,7 +46,7 @@ class TestTimeAugmentation:
         assert len(self.symmetries) == count, count
 
     def __call__(self, run: Forward, hr: Tensor, context: Tensor | None) -> Tensor:
-        """Run a network; logarithms of the mean probabilities (B, K, T, T), or its own logits if ``count`` is 1."""
+        """Run a network: logarithms of mean probabilities (B, K, T, T), or its own logits where ``count`` is 1."""
         if len(self.symmetries) == 1:
             return run(hr, context)
         # Probabilities are averaged, not logits, so that one very sure answer cannot outvote the others.
@@ -141,6 +141,7 @@ class Predictor:
         masked_context: bool = False,
     ) -> None:
         self.network, self.arranged = network.to(device), arranged
+        # The baseline reads no margin: with a factor of 1, the context window is the tile itself.
         self.context_factor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
         self.tta, self.masked_context = TestTimeAugmentation(tta), masked_context
@@ -169,6 +170,7 @@ class Predictor:
     def _plain(self, hr: Tensor, context: Tensor | None) -> Tensor:
         with autocast(self.device, self.bf16):
             logits: Tensor = self.network(hr, context)
+        # Interpolation and weighted sums follow, for which bf16 has too few digits.
         return logits.float()
 
     def _stack(self, images: list[UInt8]) -> Tensor:
@@ -197,6 +199,7 @@ class Predictor:
         native = scene.native(block.window)
         if scene.ratio == 1:
             return BlockPixels(region, native, region.valid[native.inside(region.window)])
+        # The region's mask has the resolution that is read; the map needs the native one.
         return BlockPixels(region, native, scene.native_image(native)[1])
 
     def block(
@@ -233,6 +236,7 @@ class Predictor:
                 sums[:, *part.inside(held)] += torch.cat([logits.softmax(0) * weight, weight[None]])
             # The next row of tiles begins at ``final``: what lies above gets no more terms.
             done, sums = sums[:, : final - top], sums[:, final - top :]
+            # Weights add up to 0 where no tile was computed. The least weight is that of a corner, a product of two.
             mean = done[:-1] / done[-1].clamp(min=_LEAST_WEIGHT**2)
             yield Prediction(Window(top, native.col, final - top, native.width), mean, True)
             top = final
@@ -249,16 +253,17 @@ class Predictor:
 
 
 def _at_native(logits: Tensor, scene: SceneReader, tile: Tile, part: Window) -> Tensor:
-    """Logits (K, T, T) of a tile at native pixels (K, H, W), linear between the pixels that were read."""
+    """Return the logits (K, T, T) of a tile at native pixels (K, H, W), linear between the pixels that were read."""
     if scene.ratio == 1:
         rows, cols = part.inside(tile.window)
         return logits[:, rows, cols]
+    # Logits, since classes cannot be interpolated: edges then lie between pixels that were read (docs/decisions/0006).
     rows_at, cols_at = _positions(scene, tile, part)
     return _interpolate(_interpolate(logits, cols_at).transpose(1, 2), rows_at).transpose(1, 2)
 
 
 def _interpolate(values: Tensor, positions: Tensor) -> Tensor:
-    """Linear between the entries of the last axis; the outermost ones reach on."""
+    """Interpolate linearly between the entries of the last axis; the outermost ones reach on."""
     positions = positions.clamp(0, values.shape[-1] - 1)
     below = positions.floor().clamp(max=max(values.shape[-1] - 2, 0)).long()
     share = (positions - below).to(values)
@@ -267,12 +272,12 @@ def _interpolate(values: Tensor, positions: Tensor) -> Tensor:
 
 
 def _seen(scene: SceneReader, tile: Tile, native: Window) -> Window:
-    """The pixels of a native window that a tile sees."""
+    """Return the pixels of a native window that a tile sees."""
     return scene.native(tile.window.clipped(scene.height, scene.width)).common(native)
 
 
 def _weight(scene: SceneReader, tile: Tile, part: Window) -> Tensor:
-    """(H, W): how much a tile counts at native pixels: a Hann window, since its edges see the least around them."""
+    """Return (H, W) the weight of a tile at native pixels: a Hann window, since its edges see the least around them."""
     along = (
         torch.sin(pi * (at + 0.5) / tile.window.height).square().clamp(min=_LEAST_WEIGHT)
         for at in _positions(scene, tile, part)
@@ -281,7 +286,7 @@ def _weight(scene: SceneReader, tile: Tile, part: Window) -> Tensor:
 
 
 def _positions(scene: SceneReader, tile: Tile, part: Window) -> tuple[Tensor, Tensor]:
-    """Rows and columns of a tile, in fractions of its pixels, at which native pixels lie."""
+    """Return the rows and columns of a tile, in fractions of its pixels, at which native pixels lie."""
     rows = scene.rows.positions(part.row, part.row + part.height) - tile.window.row
     cols = scene.cols.positions(part.col, part.col + part.width) - tile.window.col
     return torch.from_numpy(rows), torch.from_numpy(cols)

@@ -5,8 +5,6 @@ is mapped: band 1 class ids, where the class is probable enough, then the probab
 classes, in percent, as asked for.
 """
 
-from typing import Self
-
 import numpy as np
 import torch
 
@@ -20,7 +18,7 @@ from caswit.weights.model_folder import LoadedModel, load_model
 
 
 class BlockMapper:
-    """Map blocks of one plan, with open images and a loaded model. Use as a context manager.
+    """Map blocks of one plan, with open images and a loaded model.
 
     One thread may read while another computes.
 
@@ -42,12 +40,6 @@ class BlockMapper:
         """The precision of the network: bf16 or fp32."""
         return "bf16" if self.predictor.bf16 else "fp32"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.scene.close()
-
     def block(self, window: Window) -> Block:
         """Return the block of a window of the plan: its tiles and, to be blended, those that reach into it."""
         size = self.scene.height, self.scene.width
@@ -65,6 +57,7 @@ class BlockMapper:
         if self.scene.image.is_empty(native):
             return None
         pixels = self.predictor.read(self.scene, block)
+        # The area limits the map, not the context: the network still sees the image beyond it.
         if self.plan.area is not None:
             pixels = pixels._replace(valid=pixels.valid & self.plan.area.mask(native))
         return pixels if pixels.valid.any() else None
@@ -74,6 +67,7 @@ class BlockMapper:
         out = np.full((self.bands, *pixels.valid.shape), NODATA, np.uint8)
         for part in self.predictor.block(self.scene, block, pixels, blend=self.plan.settings.blend):
             out[:, *part.window.inside(pixels.native)] = self._values(part)
+        # The network labels every pixel that a tile owns, with data or without.
         out[:, ~pixels.valid] = NODATA
         return out
 
@@ -82,6 +76,7 @@ class BlockMapper:
         values = [self.ids[part.scores.argmax(0)][None]]
         least = self.plan.settings.min_confidence
         if least or any(self.plan.bands):
+            # Compared after rounding, so that the map agrees with the confidence file at the limit.
             percent = (part.probabilities() * 100).round().byte()
             confidence = percent.amax(0, keepdim=True)
             values[0][confidence < least] = NODATA

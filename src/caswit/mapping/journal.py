@@ -39,6 +39,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.done = {number for number, _ in finished_parts(folder)}
+        # Blocks that earlier runs skipped are not done: they are tried again.
         self.skipped: dict[int, str] = {}
 
     def part(self, number: int) -> Path | None:
@@ -48,6 +49,7 @@ class Journal:
 
     def finish(self, number: int, part: bytes | None) -> None:
         """Store a block; None is a block without data."""
+        # An empty file marks a block without data as done, so that it is not read again.
         suffix = ".none" if part is None else ".tif"
         atomic_write_bytes(self.folder / f"{number:07}{suffix}", part or b"")
         self._finished(number)
@@ -62,6 +64,7 @@ class Journal:
         self._finished(number)
 
     def _finished(self, number: int) -> None:
+        # After the part is written: a kill in between leaves a stale note rather than no trace of the block.
         self._skip_file(number).unlink(missing_ok=True)
         self.done.add(number)
 
@@ -152,7 +155,8 @@ def open_journal(
                 journal.remove()
     finally:
         lock.release()
-        with suppress(OSError):  # gone already, or not empty, except after a finished run on Windows
+        # Usually gone already, or not empty; after a finished run on Windows it is still there.
+        with suppress(OSError):
             folder.rmdir()
 
 
@@ -167,7 +171,8 @@ def _lock(folder: Path, out: Path) -> FileLock:
         except FileNotFoundError:  # a run that just ended removed the folder
             continue
         except Timeout:
-            if file.exists():  # otherwise a run ended, and removed what it held, between our opening and locking it
+            # Otherwise a run ended, and removed what it held, between our opening and locking it: try once more.
+            if file.exists():
                 raise ConfigError(
                     f"{out}: another run is writing this map ({_holder(file)}); wait for it, or end it"
                 ) from None
@@ -184,6 +189,7 @@ def _holder(lock_file: Path) -> str:
 
 def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, Any], *, restart: bool) -> None:
     old = None if restart else read_manifest(folder)
+    # Parts without a manifest may belong to any settings, so they are deleted.
     if old is None:
         for part in folder.iterdir():
             if part.name != LOCK:
@@ -196,4 +202,5 @@ def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, Any], *, res
             f"{folder}: holds {len(finished_parts(folder))} finished blocks of another run: {'; '.join(differs)}; "
             f"use the same settings, give another name than {out.name}, or discard the blocks with --restart"
         )
+    # Written even if it agrees, which brings a manifest of version 0.1.0 up to date.
     atomic_write_bytes(folder / MANIFEST, (json.dumps(dict(manifest), indent=2) + "\n").encode())

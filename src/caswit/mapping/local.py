@@ -38,15 +38,14 @@ class Engine(Protocol):
     @property
     def precision(self) -> str:
         """The precision that is computed in: bf16 or fp32."""
-        ...
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
     def run(self, todo: Iterable[PlannedBlock], journal: Journal) -> Iterator[Outcome]:
         """Map blocks and finish them in the journal; yield one outcome each, in any order."""
-        ...
 
 
+# Threads suffice: reading, computing and compressing let go of Python's lock.
 class LocalEngine:
     """Maps blocks in this process: one thread reads ahead, one computes, one compresses and writes."""
 
@@ -74,6 +73,7 @@ class LocalEngine:
                     yield Outcome(planned, pixels)
                     continue
                 values = None if pixels is None else self.mapper.compute(block, pixels)
+                # Only now, so that writing overlaps with computing; a full disk ends the run one block later.
                 if writing is not None:
                     yield writing.result()
                 writing = writer.submit(write, planned, values)
@@ -85,6 +85,7 @@ class LocalEngine:
             block = self.mapper.block(planned.window)
             try:
                 return planned, block, self.mapper.read(block)
+            # Returned rather than raised, since blocks before this one still have to be stored.
             except DataError as error:
                 return planned, block, error
 

@@ -39,6 +39,7 @@ class Targets(NamedTuple):
         for file in given:
             if file is not None:
                 _check_place(file, images)
+        # Compare resolved paths: two names may be the same file.
         real = [None if file is None else file.resolve() for file in given]
         for number, file in enumerate(real):
             if file is not None and file in real[:number]:
@@ -70,7 +71,8 @@ def _check_place(file: Path, images: Sequence[str]) -> None:
         raise ConfigError(f"{file}: maps can only be written to local files; copy the map there afterwards")
     if not file.resolve().parent.is_dir():
         raise ConfigError(f"{file}: its folder does not exist; create it first")
-    if file.exists() and not file.is_file():  # renaming onto a device would replace it
+    # A finished file is renamed to its final name, which would replace a device or a pipe.
+    if file.exists() and not file.is_file():
         raise ConfigError(f"{file}: is {'a folder' if file.is_dir() else 'not a plain file'}; give another name")
     if file.exists() and any(not is_remote(i) and Path(i).exists() and file.samefile(i) for i in images):
         raise ConfigError(f"{file}: is {'an' if len(images) > 1 else 'the'} input image; give another name")
@@ -87,6 +89,7 @@ def write_outputs(
     if targets.vector is not None:
         names = {c.id: c.name for c in table.predicted}
         _write_polygons(targets.vector, plan, parts, journal.folder, names)
+    # Bands of a part: 1 class ids, 2 confidence if asked for, then the probabilities (``mapping.blocks``).
     if targets.confidence is not None:
         _write_raster(targets.confidence, *place, parts, [Band(source=2, name="confidence, percent")], about)
     if targets.probabilities is not None:
@@ -115,6 +118,7 @@ def _write_polygons(
     ground = Ground(plan.grid, plan.source_gsd_m)
 
     def polygons() -> Iterator[ClassPolygon]:
+        # In the folder of parts, which has room; a system's temporary folder may be in memory.
         with TemporaryFile(dir=folder) as waiting:
             merger = Merger(waiting, plan.grid.height, plan.grid.width)
             for window, part in parts:

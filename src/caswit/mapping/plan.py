@@ -59,7 +59,7 @@ class PlannedBlock(NamedTuple):
 
 
 class BlockLayout(NamedTuple):
-    """The places of the blocks of a map. The journal stores them: a viewer needs neither image nor model for them."""
+    """The layout of a map's blocks. The journal stores it, so a viewer finds them without the image and the model."""
 
     height: int
     width: int
@@ -75,7 +75,7 @@ class BlockLayout(NamedTuple):
     def of(
         grid: Grid, source_gsd_m: float | None, read_gsd_m: float | None, tile_px: int, overlap_px: int, block_px: int
     ) -> "BlockLayout":
-        """Lay out blocks of at most ``block_px`` native pixels; unless both ground sizes are known, these are read."""
+        """Lay out blocks of at most ``block_px`` native pixels; where a ground size is unknown, these are read."""
         ratio = reading_ratio(source_gsd_m, read_gsd_m) if source_gsd_m and read_gsd_m else 1.0
         return BlockLayout(grid.height, grid.width, ratio, tile_px, overlap_px, max(1, round(block_px / ratio)))
 
@@ -147,6 +147,7 @@ class MapPlan:
 
     def computed_in(self, precision: str) -> "MapPlan":
         """Return the plan with the precision that an engine found its device to have: bf16 or fp32."""
+        # bf16 and fp32 round differently. The manifest records which, so that a map is finished as it was begun.
         return replace(self, settings=replace(self.settings, precision=cast("Precision", precision)))
 
     def facts(self) -> dict[str, Any]:
@@ -173,12 +174,13 @@ class MapPlan:
 def make_plan(
     images: Sequence[str], model: str | None, settings: PredictConfig, outputs: OutputConfig, run: MapRunConfig
 ) -> tuple[MapPlan, LoadedModel]:
-    """Open images and model, chosen from the zoo where None, and resolve what follows from them and the settings.
+    """Read the headers of images and model (None: one of the zoo), and resolve all that the settings leave open.
 
     Raises:
         CaswitError: Images, model and settings cannot be used, or not together.
     """
     loaded = None if model is None else load_model(model)
+    # A model of the zoo is chosen by what the headers say, so they are read with the usual bands before it is known.
     bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
     sources, grid = build_mosaic(images, bands, _encoding(settings))
     # The user knows better than the file, which may lack its ground size or have a wrong one: here, and so everywhere.
@@ -217,6 +219,7 @@ def _encoding(settings: PredictConfig) -> PixelEncoding:
 
 def _overlap_px(settings: PredictConfig, tile_px: int) -> int:
     """Return the overlap of tiles: unless set, a quarter of them, or half where they are blended."""
+    # Where tiles overlap by half, the Hann weights that blend two neighbours add up to 1.
     default, overlap_px = tile_px // 2 if settings.blend else tile_px // 4, settings.overlap_px
     check((overlap_px or 0) < tile_px,
           f"overlap_px must be below the model's tile_px={tile_px}, got {overlap_px}; try {tile_px // 4}")  # fmt: skip
@@ -225,6 +228,7 @@ def _overlap_px(settings: PredictConfig, tile_px: int) -> int:
 
 def _read_gsd_m(info: ModelInfo, settings: PredictConfig, source_gsd_m: float | None) -> float | None:
     """Return the ground size to read at: that for which the model is made, or on request that of its training."""
+    # A fixed ground size is part of the model (docs/decisions/0006); match_gsd is for models without one.
     if info.tile.read_gsd_m is not None or not settings.match_gsd:
         return info.tile.read_gsd_m
     if info.trained_gsd_m is None or source_gsd_m is None:
@@ -242,6 +246,7 @@ def _warn_of_ground_sizes(plan: MapPlan) -> None:
         log.warning("the image says its pixels are %.3g m; --gsd-m %g is used instead", file_m, source_m)
     if models_m and source_m is None:
         log.warning("%s: the ground size of its pixels is unknown; read as if it were %g m", plan.title, models_m)
+    # Finer images are averaged down without harm. Coarser ones lack the detail that the model learned to see.
     elif models_m and source_m and source_m > 2 * _GSD_OFF * models_m:
         log.warning("the image has pixels of %.3g m, the model reads %g m: expect a poor map", source_m, models_m)
     elif plan.read_gsd_m is None and plan.trained_gsd_m and source_m and _differ(source_m, plan.trained_gsd_m):
@@ -264,12 +269,13 @@ def _area(run: MapRunConfig, grid: Grid) -> "AreaOfInterest | None":
 
 
 def list_images(words: Sequence[str]) -> list[str]:
-    """Expand what was given into names that GDAL opens, in order; those of folders and patterns sorted.
+    """Expand words of the command line into names that GDAL opens, in order; those of folders and patterns sorted.
 
     Raises:
         DataError: Nothing is there.
     """
     found = [name for word in words for name in _expand(word)]
+    # count() in a loop is quadratic, so it runs only if there is a duplicate to report.
     twice = sorted({name for name in found if found.count(name) > 1}) if len(set(found)) < len(found) else []
     if twice:
         raise DataError(f"{twice[0]}: given more than once")
@@ -278,6 +284,7 @@ def list_images(words: Sequence[str]) -> list[str]:
 
 def _expand(word: str) -> list[str]:
     path = Path(word)
+    # Addresses come first: a * or .txt in one is neither a pattern nor a list on this disk.
     if is_remote(word):
         return [word]
     if path.is_dir():
@@ -285,6 +292,7 @@ def _expand(word: str) -> list[str]:
         if not names:
             raise DataError(f"{word}: a folder without images ({' '.join(SUFFIXES)})")
         return names
+    # The name of a file may contain brackets itself.
     if has_magic(word) and not path.exists():
         names = sorted(glob(word, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute patterns)
         if not names:
@@ -300,7 +308,8 @@ def _expand(word: str) -> list[str]:
 
 
 def fingerprint(names: Sequence[str]) -> str:
-    """16 hexadecimal digits that change when an image does: names, sizes, times of change."""
+    """Return 16 hexadecimal digits that change when an image does: of names, sizes and times of change."""
+    # Contents are left out: hashing the images of a country takes hours. For an address only the name is known.
     facts = []
     for name in names:
         if is_remote(name):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from caswit.config import Norm
 from caswit.nn.conv import ConvNormReLU, conv3x3_of_upsampled, norm_layer
 
+# Sides of the pooled maps: the usual ones of PSPNet's pooling, since the paper names none (docs/decisions/0004).
 POOL_SCALES = (1, 2, 3, 6)
 
 
@@ -33,6 +34,7 @@ class UPerNetHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], *, channels: int, num_classes: int, norm: Norm = "batch") -> None:
         super().__init__()
         *shallow, deepest = in_channels
+        # The pool of scale 1 leaves one pixel per tile: batch norm then needs two tiles in a training pass.
         self.pools = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvNormReLU(deepest, channels, 1, norm))
             for scale in POOL_SCALES

@@ -20,6 +20,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         assert channels % num_heads == 0, (channels, num_heads)
         self.num_heads = num_heads
+        # The paper writes LN for both inputs. Each has its own here, as the two encoders share no weights either.
         self.norm_hr = nn.LayerNorm(channels)
         self.norm_context = nn.LayerNorm(channels)
         self.to_q = nn.Linear(channels, channels)
@@ -65,6 +66,7 @@ class FusionBlock(nn.Module):
     def __init__(self, channels: int, num_heads: int, *, gated: bool = False, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         self.attention = CrossAttention(channels, num_heads)
+        # Closed at first: training starts like that of the baseline, which reads nothing (docs/decisions/0004).
         self.gate = nn.Parameter(torch.zeros(())) if gated else None
         hidden = int(channels * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
@@ -76,6 +78,7 @@ class FusionBlock(nn.Module):
         if self.gate is not None:
             read = self.gate.tanh() * read
         hr = hr + read
+        # No layer norm here, unlike in a Swin block: the formula of section 3.2 has none (docs/decisions/0004).
         return hr + self.mlp(hr)
 
 

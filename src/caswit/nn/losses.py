@@ -21,14 +21,16 @@ def cross_entropy_sum(logits: Tensor, label: Tensor, weights: Tensor | None = No
         label: (B, H, W) class indices, IGNORE_INDEX where unlabelled.
         weights: (K,) class weights, or None.
     """
+    # Under autocast logits are bf16, in which a sum over all pixels of a batch would lose most of its digits.
     return F.cross_entropy(logits.float(), label.long(), weights, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def loss_normalizer(label: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return the divisor of a summed cross-entropy: the number of labelled pixels, or the sum of their weights."""
+    """Return the divisor of a cross-entropy sum: labelled pixels, or the sum of their weights."""
     labelled = label != IGNORE_INDEX
     if weights is None:
         return labelled.sum().float()
+    # Dividing by the weights, as torch's weighted mean does, keeps the scale of the loss.
     return weights[label[labelled].long()].sum()
 
 
@@ -49,6 +51,7 @@ def supervised_loss(
         alpha: Weight of the context head.
         weights: (K,) class weights, or None.
     """
+    # Without a labelled pixel the sum is 0, and so must be the loss: 0 / 0 would make every weight NaN.
     loss = cross_entropy_sum(logits.hr, labels[0], weights) / normalizers[0].clamp(min=torch.finfo().tiny)
     if logits.context is None or alpha == 0:
         return loss

@@ -105,6 +105,7 @@ class SimMIM(nn.Module):
             c = _embed_masked(network.context_encoder, network.normalise(context), centre, self.context_token)
             hr_maps, _ = network.stages(x, c)
         pixels = self.head(self.norm(hr_maps[-1]).permute(0, 3, 1, 2))
+        # Stages round their sides up, so the head returns whole squares of 32 px, which may reach beyond the tile.
         return pixels[..., : hr.shape[-2], : hr.shape[-1]]
 
     def context_mask(self, context: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class ConvStem(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H / 4, W / 4, C); sides are multiples of 4."""
+        """Embed an image whose sides are multiples of 4: (B, 3, H, W) -> (B, H / 4, W / 4, C)."""
         return self.norm(self.layers(image).permute(0, 2, 3, 1))
 
 
@@ -58,7 +58,7 @@ class Block(nn.Module):
         self.shift_size: Sides = block.shift_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+        """Attend within windows, then apply the MLP: (B, H, W, C) -> (B, H, W, C)."""
         sides = x.shape[1], x.shape[2]
         tokens = x.flatten(1, 2)
         tokens = tokens + self.drop_path1(self._attend(self.norm1(tokens), sides))

@@ -38,6 +38,7 @@ def encode_part(pixels: UInt8) -> bytes:
     """
     count, height, width = pixels.shape
     shape = {"count": count, "height": height, "width": width}
+    # Bands are stored apart, since map, confidence and probabilities each read different ones.
     layout = {"tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "interleave": "band"}
     with quiet(), MemoryFile() as memory:
         with memory.open(driver="GTiff", dtype="uint8", compress="deflate", zlevel=1, **layout, **shape) as dst:
@@ -74,6 +75,8 @@ def assemble(
         DataError: It could not be written, or not completely.
     """
     classes = bool(bands[0].palette)
+    # Class ids have no mean, hence mode; the compressed size is unknown beforehand, hence bigtiff; and with sparse_ok,
+    # sea and other holes take no space.
     options = {
         "compress": "deflate",
         "blocksize": BLOCK_PX,
@@ -102,14 +105,14 @@ def _write_mosaic(
     GDAL looks at every source of a virtual raster for every block it reads: a million parts side by side
     would take days, in rows of a thousand they take minutes.
     """
+    # Rows only pass bands on; names, palettes and tags are set on the whole.
     plain = [Band(source=number) for number in range(1, max(band.source for band in bands) + 1)]
     rows: list[Part] = []
     for (top, height), in_row in groupby(parts, lambda part: (part.window.row, part.window.height)):
         sources = [Part(file.name, window._replace(row=0)) for window, file in in_row]
         rows.append(Part(f"row-{top}.vrt", Window(top, 0, height, grid.width)))
-        (folder / rows[-1].path).write_text(
-            vrt_xml(sources, (height, grid.width), plain, beside=True, block_px=BLOCK_PX)
-        )
+        xml = vrt_xml(sources, (height, grid.width), plain, beside=True, block_px=BLOCK_PX)
+        (folder / rows[-1].path).write_text(xml)
     whole = folder / "mosaic.vrt"
     header = _georeference_xml(grid) + metadata_xml(tags)
     size = grid.height, grid.width
@@ -127,6 +130,7 @@ def _georeference_xml(grid: Grid) -> str:
         crs = quoteattr(points_crs.to_wkt() if points_crs else "")
         return f"<GCPList Projection={crs}>{items}</GCPList>"
     srs = f"<SRS>{escape(grid.crs.to_wkt())}</SRS>" if grid.crs else ""
+    # rasterio returns the identity if there is none; writing it would place the map at (0, 0) of the CRS.
     if grid.transform.is_identity:
         return srs
     return srs + f"<GeoTransform>{', '.join(repr(float(v)) for v in grid.transform.to_gdal())}</GeoTransform>"

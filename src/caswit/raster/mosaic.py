@@ -16,6 +16,7 @@ from caswit.raster.windows import Window
 
 _OPEN_FILES = 64
 _HEADERS_AT_ONCE = 8
+# Coordinates in headers are rounded; offsets below this are ignored.
 _TOLERANCE_PX = 0.1
 
 
@@ -27,6 +28,8 @@ class Source(NamedTuple):
     """The pixels of the mosaic it covers."""
 
 
+# Not a GDAL VRT, which takes one nodata value for all files and cannot express rescaled pixels, palettes or holes in
+# the upper of two files (docs/decisions/0010).
 class Mosaic:
     """Rasters as one. Use as a context manager; one thread at a time may read it.
 
@@ -65,6 +68,7 @@ class Mosaic:
         """Read three bands and where they are valid: (3, H, W), black where not, and (H, W)."""
         image = np.zeros((3, window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
+        # Later files overwrite earlier ones only where they have data, so the lower one shows through holes.
         for number in self._touched(window):
             covers = self.sources[number].window
             part = window.common(covers)

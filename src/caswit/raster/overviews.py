@@ -23,7 +23,9 @@ from caswit.raster.georef import Grid
 from caswit.raster.reader import Bool, quiet
 from caswit.raster.windows import Window
 
-_OPENING = threading.Lock()  # `quiet` changes the filters of warnings, which all threads share
+# ``quiet`` changes the filters of warnings, which all threads share.
+_OPENING = threading.Lock()
+# Idle handles beyond this number are closed.
 _MAX_IDLE = 4
 
 
@@ -101,6 +103,7 @@ class Overviews:
         part = window.clipped(grid.height, grid.width)
         if not (part.height and part.width):
             return pixels, valid
+        # Only the part inside the raster is read, then placed in the picture that was asked for.
         top, bottom = _scaled(part.row - window.row, part.height, height / window.height, height)
         left, right = _scaled(part.col - window.col, part.width, width / window.width, width)
         where = RasterioWindow(part.col, part.row, part.width, part.height)
@@ -112,6 +115,7 @@ class Overviews:
                     height=bottom - top,
                     width=right - left,
                     indexes=tuple(bands),
+                    # Enlarged pixels stay squares, so that a viewer shows which pixels there are.
                     resampling_method="average" if average and part.height > bottom - top else "nearest",
                 )
             except (RasterioError, RioTilerError) as error:
@@ -132,7 +136,8 @@ class Overviews:
             src = self._idle.pop()
         except IndexError:
             src = _open(self.path)
-        yield src  # after an error the handle is dropped, since its state is unknown
+        # Deliberately without try: after an error the handle is dropped, since its state is unknown.
+        yield src
         if len(self._idle) < _MAX_IDLE:
             self._idle.append(src)
         else:

@@ -41,6 +41,8 @@ def fragments(classes: UInt8, window: Window, simplify_px: float) -> tuple[Any, 
 
     ``simplify_px`` moves edges between classes for both sides alike, and never those on the block's border.
     """
+    # Simplifying needs nodata areas too: edges beside a gap would count as the outside and not be simplified.
+    # Connectivity 4, since areas that touch only at a corner would form an invalid polygon.
     found = list(shapes(classes, mask=None if simplify_px else classes != NODATA, connectivity=4))
     if not found:
         return np.array([], object), np.array([], np.uint8)
@@ -66,13 +68,16 @@ def _with_junctions(points: Ints, ring_of: Ints, classes: UInt8) -> tuple[Ints, 
     GDAL's rings leave out points in the middle of a straight edge, although a third polygon may begin there.
     """
     step = np.diff(points, axis=0)
-    step[ring_of[1:] != ring_of[:-1]] = 0  # from the last point of a ring to the first of the next
-    length = np.append(np.abs(step).max(axis=1), 1)  # 1: points that end a ring stay
+    # From the last point of a ring to the first of the next there is no edge.
+    step[ring_of[1:] != ring_of[:-1]] = 0
+    # Edges run along rows or columns, so the larger step is their length. The last point of a ring is kept.
+    length = np.append(np.abs(step).max(axis=1), 1)
     length = np.maximum(length, 1)
     start = np.repeat(np.arange(len(points)), length)
     along = np.arange(len(start)) - np.repeat(np.cumsum(length) - length, length)
     direction = np.sign(np.append(step, [[0, 0]], axis=0))
     dense = points[start] + direction[start] * along[:, None]
+    # Four pixels meet at a corner. Where three or four of the borders between them separate classes, polygons meet.
     padded = np.pad(classes.astype(np.int16), 1, constant_values=-1)
     upper, lower = padded[:-1], padded[1:]
     differs = [upper[:, :-1] != upper[:, 1:], lower[:, :-1] != lower[:, 1:], upper[:, :-1] != lower[:, :-1]]
@@ -112,6 +117,7 @@ class Merger:
         names = self._store(polygons[waits], ids[waits])
         left_edges, top_edges, right_edges, bottom_edges = _border_edges(polygons[waits], names, window)
         touched = set(names.tolist())
+        # Counted before fragments are united: until then, each is a group under its own name.
         if right < self.width:
             self._await(right_edges)
         if bottom < self.height:
@@ -146,6 +152,7 @@ class Merger:
 
     def _meet_left(self, window: Window, edges: _Edges) -> set[int]:
         before, self._right = self._right, None
+        # Blocks without data are left out, so the block before may lie elsewhere.
         if before is None:
             return set()
         if (before[0].row, before[0].col + before[0].width) == (window.row, window.col):
@@ -171,6 +178,7 @@ class Merger:
 
     def _join(self, one: _Edges, other: _Edges) -> None:
         """Unite fragments of one class whose stretches overlap by more than a point."""
+        # Stretches of a side are sorted and disjoint, so those that overlap a given one are consecutive.
         first = np.searchsorted(other.end, one.start, "right")
         last = np.searchsorted(other.start, one.end, "left")
         for name, begin, end in zip(one.fragment.tolist(), first.tolist(), last.tolist(), strict=True):
@@ -185,6 +193,7 @@ class Merger:
 
     # Fragments that touch form a forest of parents (union-find), so that joining two large groups is one step.
     def _root(self, name: int) -> int:
+        # Path halving: every step also skips a parent, so that chains stay short.
         while self._parent[name] != name:
             self._parent[name] = name = self._parent[self._parent[name]]
         return name
@@ -255,4 +264,5 @@ def without_needless_points(shape: Any) -> Any:
 def _corners(ring: Any) -> NDArray[np.float64]:
     points: NDArray[np.float64] = shapely.get_coordinates(ring)[:-1]
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+    # The cross product of the steps before and after a point is 0 where they lie on one line.
     return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]

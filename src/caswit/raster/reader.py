@@ -34,9 +34,12 @@ GDAL_ERRORS = RasterioError, CPLE_BaseError
 
 _TIFF = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "compress": "deflate"}
 _STRICT = {
-    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the shortcut reads what a truncated PNG lacks as black
-    "GDAL_HTTP_MAX_RETRY": "4",  # a country's run should survive a server's bad second
+    # GDAL's shortcut for whole images reads what a truncated PNG lacks as black, without an error.
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
+    # A country's run should survive a server's bad second.
+    "GDAL_HTTP_MAX_RETRY": "4",
     "GDAL_HTTP_RETRY_DELAY": "1",
+    # Addresses that are signed for GET refuse HEAD.
     "CPL_VSIL_CURL_USE_HEAD": "NO",
 }
 
@@ -123,7 +126,8 @@ class Raster:
             (3, H, W) uint8, black where not valid, and (H, W) bool.
         """
         part = window.clipped(self.height, self.width)
-        if part == window and part.height and part.width:  # most windows: no second array to copy into
+        # Most windows lie inside the raster and need no second array to be copied into.
+        if part == window and part.height and part.width:
             return self._colours(part, bands)
         image = np.zeros((3, window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
@@ -141,6 +145,7 @@ class Raster:
         if not (part.height and part.width):
             return True
         flags = self._src.mask_flag_enums[0]
+        # Without nodata or alpha, a block that was never written is black pixels, not a hole.
         if self._src.driver != "GTiff" or not (MaskFlags.nodata in flags or MaskFlags.alpha in flags):
             return False
         height, width = self._src.block_shapes[0]
@@ -166,8 +171,9 @@ class Raster:
         values = self._read(part, 1)
         nodata = self._src.nodata
         whole = values.dtype.kind in "iu" and nodata is not None and float(nodata).is_integer()
+        # Equals GDAL's mask, without reading and decoding every label a second time.
         if whole and self.count == 1 and self._src.mask_flag_enums[0] == [MaskFlags.nodata]:
-            return values, values != int(nodata)  # what GDAL's mask says too, without reading twice
+            return values, values != int(nodata)
         return values, self._valid(part)
 
     def read_band(self, window: Window, fill: int) -> NDArray[Any]:
@@ -180,6 +186,7 @@ class Raster:
         valid = self._valid(part)
         if self._palette is not None:
             index = self._read(part, 1)
+            # The nodata of a palette image is an index: two indices may have the same colour.
             if self.encoding.nodata is not None:
                 valid = valid & (index != self.encoding.nodata)
             image = self._palette[:3][[b - 1 for b in bands]][:, index]
@@ -188,9 +195,11 @@ class Raster:
             pixels = self._read(part, list(bands))
             if pixels.dtype.kind == "f":
                 valid &= np.isfinite(pixels).all(axis=0)
-            if self.encoding.nodata is not None:  # in all bands: a single black channel is a colour, not a gap
+            # In all bands: a single black channel is a colour, not a gap.
+            if self.encoding.nodata is not None:
                 valid = valid & (pixels != self.encoding.nodata).any(0)
             image = pixels if self.encoding.rescale is None else rescaled(pixels, *self.encoding.rescale)
+        # Invalid pixels may hold any value; the network knows only black, from the edges of its training data.
         if not valid.all():
             image *= valid
         return image, valid
@@ -262,7 +271,8 @@ def is_remote(path: str) -> bool:
 @contextmanager
 def bounded_cache() -> Iterator[None]:
     """Bound GDAL's cache of raster blocks to ``CACHE_MB`` within this context."""
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB << 20):  # rasterio takes it in bytes, unlike the variable of that name
+    # rasterio takes it in bytes, unlike GDAL's variable of that name: "256" would leave GDAL without a cache.
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB << 20):
         yield
 
 

@@ -17,6 +17,7 @@ _WHOLE = 0.02
 _TIE = 1e-6
 """Rounding error of floating point: an edge this close to a pixel's counts as lying on it."""
 
+# 255 x 16 x 16, and half of 16 x 16 to round, is the last of these sums that fits into 16 bits.
 MOST_AVERAGED = 16
 """Largest factor of ``area_average``."""
 
@@ -88,6 +89,7 @@ class Axis(NamedTuple):
             below = np.floor(centres).astype(np.int64)
             native = below + np.arange(2)[:, None]
             shares = np.stack([1 - (centres - below), centres - below])
+        # A tap that is clipped has share 0: a coarse pixel on native edges covers one fewer than there are taps.
         return Taps(np.clip(native, first, last - 1) - first, shares.astype(np.float32))
 
     def nearest(self, start: int, stop: int) -> NDArray[np.int64]:
@@ -156,6 +158,7 @@ def area_average(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     rows = values[:, ::factor].astype(np.uint16)
     for i in range(1, factor):
         rows += values[:, i::factor]
+    # Adding half of the divisor makes whole-number division round half up.
     total = rows[..., ::step] + np.uint16(factor**2 // 2)
     for j in range(1, step):
         total += rows[..., j::step]
@@ -167,4 +170,5 @@ def nearest(labels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 
     Class indices cannot be averaged.
     """
+    # An even square has no middle pixel; this is the one of torch's nearest-exact (docs/decisions/0004).
     return np.ascontiguousarray(labels[factor // 2 :: factor, factor // 2 :: factor])

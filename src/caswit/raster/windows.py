@@ -38,6 +38,7 @@ class Window(NamedTuple):
 
     def inside(self, outer: "Window") -> tuple[slice, slice]:
         """Return the row and column slices that cut this window out of an array covering ``outer``."""
+        # A negative bound of a slice counts from the other end, and would cut out wrong pixels without an error.
         row, col = self.row - outer.row, self.col - outer.col
         assert 0 <= row <= row + self.height <= outer.height, (self, outer)
         assert 0 <= col <= col + self.width <= outer.width, (self, outer)
@@ -84,6 +85,7 @@ class Span(NamedTuple):
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
     """Return where tiles begin along one axis so that they cover [0, length); the last one ends at its end."""
+    # The last tile is moved back rather than padded, so it may overlap by more than was asked for.
     if length <= tile:
         return [0]
     return [*range(0, length - tile, tile - overlap), length - tile]
@@ -119,7 +121,8 @@ def block_windows(height: int, width: int, tile_px: int, overlap_px: int, block_
 
     Blocks are made of whole tiles, so their size changes what is in memory and never the result.
     """
-    count = _tiles_per_block(tile_px, overlap_px, block_px)
+    # Together, n tiles are n * (tile_px - overlap_px) + overlap_px wide, which must not exceed block_px.
+    count = max(1, (block_px - overlap_px) // (tile_px - overlap_px))
     rows, cols = spans(height, tile_px, overlap_px), spans(width, tile_px, overlap_px)
     for some_rows in _chunks(rows, count):
         for some_cols in _chunks(cols, count):
@@ -138,10 +141,6 @@ def _spans_in(first: int, end: int, length: int, tile_px: int, overlap_px: int, 
     if halo:
         return [s for s in along if s.start < end and s.start + tile_px > first]
     return [s for s in along if first <= s.own_from < end]
-
-
-def _tiles_per_block(tile_px: int, overlap_px: int, block_px: int) -> int:
-    return max(1, (block_px - overlap_px) // (tile_px - overlap_px))
 
 
 def _union(rows: Sequence[Span], cols: Sequence[Span]) -> Window:
@@ -168,6 +167,7 @@ def area_blocks(areas: Sequence[Window], tile_px: int, block_px: int) -> Iterato
 
     A block's window may hold pixels that none of its tiles owns.
     """
+    # Grouped by where a tile begins, since rectangles such as patches need not lie on a grid of blocks.
     groups: dict[tuple[int, int], list[Tile]] = {}
     for tile in area_tiles(areas, tile_px):
         groups.setdefault((tile.owned.row // block_px, tile.owned.col // block_px), []).append(tile)
@@ -187,6 +187,7 @@ def _chunks(items: Sequence[Span], count: int) -> Iterator[Sequence[Span]]:
 
 def slice_middle(length: int, factor: int) -> slice:
     """Return where the tile lies along one side of its averaged context."""
+    # Exact for the tiles that ``TileConfig`` allows: their sides are multiples of twice the factor.
     inner = length // factor
     first = (length - inner) // 2
     return slice(first, first + inner)

@@ -31,7 +31,7 @@ Batch = dict[str, Tensor]
 
 
 class Task(Protocol):
-    """A training task: its samples, its loss, its validation, and the model that it writes in the end.
+    """A training task: the samples and the loss to learn by, the scores, and the model that is written in the end.
 
     The loop owns the network and hands it over where it is needed: in a step wrapped for devices and precision,
     for validation and saving plain, with its EMA weights where there are any.
@@ -42,7 +42,7 @@ class Task(Protocol):
         """The samples to learn from."""
 
     def loss_normalizer(self, batch: Batch) -> Tensor:
-        """Return (M,) what the sums of the loss are divided by, for one pass; it adds up over passes and devices."""
+        """Return the divisors (M,) of the sums in the loss, for one pass; they add up over passes and devices."""
 
     def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
         """Return the share of a pass in the loss of the whole batch, whose summed normalizer is given."""
@@ -105,6 +105,7 @@ class Loop:
             return
         first = self.fabric.is_global_zero
         label = "pretrain" if isinstance(self.recipe, PretrainRecipe) else "train"
+        # purge_step hides what a killed run logged after its checkpoint; those steps are taken again.
         writer = SummaryWriter(str(self.folder.path), purge_step=self.step + 1) if first else None
         with Progress(label, self.max_steps, "step", done=self.step, quiet=not first) as progress:
             self._steps(progress, writer)

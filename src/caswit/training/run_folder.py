@@ -23,6 +23,7 @@ from caswit.weights.model_folder import CONFIG, torch_load
 LOOP_COLUMNS = ("step", "epoch", "loss", "lr", "tiles_per_s", "elapsed_s")
 COLUMNS = (*LOOP_COLUMNS, "val_miou", "val_mf1", "val_mbiou", "val_accuracy")
 AnyRecipe = Recipe | PretrainRecipe
+# A run may continue on another machine, or be given more time.
 FREE_TO_CHANGE = {"workers", "pictures", "save_every_s", "max_minutes", "accelerator"}
 """Settings that may differ between a run and its continuation."""
 
@@ -70,6 +71,7 @@ class RunFolder:
         """Make or reopen the folder; return the checkpoint to continue from, if there is one."""
         for folder in (self.path, self.last.parent, self.pictures):
             folder.mkdir(parents=True, exist_ok=True)
+        # Written again on resuming, since settings that are free to change may have changed.
         text = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
         atomic_write_bytes(self.recipe, text.encode())
         checkpoint = torch_load(self.last) if self.last.exists() else None
@@ -83,6 +85,7 @@ class RunFolder:
 
     def write_log(self, row: Mapping[str, Any]) -> None:
         """Append a row to log.csv; columns that are not given stay empty."""
+        # Opened for each row: a killed process loses no more than the line that it was writing.
         with self.log.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 

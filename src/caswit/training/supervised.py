@@ -83,6 +83,7 @@ class SupervisedTask:
 
     def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
         """Return the cross-entropy of both heads (paper section 3.4)."""
+        # Batches have the same fields for every network; without a context branch that of the context is empty.
         logits = model(batch["tile"], batch["context"] if batch["context"].numel() else None)
         hr, context = normalizer.unbind()
         labels, alpha = (batch["label"], batch["context_label"]), self.recipe.train.alpha
@@ -96,6 +97,7 @@ class SupervisedTask:
         predictor = Predictor(
             network.eval(),
             context_factor=self.recipe.tile.context_factor,
+            # The size of a training pass, which is known to fit into memory.
             batch=settings.batch // (settings.accumulate * settings.devices),
             device=device,
             bf16=uses_bf16(settings.precision, device),
@@ -114,6 +116,7 @@ class SupervisedTask:
     def _scores(self, predictor: Predictor) -> Scores:
         """Score the split, shared out over the devices of the run; every device gets the same."""
         tile_px = self.recipe.tile.tile_px
+        # Counts of every device's share add up to those of the split; means of scores would not.
         counts = count_scenes(
             predictor,
             self.dataset,
@@ -176,6 +179,7 @@ def _check_weights(settings: TrainConfig, dataset: Dataset) -> None:
 
 def _info(recipe: Recipe, dataset: Dataset) -> ModelInfo:
     """Return what the model folder says of the network and its data."""
+    # Taken from the first scene, since there may be thousands to open.
     trained_gsd_m = ground_size_m(dataset, dataset.split(recipe.data.train_split)[0])
     return ModelInfo(
         model=recipe.model, tile=recipe.tile, classes=dataset.classes, bands=dataset.bands, trained_gsd_m=trained_gsd_m

@@ -17,6 +17,7 @@ from caswit.weights.convert import State, find_weights, read_weights
 
 log = logging.getLogger(__name__)
 
+# Models with the windows of ``SIZES``. Pico and nano are ours, so timm has no weights for them.
 TIMM_MODELS: dict[Size, str] = {
     "tiny": "swin_tiny_patch4_window7_224",
     "small": "swin_small_patch4_window7_224",
@@ -41,7 +42,7 @@ _LISTED = 12
 
 
 class Fit(NamedTuple):
-    """The weights that were and were not used, by name."""
+    """The weights that were used, and for what, by name."""
 
     taken: tuple[str, ...]
     """Names in the network whose weights were found."""
@@ -77,6 +78,7 @@ def start_from(network: CASWiT, start: InitConfig, size: Size, tile_px: int | No
     new: State = {}
     resized = []
     for name, theirs in placed.items():
+        # Decoders are taken only on request: those for other classes fit too, in all but the last layer.
         wanted = name in ours and (start.decoder or not name.startswith(("decoder.", "context_decoder.")))
         fitted = _fitted(name, theirs, ours[name]) if wanted else None
         if fitted is not None:
@@ -86,11 +88,13 @@ def start_from(network: CASWiT, start: InitConfig, size: Size, tile_px: int | No
     fit = Fit(
         taken=tuple(new),
         resized=tuple(resized),
+        # num_batches_tracked is a counter of batch norm, not a weight, and some files lack it.
         missing=tuple(n for n in ours if n not in new and not n.endswith("num_batches_tracked")),
         left_over=tuple(n for n in placed if n not in new),
     )
     for line in report(fit, where, start, placed, ours):
         log.info("%s", line)
+    # With the names of the wrong library hardly anything matches, and training would silently start at random.
     if fit.share(_counted(start)) < start.min_matched:
         raise ModelError(_refusal(fit, where, start, size, placed))
     network.load_state_dict(new, strict=False)
@@ -127,6 +131,7 @@ def window_warning(start: InitConfig, size: Size, tile_px: int) -> str | None:
         return None
     window = SIZES[size]["window_size"]
     sides = [math.ceil(tile_px / (PATCH_PX * 2**stage)) for stage in range(4)]
+    # Stage 4 then has two windows along a side, and every stage before it whole ones.
     exact_px = 2 * PATCH_PX * 8 * window
     if sides[-1] <= window:
         what = f"does not shift windows of {window} tokens where a stage has {sides[-1]}, as in tiles of {tile_px} px"
@@ -175,6 +180,7 @@ def _placed(state: State, start: InitConfig, ours: set[str]) -> State:
     placed: State = {}
     for name, x in state.items():
         found = [target for target in _targets(name, start) if target in ours]
+        # A weight without a place in the network keeps its name, so that the report can list it as left over.
         placed |= dict.fromkeys(found or [name], x)
     if start.context and not any(n.startswith("context_encoder.") for n in placed):
         # A baseline of caswit has our names already, and only those of the hr branch: it starts both as well.
@@ -200,6 +206,7 @@ def _fitted(name: str, theirs: Tensor, ours: Tensor) -> Tensor | None:
     theirs = theirs.detach().to(ours.dtype) if ours.is_floating_point() else theirs.detach()
     if theirs.shape == ours.shape:
         return theirs
+    # A square number of offsets belongs to a square window.
     biases = name.endswith("relative_position_bias_table") and theirs.ndim == 2 and theirs.shape[1] == ours.shape[1]
     if not biases or math.isqrt(len(theirs)) ** 2 != len(theirs):
         return None

@@ -35,10 +35,13 @@ class LazyWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, file: Path) -> None:
+        # Checks the whole header, so that it can be trusted below.
         with safe_open(file, framework="pt"):
-            pass  # checks the whole header, so that it can be trusted below
+            pass
         with file.open("rb") as opened:
+            # Copy on write: torch wants memory that can be written to, and the file must never change.
             self._memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        # The format: the header's length in 8 bytes, the header in JSON, the tensors one after the other.
         begin = 8 + int.from_bytes(self._memory[:8], "little")
         header = json.loads(self._memory[8:begin])
         header.pop("__metadata__", None)

@@ -40,39 +40,35 @@ _NETWORK = "network."
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """Settings, input and origin of a trained model."""
+class _Info:
+    """Settings, input and origin of a model of either kind."""
 
     model: ModelConfig
     """Settings of the network."""
     tile: TileConfig
     """Geometry of its input."""
-    classes: ClassTable
-    """Classes it predicts, and the ignored ones of its labels."""
     bands: tuple[int, int, int] = (1, 2, 3)
     """Bands of the images that are red, green and blue, from 1."""
     trained_gsd_m: float | None = None
     """Ground size of a pixel it was trained on, in metres; None where unknown."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Origin of the weights: dataset, steps, seed, scores, version."""
+    """Origin of the weights: dataset, steps, seed, version, and scores of a trained model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainedInfo:
+class ModelInfo(_Info):
+    """Settings, input and origin of a trained model."""
+
+    classes: ClassTable
+    """Classes it predicts, and the ignored ones of its labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedInfo(_Info):
     """Settings, input and origin of a pretrained model."""
 
-    model: ModelConfig
-    """Settings of the network."""
-    tile: TileConfig
-    """Geometry of its input."""
     mask: MaskConfig
     """Masks it was pretrained with."""
-    bands: tuple[int, int, int] = (1, 2, 3)
-    """Bands of the images that are red, green and blue, from 1."""
-    trained_gsd_m: float | None = None
-    """Ground size of a pixel it was pretrained on, in metres; None where unknown."""
-    provenance: dict[str, Any] = field(default_factory=dict)
-    """Origin of the weights: dataset, steps, seed, version."""
 
 
 class LoadedModel(NamedTuple):
@@ -100,6 +96,7 @@ def save_model(network: Network, info: ModelInfo, folder: Path) -> None:
     An older folder is replaced when the new one is complete.
     """
     state = network.state_dict()
+    # A network that is built for prediction has no context head, so its names leave that out.
     write_folder(folder, {name: state[name] for name in build(info).state_dict()}, _to_json(info))
 
 
@@ -114,8 +111,10 @@ def write_folder(folder: Path, weights: Mapping[str, Tensor], config: Mapping[st
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    # safetensors takes contiguous tensors only.
     save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, partial / WEIGHTS)
     (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # A kill between these two leaves the whole model under the other name.
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -138,13 +137,15 @@ def load_model(folder: Path | str) -> LoadedModel:
     lazy = None
     with _weights_errors(folder):
         if info.model.arch == "caswit":
+            # Parameters are views of the mapped file: once rearranged for a processor, they leave memory again.
             lazy = LazyWeights(folder / WEIGHTS)
             network = cast("CASWiT", with_weights(lambda: build(info), lazy))
         else:
             network = build(info)
             network.load_state_dict(load_file(folder / WEIGHTS))
     whole = folder.resolve()
-    name = whole.parent.name if whole.name == "model" else whole.name  # runs/town/model is called town
+    # runs/town/model is called town; the name of a download's folder in the cache says nothing.
+    name = whole.parent.name if whole.name == "model" else whole.name
     name = given if is_on_hub(given) else name
     return LoadedModel(network.eval(), info, name, file_digest(folder), lazy)
 
@@ -162,6 +163,7 @@ def load_pretrained(path: Path | str) -> LoadedPretrained:
             f"{folder / CONFIG}: a trained model cannot reconstruct; give the model/ of a caswit pretrain run"
         )
     network = build_simmim(info)
+    # Mask tokens, norm and head are SimMIM's own; all other names are those of the network in it.
     own = network.network.state_dict()
     with _weights_errors(folder):
         weights = load_file(folder / WEIGHTS)
@@ -205,6 +207,7 @@ def build(info: ModelInfo, *, context_head: bool = False, pretrained: bool = Fal
 
 def build_simmim(info: PretrainedInfo) -> SimMIM:
     """Build a network for pretraining with random weights."""
+    # The tile is this share of its context's side: 0.5 in section 3.5, whose factor is 2.
     ratio = info.mask.context_ratio
     return SimMIM(
         CASWiT(num_classes=0, **info.model.of_caswit),
@@ -236,6 +239,7 @@ def _read_info(file: Path) -> ModelInfo | PretrainedInfo:
     """Read the config of either kind of model."""
     with config_errors(file):
         content = read_config(file)
+        # JSON knows lists only; settings have tuples, which can be compared and hashed.
         model: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in content["model"].items()}
         shared: dict[str, Any] = {
             "model": ModelConfig(**model),
@@ -256,6 +260,7 @@ def read_config(file: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: format {content['format']}, this version reads format {FORMAT}")
     # Version 0.1.0 had two different ground sizes that were both called gsd_m, here and in tile.
     if "gsd_m" in content:
+        # This one is that of the training images; the one in tile is that at which images are read.
         content["trained_gsd_m"] = content.pop("gsd_m")
     content["tile"] = with_new_names("tile", content["tile"])
     return content

@@ -50,6 +50,7 @@ class AfterConv:
         if isinstance(norm, nn.BatchNorm2d):
             assert norm.running_var is not None
             assert norm.running_mean is not None
+            # (x - mean) / sqrt(var + eps) * weight + bias, written as scale * x + shift.
             self.scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
             self.shift = norm.bias.detach() - norm.running_mean * self.scale
 
@@ -76,6 +77,7 @@ class Conv:
         self.same = None
         if self.stride == 1 and not self.pointwise:
             channels = convolution.out_channels, convolution.in_channels
+            # The weights are passed as a function: their layout depends on the sides of the first map.
             self.same = Conv3x3(ops, partial(self.norm.folded, convolution), self.norm.shift, channels)
         else:
             weight = self.norm.folded(convolution)
@@ -107,6 +109,7 @@ class UpsampledConv:
         self.norm = AfterConv(norm, convolution.out_channels)
         first, *others = (slice(end - c, end) for c, end in zip(channels, accumulate(channels), strict=True))
         width = convolution.out_channels, channels[0]
+        # The shift belongs to the sum over all maps: the first adds it.
         self.first = Conv3x3(ops, partial(self.norm.folded, convolution, first), self.norm.shift, width)
         # For each of the other maps, one matrix (3 * O, C) for each row of the kernel.
         self.others = [
@@ -126,6 +129,7 @@ class UpsampledConv:
 def _mixed_and_upsampled(ops: Ops, x: Value, sides: Sides, taps: Sequence[Affine], size: Sides) -> Value:
     """Add up what one map contributes: mix its channels for each tap, enlarge columns, then rows."""
     rows, cols = ops.table(upsampling(sides[0], size[0])), ops.table(_taps_together(sides[1], size[1]))
+    # Mixing gives (h, w, 3 taps, O). Viewed as (h, 3 w, O), that is what the matrix for columns multiplies.
     wide = [
         ops.reshape(ops.matmul(cols, ops.reshape(ops.linear(x, tap), (sides[0], 3 * sides[1], -1))), (sides[0], -1))
         for tap in taps
@@ -175,6 +179,7 @@ class Segformer:
             assert isinstance(fuse, nn.Conv2d)
             assert project.bias is not None
             # The shift of the norm is added once to the sum over all maps: by the first.
+            # F (P x + b) = (F P) x + F b, with the scale of the norm in F.
             mix = fuse.weight.detach().flatten(1) * self.norm.scale.to(fuse.weight)[:, None]
             bias = mix @ project.bias.detach() + (self.norm.shift.to(mix) if not self.mixes else 0)
             self.mixes.append(Affine(ops.ready(mix @ project.weight.detach().flatten(1)), ops.ready(bias)))
@@ -206,5 +211,6 @@ def _taps_together(small: int, large: int) -> Tensor:
 @lru_cache(maxsize=64)
 def _pooling(sides: Sides, scale: int) -> Tensor:
     """Return adaptive average pooling of a map to ``scale`` x ``scale`` as a matrix (scale^2, H * W)."""
+    # Column i is what torch makes of a map in which only token i is 1. Only the deepest map, a small one, is pooled.
     each = torch.eye(sides[0] * sides[1]).unflatten(1, sides)[:, None]
     return F.adaptive_avg_pool2d(each, scale).flatten(1).T.contiguous()

@@ -69,6 +69,7 @@ class Block:
             flat = ops.add(flat, ops.reshape(ops.table(how.mask), (len(how.mask), 1, -1)))
             scores = ops.reshape(flat, (len(how.mask), self.heads, area, area))
         read = ops.permute(ops.matmul(ops.softmax(scores), v), (0, 2, 1, 3))
+        # Back to tokens before the projection, which timm computes for padding too.
         read = ops.take(ops.reshape(read, (len(how.tokens), -1)), ops.table(how.slots))
         x = ops.add(x, ops.linear(read, self.proj))
         hidden = ops.gelu(ops.linear(self.norms[1](ops, x), self.widen))
@@ -88,6 +89,7 @@ class Merging:
         index = _neighbours(sides)
         if len(index) > sides[0] * sides[1]:
             x = ops.cat([x, self.padding])
+        # As in timm, the norm runs over the four joined tokens, in which padding counts as zeros.
         four = ops.reshape(ops.take(x, ops.table(index)), (len(index) // 4, 4 * self.channels))
         return ops.linear(self.norm(ops, four), self.reduction)
 
@@ -127,6 +129,7 @@ class Fusion:
         self.heads = attention.num_heads
         self.norms = Norm(ops, attention.norm_hr), Norm(ops, attention.norm_context)
         self.to_q, self.to_kv = linear(ops, attention.to_q), linear(ops, attention.to_kv)
+        # g (W x + b) = (g W) x + g b: at inference the gate costs nothing.
         gate = 1.0 if block.gate is None else block.gate.tanh()
         self.proj = Affine(ops.ready(gate * attention.proj.weight), ops.ready(gate * attention.proj.bias))
         first, _, last = block.mlp

@@ -43,7 +43,7 @@ class Embedding:
             self.patches = Affine(ops.ready(projection.weight), ops.ready(projection.bias))
 
     def __call__(self, ops: Ops, image: Value, sides: Sides) -> tuple[Value, Sides]:
-        """(1, 3, H, W) -> tokens, and the sides of their map."""
+        """Embed an image: (1, 3, H, W) -> tokens, and the sides of their map."""
         after = sides[0] // PATCH_PX, sides[1] // PATCH_PX
         if self.convs:
             first, *others = self.convs
@@ -79,7 +79,7 @@ class Arrangement:
         self.head = UPerNet(ops, head) if isinstance(head, UPerNetHead) else Segformer(ops, head)
 
     def __call__(self, images: Sequence[Value], sizes: Sequence[Sides]) -> Value:
-        """Normalised tile and context (1, 3, H, W), whose sides are multiples of 4 -> logits (1, K, H / 4, W / 4)."""
+        """Turn normalised images (1, 3, H, W), their sides multiples of 4, into logits (1, K, H / 4, W / 4)."""
         ops = self.ops
         x, sides = self.hr_embedding(ops, images[0], sizes[0])
         if self.context_stages:
@@ -137,12 +137,14 @@ class ArrangedCASWiT(nn.Module):
         height, width = images[0].shape[-2:]
         ready = [_padded(self.normalise(x)) for x in images]
         sizes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in ready)
+        # OpenVINO plans memory for fixed shapes: one graph for each image size. The tiles of a map all have one.
         if sizes in self._runs:
             logits = self._runs[sizes](*ready).float()
         else:
             with self._read():
                 self._runs[sizes] = self._arrange(sizes)
-                logits = self._runs[sizes](*ready).float()  # some weights are read when they are first used
+                # Run while weights are released: some of them are read when they are first used.
+                logits = self._runs[sizes](*ready).float()
         if not bool(logits.isfinite().all()):
             # Attention in groups of keys overflows where scores leave the range of exponentials. Trained networks have
             # no such scores; for those that do, the plain network gives the answer.
@@ -178,6 +180,7 @@ def arranged_network(
 
     It runs in OpenVINO where that is installed. The arguments are those of ``ArrangedCASWiT``.
     """
+    # A GPU runs the plain network under autocast: an arrangement for it was never measured.
     if device.type != "cpu" or not isinstance(network, CASWiT):
-        return None  # on a GPU the plain network under autocast: an arrangement for it was never measured
+        return None
     return ArrangedCASWiT(network, bf16=bf16, openvino=find_spec("openvino") is not None, weights=weights).eval()

@@ -128,10 +128,12 @@ class TorchOps:
         return F.layer_norm(x, x.shape[-1:], *affine, eps)
 
     def group_norm(self, x: Tensor, norm: nn.GroupNorm) -> Tensor:
+        # Tokens (N, C) are a view of one image (1, C, N), so nothing is moved.
         weight, bias = norm.weight.to(x), norm.bias.to(x)
         return F.group_norm(x.T[None], norm.num_groups, weight, bias, norm.eps)[0].T
 
     def relu(self, x: Tensor) -> Tensor:
+        # Safe in place: the input is always a fresh result that nothing else reads.
         return F.relu(x, inplace=True)
 
     def gelu(self, x: Tensor) -> Tensor:
@@ -171,10 +173,12 @@ class TorchOps:
         return x.softmax(-1)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # torch's kernel goes through the keys part by part, so the scores of all are never in memory.
         return F.scaled_dot_product_attention(q, k, v)
 
     def conv(self, x: Tensor, affine: Affine, stride: int, padding: int) -> Tensor:
         return F.conv2d(x, *affine, stride=stride, padding=padding)
 
     def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        # The same convention as half_pixel in ``OpenVinoOps``.
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -43,6 +43,7 @@ class Conv3x3:
 
     def __call__(self, tokens: Value, sides: Sides) -> Value:
         """Convolve a map (H * W, C) to (H * W, O)."""
+        # Outputs come in squares of 2 x 2. Decided here, since the number of pixels is not known before.
         odd = sides[0] % 2 or sides[1] % 2
         if odd or min(self.channels) < WIDE or sides[0] * sides[1] < LARGE:
             return self._direct(tokens, sides)
@@ -83,6 +84,7 @@ class Conv3x3:
             products.append([ops.linear(x, matrix) for x, matrix in zip(flat, matrices, strict=True)])
         by_line = [_outputs(ops, *line) for line in products]  # for each of 4 lines: left and right outputs
         left, right = (_outputs(ops, *(line[side] for line in by_line)) for side in range(2))
+        # One map for each corner of the squares, with a quarter of the outputs each; one selection interleaves them.
         corners = [left[0], right[0], left[1], right[1]]
         return ops.take(ops.cat(corners), ops.table(_interleaved(sides)))
 

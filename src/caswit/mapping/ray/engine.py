@@ -33,7 +33,7 @@ _AT_ONCE = 2
 _DEATHS = 4
 """Workers that may die over one block, or die in a row while they start."""
 _PATIENCE_S = 60.0
-"""Seconds of waiting for the first worker after which a warning is logged."""
+"""Seconds to wait for a first worker before saying so."""
 
 
 class RayEngine:
@@ -57,11 +57,14 @@ class RayEngine:
         self._ours = connect(plan.run)
         try:
             allocation = allocate_workers(plan.run, plan.settings.device)
+            # Ray itself would retry for ever a block that kills its worker, and wait for ever for a machine that is
+            # gone: retrying is ours (docs/decisions/0007).
             limits = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": _AT_ONCE}
             self._new = ray.remote(**allocation.resources, **limits, scheduling_strategy="SPREAD")(Worker).remote
             self._arguments = ray.put(_anywhere(plan)), allocation.threads
             for _ in range(allocation.workers):
                 self._start()
+            # The first worker tells the precision, which the manifest has to state before the first block.
             while not self._ready:
                 self._join(self._wait([*self._starting]))
         except BaseException:
@@ -95,15 +98,18 @@ class RayEngine:
             planned, worker = sent.pop(task)
             try:
                 result: BlockResult = ray.get(task)
+            # Workers return expected errors. An exception is a bug of ours, which any other worker would hit too.
             except RayTaskError:
-                raise  # a bug of ours
+                raise
             except RayError as error:
+                # The worker's other block, perhaps an innocent one, counts a death too: so the limit is above one.
                 deaths[planned.number] += 1
                 if deaths[planned.number] >= _DEATHS:
                     raise _deadly(error) from error
                 self._replace(worker)
                 waiting.appendleft(planned)
                 continue
+            # A worker may be lost although one of its results still came.
             if worker in self._ready:
                 self._free.append(worker)
             yield _finish(journal, planned, result, self._ready.get(worker))
@@ -126,6 +132,7 @@ class RayEngine:
         self._check(info)
         self._failed_starts, self.precision = 0, info.precision
         self._ready[worker] = info
+        # Listed once for each block that it may hold.
         self._free.extend([worker] * _AT_ONCE)
 
     def _check(self, info: WorkerInfo) -> None:
@@ -149,7 +156,8 @@ class RayEngine:
             log.warning("a worker on %s was lost; its blocks go to others", self._ready[worker].host)
             del self._ready[worker]
             self._free = deque(free for free in self._free if free is not worker)
-            ray.kill(worker)  # it may live on where only the network broke
+            # It may live on where only the network broke; what it still writes is never adopted.
+            ray.kill(worker)
             self._start()
 
     def _wait(self, tasks: list[Any]) -> Any:
