@@ -53,7 +53,7 @@ def test_what_is_masked_of_the_context_is_exactly_what_the_tile_covers(tile_px, 
     tile = TileConfig(tile_px=tile_px, context_factor=factor) if tile_px % (2 * factor) == 0 else None
     assert tile is not None
     # Pixels of the context image that show ground of the tile.
-    first = tile.margin_px // factor
+    first = (tile.context_px - tile.tile_px) // 2 // factor
     covered = np.zeros((tile_px, tile_px), bool)
     covered[first : first + tile_px // factor, first : first + tile_px // factor] = True
     touched = np.zeros((math.ceil(tile_px / 4), math.ceil(tile_px / 4)), bool)

@@ -84,6 +84,9 @@ def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, 
     scores = score(evaluation.counts)
     print(f"mIoU {scores.miou:.4f}  mF1 {scores.mf1:.4f}  mBIoU {scores.mbiou:.4f} (band {evaluation.band_px} px)")
     print(f"overall accuracy {scores.overall_accuracy:.4f} over {evaluation.tiles} tiles")
+    if evaluation.masked_context_counts is not None:
+        masked = score(evaluation.masked_context_counts)
+        print(f"with masked context: mIoU {masked.miou:.4f}  mF1 {masked.mf1:.4f}  mBIoU {masked.mbiou:.4f}")
     print(f"report: {Path(out) / 'report.html'}")
 
 

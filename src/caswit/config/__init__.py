@@ -1,4 +1,4 @@
-"""Settings of every command. Each field's text is its help, its comment in a recipe and its documentation.
+"""Settings of every command. Each field's text is its help, and its line in docs/settings.md.
 
 Nothing here imports torch: ``caswit --help`` reads this package and must be instant.
 """

@@ -15,7 +15,8 @@ class ComputeConfig:
     batch: int = field(default=4, metadata=KEEPS_MAP)
     """Tiles per forward pass."""
     precision: Precision = "auto"
-    """auto is bf16 where the device has it. On a CPU bf16 and auto run the faster network, fp32 the plain one."""
+    """auto is bf16 where the device has it. On a CPU bf16 and auto run the network arranged for CPUs,
+    fp32 the network as it was trained."""
     device: str = field(default="auto", metadata=KEEPS_MAP)
     """torch device: auto, cpu, cuda, cuda:1 or mps."""
 

@@ -19,7 +19,7 @@ class PredictConfig(TTAConfig):
     """Settings of reading images, cutting them into tiles and predicting them."""
 
     overlap_px: int | None = None
-    """Pixels by which neighbouring tiles overlap; each keeps its half. Null: a quarter of the tile."""
+    """Pixels by which neighbouring tiles overlap; each keeps its half. Null: a quarter of the tile, half with blend."""
     blend: bool = False
     """Average overlapping tiles with weights that fall towards their edges, instead of each keeping its half."""
     # Changes no pixel, but which of them a part holds, so it must be the same in a run that goes on.

@@ -47,11 +47,6 @@ class TileConfig:
         """Side of the context window, in pixels of the tile."""
         return self.tile_px * self.context_factor
 
-    @property
-    def margin_px(self) -> int:
-        """Width of the context beyond each side of the tile, in pixels of the tile."""
-        return (self.context_px - self.tile_px) // 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

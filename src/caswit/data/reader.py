@@ -269,7 +269,7 @@ def check_scenes(dataset: Dataset, scenes: Iterable[Scene]) -> None:
         # Scenes of indexed data sets are known to fit; opening half a million files here would take hours.
         if scene.checked and dataset.read_gsd_m is None:
             continue
-        with open_dataset_scene(dataset, scene) as opened:
+        with open_dataset_scene(dataset.read_at(None), scene) as opened:  # which says nothing of ground sizes itself
             if dataset.read_gsd_m is not None and opened.image.grid.source_gsd_m is None:
                 raise DataError(
                     f"{scene.image}: ground size of a pixel unknown, so it cannot be read at "

@@ -1,4 +1,7 @@
-"""Changes to training samples, most of them random. The tile and its context always change alike."""
+"""Changes to training samples, most of them random.
+
+Geometry and colour of a tile and its context change alike; noise touches the tile only, context dropout the context.
+"""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +29,7 @@ def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *
     Args:
         sample: As it was read.
         settings: Strength of each change.
-        rng: Source of the random numbers; how many are drawn does not depend on the sample.
+        rng: Source of the random numbers.
         factor: Context factor of the sample.
     """
     # Always the same draws, so that one setting's strength does not change what the others do.

@@ -58,9 +58,13 @@ def evaluate_scenes(
     if not tiles:
         raise DataError(f"{data.path}: split {split!r} has no labelled pixel to score")
     masked = predictor.with_masked_context() if loaded.network.reads_context else None
-    counts_without = None
+    masked_counts = None
     if settings.masked_context and masked is not None:
-        counts_without = count_scenes(masked, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes)
+        with Progress(f"evaluate {data.name} {split}, masked context", total_mpx, "Mpx") as progress:
+            masked_counts = Counts.zeros(len(classes.classes))
+            for scored in scored_tiles(masked, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes):
+                masked_counts += scored.counts
+                progress.advance(scored.truth.size / 1e6)
     return Evaluation(
         title=f"{loaded.name} on {data.name} ({split})",
         dataset=data.name,
@@ -81,7 +85,7 @@ def evaluate_scenes(
         software_version=__version__,
         examples=tuple(_examples(predictor, masked, data, candidates, settings.pictures, classes)),
         boundary_errors=edges,
-        masked_context_counts=counts_without,
+        masked_context_counts=masked_counts,
     )
 
 
@@ -131,8 +135,6 @@ class ScoredTile(NamedTuple):
 
     scene: Scene
     tile: Tile
-    image: UInt8
-    """(3, H, W) native pixels of the owned part."""
     truth: UInt8
     """(H, W) indices of the scored classes, of the owned part."""
     prediction: UInt8
@@ -181,7 +183,7 @@ def _scored_block(
         predicted = predictor.classes(opened, block)
         native = opened.native(block.window)
         # Scores count native pixels, so that models of different ground sizes are compared on the same labels.
-        pixels, valid = opened.native_image(native)
+        _, valid = opened.native_image(native)
         truth = opened.native_labels(native, valid)
     except DataError as error:
         if not dataset.skip_broken:
@@ -200,8 +202,7 @@ def _scored_block(
         if (there == IGNORE_INDEX).all():
             continue
         counts = count(found, there, num_classes=len(scored.classes), band_px=band_px, ignore_index=IGNORE_INDEX)
-        image = pixels[:, where[0], where[1]]
-        tiles.append(ScoredTile(opened.scene, tile, image, there, found, counts))
+        tiles.append(ScoredTile(opened.scene, tile, there, found, counts))
     return tiles
 
 

@@ -1,1 +1,1 @@
-"""Windows of rasters, and the one module that reads and writes them."""
+"""Rasters: windows, reading, georeference, resampling, mosaics, COG, VRT, polygons. Only here is rasterio imported."""

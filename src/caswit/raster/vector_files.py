@@ -128,6 +128,7 @@ class _GeoPackage:
         crs = self.crs.to_wkt() if self.crs else None
         options = {"driver": "GPKG", "layer": "landcover", "geometry_type": "Polygon", "append": self.begun}
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # a photograph has none
             warnings.filterwarnings("ignore", "The filename extension", RuntimeWarning)  # ours is .tmp until complete
             pyogrio.raw.write(
                 self.file, shapely.to_wkb(features.shapes), columns, ["class", "name", "area_m2"], crs=crs, **options

@@ -65,7 +65,7 @@ class Block(NamedTuple):
     """Tiles that are read, predicted and stored as one unit."""
 
     window: Window
-    """The union of the parts its tiles own."""
+    """The smallest window around the parts that its own tiles own."""
     tiles: tuple[Tile, ...]
     """Its tiles, row by row; with a halo, those of its neighbours that reach into it too."""
 
