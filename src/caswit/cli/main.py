@@ -78,22 +78,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with quiet_end():
             _run(words[0], words[1:])
-    except CaswitError as error:
-        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # as of caswit info | head: nobody reads what is left, and Python would say so at its end
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
-    except OSError as error:
-        if error.errno is None or error.errno in _OURS:
+    except Exception as error:
+        said = _users_fault(error)
+        if said is None:
             raise
-        _fail(f"{error.filename or 'cannot write'}: {error.strerror}{_HINTS.get(error.errno, '')}")
-    except MemoryError as error:
-        _fail(f"not enough memory ({one_line(error)}); try smaller images or settings, e.g. --batch 1")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except RecursionError:
-        _fail("a value is nested too deeply; write it in fewer levels")
+        # One line whatever it holds: names of files may have line ends, and are not ours.
+        print(f"caswit: {one_line(said, _MOST_SAID)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _users_fault(error: Exception) -> str | None:
+    """Return what a user can do about an error, or None if it is our bug."""
+    match error:
+        case CaswitError():
+            return str(error)
+        case OSError(errno=int(number)) if number not in _OURS:
+            return f"{error.filename or 'cannot write'}: {error.strerror}{_HINTS.get(number, '')}"
+        case MemoryError():
+            return f"not enough memory ({one_line(error)}); try smaller images or settings, e.g. --batch 1"
+        case RecursionError():
+            return "a value is nested too deeply; write it in fewer levels"
+    return None
 
 
 def _run(name: str, words: Sequence[str]) -> None:
@@ -112,9 +123,3 @@ def _run(name: str, words: Sequence[str]) -> None:
         if extra is None:
             raise
         raise CaswitError(f"{name} needs {missing}, which comes with: pip install 'caswit[{extra}]'") from error
-
-
-def _fail(message: str) -> None:
-    # One line whatever the message holds: names of files may have line ends, and are not ours.
-    print(f"caswit: {one_line(message, _MOST_SAID)}", file=sys.stderr)
-    sys.exit(2)
