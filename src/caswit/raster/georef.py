@@ -131,9 +131,7 @@ def _invertible(grid: Grid) -> bool:
 
 @cache  # a file is opened by many readers, and one line is enough
 def _say_oblong(path: str, sides: str, gsd_m: float) -> None:
-    log.warning(
-        "%s: pixels are not square (%s in units of its CRS); read as if their sides were %.4g m", path, sides, gsd_m
-    )
+    log.warning("%s: pixels are not square (%s in units of its CRS); read as squares of %.4g m", path, sides, gsd_m)
 
 
 def pixel_at(grid: Grid, x: float, y: float, path: str) -> tuple[int, int]:
