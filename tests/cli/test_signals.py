@@ -15,11 +15,15 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_library_that_makes_its_own_error_of_it(number):
     """As numpy does while it is imported: the user saw a traceback that ended in an ImportError."""
-    with pytest.raises(SystemExit) as caught, quiet_end():
+
+    def import_it():
         try:
             signal.raise_signal(number)
         except BaseException as error:
             raise ImportError("the extension cannot be loaded") from error
+
+    with pytest.raises(SystemExit) as caught, quiet_end():
+        import_it()
     assert caught.value.code == 128 + number
 
 
@@ -27,9 +31,13 @@ def test_a_library_that_makes_its_own_error_of_it(number):
 def test_a_callback_that_drops_it(number, capfd):
     """Nothing can be raised through C: Python printed the exception, and the command went on."""
     callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(number))
-    with pytest.raises(SystemExit) as caught, quiet_end():
+
+    def go_on():
         callback()
         time.sleep(10)
+
+    with pytest.raises(SystemExit) as caught, quiet_end():
+        go_on()
     assert caught.value.code == 128 + number
     assert capfd.readouterr().err == ""
 
