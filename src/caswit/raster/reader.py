@@ -30,11 +30,12 @@ Bool = NDArray[np.bool_]
 CACHE_MB = 256
 """GDAL's block cache. Its own default is a share of the machine's memory, which is no bound."""
 
-GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError, LookupError, OverflowError, MemoryError)
+_PYTHONS = (OSError, ValueError, LookupError, OverflowError, MemoryError, SystemError)
+GDAL_ERRORS = (RasterioError, CPLE_BaseError, *_PYTHONS)
 """The exceptions that come out of rasterio when a file is at fault.
 
 GDAL's own kind reaches us unwrapped from some calls. A message that is not UTF-8 is a ValueError, a pixel type that
-rasterio does not know a LookupError, a size that does not fit an OverflowError.
+rasterio does not know a LookupError, a size that does not fit an OverflowError, a failure without a word a SystemError.
 """
 
 _TIFF = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "compress": "deflate"}

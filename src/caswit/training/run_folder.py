@@ -84,7 +84,10 @@ class RunFolder:
             return  # nothing was saved, so nothing can be lost
         if not resume:
             raise ConfigError(f"{self.path}: already holds a run; --resume continues it, or give another --out")
-        before = checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe), _ANOTHER)
+        try:
+            before = checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe))
+        except DataError as error:
+            raise DataError(f"{error}; {_ANOTHER}") from error
         for name, was, value in _differences(before, recipe):
             raise ConfigError(
                 f"{self.path}: its run has {name}={one_line(was)}, got {one_line(value)}; resume with the run's own "
