@@ -165,7 +165,7 @@ def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], dict[str, 
     except ArgumentError as error:
         raise CaswitError(_command_message(str(error), parser)) from error
     names = [name.removeprefix("--") for name, _ in command.arguments]
-    settings = [settings_of(kind, found) for kind in command.settings]
+    settings: list[Any] = [settings_of(kind, found) for kind in command.settings]
     for each in settings:
         check_sizes(each)
     return settings, {name: found[name] for name in names}

@@ -22,7 +22,7 @@ def check(ok: bool, message: str) -> None:
 
 
 def check_sizes(settings: Any, name: str = "") -> None:
-    """Raise ConfigError if a whole number in a settings dataclass, or in one of its sections, is beyond all counting."""
+    """Raise ConfigError if a whole number of settings or of their sections is beyond all counting."""
     for field in fields(settings):
         value, whole = getattr(settings, field.name), f"{name}{field.name}"
         if is_dataclass(value):
