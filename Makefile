@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo check test golden docs lock clean
+.PHONY: setup demo check test attack golden docs lock clean
 
 setup: .venv/ready
 
@@ -24,6 +24,10 @@ check: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Damaged inputs and hostile requests, 15 minutes at most. CASWIT_ATTACK_SEED is the first seed of the inputs.
+attack: setup
+	CASWIT_ATTACK_S=$${CASWIT_ATTACK_S:-600} OMP_NUM_THREADS=1 timeout 900 $(BIN)/python -m pytest -q -rP tests/attack
 
 # Files that tests compare with: help.txt and the losses in tests/golden, and docs/settings.md.
 # A changed one needs a sentence in the commit that says why.

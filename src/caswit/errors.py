@@ -4,7 +4,17 @@ CaswitError
 ├── ConfigError   a setting or recipe is wrong
 ├── DataError     a dataset, raster or label is wrong
 └── ModelError    a model folder, weights or a model's input is wrong
+
+Values and foreign messages go into a line of ours through ``brief`` and ``one_line``. Both are bounded: a value
+may be of any size, and another library's message may have a hundred lines.
 """
+
+import reprlib
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
+_MOST = 120
 
 
 class CaswitError(Exception):
@@ -21,3 +31,20 @@ class DataError(CaswitError):
 
 class ModelError(CaswitError):
     """A model folder or its weights cannot be used, or a model was given the wrong input."""
+
+
+def brief(value: Any) -> str:
+    """Return a value as Python writes it, in one line of at most 120 characters however large or deep it is."""
+    try:
+        # Looks at the first items of the first levels only: nine levels of YAML aliases are a billion items in full.
+        text = _SHORT.repr(value)
+    except ValueError:  # Python does not write out numbers of more than 4,300 digits
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return one_line(text, _MOST)
+
+
+def one_line(said: object, most: int = 200) -> str:
+    """Return another's message, or any text, as one printable line of at most ``most`` characters."""
+    # What a terminal would obey is shown as its escape: names of files are not ours.
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(said)[: 4 * most].split()))
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -1,5 +1,7 @@
 """The command line as a user meets it."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import yaml
 import caswit
 from caswit.cli.commands import COMMANDS
 from caswit.cli.main import main
-from conftest import picture
+from conftest import georeference, picture
 
 pytestmark = pytest.mark.e2e
 
@@ -122,6 +124,7 @@ class TestMistakes:
         [
             ("--batch", "many", "--batch: expected int, got many"),
             ("--batch", "1.5", "--batch: expected int, got 1.5"),
+            ("--batch", "9" * 30, "batch must be at most 1048576, got 9"),
             ("--overlap_px", "x", "--overlap-px: expected int, null, got x"),
             ("--precision", "fp16", "--precision: expected one of ['auto', 'bf16', 'fp32'], got fp16"),
         ],
@@ -283,3 +286,52 @@ def test_the_recipes_of_the_repository_train(capsys, tmp_path, real_data, monkey
     status, _, err = run(capsys, "train", recipe, "--out", tmp_path / "run", *small)
     assert status == 0, err
     assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENAMETOOLONG, errno.EFBIG, errno.ENOSPC, errno.EIO])
+def test_what_the_system_says_is_one_line(capsys, monkeypatch, number):
+    """Five numbers were known; all others were tracebacks."""
+    message = run_raising(capsys, monkeypatch, OSError(number, os.strerror(number), "a\nb" * 2000))
+    assert os.strerror(number) in message or len(message) > 2000
+    assert len(message) < 2100
+
+
+def test_a_bug_stays_a_bug(capsys, monkeypatch):
+    with pytest.raises(ValueError, match="ours"):
+        run_raising(capsys, monkeypatch, ValueError("ours"))
+
+
+def run_raising(capsys, monkeypatch, error: Exception) -> str:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("caswit.cli.main.parse", fail)
+    return refused(capsys, "info", "model")
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
+def test_polygons_on_a_full_disk(make_raster, model_folder, tmp_path, suffix):
+    """SQLite's words for a full disk were a traceback."""
+    path, out = make_raster(picture(64, 64), **georeference()), tmp_path / "out"
+    out.mkdir()
+    code = "import resource, sys; from caswit.cli.main import main; import caswit.mapping.outputs as o; "
+    code += "w = o._write_polygons; l = resource.RLIMIT_FSIZE; "
+    code += "o._write_polygons = lambda *a: (resource.setrlimit(l, (2000, -1)), w(*a)); main(sys.argv[1:])"
+    words = [
+        "predict",
+        path,
+        out / "map.tif",
+        "--model",
+        model_folder,
+        "--vector",
+        out / f"p{suffix}",
+        "--device",
+        "cpu",
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("caswit: ")
+    assert str(out) in last
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in out.iterdir()] == ["map.tif.parts"]

@@ -101,7 +101,7 @@ class TestRefusals:
             ({"classes": [{"id": 1, "color": "#000000"}]}, "missing name"),
             ({"classes": [{"id": 1, "name": "a", "color": "red"}]}, "#3c1098"),
             ({"classes": [{"id": "one", "name": "a", "color": "#000000"}]}, "whole number"),
-            ({"classes": [{"id": 255, "name": "a", "color": "#000000"}]}, "0..254"),
+            ({"classes": [{"id": 65_536, "name": "a", "color": "#000000"}]}, "0..65535, got 65536"),
             ({"classes": [{"id": 1, "name": "a", "color": "#000000"}] * 2}, "more than once"),
             ({"classes": [{"id": 1, "name": "a", "color": "#000000", "ignore": True}]}, "1 to 250 classes"),
             ({"bands": [0, 1, 2]}, "three numbers from 1"),
@@ -188,3 +188,21 @@ def test_names_colours_and_lengths_agree():
     assert table.names == ("a", "b")
     assert table.colors.tolist() == [[1, 2, 3], [255, 255, 255]]
     assert len(table) == 2
+
+
+def test_masks_of_0_and_255_make_a_class_table():
+    """255 is nodata in maps, so such masks were refused by every route."""
+    table = ClassTable((LandClass(id=0, name="land", color="#000000"), LandClass(id=255, name="roof", color="#ffffff")))
+    mask = np.array([[0, 255]], np.uint8)
+    assert table.indices(mask, "a.tif").tolist() == [[0, 1]]
+    assert [c.id for c in table.mapped] == [0, 1]
+    assert table.ids[[0, 1, 255]].tolist() == [0, 1, 255]
+    assert [c.id for c in ClassTable.from_dicts(table.to_dicts(), "").classes] == [0, 255]
+
+
+def test_ids_above_254_get_values_that_no_label_has():
+    ids = {1: True, 0: False, 300: False, 2: False, 65_535: False}
+    table = ClassTable(tuple(LandClass(id=i, name=str(i), color="#000000", ignore=x) for i, x in ids.items()))
+    assert [c.id for c in table.mapped] == [0, 3, 2, 4]
+    full = ClassTable(tuple(LandClass(id=i, name="a", color="#000000", ignore=i < 20) for i in range(256)))
+    assert [c.id for c in full.mapped][-1] == 0

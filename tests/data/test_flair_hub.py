@@ -320,7 +320,7 @@ class TestRefusals:
         assert "has no column AERIAL_LABEL-COSIA" in refused(tree)
 
     def test_neighbours_that_do_not_exist(self, tree):
-        assert "neighbours must be one of any, same_split, got 'none'" in refused(tree, neighbours="none")
+        assert "neighbours: must be one of any, same_split, got 'none'" in refused(tree, neighbours="none")
 
     def test_unknown_keys(self, tree):
         assert "unknown split_file; allowed: kind, neighbours, root, splits" in refused(tree, split_file="x")

@@ -3,11 +3,11 @@
 Commands are thin: they hand settings to the library, which they import only when they run, so that help is instant.
 """
 
+import contextlib
 import errno
 import logging
-import signal
+import os
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
 
@@ -15,10 +15,15 @@ from caswit import __version__
 from caswit.cli.commands import COMMANDS
 from caswit.cli.parsing import closest, current_words, parse
 from caswit.cli.recipe import with_recipe
-from caswit.errors import CaswitError
+from caswit.cli.signals import quiet_end
+from caswit.errors import CaswitError, brief, one_line
 
-_USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
-"""Errors of the file system that are not our bugs: no permission, no room, a file in place of a folder."""
+_OURS = {errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK}
+"""Errors of the system that a program makes by itself; all others are what files, disks, limits and networks say."""
+_MOST_SAID = 2000
+"""Characters of an error: a path may be of any length."""
+
+_HINTS = {errno.EMFILE: "; try: ulimit -n 4096", errno.EFBIG: "; ulimit -f says how large a file may be"}
 
 EXTRAS = {
     "train": {"lightning", "tensorboard"},
@@ -70,24 +75,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # pictures are welcome
     for name, level in _QUIET.items():
         logging.getLogger(name).setLevel(level)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end)
     try:
-        _run(words[0], words[1:])
-    except CaswitError as error:
-        _fail(str(error))
-    except OSError as error:
-        if error.errno not in _USERS:
-            raise
-        _fail(f"{error.filename or 'cannot write'}: {error.strerror}")
+        with quiet_end():
+            _run(words[0], words[1:])
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # as of caswit info | head: nobody reads what is left, and Python would say so at its end
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
+    except Exception as error:
+        said = _users_fault(error)
+        if said is None:
+            raise
+        # One line whatever it holds: names of files may have line ends, and are not ours.
+        print(f"caswit: {one_line(said, _MOST_SAID)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _users_fault(error: Exception) -> str | None:
+    """Return what a user can do about an error, or None if it is our bug."""
+    match error:
+        case CaswitError():
+            return str(error)
+        case OSError(errno=int(number)) if number not in _OURS:
+            return f"{error.filename or 'cannot write'}: {error.strerror}{_HINTS.get(number, '')}"
+        case MemoryError():
+            return f"not enough memory ({one_line(error)}); try smaller images or settings, e.g. --batch 1"
+        case RecursionError():
+            return "a value is nested too deeply; write it in fewer levels"
+    return None
 
 
 def _run(name: str, words: Sequence[str]) -> None:
     command = COMMANDS.get(name)
     if command is None:
-        raise CaswitError(f"no command {name!r}; commands are: {', '.join(COMMANDS)}{closest(name, COMMANDS)}")
+        raise CaswitError(f"no command {brief(name)}; commands are: {', '.join(COMMANDS)}{closest(name, COMMANDS)}")
     words = current_words(command, words)
     if command.reads_recipe:
         words = with_recipe(words, command.settings[0])
@@ -100,13 +123,3 @@ def _run(name: str, words: Sequence[str]) -> None:
         if extra is None:
             raise
         raise CaswitError(f"{name} needs {missing}, which comes with: pip install 'caswit[{extra}]'") from error
-
-
-def _end(*_: object) -> None:
-    """Leave as after an exception, so that files written half are removed."""
-    sys.exit(128 + signal.SIGTERM)
-
-
-def _fail(message: str) -> None:
-    print(f"caswit: {message}", file=sys.stderr)
-    sys.exit(2)

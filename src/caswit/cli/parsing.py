@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
+from caswit.config.checks import check_sizes
 from caswit.config.renamed import old_options, say_once
 from caswit.errors import CaswitError
 
@@ -164,7 +165,10 @@ def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], dict[str, 
     except ArgumentError as error:
         raise CaswitError(_command_message(str(error), parser)) from error
     names = [name.removeprefix("--") for name, _ in command.arguments]
-    return [settings_of(kind, found) for kind in command.settings], {name: found[name] for name in names}
+    settings: list[Any] = [settings_of(kind, found) for kind in command.settings]
+    for each in settings:
+        check_sizes(each)
+    return settings, {name: found[name] for name in names}
 
 
 def settings_of(kind: type[T], found: Namespace) -> T:

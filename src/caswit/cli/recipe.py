@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from caswit.cli.parsing import plain_message
 from caswit.config import Recipe, RowConfig
 from caswit.config.renamed import with_new_names
-from caswit.errors import CaswitError, ConfigError
+from caswit.errors import CaswitError, ConfigError, brief
 from caswit.files import read_yaml
 
 BASE, ROW = "base", "row"
@@ -98,7 +98,9 @@ def _read(file: Path, kind: type, includers: tuple[Path, ...]) -> dict[str, Any]
     bases = content.pop(BASE, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise CaswitError(f"{file}: base must be a recipe or a list of them, got {bases!r}; try base: ../base.yaml")
+        raise CaswitError(
+            f"{file}: base must be a recipe or a list of them, got {brief(bases)}; try base: ../base.yaml"
+        )
     inherited: dict[str, Any] = {}
     for base in bases:
         inherited = merge(inherited, _read(file.parent / base, kind, (*includers, file)))
@@ -116,7 +118,7 @@ def _check(file: Path, content: Any, kind: type) -> None:
 
 def _check_keys(where: str, content: Any, allowed: set[str]) -> None:
     if not isinstance(content, dict):
-        raise CaswitError(f"{where}: must be a mapping with some of {', '.join(sorted(allowed))}, got {content!r}")
+        raise CaswitError(f"{where}: must be a mapping with some of {', '.join(sorted(allowed))}, got {brief(content)}")
     if unknown := sorted(map(str, content.keys() - allowed)):
         raise CaswitError(f"{where}: unknown {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
 

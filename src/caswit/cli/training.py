@@ -12,6 +12,7 @@ from caswit.config import (
     TableConfig,
     check,
 )
+from caswit.errors import brief
 
 
 def demo(settings: DemoConfig, *, out: str) -> None:
@@ -127,5 +128,5 @@ def prepare(*, kind: str, root: str, workers: int, skip_broken: bool) -> None:
     """
     from caswit.data.sources.urur import prepare_urur
 
-    check(kind == "urur", f"only urur can be prepared, got {kind!r}; other datasets need no preparation")
+    check(kind == "urur", f"only urur can be prepared, got {brief(kind)}; other datasets need no preparation")
     print(prepare_urur(Path(root), workers=workers, skip_broken=skip_broken))

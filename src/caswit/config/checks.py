@@ -1,12 +1,15 @@
 """Checks and constants that the settings share."""
 
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, brief
 
 IGNORE_INDEX = 255
 """Class index of pixels that are left out of the loss and of every score; also the nodata value of class maps."""
+
+_LARGEST, _MOST = 1 << 53, {"batch": 1 << 20, "workers": 1 << 12, "devices": 1 << 20}
+"""Largest whole number of a setting, and of those that are that many things in memory."""
 
 KEEPS_MAP = {"changes_map": False}
 """Metadata of a field that changes neither a pixel of a map nor how it is stored in parts."""
@@ -16,6 +19,17 @@ def check(ok: bool, message: str) -> None:
     """Raise ConfigError with ``message`` unless ``ok``."""
     if not ok:
         raise ConfigError(message)
+
+
+def check_sizes(settings: Any, name: str = "") -> None:
+    """Raise ConfigError if a whole number of settings or of their sections is beyond all counting."""
+    for field in fields(settings):
+        value, whole = getattr(settings, field.name), f"{name}{field.name}"
+        if is_dataclass(value):
+            check_sizes(value, f"{whole}.")
+        elif isinstance(value, int):
+            most = _MOST.get(field.name, _LARGEST)
+            check(abs(value) <= most, f"{whole} must be at most {most}, got {brief(value)}")
 
 
 def map_settings(settings: Any) -> dict[str, Any]:

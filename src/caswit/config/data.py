@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from caswit.config.checks import check
+from caswit.errors import brief
 
 Neighbours = Literal["any", "same_split"]
 LabelValues = Literal["auto", "ids", "colors"]
@@ -77,4 +78,4 @@ SOURCES: dict[str, type[SourceConfig]] = {
 
 def _check_choice(name: str, value: object, choices: object) -> None:
     allowed = get_args(choices)
-    check(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    check(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {brief(value)}")

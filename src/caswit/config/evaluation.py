@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from caswit.config.checks import check
 from caswit.config.inference import TTAConfig
 from caswit.config.nn import TileConfig
+from caswit.errors import brief
 
 ProtocolName = Literal["flair15", "urur8"]
 
@@ -35,7 +36,7 @@ class EvaluateConfig(TTAConfig):
         allowed = get_args(ProtocolName)
         check(
             self.protocol is None or self.protocol in allowed,
-            f"protocol must be one of {', '.join(allowed)} or null, got {self.protocol!r}",
+            f"protocol must be one of {', '.join(allowed)} or null, got {brief(self.protocol)}",
         )
         check(
             self.boundary_px is None or self.boundary_px >= 1,

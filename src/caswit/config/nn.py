@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from caswit.config.checks import check
+from caswit.errors import brief
 
 Size = Literal["pico", "nano", "tiny", "small", "base", "large"]
 Decoder = Literal["upernet", "segformer"]
@@ -88,7 +89,7 @@ class ModelConfig:
         for name, choices in names.items():
             value = getattr(self, name)
             allowed = get_args(choices)
-            check(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+            check(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {brief(value)}")
         self._check_baseline()
         stages = self.fusion_stages
         check(
@@ -110,7 +111,7 @@ class ModelConfig:
         if self.arch == "caswit":
             for name in ("encoder", "encoder_weights"):
                 value = getattr(self, name)
-                check(value is None, f"{name} is for baselines, got {value!r} with arch caswit; leave it out")
+                check(value is None, f"{name} is for baselines, got {brief(value)} with arch caswit; leave it out")
             return
         check(self.encoder is not None, f"arch {self.arch} needs an encoder; try encoder: resnet18")
         shared = {"arch", "encoder", "encoder_weights", "mean", "std"}
@@ -118,7 +119,7 @@ class ModelConfig:
             value = getattr(self, field.name)
             check(
                 field.name in shared or value == field.default,
-                f"{field.name} is for caswit, got {value!r} with arch {self.arch}; leave it out",
+                f"{field.name} is for caswit, got {brief(value)} with arch {self.arch}; leave it out",
             )
 
     @property

@@ -9,6 +9,7 @@ from caswit.config.checks import check
 from caswit.config.inference import Precision
 from caswit.config.nn import NUM_STAGES, ModelConfig, TileConfig
 from caswit.config.weights import InitConfig, parse_init
+from caswit.errors import brief
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +233,8 @@ class Recipe:
         _ = self.start
         check(
             self.init is None or self.model.arch == "caswit",
-            f"init is for arch caswit, got {self.init!r} with {self.model.arch}; try model.encoder_weights: imagenet",
+            f"init is for arch caswit, got {brief(self.init)} with {self.model.arch}; "
+            "try model.encoder_weights: imagenet",
         )
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from caswit.config.checks import check
+from caswit.errors import brief
 
 WeightSource = Literal["caswit", "timm", "transformers", "mmseg", "smp", "flair_hub", "official"]
 
@@ -34,7 +35,7 @@ class InitConfig:
     def __post_init__(self) -> None:
         """Refuse unknown libraries, and settings from which no file follows."""
         allowed = get_args(WeightSource)
-        check(self.source in allowed, f"init.from must be one of {', '.join(allowed)}, got {self.source!r}")
+        check(self.source in allowed, f"init.from must be one of {', '.join(allowed)}, got {brief(self.source)}")
         check(
             not self.timm or (self.source == "timm" and self.path is None),
             "init.timm: true downloads timm's weights; leave out path and other values of from",
@@ -51,7 +52,7 @@ def parse_init(value: str | Mapping[str, Any]) -> InitConfig:
     """
     if isinstance(value, str):
         return InitConfig(path=value)
-    check(isinstance(value, Mapping), f"init must be a path or a mapping, got {value!r}")
+    check(isinstance(value, Mapping), f"init must be a path or a mapping, got {brief(value)}")
     names = {"from" if f.name == "source" else f.name for f in dataclasses.fields(InitConfig)}
     unknown = sorted(str(key) for key in value if key not in names)
     check(not unknown, f"init: unknown {', '.join(unknown)}; allowed: {', '.join(sorted(names))}")
@@ -61,12 +62,12 @@ def parse_init(value: str | Mapping[str, Any]) -> InitConfig:
     for name, kind in (("path", str | None), ("timm", bool), ("context", bool), ("decoder", bool)):
         given = settings.get(name, InitConfig.__dataclass_fields__[name].default)
         allowed = "a path" if name == "path" else "true or false"
-        check(isinstance(given, kind), f"init.{name} must be {allowed}, got {given!r}")
+        check(isinstance(given, kind), f"init.{name} must be {allowed}, got {brief(given)}")
     rename = settings.get("rename", {})
     check(
         isinstance(rename, Mapping) and all(isinstance(x, str) for pair in rename.items() for x in pair),
-        f"init.rename must map beginnings of names to their replacements, got {rename!r}",
+        f"init.rename must map beginnings of names to their replacements, got {brief(rename)}",
     )
     number = settings.get("min_matched", 0.9)
-    check(isinstance(number, int | float), f"init.min_matched must be a number, got {number!r}; try 0.9")
+    check(isinstance(number, int | float), f"init.min_matched must be a number, got {brief(number)}; try 0.9")
     return InitConfig(**settings)

@@ -1,8 +1,9 @@
 """Class tables: the classes behind the values and colours of label rasters."""
 
 import colorsys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -10,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit.config import IGNORE_INDEX
-from caswit.errors import DataError
-from caswit.files import only_keys
+from caswit.errors import DataError, brief
+from caswit.files import checked, only_keys
 
 _UNKNOWN = 254
 _MAX_ID = 65_535
@@ -22,7 +23,7 @@ class LandClass:
     """One row of a class table."""
 
     id: int
-    """Value in label rasters, 0-65535; predicted classes use 0-254, for 255 is nodata in maps."""
+    """Value in label rasters, 0-65535. Maps hold it too unless it is above 254 (``ClassTable.mapped``)."""
     name: str
     color: str
     """As #rrggbb."""
@@ -65,14 +66,11 @@ class ClassTable:
     def __post_init__(self) -> None:
         """Refuse tables that cannot be predicted or written as a uint8 map."""
         ids = [c.id for c in self.classes]
-        twice = sorted({i for i in ids if ids.count(i) > 1})
+        twice = sorted(i for i, times in Counter(ids).items() if times > 1)
         if twice:
             raise DataError(f"class ids must differ, got more than once: {', '.join(map(str, twice))}")
         if self.classes and not 1 <= len(self.predicted) <= 250:
             raise DataError(f"1 to 250 classes can be predicted, got {len(self.predicted)} without ignore: true")
-        for c in self.predicted:
-            if not 0 <= c.id <= 254:
-                raise DataError(f"class {c.name!r}: id must be 0..254 (255 is nodata in maps), got {c.id}")
 
     @cached_property
     def predicted(self) -> tuple[LandClass, ...]:
@@ -94,10 +92,21 @@ class ClassTable:
         return np.array([c.rgb for c in self.predicted], np.uint8)
 
     @cached_property
+    def mapped(self) -> tuple[LandClass, ...]:
+        """Predicted classes with the values that they have in maps.
+
+        Masks of 0 and 255 are common, and 255 is nodata in maps: an id above 254 is replaced by the lowest free value.
+        """
+        predicted, all_ids = {c.id for c in self.predicted}, {c.id for c in self.classes}
+        # A value that no label has is better than that of an ignored class, which maps never hold.
+        free = iter(sorted(set(range(IGNORE_INDEX)) - predicted, key=lambda i: (i in all_ids, i)))
+        return tuple(c if c.id < IGNORE_INDEX else replace(c, id=next(free)) for c in self.predicted)
+
+    @cached_property
     def ids(self) -> NDArray[np.uint8]:
-        """(256,) index -> class id; IGNORE_INDEX stays as it is."""
+        """(256,) index -> value in maps; IGNORE_INDEX stays as it is."""
         table = np.full(256, IGNORE_INDEX, np.uint8)
-        table[: len(self)] = [c.id for c in self.predicted]
+        table[: len(self)] = [c.id for c in self.mapped]
         return table
 
     @cached_property
@@ -174,11 +183,13 @@ class ClassTable:
             where = f"{path}: class {number}"
             only_keys(row, {"id", "name"}, {"color", "ignore"}, where)
             if not _is_color(row.get("color", IGNORED)):
-                raise DataError(f'{where}: color must look like "#3c1098", got {row["color"]!r}')
-            if not isinstance(row["id"], int) or not 0 <= row["id"] <= _MAX_ID:
-                raise DataError(f"{where}: id must be a whole number 0..{_MAX_ID}, got {row['id']!r}")
+                raise DataError(f'{where}: color must look like "#3c1098", got {brief(row["color"])}')
+            if type(row["id"]) is not int or not 0 <= row["id"] <= _MAX_ID:
+                raise DataError(f"{where}: id must be a whole number 0..{_MAX_ID}, got {brief(row['id'])}")
             default = IGNORED if row.get("ignore") else default_color(sum(not c.ignore for c in classes))
-            classes.append(LandClass(**{"color": default, **row, "name": str(row["name"])}))
+            name = str(checked(str | int | float | bool, row["name"], f"{where}: name"))
+            ignore = bool(checked(bool | int, row.get("ignore", False), f"{where}: ignore"))
+            classes.append(LandClass(id=row["id"], name=name, color=row.get("color", default), ignore=ignore))
         try:
             return ClassTable(tuple(classes))
         except DataError as error:

@@ -10,8 +10,8 @@ from caswit.config import SOURCES, SourceConfig
 from caswit.data.classes import OFFICIAL_CLASSES, ClassTable
 from caswit.data.scene import Scene
 from caswit.data.sources import read_source
-from caswit.errors import ConfigError, DataError
-from caswit.files import expand_path, only_keys, read_yaml
+from caswit.errors import DataError, brief
+from caswit.files import checked, expand_path, only_keys, read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +52,11 @@ class Dataset:
         scenes = tuple(s for s in self.scenes if s.split == name)
         if not scenes:
             there = ", ".join(sorted({s.split for s in self.scenes}))
-            raise DataError(f"{self.path}: no scene has split {name!r}; splits are: {there}")
+            raise DataError(f"{self.path}: no scene has split {brief(name)}; splits are: {there}")
         for scene in scenes if labelled else ():
             if scene.label is None:
                 raise DataError(
-                    f"{self.path}: {scene.image.name} in split {name!r} has no label; "
+                    f"{self.path}: {scene.image.name} in split {brief(name)} has no label; "
                     "add label: FILE, or give it another split, e.g. unlabelled"
                 )
         return scenes
@@ -80,8 +80,8 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
     if ("scenes" in content) == ("source" in content):
         raise DataError(f"{file}: needs either scenes or source, got {'both' if 'scenes' in content else 'neither'}")
     bands = content.get("bands", [1, 2, 3])
-    if not (isinstance(bands, list) and len(bands) == 3 and all(isinstance(b, int) and b > 0 for b in bands)):
-        raise DataError(f"{file}: bands must be three numbers from 1, e.g. [1, 2, 3], got {bands!r}")
+    if not (isinstance(bands, list) and len(bands) == 3 and all(type(b) is int and 0 < b < 1 << 16 for b in bands)):
+        raise DataError(f"{file}: bands must be three numbers from 1, e.g. [1, 2, 3], got {brief(bands)}")
     classes, scenes, broken = _read_scenes(content, file)
     # Report only the first: a list of thousands would bury the hint at the end of the message.
     if broken and not skip_broken:
@@ -90,7 +90,7 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
     if not scenes:
         raise DataError(f"{file}: no scene is left without its broken files; the first: {broken[0]}")
     return Dataset(
-        name=str(content["name"]),
+        name=_text(content["name"], f"{file}: name"),
         path=file,
         classes=classes,
         scenes=scenes,
@@ -128,13 +128,13 @@ def _classes(content: Mapping[str, Any], file: Path, *, official: ClassTable | N
 
 
 def _source(row: Any, where: str, folder: Path) -> SourceConfig:
-    if not isinstance(row, Mapping) or row.get("kind") not in SOURCES:
+    if not isinstance(row, Mapping) or not isinstance(row.get("kind"), str) or row["kind"] not in SOURCES:
         kind = row.get("kind") if isinstance(row, Mapping) else row
-        raise DataError(f"{where}: kind must be one of {', '.join(SOURCES)}, got {kind!r}")
+        raise DataError(f"{where}: kind must be one of {', '.join(SOURCES)}, got {brief(kind)}")
     made = SOURCES[row["kind"]]
     only_keys(row, {"kind", "root"}, {field.name for field in fields(made)}, where)
     # If root is absolute, pathlib drops the folder before it.
-    root = folder / expand_path(str(row["root"]))
+    root = folder / expand_path(_text(row["root"], f"{where}: root"))
     if not root.is_dir():
         raise DataError(f"{where}: no such folder {root}; root is relative to {folder.resolve()}")
     settings = {key: value for key, value in row.items() if key != "kind"} | {"root": str(root)}
@@ -143,21 +143,24 @@ def _source(row: Any, where: str, folder: Path) -> SourceConfig:
             settings["splits"] = str(folder / expand_path(path))
         case {**paths}:
             settings["splits"] = {str(name): str(folder / expand_path(str(path))) for name, path in paths.items()}
-    try:
-        return made(**settings)
-    # The settings class knows nothing of files; a user has to know which entry of which file is meant.
-    except ConfigError as error:
-        raise DataError(f"{where}: {error}") from error
+    config: SourceConfig = checked(made, settings, where)
+    return config
+
+
+def _text(value: Any, where: str) -> str:
+    """Return a name or path; YAML takes one like 2021 for a number."""
+    return str(checked(str | int | float | bool, value, where))
 
 
 def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, list[str]]:
     only_keys(row, {"image", "split"}, {"label"}, where)
-    image = folder / expand_path(str(row["image"]))
-    label = folder / expand_path(str(row["label"])) if row.get("label") is not None else None
+    said = {key: _text(row[key], f"{where}: {key}") for key in row if row[key] is not None or key != "label"}
+    image = folder / expand_path(said["image"])
+    label = folder / expand_path(said["label"]) if "label" in said else None
     # Only existence is checked here; ``check_scenes`` opens the files before a training.
     missing = [
         f"{where}: no such file {file}; paths are relative to {folder.resolve()}"
         for file in (image, label)
         if file is not None and not file.exists()
     ]
-    return Scene(image=image, label=label, split=str(row["split"])), missing
+    return Scene(image=image, label=label, split=said["split"]), missing

@@ -10,6 +10,7 @@ IGNORE_INDEX outside. Windows count pixels that are read, which may be coarser o
 import copy
 import logging
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -109,9 +110,12 @@ class SceneReader:
             return 1.0
         source_gsd_m = source_gsd_m or self.image.grid.source_gsd_m
         if source_gsd_m is None:
-            log.warning("%s: ground size of a pixel unknown; read as if it were %g m", self.image.path, read_gsd_m)
+            _say_unknown(self.image.path, read_gsd_m)
             return 1.0
-        return reading_ratio(source_gsd_m, read_gsd_m)
+        try:
+            return reading_ratio(source_gsd_m, read_gsd_m)
+        except DataError as error:
+            raise DataError(f"{self.image.path}: {error}") from error
 
     def scaled(self, factor: float) -> "SceneReader":
         """Return a reader of the same open files whose pixels are ``factor`` times as large."""
@@ -256,6 +260,11 @@ class SceneReaders:
     def forget(self) -> None:
         """Let go of open files without closing them: they may belong to the process that this one was forked from."""
         self._open = OpenFiles(MAX_OPEN)
+
+
+@cache  # threads and passes each open the image, and one line is enough
+def _say_unknown(path: str, read_gsd_m: float) -> None:
+    log.warning("%s: ground size of a pixel unknown; read as if it were %g m", path, read_gsd_m)
 
 
 def open_dataset_scene(dataset: Dataset, scene: Scene) -> SceneReader:

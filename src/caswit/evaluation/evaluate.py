@@ -13,7 +13,7 @@ from caswit.config import IGNORE_INDEX, EvaluateConfig
 from caswit.data.dataset import Dataset
 from caswit.data.reader import SceneReader, open_dataset_scene
 from caswit.data.scene import Scene
-from caswit.errors import DataError
+from caswit.errors import DataError, brief
 from caswit.evaluation.boundary_errors import EdgeCounts, count_edges
 from caswit.evaluation.metrics import Counts, boundary_band_px, count
 from caswit.evaluation.protocols import Scored, scored_classes
@@ -56,7 +56,7 @@ def evaluate_scenes(
             candidates.append((float(errors), tiles, scored.scene, scored.tile))
             progress.advance(scored.truth.size / 1e6)
     if not tiles:
-        raise DataError(f"{data.path}: split {split!r} has no labelled pixel to score")
+        raise DataError(f"{data.path}: split {brief(split)} has no labelled pixel to score")
     masked = predictor.with_masked_context() if loaded.network.reads_context else None
     masked_counts = None
     if settings.masked_context and masked is not None:

@@ -17,7 +17,7 @@ from caswit.config import IGNORE_INDEX, FiguresConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import open_dataset_scene
 from caswit.data.scene import Scene
-from caswit.errors import ConfigError, ModelError
+from caswit.errors import ConfigError, ModelError, brief
 from caswit.evaluation.protocols import check_same_classes
 from caswit.evaluation.tile_pictures import TilePicture, spread_tiles, tile_picture
 from caswit.explain.attention import check_reads_context, explain_pixel
@@ -125,7 +125,7 @@ def _pairs(
     labelled = [pair for pair in pairs if (pair.ours.truth != IGNORE_INDEX).any()]
     if not labelled:
         raise ConfigError(
-            f"{data.path}: no label in the {candidates} candidate tiles of split {split!r}; try more candidates"
+            f"{data.path}: no label in the {candidates} candidate tiles of split {brief(split)}; try more candidates"
         )
     return labelled
 

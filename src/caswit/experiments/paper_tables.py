@@ -13,19 +13,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 import yaml
 
 from caswit.config import EvaluateConfig, Recipe, RowConfig, Size, TableConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.synthetic import write_landscapes
-from caswit.errors import CaswitError, ConfigError
+from caswit.errors import CaswitError, ConfigError, DataError
 from caswit.evaluation.evaluate import band_width_px
 from caswit.evaluation.run import evaluate
 from caswit.experiments.memory import PeakMemory, peak_memory
 from caswit.experiments.table_format import RowResult, classes_csv, markdown, scores_csv
-from caswit.files import atomic_write_bytes
+from caswit.files import atomic_write_bytes, checked, read_json
 from caswit.training.run_folder import RunFolder
 from caswit.training.supervised import train
 from caswit.weights.hub import is_on_hub
@@ -35,6 +35,18 @@ log = logging.getLogger(__name__)
 
 LANDSCAPES = "landscapes"
 """Name that takes the place of a dataset.yaml: synthetic landscapes, drawn when first needed."""
+
+
+class _Steps(TypedDict):
+    """The part of a model's provenance that a table states."""
+
+    step: int
+
+
+class _Trained(TypedDict):
+    """The part of a config.json that a table reads."""
+
+    provenance: _Steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +105,8 @@ def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: Table
     memory = so_far.memory
     if settings.measure_memory and memory is None:
         memory = _memory(model, digest, out / "memory" / slug(dataset.name) / f"{name}.json", settings)
-    steps = json.loads((model / "config.json").read_text(encoding="utf-8"))["provenance"]["step"]
+    config: _Trained = checked(_Trained, read_json(model / "config.json"), str(model / "config.json"))
+    steps = config["provenance"]["step"]
     return replace(so_far, steps=steps, reports={**so_far.reports, seed: report}, memory=memory)
 
 
@@ -215,8 +228,8 @@ def _memory(model: Path, digest: str, file: Path, settings: TableConfig) -> Peak
 def _read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; empty if the file does not exist or is damaged, so that it is made again."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(file)
+    except DataError:
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from caswit.config import Precision
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, brief
 
 
 def pick_device(name: str) -> torch.device:
@@ -21,7 +21,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used ({reason}); try auto or cpu") from error
+        raise ConfigError(f"device {brief(name)} cannot be used ({reason}); try auto or cpu") from error
     return device
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from caswit.errors import ConfigError, DataError
-from caswit.files import atomic_write_bytes
+from caswit.errors import ConfigError, DataError, one_line
+from caswit.files import atomic_write_bytes, checked, read_json
 
 SUFFIX = ".parts"
 MANIFEST = "manifest.json"
@@ -29,6 +29,8 @@ LOCK = "lock"
 _DONE = (".tif", ".none")
 _RENAMED = {"turns": "tta", "read_at_m": "read_gsd_m"}
 """Names in manifests of version 0.1.0 -> names of today."""
+_MOST_SHOWN = 8
+"""Differing settings that an error names: a manifest of something else differs in all."""
 _SINCE_0_1 = ("layout", "context_factor")
 """Entries that manifests of version 0.1.0 lack. They follow from others: a run may go on without them."""
 
@@ -114,9 +116,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: is damaged ({error}); discard the parts with --restart") from error
+        content = checked(dict[str, Any], read_json(file), str(file))
+    except DataError as error:
+        raise DataError(f"{error}: is damaged; discard the parts with --restart") from error
     return {_RENAMED.get(name, name): value for name, value in content.items()}
 
 
@@ -197,7 +199,8 @@ def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, Any], *, res
     elif (old := {name: manifest[name] for name in _SINCE_0_1 if name in manifest} | old) != manifest:
         names = [name for name in sorted({*old, *manifest}) if old.get(name) != manifest.get(name)]
         names = [name for name in names if name != "layout"] or names  # where blocks lie follows from other entries
-        differs = (f"{n} was {old.get(n, 'not set')}, now {manifest.get(n, 'not set')}" for n in names)
+        shown = [{n: one_line(m.get(n, "not set")) for n in names} for m in (old, manifest)]
+        differs = (f"{n} was {shown[0][n]}, now {shown[1][n]}" for n in names[:_MOST_SHOWN])
         raise ConfigError(
             f"{folder}: holds {len(finished_parts(folder))} finished blocks of another run: {'; '.join(differs)}; "
             f"use the same settings, give another name than {out.name}, or discard the blocks with --restart"

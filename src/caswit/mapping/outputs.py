@@ -87,7 +87,7 @@ def write_outputs(
     parts = [PlacedPart(block.native, file) for block in blocks if (file := journal.part(block.number)) is not None]
     place = journal.folder, plan.grid
     if targets.vector is not None:
-        names = {c.id: c.name for c in table.predicted}
+        names = {c.id: c.name for c in table.mapped}
         _write_polygons(targets.vector, plan, parts, journal.folder, names)
     # Bands of a part: 1 class ids, 2 confidence if asked for, then the probabilities (``mapping.blocks``).
     if targets.confidence is not None:

@@ -43,11 +43,14 @@ def read_partial_map(folder: Path, grid: Grid) -> PartialMap | None:
     try:
         manifest = read_manifest(folder) or {}
         layout = BlockLayout(**manifest["layout"]) if "layout" in manifest else _old_layout(manifest, grid)
+        # Sizes first: a damaged layout may have more blocks than can be counted.
+        if layout[:2] != grid[:2] or min(layout.block_px, layout.tile_px) < 1 or not 1e-3 < layout.ratio < 1e3:
+            return None
+        windows = [block.native for block in layout.blocks()]
         finished = finished_parts(folder)
-    except (DataError, OSError, ValueError, KeyError, TypeError):
+    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, AssertionError):
         return None
-    windows = [block.native for block in layout.blocks()]
-    if layout[:2] != grid[:2] or any(number >= len(windows) for number, _ in finished):
+    if any(number >= len(windows) for number, _ in finished):
         return None
     parts = {file: windows[number] for number, file in finished if file.suffix == ".tif"}
     # A journal of another image of this size has other parts; the first and the last tell.

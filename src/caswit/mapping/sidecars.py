@@ -48,16 +48,15 @@ def class_band(table: ClassTable) -> Band:
     return Band(
         source=1,
         name="land cover class",
-        palette={c.id: c.rgb for c in table.predicted},
-        tags={f"CLASS_{c.id}": c.name for c in table.predicted},
+        palette={c.id: c.rgb for c in table.mapped},
+        tags={f"CLASS_{c.id}": c.name for c in table.mapped},
     )
 
 
 def qgis_style(table: ClassTable) -> bytes:
     """Write the style that QGIS applies to the raster of the same name: colours and names of the classes."""
     entries = "".join(
-        f'<paletteEntry value="{c.id}" label={quoteattr(c.name)} color="{c.color}" alpha="255"/>'
-        for c in table.predicted
+        f'<paletteEntry value="{c.id}" label={quoteattr(c.name)} color="{c.color}" alpha="255"/>' for c in table.mapped
     )
     text = (
         "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
@@ -147,7 +146,7 @@ def _model(loaded: LoadedModel) -> dict[str, Any]:
 
 def _classes(table: ClassTable) -> list[dict[str, Any]]:
     # The schema allows no blanks in a name; the description has the name as the table writes it.
-    names = [(c, re.sub(r"[^a-zA-Z0-9_-]+", "_", c.name)) for c in table.predicted]
+    names = [(c, re.sub(r"[^a-zA-Z0-9_-]+", "_", c.name)) for c in table.mapped]
     return [{"value": c.id, "name": n, "description": c.name, "color_hint": c.color[1:].upper()} for c, n in names]
 
 

@@ -7,17 +7,19 @@ import numpy as np
 import pyogrio
 import pyogrio.raw
 import shapely
-from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 from rasterio import Affine
 from rasterio.features import rasterize
+from shapely.errors import ShapelyError
 
-from caswit.errors import DataError
+from caswit.errors import DataError, one_line
 from caswit.raster.georef import Grid
 from caswit.raster.reader import Bool
 from caswit.raster.windows import Window
 
+_ERRORS = (RuntimeError, OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError, ShapelyError)
+"""The exceptions that come out of pyogrio and shapely when a file is at fault; pyogrio's own are RuntimeErrors."""
 _SEGMENTS = 200
 """Parts into which the longest side of an area is cut before it is projected: straight lines become curves."""
 
@@ -69,15 +71,20 @@ def read_aoi(file: Path, grid: Grid) -> AreaOfInterest:
         raise DataError(f"{file}: the image has no CRS, so an area cannot be placed on it")
     try:
         meta, _, geometry, _ = pyogrio.raw.read(file, columns=[])
-    except (DataSourceError, DataLayerError) as error:
-        raise DataError(f"{file}: not a vector file that GDAL reads ({' '.join(str(error).split())})") from error
-    shape = shapely.union_all(shapely.make_valid(shapely.from_wkb(geometry)))
+        found = shapely.from_wkb(geometry)
+        if not np.isfinite(shapely.get_coordinates(found)).all():
+            raise DataError(f"{file}: has corners whose coordinates are not finite")
+        shape = shapely.union_all(shapely.make_valid(found))
+    except _ERRORS as error:
+        raise DataError(f"{file}: not a vector file that GDAL reads ({one_line(error)})") from error
     if shape is None or shapely.area(shape) == 0:
         raise DataError(f"{file}: has no polygons")
     if not meta["crs"]:
         raise DataError(f"{file}: has no CRS; give it one (ogr2ogr -a_srs)")
-    pixels = _to_pixels(shape, meta["crs"], grid, file)
-    area = AreaOfInterest(pixels)
+    try:
+        area = AreaOfInterest(_to_pixels(shape, meta["crs"], grid, file))
+    except _ERRORS as error:
+        raise DataError(f"{file}: cannot be placed on the image ({one_line(error)})") from error
     if not area.touches(Window(0, 0, grid.height, grid.width)):
         west, south, east, north = shape.bounds
         raise DataError(f"{file}: lies outside the image ({west:.6g} {south:.6g} {east:.6g} {north:.6g} in its CRS)")

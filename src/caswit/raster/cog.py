@@ -11,7 +11,6 @@ from xml.sax.saxutils import escape, quoteattr
 
 import rasterio
 import rasterio.shutil
-from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
 from caswit.errors import DataError
@@ -51,7 +50,7 @@ def read_part(file: Path, band: int = 1) -> UInt8:
     try:
         with quiet(), rasterio.open(file) as src:
             pixels: UInt8 = src.read(band)
-    except RasterioError as error:
+    except GDAL_ERRORS as error:
         raise DataError(f"{file}: the part cannot be read ({one_line(error)}); try --restart") from error
     return pixels
 

@@ -1,6 +1,8 @@
 """Georeferences: from the pixels of a raster to places on the ground, and back."""
 
-from math import floor
+import logging
+from functools import cache
+from math import floor, isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,13 @@ from rasterio.transform import from_gcps
 from rasterio.warp import transform as warp
 from rasterio.warp import transform_bounds
 
-from caswit.errors import DataError
+from caswit.errors import DataError, brief
+
+log = logging.getLogger(__name__)
+_GSD_M = 1e-5, 1e6
+"""Ground sizes of a pixel in metres that an image can have, from a microscope to a globe."""
+_SQUARE = 1.01
+"""Sides of a pixel that differ by less than this factor are called equal: degrees, and rounded headers."""
 
 
 class Grid(NamedTuple):
@@ -41,10 +49,11 @@ class Grid(NamedTuple):
 
     def same_place(self, other: "Grid") -> bool:
         """Return whether another grid has the same CRS, and its corners less than a tenth of a pixel from ours."""
-        mine, theirs = np.array(self.transform)[:6].reshape(2, 3), np.array(other.transform)[:6].reshape(2, 3)
-        corners = np.array([[0, 0, 1], [self.width, self.height, 1]]).T  # x and y in pixels, as columns
-        pixel = np.abs(mine[:, :2]).max()
-        return self.crs == other.crs and bool(np.abs((mine - theirs) @ corners).max() < 0.1 * pixel)
+        # Three corners fix a transform. Two do not: a transposed square has the same diagonal.
+        corners = np.array([[0, 0, 1], [self.width, 0, 1], [0, self.height, 1]]).T
+        pixel = np.abs(self.matrix[:2, :2]).max()
+        off = np.abs((self.matrix - other.matrix) @ corners).max()
+        return self.crs == other.crs and bool(off < 0.1 * pixel)
 
     @property
     def degrees(self) -> tuple[float, float, float, float] | None:
@@ -53,15 +62,18 @@ class Grid(NamedTuple):
             return None
         corners = self.matrix @ [[0, self.width, 0, self.width], [0, 0, self.height, self.height], [1, 1, 1, 1]]
         (left, bottom), (right, top) = corners[:2].min(axis=1).tolist(), corners[:2].max(axis=1).tolist()
-        west, south, east, north = transform_bounds(self.crs, "OGC:CRS84", left, bottom, right, top)
-        return west, south, east, north
+        try:
+            west, south, east, north = transform_bounds(self.crs, _DEGREES, left, bottom, right, top)
+        except (RasterioError, CPLE_BaseError):  # it lies where its CRS is not defined
+            return None
+        return (west, south, east, north) if isfinite(west + south + east + north) else None
 
     @property
     def source_gsd_m(self) -> float | None:
         """Ground size of a pixel in metres at the raster's centre, or None where unknown."""
         if self.crs is None:
             return None
-        a, b, _, d, e, f = tuple(self.transform)[:6]
+        (a, b, _), (d, e, f), _ = self.matrix.tolist()
         # The square root of the pixel's area: right for rotated grids too, and between the sides of oblong pixels.
         side = float(np.sqrt(abs(a * e - b * d)))
         y = f + d * self.width / 2 + e * self.height / 2
@@ -72,11 +84,54 @@ class Grid(NamedTuple):
             return None
         side *= self.crs.linear_units_factor[1]
         if self.crs.to_epsg() == 3857:  # Web Mercator stretches lengths by 1 / cos(latitude)
-            side /= float(np.cosh(y / 6_378_137.0))
+            side /= float(np.cosh(min(abs(y / 6_378_137.0), _FARTHEST)))
         return side
 
 
 _DEGREES = "OGC:CRS84"  # longitude before latitude
+_FARTHEST = 100.0
+"""Earth radii from the equator, on a Mercator map; 3.1 are latitude 85, and cosh(711) is no number."""
+
+
+def check_grid(grid: Grid, path: str) -> None:
+    """Check once, when a raster is opened, that its transform can be computed with; say so if pixels are oblong.
+
+    Raises:
+        DataError: The transform has numbers that are not finite or not invertible, or pixels of an absurd size.
+    """
+    numbers = [float(number) for number in grid.matrix[:2].ravel()]
+    if not np.isfinite(grid.matrix).all() or np.abs(numbers).max() > _LARGEST or not _invertible(grid):
+        raise DataError(
+            f"{path}: its geotransform {brief(numbers)} places pixels nowhere; "
+            "correct it with gdal_edit.py -a_ullr, or remove it with gdal_edit.py -unsetgt"
+        )
+    gsd_m = grid.source_gsd_m
+    if gsd_m is not None and not _GSD_M[0] <= gsd_m <= _GSD_M[1]:
+        raise DataError(
+            f"{path}: its pixels would be {gsd_m:.3g} m wide, {_GSD_M[0]:g} to {_GSD_M[1]:g} m can be; "
+            "correct its geotransform with gdal_edit.py -a_ullr, or its CRS with -a_srs"
+        )
+    if gsd_m is not None:
+        width, height = (float(side) for side in np.hypot(*grid.matrix[:2, :2]))
+        # Degrees are oblong on the ground everywhere but at the equator; averaging is what is wanted of them.
+        if max(width / height, height / width) > _SQUARE and not grid.crs.is_geographic:
+            _say_oblong(path, f"{width:.4g} x {height:.4g}", gsd_m)
+
+
+_LARGEST = 1e15
+"""Coordinates beyond this have no fraction that would place a pixel."""
+
+
+def _invertible(grid: Grid) -> bool:
+    (a, b, _), (d, e, _), _ = grid.matrix.tolist()
+    longest = max(abs(a), abs(b), abs(d), abs(e))
+    # Relative to the longest side: a pixel may be of any size, but not a line.
+    return longest > 0 and abs(a / longest * e / longest - b / longest * d / longest) > 1e-9
+
+
+@cache  # a file is opened by many readers, and one line is enough
+def _say_oblong(path: str, sides: str, gsd_m: float) -> None:
+    log.warning("%s: pixels are not square (%s in units of its CRS); read as squares of %.4g m", path, sides, gsd_m)
 
 
 def pixel_at(grid: Grid, x: float, y: float, path: str) -> tuple[int, int]:
@@ -128,7 +183,10 @@ def lonlat_of(grid: Grid, row: float, col: float) -> tuple[float, float] | None:
 def _georeference(grid: Grid, path: str) -> tuple[Any, rasterio.Affine]:
     points, points_crs = grid.gcps
     if grid.crs is None and points:
-        return points_crs, from_gcps(points)
+        placed = from_gcps(points)
+        if points_crs is None or not _invertible(grid._replace(transform=placed)):
+            raise DataError(f"{path}: its ground control points place it nowhere; name the pixel with --row and --col")
+        return points_crs, placed
     if grid.crs is None:
         raise DataError(f"{path}: has no georeference, so no coordinates; name the pixel with --row and --col")
     return grid.crs, grid.transform

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 
 from caswit.errors import DataError
-from caswit.raster.reader import Bool, Raster, quiet
+from caswit.raster.reader import GDAL_ERRORS, Bool, Raster, quiet
 from caswit.raster.windows import Window
 
 _NOTHING = 65_536
@@ -53,8 +53,11 @@ def file_at(path: str, row: int, col: int) -> str:
 
     Names the patch to repair in errors: a mosaic of a region has thousands.
     """
-    with quiet(), rasterio.open(path) as raster:
-        said = raster.get_tag_item(f"Pixel_{col}_{row}", "LocationInfo", bidx=1)
+    try:
+        with quiet(), rasterio.open(path) as raster:
+            said = raster.get_tag_item(f"Pixel_{col}_{row}", "LocationInfo", bidx=1)
+    except GDAL_ERRORS:
+        return path
     found = re.search(r"<File>(.*?)</File>", said or "")
     return found[1].replace("&amp;", "&") if found else path
 

@@ -13,14 +13,13 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 from rio_tiler.errors import RioTilerError
 from rio_tiler.reader import read as read_part
 
 from caswit.errors import DataError
-from caswit.raster.georef import Grid
-from caswit.raster.reader import Bool, quiet
+from caswit.raster.georef import Grid, check_grid
+from caswit.raster.reader import GDAL_ERRORS, Bool, one_line, quiet
 from caswit.raster.windows import Window
 
 # ``quiet`` changes the filters of warnings, which all threads share.
@@ -65,19 +64,7 @@ class Overviews:
         self.path = path
         self._idle: list[Any] = []
         with self._handle() as src:
-            palette = src.colormap(1) if src.colorinterp[0] == ColorInterp.palette else {}
-            self.info = RasterInfo(
-                grid=Grid(src.height, src.width, src.crs, src.transform, src.gcps),
-                bands=src.count,
-                dtype=src.dtypes[0],
-                alpha=src.colorinterp[-1] == ColorInterp.alpha,
-                palette={value: (r, g, b) for value, (r, g, b, _) in palette.items()},
-                nodata=src.nodata,
-                tags={**src.tags(), **src.tags(1)},
-                description=src.descriptions[0] or "",
-                coarsest=max(src.overviews(1), default=1),
-                files=tuple(Path(file) for file in src.files),
-            )
+            self.info = _info(src, path)
 
     def read(
         self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
@@ -118,7 +105,7 @@ class Overviews:
                     # Enlarged pixels stay squares, so that a viewer shows which pixels there are.
                     resampling_method="average" if average and part.height > bottom - top else "nearest",
                 )
-            except (RasterioError, RioTilerError) as error:
+            except (*GDAL_ERRORS, RioTilerError) as error:
                 raise DataError(f"{self.path.name}: cannot be read, it may be damaged") from error
         pixels[:, top:bottom, left:right] = found.data
         valid[top:bottom, left:right] = found.mask > 0
@@ -148,8 +135,32 @@ def _open(path: Path) -> Any:
     try:
         with _OPENING, quiet():
             return rasterio.open(path)
-    except RasterioError as error:
+    except GDAL_ERRORS as error:
         raise DataError(f"{path.name}: not a raster GDAL can open") from error
+
+
+def _info(src: Any, path: Path) -> RasterInfo:
+    """Read the header of an open raster."""
+    try:
+        if not src.count:
+            raise DataError(f"{path.name}: has no bands")
+        palette = src.colormap(1) if src.colorinterp[0] == ColorInterp.palette else {}
+        info = RasterInfo(
+            grid=Grid(src.height, src.width, src.crs, src.transform, src.gcps),
+            bands=src.count,
+            dtype=src.dtypes[0],
+            alpha=src.colorinterp[-1] == ColorInterp.alpha,
+            palette={value: (r, g, b) for value, (r, g, b, _) in palette.items()},
+            nodata=src.nodata,
+            tags={**src.tags(), **src.tags(1)},
+            description=src.descriptions[0] or "",
+            coarsest=max(src.overviews(1), default=1),
+            files=tuple(Path(file) for file in src.files),
+        )
+    except GDAL_ERRORS as error:
+        raise DataError(f"{path.name}: its header cannot be read ({one_line(error)})") from error
+    check_grid(info.grid, path.name)
+    return info
 
 
 def _scaled(first: int, length: int, scale: float, most: int) -> tuple[int, int]:

@@ -21,7 +21,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 
 from caswit.errors import DataError
-from caswit.raster.georef import Grid
+from caswit.errors import one_line as shortened
+from caswit.raster.georef import Grid, check_grid
 from caswit.raster.windows import Window
 
 UInt8 = NDArray[np.uint8]
@@ -29,8 +30,13 @@ Bool = NDArray[np.bool_]
 CACHE_MB = 256
 """GDAL's block cache. Its own default is a share of the machine's memory, which is no bound."""
 
-GDAL_ERRORS = RasterioError, CPLE_BaseError
-"""The exceptions rasterio raises when GDAL fails: writing raises GDAL's own kind too."""
+_PYTHONS = (OSError, ValueError, LookupError, OverflowError, MemoryError, SystemError)
+GDAL_ERRORS = (RasterioError, CPLE_BaseError, *_PYTHONS)
+"""The exceptions that come out of rasterio when a file is at fault.
+
+GDAL's own kind reaches us unwrapped from some calls. A message that is not UTF-8 is a ValueError, a pixel type that
+rasterio does not know a LookupError, a size that does not fit an OverflowError, a failure without a word a SystemError.
+"""
 
 _TIFF = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "compress": "deflate"}
 _STRICT = {
@@ -75,13 +81,14 @@ class Raster:
         try:
             with quiet(), rasterio.Env(**_STRICT):
                 self._src = rasterio.open(path)
-        except RasterioError as error:
+                src = self._src
+                self.height, self.width, self.count = int(src.height), int(src.width), int(src.count)
+                self.grid = Grid(src.height, src.width, src.crs, src.transform, src.gcps)
+                self.dtype: str = src.dtypes[0] if src.count else "nothing"
+                self._palette = self._read_palette() if src.count else None
+        except GDAL_ERRORS as error:
             raise DataError(f"{path}: not a raster GDAL can open ({one_line(error)})") from error
-        self.height: int = self._src.height
-        self.width: int = self._src.width
-        self.count: int = self._src.count
-        self.dtype: str = self._src.dtypes[0]
-        self._palette = self._read_palette()
+        check_grid(self.grid, self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -92,12 +99,6 @@ class Raster:
     def close(self) -> None:
         """Close the file."""
         self._src.close()
-
-    @property
-    def grid(self) -> Grid:
-        """The raster's size, CRS and transform."""
-        src = self._src
-        return Grid(src.height, src.width, src.crs, src.transform, src.gcps)
 
     def check_image(self, bands: tuple[int, int, int]) -> None:
         """Raise DataError unless these bands are there and are uint8 colours, or ``rescale`` makes them so."""
@@ -216,7 +217,7 @@ class Raster:
         try:
             with rasterio.Env(**_STRICT):
                 found = self._src.read(list(bands), out_shape=shape, masked=True).compressed()
-        except RasterioError:
+        except GDAL_ERRORS:
             return float("nan"), float("nan")
         found = found[np.isfinite(found)]
         low, high = np.percentile(found, [1, 99]) if found.size else (np.nan, np.nan)
@@ -241,7 +242,7 @@ class Raster:
         try:
             with rasterio.Env(**_STRICT):
                 yield
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             raise DataError(
                 f"{self.path}: cannot read rows {part.row}-{part.row + part.height}, columns "
                 f"{part.col}-{part.col + part.width}; the file may be truncated ({one_line(error)})"
@@ -308,7 +309,7 @@ def check_complete(path: Path, *, sparse: bool = False) -> None:
     try:
         with quiet(), rasterio.open(path) as src:
             complete = path.stat().st_size >= max(_block_ends(src, 0 if sparse else math.inf))
-    except RasterioError:
+    except GDAL_ERRORS:
         complete = False
     if not complete:
         raise DataError(f"{path.parent}: the map could not be written completely; is the disk full?")
@@ -336,7 +337,7 @@ def quiet() -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """Return GDAL's own message in one line; rasterio's often only says that there is one."""
-    return " ".join(str(error.__cause__ or error).split())
+    return shortened(error.__cause__ or error)
 
 
 def rescaled(pixels: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:

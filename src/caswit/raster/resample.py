@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from caswit.errors import DataError
+
 _WHOLE = 0.02
 """Ratios this close to a whole number, or to one over it, are taken as it: whole pixels average exactly."""
+_MOST_RATIO = 500
 _TIE = 1e-6
 """Rounding error of floating point: an edge this close to a pixel's counts as lying on it."""
 
@@ -28,8 +31,18 @@ def reading_ratio(source_gsd_m: float, read_gsd_m: float) -> float:
     """Return how many native pixels make one that is read, snapped to a whole number or one over it where close.
 
     0.199 m in a header is 0.2 m in truth: without snapping, every pixel would mix neighbours that belong to another.
+
+    Raises:
+        DataError: They differ beyond measure.
     """
     ratio = read_gsd_m / source_gsd_m
+    # Beyond this a few pixels would be read as a raster that no disk can hold, or a raster as a few pixels.
+    if not 1 / _MOST_RATIO <= ratio <= _MOST_RATIO:
+        raise DataError(
+            f"pixels of {source_gsd_m:.4g} m cannot be read as pixels of {read_gsd_m:.4g} m: one may be up to "
+            f"{_MOST_RATIO} times as wide as the other; say with --gsd-m METRES how wide the image's pixels are, or "
+            "choose another model"
+        )
     whole = float(round(max(ratio, 1 / ratio)))
     snapped = whole if ratio >= 1 else 1 / whole
     return snapped if abs(ratio / snapped - 1) <= _WHOLE else ratio

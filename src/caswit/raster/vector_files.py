@@ -15,7 +15,7 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
 
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, DataError, one_line
 from caswit.raster.georef import Grid
 from caswit.raster.polygons import ClassPolygon
 
@@ -127,12 +127,18 @@ class _GeoPackage:
         columns = [features.ids.astype(np.int32), features.names, features.areas_m2]
         crs = self.crs.to_wkt() if self.crs else None
         options = {"driver": "GPKG", "layer": "landcover", "geometry_type": "Polygon", "append": self.begun}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # a photograph has none
-            warnings.filterwarnings("ignore", "The filename extension", RuntimeWarning)  # ours is .tmp until complete
-            pyogrio.raw.write(
-                self.file, shapely.to_wkb(features.shapes), columns, ["class", "name", "area_m2"], crs=crs, **options
-            )
+        shapes = shapely.to_wkb(features.shapes)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # a photograph has none
+                # Its name ends in .tmp until it is complete.
+                warnings.filterwarnings("ignore", "The filename extension", RuntimeWarning)
+                pyogrio.raw.write(self.file, shapes, columns, ["class", "name", "area_m2"], crs=crs, **options)
+        except RuntimeError as error:  # pyogrio's kinds all are, and SQLite's words for a full disk arrive as one
+            folder = self.file.parent
+            raise DataError(
+                f"{folder}: polygons could not be written; is the disk full? ({one_line(error)})"
+            ) from error
         self.begun = True
 
     def close(self) -> None: ...

@@ -143,7 +143,7 @@ class Collection:
                 source=PartsSource(partial.parts),
                 height=grid.height,
                 width=grid.width,
-                classes=self.table.predicted if self.table else _numbered(range(20), {}),
+                classes=self.table.mapped if self.table else _numbered(range(20), {}),
                 revision=partial.finished,
                 done=partial.done,
             )

@@ -21,10 +21,11 @@ from caswit import __version__
 from caswit.config import LearningConfig, PretrainRecipe
 from caswit.data.sampler import Samples, training_loader
 from caswit.errors import ConfigError
+from caswit.files import checked
 from caswit.progress import Progress
 from caswit.training.fabric import all_sum
 from caswit.training.optim import EMA, adamw, learning_rate
-from caswit.training.run_folder import AnyRecipe, RunFolder
+from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
 from caswit.weights.model_folder import torch_load
 
 Batch = dict[str, Tensor]
@@ -82,15 +83,17 @@ class Loop:
         optimizer = adamw(network, settings)
         checkpoint = fabric.broadcast(folder.begin(recipe) if fabric.is_global_zero else None)
         if checkpoint is not None:
-            network.load_state_dict(checkpoint["model"])
-            optimizer.load_state_dict(checkpoint["optimizer"])
+            with checkpoint_errors(folder.last):
+                network.load_state_dict(checkpoint["model"])
+                optimizer.load_state_dict(checkpoint["optimizer"])
             self.step, self.elapsed_s = checkpoint["step"], checkpoint["elapsed_s"]
             self.best_miou = checkpoint.get("best_miou", self.best_miou)
         self.model, self.optimizer = fabric.setup(network, optimizer)
         self.ema = None if settings.ema_decay is None else EMA(network, settings.ema_decay)
         if self.ema is not None and checkpoint is not None:
             # Version 0.1.0 wrote it as "average".
-            self.ema.module.load_state_dict(checkpoint["ema" if "ema" in checkpoint else "average"])
+            with checkpoint_errors(folder.last):
+                self.ema.module.load_state_dict(checkpoint["ema" if "ema" in checkpoint else "average"])
         self.started_s = time.perf_counter() - self.elapsed_s
 
     @property
@@ -220,8 +223,9 @@ class Loop:
     def _write_model(self) -> None:
         network, step = self.ema_weights, self.step
         if self.settings.keep == "best" and self.folder.best.exists():
-            best = torch_load(self.folder.best)
-            network.load_state_dict(best["model"])
+            best = checked(Best, torch_load(self.folder.best), str(self.folder.best))
+            with checkpoint_errors(self.folder.best):
+                network.load_state_dict(best["model"])
             step = best["step"]
         score = {} if self.best_miou < 0 else {"best_val_miou": self.best_miou}
         versions = {"caswit": __version__, "torch": torch.__version__}

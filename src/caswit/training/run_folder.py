@@ -5,27 +5,58 @@ cut back to the step of that checkpoint on resuming.
 """
 
 import csv
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 import yaml
 
 from caswit.config import PretrainRecipe, Recipe
 from caswit.config.renamed import with_new_names
-from caswit.errors import ConfigError
-from caswit.files import atomic_path, atomic_write_bytes
+from caswit.errors import ConfigError, DataError, ModelError, one_line
+from caswit.files import atomic_path, atomic_write_bytes, checked, read_json, read_yaml
 from caswit.weights.model_folder import CONFIG, torch_load
 
 LOOP_COLUMNS = ("step", "epoch", "loss", "lr", "tiles_per_s", "elapsed_s")
 COLUMNS = (*LOOP_COLUMNS, "val_miou", "val_mf1", "val_mbiou", "val_accuracy")
 AnyRecipe = Recipe | PretrainRecipe
+_ANOTHER = "the run cannot go on from it; give another --out"
 # A run may continue on another machine, or be given more time.
 FREE_TO_CHANGE = {"workers", "pictures", "save_every_s", "max_minutes", "accelerator"}
 """Settings that may differ between a run and its continuation."""
+
+
+class Checkpoint(TypedDict):
+    """The shape of last.pt."""
+
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    step: int
+    elapsed_s: float
+    best_miou: NotRequired[float]
+    ema: NotRequired[dict[str, torch.Tensor]]
+    average: NotRequired[dict[str, torch.Tensor]]
+    """Name of ``ema`` in version 0.1.0."""
+
+
+class Best(TypedDict):
+    """The shape of best.pt."""
+
+    model: dict[str, torch.Tensor]
+    step: int
+
+
+@contextmanager
+def checkpoint_errors(file: Path) -> Iterator[None]:
+    """Turn weights and states that do not fit the recipe's network into a ModelError of one line."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{file}: does not fit the recipe ({one_line(error)}); {_ANOTHER}") from error
 
 
 class RunFolder:
@@ -53,10 +84,13 @@ class RunFolder:
             return  # nothing was saved, so nothing can be lost
         if not resume:
             raise ConfigError(f"{self.path}: already holds a run; --resume continues it, or give another --out")
-        before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        try:
+            before = checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe))
+        except DataError as error:
+            raise DataError(f"{error}; {_ANOTHER}") from error
         for name, was, value in _differences(before, recipe):
             raise ConfigError(
-                f"{self.path}: its run has {name}={was}, got {value}; resume with the run's own "
+                f"{self.path}: its run has {name}={one_line(was)}, got {one_line(value)}; resume with the run's own "
                 f"recipe ({self.recipe}), or give another --out"
             )
 
@@ -64,8 +98,10 @@ class RunFolder:
         """Return whether the folder's model was made by this recipe."""
         if not (self.model / CONFIG).is_file():
             return False
-        made_by = json.loads((self.model / CONFIG).read_text(encoding="utf-8"))["provenance"].get("recipe")
-        return made_by is not None and not any(_differences(made_by, recipe))
+        config = checked(dict[str, Any], read_json(self.model / CONFIG), str(self.model / CONFIG), _ANOTHER)
+        provenance = config.get("provenance")
+        made_by = provenance.get("recipe") if isinstance(provenance, dict) else None
+        return isinstance(made_by, dict) and not any(_differences(made_by, recipe))
 
     def begin(self, recipe: AnyRecipe) -> dict[str, Any] | None:
         """Make or reopen the folder; return the checkpoint to continue from, if there is one."""
@@ -74,14 +110,19 @@ class RunFolder:
         # Written again on resuming, since settings that are free to change may have changed.
         text = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
         atomic_write_bytes(self.recipe, text.encode())
-        checkpoint = torch_load(self.last) if self.last.exists() else None
+        checkpoint: Any = None
+        if self.last.exists():
+            checkpoint = checked(Checkpoint, torch_load(self.last), str(self.last), _ANOTHER)
         self._cut_log(0 if checkpoint is None else checkpoint["step"])
         return checkpoint
 
     def save(self, file: Path, checkpoint: Mapping[str, Any]) -> None:
         """Write a checkpoint under its final name only when it is complete."""
-        with atomic_path(file) as partial:
-            torch.save(dict(checkpoint), partial)
+        try:
+            with atomic_path(file) as partial:
+                torch.save(dict(checkpoint), partial)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise DataError(f"{file}: could not be written; is the disk full? ({one_line(error)})") from error
 
     def write_log(self, row: Mapping[str, Any]) -> None:
         """Append a row to log.csv; columns that are not given stay empty."""
@@ -95,14 +136,20 @@ class RunFolder:
         with atomic_path(self.log) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
-            writer.writerows(kept)
+            writer.writerows({name: row.get(name) for name in self.columns} for row in kept)
 
 
 def read_log(file: Path) -> list[dict[str, str]]:
     """Return the rows of a log.csv, without a last line that was cut off."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    return [row for row in csv.DictReader(whole) if row["step"].isdigit()]
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = csv.DictReader([line for line in lines if line.endswith("\n")])
+        if rows.fieldnames is not None and "step" not in rows.fieldnames:
+            raise DataError(f"{file}: not the log of a run, column step is missing; move it away")
+        # A row that a full disk cut short has fewer columns, or none that is called step.
+        return [row for row in rows if None not in row and re.fullmatch(r"\d{1,18}", row["step"] or "", re.ASCII)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: not the log of a run ({one_line(error)}); move it away") from error
 
 
 def _differences(before: dict[str, Any], recipe: AnyRecipe) -> Iterator[tuple[str, Any, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,8 @@ from caswit import __version__
 from caswit.config import MaskConfig, ModelConfig, TileConfig
 from caswit.config.renamed import with_new_names
 from caswit.data.classes import ClassTable
-from caswit.errors import CaswitError, ConfigError, ModelError
+from caswit.errors import ConfigError, DataError, ModelError, brief, one_line
+from caswit.files import checked, read_json
 from caswit.nn.baselines.smp import STRIDE_PX, Baseline, Network
 from caswit.nn.caswit import CASWiT
 from caswit.nn.simmim import SimMIM
@@ -35,8 +36,23 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 PRETRAINED = "pretrained"
 """Value of ``kind`` in the config of a pretrained model; a trained one has none."""
+_SHARED = ("model", "tile", "bands", "trained_gsd_m", "provenance")
+"""Entries that both kinds have."""
 _NETWORK = "network."
 """Beginning of the names of encoders and fusion in ``SimMIM``, which model folders leave out."""
+
+
+class _Config(TypedDict):
+    """The shape of a config.json, under the names of today; what else it holds is left alone."""
+
+    model: ModelConfig
+    tile: TileConfig
+    bands: tuple[int, int, int]
+    trained_gsd_m: float | None
+    provenance: dict[str, Any]
+    kind: NotRequired[Literal["pretrained"]]
+    classes: NotRequired[list[dict[str, Any]]]
+    mask: NotRequired[MaskConfig]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +128,11 @@ def write_folder(folder: Path, weights: Mapping[str, Tensor], config: Mapping[st
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     # safetensors takes contiguous tensors only.
-    save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, partial / WEIGHTS)
+    try:
+        save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, partial / WEIGHTS)
+    except SafetensorError as error:
+        reason = one_line(error)
+        raise DataError(f"{partial / WEIGHTS}: could not be written; is the disk full? ({reason})") from error
     (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     # A kill between these two leaves the whole model under the other name.
     shutil.rmtree(folder, ignore_errors=True)
@@ -238,31 +258,30 @@ def _to_json(info: ModelInfo | PretrainedInfo) -> dict[str, Any]:
 def _read_info(file: Path) -> ModelInfo | PretrainedInfo:
     """Read the config of either kind of model."""
     with config_errors(file):
-        content = read_config(file)
-        # JSON knows lists only; settings have tuples, which can be compared and hashed.
-        model: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in content["model"].items()}
-        shared: dict[str, Any] = {
-            "model": ModelConfig(**model),
-            "tile": TileConfig(**content["tile"]),
-            "bands": tuple(content["bands"]),
-            "trained_gsd_m": content["trained_gsd_m"],
-            "provenance": content["provenance"],
-        }
-        if content.get("kind") == PRETRAINED:
-            return PretrainedInfo(mask=MaskConfig(**content["mask"]), **shared)
+        content = checked(_Config, read_config(file), str(file))
+        shared: dict[str, Any] = {name: content[name] for name in _SHARED}
+        pretrained = content.get("kind") == PRETRAINED
+        if ("mask" if pretrained else "classes") not in content:
+            raise ModelError(f"{file}: missing {'mask' if pretrained else 'classes'}")
+        if min(content["bands"]) < 1:
+            raise ModelError(f"{file}: bands must be three numbers from 1, got {list(content['bands'])}")
+        if content["trained_gsd_m"] is not None and not content["trained_gsd_m"] > 0:
+            raise ModelError(f"{file}: trained_gsd_m must be above 0 or null, got {content['trained_gsd_m']}")
+        if pretrained:
+            return PretrainedInfo(mask=content["mask"], **shared)
         return ModelInfo(classes=ClassTable.from_dicts(content["classes"], str(file)), **shared)
 
 
 def read_config(file: Path) -> dict[str, Any]:
     """Read a config.json, with its settings under their names of today; to be called inside of ``config_errors``."""
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if content["format"] != FORMAT:
-        raise ModelError(f"{file}: format {content['format']}, this version reads format {FORMAT}")
+    content = checked(dict[str, Any], read_json(file), str(file))
+    if content.get("format") != FORMAT:
+        raise ModelError(f"{file}: format {brief(content.get('format'))}, this version reads format {FORMAT}")
     # Version 0.1.0 had two different ground sizes that were both called gsd_m, here and in tile.
     if "gsd_m" in content:
         # This one is that of the training images; the one in tile is that at which images are read.
         content["trained_gsd_m"] = content.pop("gsd_m")
-    content["tile"] = with_new_names("tile", content["tile"])
+    content["tile"] = with_new_names("tile", checked(dict[str, Any], content.get("tile"), f"{file}: tile"))
     return content
 
 
@@ -273,10 +292,9 @@ def config_errors(file: Path) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ModelError(f"{file}: {error}") from error
-    except CaswitError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{file}: not a caswit config ({type(error).__name__}: {error})") from error
+    except DataError as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        raise ModelError(f"{file}: not a caswit config ({reason}); give the model/ of a caswit train run") from error
 
 
 @contextmanager
@@ -284,8 +302,9 @@ def _weights_errors(folder: Path) -> Iterator[None]:
     """Turn whatever is wrong with the weights of a model folder into a ModelError of one line."""
     try:
         yield
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+    # A header that safetensors accepts may still name shapes that torch cannot make, or take more than there is.
+    except (SafetensorError, RuntimeError, LookupError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        reason = one_line(error)
         raise ModelError(f"{folder / WEIGHTS}: does not hold the weights that {CONFIG} describes ({reason})") from error
 
 
@@ -298,5 +317,4 @@ def torch_load(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError
-        reason = " ".join(str(error).split())[:120]
-        raise ModelError(f"{file}: cannot be read as a checkpoint ({reason})") from error
+        raise ModelError(f"{file}: cannot be read as a checkpoint ({one_line(error, 120)})") from error

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from caswit.config.renamed import with_new_names
-from caswit.errors import ConfigError, DataError
+from caswit.errors import ConfigError, DataError, brief
 from caswit.files import atomic_path, read_yaml
 from caswit.viz.pages import render
 from caswit.weights.hub import PREFIX, upload
@@ -67,16 +67,16 @@ def read_about(file: Path) -> About:
         raise ConfigError(f"{file}: must have exactly {', '.join(sorted(names))}")
     for name in names - {"gsd_m", "read_gsd_m", "pictures", "sample_gsd_m"}:
         if not isinstance(content[name], str):
-            raise ConfigError(f"{file}: {name} must be text, got {content[name]!r}")
+            raise ConfigError(f"{file}: {name} must be text, got {brief(content[name])}")
     gsd_m, pictures = content["gsd_m"], content["pictures"]
     numbers = isinstance(gsd_m, list) and len(gsd_m) == 2 and all(isinstance(x, int | float) for x in gsd_m)
     if not numbers or not 0 < gsd_m[0] <= gsd_m[1]:
-        raise ConfigError(f"{file}: gsd_m must be two numbers of metres, the lower one first, got {gsd_m!r}")
+        raise ConfigError(f"{file}: gsd_m must be two numbers of metres, the lower one first, got {brief(gsd_m)}")
     if not isinstance(pictures, dict):
-        raise ConfigError(f"{file}: pictures must be files and their captions, got {pictures!r}")
+        raise ConfigError(f"{file}: pictures must be files and their captions, got {brief(pictures)}")
     for name in ("read_gsd_m", "sample_gsd_m"):
         if not isinstance(content[name], int | float) or not gsd_m[0] <= content[name] < gsd_m[1]:
-            raise ConfigError(f"{file}: {name} must be metres within gsd_m, got {content[name]!r}")
+            raise ConfigError(f"{file}: {name} must be metres within gsd_m, got {brief(content[name])}")
     for name in (*pictures, content["sample"]):
         if Path(name).name != name or not file.with_name(name).is_file():
             raise ConfigError(f"{file}: {name} is not in the same folder")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from caswit.errors import DataError
+from caswit.errors import DataError, brief
 
 IMAGES, LABELS = "AERIAL_RGBI", "AERIAL_LABEL-COSIA"
 _GEOPACKAGE = "GLOBAL_ALL_MTD/GLOBAL_ALL_MTD_SPLIT.gpkg"
@@ -84,7 +84,7 @@ def _from_geopackage(file: Path, root: Path) -> Iterable[Listed]:
 
 def _from_csv(file: Path, split: str) -> Iterable[Listed]:
     if not file.is_file():
-        raise DataError(f"{file}: no such table of the split {split!r}")
+        raise DataError(f"{file}: no such table of the split {brief(split)}")
     with file.open(newline="", encoding="utf-8-sig") as lines:
         rows = csv.DictReader(lines)
         if missing := {IMAGES, LABELS} - set(rows.fieldnames or ()):

@@ -21,7 +21,7 @@ def describe_model(loaded: LoadedModel, form: Form, provenance: dict[str, Any]) 
     """
     info = loaded.info
     factor = info.tile.context_factor if loaded.network.reads_context else 1
-    names, predicted = list(info.classes.names), info.classes.predicted
+    names, predicted = list(info.classes.names), info.classes.mapped
     content: dict[str, Any] = {
         "form": form,
         "model_name": loaded.name,

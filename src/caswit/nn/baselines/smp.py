@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from caswit.config import ModelConfig
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, brief
 from caswit.nn.caswit import CASWiT, TrainingLogits, check_image
 
 STRIDE_PX = 32
@@ -83,14 +83,15 @@ def _create(settings: ModelConfig, num_classes: int, weights: str | None) -> Any
     except KeyError as error:
         known = ", ".join(name for name in smp.encoders.get_encoder_names() if name.startswith(settings.encoder[:3]))
         raise ConfigError(
-            f"model.encoder {settings.encoder!r} with encoder_weights {weights!r}: segmentation_models_pytorch has no "
-            f"such encoder or weights; {f'similar names: {known}' if known else 'try resnet18'}"
+            f"model.encoder {brief(settings.encoder)} with encoder_weights {brief(weights)}: "
+            "segmentation_models_pytorch has no such encoder or weights; "
+            f"{f'similar names: {known}' if known else 'try resnet18'}"
         ) from error
     except Exception as error:
         if weights is None:
             raise
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(
-            f"model.encoder_weights {weights!r} of {settings.encoder} cannot be downloaded ({reason}); "
+            f"model.encoder_weights {brief(weights)} of {settings.encoder} cannot be downloaded ({reason}); "
             "try encoder_weights: null to start from random weights"
         ) from error

@@ -1,0 +1,82 @@
+"""A run folder whose files are damaged: one line, not a traceback."""
+
+import json
+
+import pytest
+import torch
+
+from caswit.config import DataConfig, Recipe
+from caswit.errors import CaswitError, DataError
+from caswit.training.run_folder import RunFolder, checkpoint_errors, read_log
+
+RECIPE = Recipe(data=DataConfig(dataset="a.yaml"))
+GOOD = {"model": {}, "optimizer": {}, "step": 1, "elapsed_s": 1.0}
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\xff\xfe\n", b"step\n\x00\n" + b"x" * 200_000 + b"\n"])
+def test_a_damaged_log(tmp_path, content):
+    file = tmp_path / "log.csv"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="not the log of a run") as caught:
+        read_log(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_a_log_that_are_no_steps_are_left_out(tmp_path):
+    file = tmp_path / "log.csv"
+    file.write_bytes("step,loss\n1,2\n²,2\n\n3\n4,5,6\n99999999999999999999999999,1\nx,1\n5,6".encode())
+    assert [row["step"] for row in read_log(file)] == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"step": "1"}, "last.pt: step: must be a whole number, got '1'"),
+        ({"model": []}, "last.pt: model: must be a mapping, got []"),
+        ({"model": {"a": None}}, "last.pt: model: a: must be Tensor, got None"),
+        ({"elapsed_s": float("nan")}, "last.pt: elapsed_s: must be a number, got nan"),
+    ],
+)
+def test_a_checkpoint_of_another_shape(tmp_path, change, words):
+    folder = RunFolder(tmp_path)
+    folder.last.parent.mkdir()
+    torch.save({**GOOD, **change}, folder.last)
+    with pytest.raises(DataError, match="give another --out") as caught:
+        folder.begin(RECIPE)
+    assert words in str(caught.value)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    with pytest.raises(CaswitError, match="does not fit the recipe") as caught, checkpoint_errors(tmp_path / "last.pt"):
+        network.load_state_dict({"a": torch.zeros(1)})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"provenance": []}', '{"provenance": {"recipe": 3}}', "3"])
+def test_a_model_without_provenance_was_made_by_another_recipe(tmp_path, content):
+    folder = RunFolder(tmp_path)
+    folder.model.mkdir()
+    (folder.model / "config.json").write_text(content)
+    if isinstance(_parsed(content), dict):
+        assert not folder.finished(RECIPE)
+    else:
+        with pytest.raises(DataError, match=r"config\.json"):
+            folder.finished(RECIPE)
+
+
+def _parsed(content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "3", "a: 2024-13-45"])
+def test_a_damaged_recipe_of_a_run(tmp_path, content):
+    folder = RunFolder(tmp_path)
+    folder.last.parent.mkdir()
+    torch.save(GOOD, folder.last)
+    folder.recipe.write_text(content)
+    with pytest.raises(DataError, match=r"recipe\.yaml.*give another --out"):
+        folder.check(RECIPE, resume=True)
