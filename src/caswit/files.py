@@ -49,7 +49,8 @@ def read_yaml(file: Path) -> Any:
     """
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # The parser raises a plain ValueError for a date that does not exist, and overflows the stack on [[[[[.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
 
 
