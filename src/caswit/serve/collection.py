@@ -102,7 +102,9 @@ class Collection:
         rasters = {path: overviews for path in files.rasters if (overviews := self._open(path)) is not None}
         self._forget(rasters)
         datasets = [dataset for file in files.datasets if (dataset := self._dataset(file)) is not None]
-        labels = {_real(s.label): (_real(s.image), d) for d in datasets for s in d.scenes if s.label is not None}
+        pairs = ((_real(s.label), _real(s.image), d) for d in datasets for s in d.scenes if s.label is not None)
+        # A label of an image elsewhere says nothing about this folder, and must not take an image out of the list.
+        labels = {label: (image, d) for label, image, d in pairs if label != image and self.gate.is_inside(image)}
         # A dataset that lists a label wins over what the raster looks like: it may have three bands, or any name.
         images = {p: overviews for p, overviews in rasters.items() if p not in labels and _is_image(overviews.info)}
         overlays: dict[Path, list[tuple[Path, Overviews]]] = {image: [] for image in images}
