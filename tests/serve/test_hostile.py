@@ -107,6 +107,12 @@ def test_a_dataset_of_another_folder_is_not_read(folder, caplog):
     assert f"its source lies outside {folder}" in caplog.text
 
 
+def test_a_link_that_is_named_is_followed(folder):
+    (folder / "link.tif").symlink_to(folder.parent / "secret.tif")
+    assert titles(folder) == ["image.tif"]
+    assert titles(folder / "link.tif") == ["secret.tif"]
+
+
 @pytest.mark.parametrize("kind", ["link", "virtual raster", "sidecar"])
 def test_parts_lie_in_the_folder(folder, kind):
     made = parts(folder, PARTS)

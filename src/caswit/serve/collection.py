@@ -78,7 +78,7 @@ class Collection:
         if not self.where.exists():
             raise DataError(f"{self.where}: no such folder or raster")
         self.only = None if self.where.is_dir() else self.where.resolve()
-        self.root = (self.where if self.only is None else self.where.parent).resolve()
+        self.root = self.where.resolve() if self.only is None else self.only.parent
         self.gate = Gate(self.root)
         if self.only is not None:
             Overviews(self.only, self.gate).close()
