@@ -8,13 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit.errors import DataError
-from caswit.mapping.journal import SUFFIX, finished_parts, read_manifest
+from caswit.mapping.journal import MANIFEST, SUFFIX, finished_parts, read_manifest
 from caswit.mapping.plan import BlockLayout
 from caswit.raster.cog import NODATA
+from caswit.raster.gate import Gate
 from caswit.raster.georef import Grid
 from caswit.raster.overviews import Overviews
 from caswit.raster.reader import Bool
 from caswit.raster.windows import Window
+
+MAX_BLOCKS = 500_000
+"""Blocks up to which a layout is laid out: more than a map of a million pixels a side has."""
 
 
 class PartialMap(NamedTuple):
@@ -32,13 +36,16 @@ class PartialMap(NamedTuple):
     """Number of finished blocks, those without data included."""
 
 
-def read_partial_map(folder: Path, grid: Grid) -> PartialMap | None:
+def read_partial_map(folder: Path, grid: Grid, gate: Gate | None = None) -> PartialMap | None:
     """Read a folder of parts; None if it does not fit an image on this grid.
 
     Args:
         folder: OUT.tif.parts.
         grid: The image's grid.
+        gate: Checks each part before it is opened.
     """
+    if gate is not None and not gate.is_file(folder / MANIFEST):
+        return None
     # Anything may vanish while it is read: the map is then complete, and the folder is removed.
     try:
         manifest = read_manifest(folder) or {}
@@ -46,15 +53,21 @@ def read_partial_map(folder: Path, grid: Grid) -> PartialMap | None:
         # Sizes first: a damaged layout may have more blocks than can be counted.
         if layout[:2] != grid[:2] or min(layout.block_px, layout.tile_px) < 1 or not 1e-3 < layout.ratio < 1e3:
             return None
-        windows = [block.native for block in layout.blocks()]
         finished = finished_parts(folder)
-    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, AssertionError):
+        if _block_count(layout) > MAX_BLOCKS:
+            return None
+        windows = [block.native for block in layout.blocks()]
+    # A manifest holds any JSON, and what follows from its values fails in any way.
+    except (
+        DataError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError,
+        RecursionError,
+    ):  # fmt: skip
         return None
     if any(number >= len(windows) for number, _ in finished):
         return None
     parts = {file: windows[number] for number, file in finished if file.suffix == ".tif"}
     # A journal of another image of this size has other parts; the first and the last tell.
-    if any(_size(file) != parts[file][2:] for file in {*[*parts][:1], *[*parts][-1:]}):
+    if any(_size(file, gate) != parts[file][2:] for file in {*[*parts][:1], *[*parts][-1:]}):
         return None
     return PartialMap(
         out=folder.with_name(folder.name.removesuffix(SUFFIX)),
@@ -73,9 +86,22 @@ def _old_layout(manifest: Mapping[str, Any], grid: Grid) -> BlockLayout:
     return BlockLayout.of(grid, told_m or grid.source_gsd_m, read_m, *sizes)
 
 
-def _size(part: Path) -> tuple[int, int] | None:
+def _block_count(layout: BlockLayout) -> float:
+    """Return about how many blocks a layout has; infinity for numbers that are no layout."""
+    step = layout.tile_px - layout.overlap_px
+    whole = all(isinstance(px, int) for px in (layout.tile_px, layout.overlap_px, layout.block_px))
+    if not (whole and layout.overlap_px >= 0 and step > 0 and layout.block_px > 0 and layout.ratio > 0):
+        return float("inf")
+    tiles = [max(1, side / layout.ratio / step) for side in layout[:2]]
+    if max(tiles) > MAX_BLOCKS:
+        return float("inf")
+    together = max(1, (layout.block_px - layout.overlap_px) // step)
+    return max(1, tiles[0] / together) * max(1, tiles[1] / together)
+
+
+def _size(part: Path, gate: Gate | None) -> tuple[int, int] | None:
     try:
-        overviews = Overviews(part)
+        overviews = Overviews(part, gate)
     except DataError:
         return None
     overviews.close()
@@ -87,10 +113,12 @@ class PartsSource:
 
     Args:
         parts: File -> where it lies.
+        gate: Checks each before it is opened.
     """
 
-    def __init__(self, parts: Mapping[Path, Window]) -> None:
+    def __init__(self, parts: Mapping[Path, Window], gate: Gate | None = None) -> None:
         self.parts = parts
+        self.gate = gate
 
     def read(
         self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
@@ -101,7 +129,7 @@ class PartsSource:
             if not all(window.common(where)[2:]):
                 continue
             try:
-                part = Overviews(file)
+                part = Overviews(file, self.gate)
             except DataError:  # assembled and removed meanwhile
                 continue
             inside = Window(window.row - where.row, window.col - where.col, window.height, window.width)

@@ -6,6 +6,7 @@ Reads run side by side on handles that are opened once and reused. Nothing here 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +19,16 @@ from rio_tiler.errors import RioTilerError
 from rio_tiler.reader import read as read_part
 
 from caswit.errors import DataError
+from caswit.raster.gate import OPENING, Gate
 from caswit.raster.georef import Grid, check_grid
-from caswit.raster.reader import GDAL_ERRORS, Bool, one_line, quiet
+from caswit.raster.reader import GDAL_ERRORS, Bool, OpenFiles, one_line, quiet
 from caswit.raster.windows import Window
 
-# ``quiet`` changes the filters of warnings, which all threads share.
-_OPENING = threading.Lock()
-# Idle handles beyond this number are closed.
-_MAX_IDLE = 4
+MAX_IDLE = 32
+"""Handles that are kept open while nobody reads, those of all rasters together: a folder may hold thousands."""
+_IDLE = OpenFiles(MAX_IDLE)
+_POOL = threading.Lock()
+_NUMBERS = count()
 
 
 class RasterInfo(NamedTuple):
@@ -55,14 +58,16 @@ class Overviews:
 
     Args:
         path: A file that GDAL opens.
+        gate: Checks the file each time before it is opened; None opens whatever GDAL opens.
 
     Raises:
-        DataError: GDAL cannot open it.
+        DataError: GDAL cannot open it, or may not.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, gate: Gate | None = None) -> None:
         self.path = path
-        self._idle: list[Any] = []
+        self.gate = gate
+        self._idle: list[int] = []
         with self._handle() as src:
             self.info = _info(src, path)
 
@@ -105,7 +110,7 @@ class Overviews:
                     # Enlarged pixels stay squares, so that a viewer shows which pixels there are.
                     resampling_method="average" if average and part.height > bottom - top else "nearest",
                 )
-            except (*GDAL_ERRORS, RioTilerError) as error:
+            except (*GDAL_ERRORS, RioTilerError, ValueError, MemoryError) as error:
                 raise DataError(f"{self.path.name}: cannot be read, it may be damaged") from error
         pixels[:, top:bottom, left:right] = found.data
         valid[top:bottom, left:right] = found.mask > 0
@@ -113,29 +118,36 @@ class Overviews:
 
     def close(self) -> None:
         """Close the handles that are not in use."""
-        while self._idle:
-            self._idle.pop().close()
+        while (src := self._take()) is not None:
+            src.close()
+
+    def _take(self) -> Any | None:
+        """Take one of our idle handles; None if there is none."""
+        with _POOL:
+            # Those that were closed in favour of other rasters are still in our list.
+            while self._idle:
+                if (number := self._idle.pop()) in _IDLE:
+                    return _IDLE.pop(number)
+        return None
 
     @contextmanager
     def _handle(self) -> Iterator[Any]:
-        """Lend an open dataset to one thread. Lists pop and append in one step, so they need no lock."""
-        try:
-            src = self._idle.pop()
-        except IndexError:
-            src = _open(self.path)
+        """Lend an open dataset to one thread."""
+        src = self._take()
+        if src is None:
+            src = _open(self.path, self.gate)
         # Deliberately without try: after an error the handle is dropped, since its state is unknown.
         yield src
-        if len(self._idle) < _MAX_IDLE:
-            self._idle.append(src)
-        else:
-            src.close()
+        with _POOL:
+            self._idle.append(number := next(_NUMBERS))
+            _IDLE[number] = src
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, gate: Gate | None) -> Any:
     try:
-        with _OPENING, quiet():
-            return rasterio.open(path)
-    except GDAL_ERRORS as error:
+        with OPENING, quiet():
+            return rasterio.open(path, driver=None if gate is None else gate.driver(path))
+    except (*GDAL_ERRORS, ValueError, OSError) as error:  # ValueError: a name or tags that are not UTF-8
         raise DataError(f"{path.name}: not a raster GDAL can open") from error
 
 

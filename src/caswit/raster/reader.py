@@ -68,19 +68,20 @@ class Raster:
     Args:
         path: Anything GDAL opens: a file, an address (https://, s3://), a /vsi path.
         encoding: The meaning of its values, where the file does not state it.
+        driver: The only GDAL driver that may open it; None leaves the choice to GDAL.
 
     Raises:
         DataError: The file is missing or GDAL cannot open it.
     """
 
-    def __init__(self, path: Path | str, encoding: PixelEncoding = DEFAULT_ENCODING) -> None:
+    def __init__(self, path: Path | str, encoding: PixelEncoding = DEFAULT_ENCODING, driver: str | None = None) -> None:
         self.path = str(path)
         self.encoding = encoding
         if not is_remote(self.path) and not Path(path).exists():
             raise DataError(f"{path}: no such file")
         try:
             with quiet(), rasterio.Env(**_STRICT):
-                self._src = rasterio.open(path)
+                self._src = rasterio.open(path, driver=driver)
                 src = self._src
                 self.height, self.width, self.count = int(src.height), int(src.width), int(src.count)
                 self.grid = Grid(src.height, src.width, src.crs, src.transform, src.gcps)

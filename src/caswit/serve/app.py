@@ -1,22 +1,27 @@
 """The web application: addresses for tiles, points, areas and attention, and the page that shows them.
 
 Addresses name views and layers by keys that the server made, never by paths, so a request cannot reach another file.
+Answers are for pages of this server only: browsers are told so, and requests that a page elsewhere makes are refused.
 """
 
+import json
 import logging
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import distribution
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from cachetools import LRUCache, cached
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image as Pillow
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caswit import __version__
 from caswit.errors import CaswitError
@@ -34,6 +39,8 @@ READERS = 4
 """Tiles that are read at once; further requests wait."""
 KEPT_TILES = 2048
 """Drawn tiles that are kept in memory, some 20 kB each."""
+WAITING = 2
+"""Questions about attention that wait while one is answered; further ones are refused for a moment."""
 _FINEST_READ = 32
 """Pixels that a tile may read for each pixel that it draws, along one axis, after overviews are used."""
 _PAGE = Path(__file__).parent / "page"
@@ -51,9 +58,15 @@ def make_app(collection: Collection, live: LiveModel | None = None, hosts: tuple
         hosts: Host names that requests may use, against pages elsewhere that point their own name at this machine.
     """
     # FastAPI's /docs page loads its scripts from the network; /openapi.json has the same content without.
-    app = FastAPI(title="caswit serve", version=__version__, docs_url=None, redoc_url=None)
+    title = "caswit serve"
+    app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None, default_response_class=_Json)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(SameOrigin)  # added last, so it comes first and its headers are on every answer
     app.add_exception_handler(CaswitError, _unprocessable)
+    app.add_exception_handler(OSError, _unavailable)
+    app.add_exception_handler(MemoryError, _unavailable)
+    if live is not None:
+        live.gate = collection.gate
     _add_page(app)
     _add_views(app, collection, live)
     _add_points(app, collection, live)
@@ -114,6 +127,8 @@ def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None) -> 
 
 
 def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None) -> None:
+    places = threading.BoundedSemaphore(1 + WAITING)
+
     @app.get("/api/views/{view}/point", summary="Place, classes and confidence of a pixel")
     def point(view: str, row: Pixel, col: Pixel) -> dict[str, Any]:
         shown = _view_of_pixel(collection, view, row, col)
@@ -132,7 +147,13 @@ def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None) ->
         shown = _view_of_pixel(collection, view, row, col)
         if live is None:
             raise HTTPException(404, "no model was given: start caswit serve with --model MODEL")
-        return live.attention(shown.image.path, row, col)
+        # The model answers one at a time, and each that waits holds a thread, which tiles and points need too.
+        if not places.acquire(blocking=False):
+            raise HTTPException(503, "the model is busy; try again in a moment", headers={"Retry-After": "2"})
+        try:
+            return live.attention(shown.image.path, row, col)
+        finally:
+            places.release()
 
 
 def max_zoom(layer: Layer) -> int:
@@ -235,6 +256,68 @@ def _view_of_pixel(collection: Collection, view: str, row: int, col: int) -> Vie
 def _unprocessable(_request: Request, error: Exception) -> JSONResponse:
     """Answer an error that the user can fix, such as a pixel without data, with its one line."""
     return JSONResponse({"detail": str(error)}, status_code=422)
+
+
+def _unavailable(_request: Request, _error: Exception) -> JSONResponse:
+    """Answer what may work later: out of memory or of file handles, a disk that does not answer."""
+    detail = "the server cannot read this now; try again in a moment"
+    return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "2"})
+
+
+class _Json(JSONResponse):
+    """JSON of anything that files hold: numbers that are not finite are null, letters that are not text are escaped."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the bytes to send."""
+        return json.dumps(_finite(content), allow_nan=False, separators=(",", ":")).encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class SameOrigin:
+    """Refuse requests that pages elsewhere make, and tell browsers to keep the answers from such pages."""
+
+    HEADERS: ClassVar = {
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        # Leaflet places tiles by the style attribute of their elements; attention comes as data: pictures.
+        "Content-Security-Policy": (
+            "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
+    }
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self.HEADERS)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        # Programs that are no browsers send no such header. "none" is an address that the user typed. A page on another
+        # port of this machine is "same-site", and as foreign as any. Following a link to the page is fine.
+        foreign = headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+        followed = scope["path"] == "/" and headers.get("sec-fetch-dest") == "document"
+        answer = self.app
+        if foreign and not followed:
+            answer = _Json({"detail": "pages elsewhere cannot use this server"}, status_code=403)
+        await answer(scope, receive, send_with_headers)
 
 
 def _page_files() -> dict[str, Path]:

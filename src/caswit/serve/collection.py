@@ -1,6 +1,7 @@
 """The views of a folder: its images, each with the maps, labels and confidences that belong to it.
 
-Nothing outside the folder is opened, neither through links nor through virtual rasters that point elsewhere.
+Nothing outside the folder is opened: every raster passes the gate (``raster.gate``), and every other file is looked at
+before it is read. A file that cannot be shown is left out with a line in the log, whatever is wrong with it.
 """
 
 import logging
@@ -10,20 +11,23 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from caswit.data.classes import ClassTable, LandClass, default_color
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.errors import CaswitError, DataError
+from caswit.files import expand_path, read_yaml
 from caswit.mapping.journal import SUFFIX
 from caswit.mapping.partial_map import PartsSource, read_partial_map
-from caswit.raster.georef import Grid
+from caswit.raster.gate import RASTERS, Gate
+from caswit.raster.georef import Grid, lonlat_of
 from caswit.raster.overviews import Overviews, RasterInfo
 from caswit.serve.layers import Kind, Layer, error_layer, raster_layer
 
 log = logging.getLogger(__name__)
 
-RASTERS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt")
 MAX_FILES = 5000
+_DATASET = "dataset.yaml"
 _FRESH_S = 2.0
 """Age up to which a listing is used again, in seconds."""
 
@@ -65,6 +69,7 @@ class Collection:
     bands: tuple[int, int, int] = (1, 2, 3)
     _overviews: dict[Path, tuple[int, Overviews]] = field(default_factory=dict)
     _views: dict[str, View] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
     _listed_s: float = -_FRESH_S
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -73,9 +78,10 @@ class Collection:
         if not self.where.exists():
             raise DataError(f"{self.where}: no such folder or raster")
         self.only = None if self.where.is_dir() else self.where.resolve()
-        self.root = (self.where if self.only is None else self.where.parent).resolve()
+        self.root = self.where.resolve() if self.only is None else self.only.parent
+        self.gate = Gate(self.root)
         if self.only is not None:
-            Overviews(self.only).close()
+            Overviews(self.only, self.gate).close()
 
     def views(self, *, refresh: bool = False) -> Mapping[str, View]:
         """Return every view by its key.
@@ -91,10 +97,14 @@ class Collection:
                 self._listed_s = time.monotonic()
             return self._views
 
-    def _find(self) -> Iterator[View]:
-        rasters = {path: overviews for path in self._files() if (overviews := self._open(path)) is not None}
-        datasets = list(self._datasets())
-        labels = {s.label.resolve(): (s.image.resolve(), d) for d in datasets for s in d.scenes if s.label is not None}
+    def _find(self) -> list[View]:
+        files = self._files()
+        rasters = {path: overviews for path in files.rasters if (overviews := self._open(path)) is not None}
+        self._forget(rasters)
+        datasets = [dataset for file in files.datasets if (dataset := self._dataset(file)) is not None]
+        pairs = ((_real(s.label), _real(s.image), d) for d in datasets for s in d.scenes if s.label is not None)
+        # A label of an image elsewhere says nothing about this folder, and must not take an image out of the list.
+        labels = {label: (image, d) for label, image, d in pairs if label != image and self.gate.is_inside(image)}
         # A dataset that lists a label wins over what the raster looks like: it may have three bands, or any name.
         images = {p: overviews for p, overviews in rasters.items() if p not in labels and _is_image(overviews.info)}
         overlays: dict[Path, list[tuple[Path, Overviews]]] = {image: [] for image in images}
@@ -103,10 +113,14 @@ class Collection:
                 image = labels[path][0] if path in labels else _image_of(path, overviews.info, images)
                 if image in overlays:
                     overlays[image].append((path, overviews))
-        journals = [f for f in sorted(self.root.rglob(f"*{SUFFIX}")) if f.is_dir() and self._inside(f)]
+        views: list[View] = []
         for path, overviews in images.items():
             if self.only in (None, path) or self.only not in images:
-                yield self._view(path, overviews, overlays[path], labels, journals)
+                try:
+                    views.append(self._view(path, overviews, overlays[path], labels, files.journals))
+                except Exception as error:
+                    self._not_shown(path, error)
+        return views
 
     def _view(
         self,
@@ -117,6 +131,9 @@ class Collection:
         journals: Sequence[Path],
     ) -> View:
         about = overviews.info
+        # A transform may be any numbers: where places cannot be computed, the raster is left out, here and not later.
+        for corner in ((0.0, 0.0), (float(about.grid.height), float(about.grid.width))):
+            lonlat_of(about.grid, *corner)
         bands = self.bands if about.bands >= max(self.bands) else (1, 2, 3)
         image = raster_layer("image", str(path.relative_to(self.root)), overviews, bands=bands)
         overlays = []
@@ -133,14 +150,14 @@ class Collection:
 
     def _partial_maps(self, image: Path, grid: Grid, journals: Sequence[Path], finished: set[Path]) -> Iterator[Layer]:
         for folder in journals:
-            partial = read_partial_map(folder, grid)
+            partial = read_partial_map(folder, grid, self.gate)
             if partial is None or partial.image != image.name or partial.out in finished:
                 continue
             yield Layer(
                 kind="map",
                 title=str(partial.out.relative_to(self.root)),
                 path=partial.out,
-                source=PartsSource(partial.parts),
+                source=PartsSource(partial.parts, self.gate),
                 height=grid.height,
                 width=grid.width,
                 classes=self.table.mapped if self.table else _numbered(range(20), {}),
@@ -160,23 +177,27 @@ class Collection:
             for k, i in enumerate(sorted(names))
         )
 
-    def _files(self) -> Iterator[Path]:
-        """Walk the rasters of the folder, without those that are links to the outside."""
-        count = 0
+    def _files(self) -> "_Files":
+        """Walk the folder, without what is a link to the outside or no ordinary file."""
+        found = _Files([], [], [])
         for folder, folders, names in os.walk(self.root):
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(SUFFIX))
-            for name in sorted(names):
+            for name in [*sorted(names), *sorted(folders)]:
                 path = Path(folder, name)
-                if path.suffix.lower() not in RASTERS or name.startswith(".") or not self._inside(path):
-                    continue
-                count += 1
-                if count > MAX_FILES:
-                    log.warning("%s: more than %d rasters; the rest is not shown", self.root, MAX_FILES)
-                    return
-                yield path
-
-    def _inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.root)
+                # Names may be any bytes; those that are not text can neither be sent to a browser nor given to GDAL.
+                if not _is_text(path):
+                    self._tell("%s has a name that is not UTF-8", path)
+                elif name in folders:
+                    if name.endswith(SUFFIX) and self.gate.is_inside(path):
+                        found.journals.append(path)
+                elif name == _DATASET and self.gate.is_file(path):
+                    found.datasets.append(path)
+                elif path.suffix.lower() in RASTERS and not name.startswith(".") and self.gate.is_file(path):
+                    if len(found.rasters) == MAX_FILES:
+                        self._tell(f"all of %s: it holds more than {MAX_FILES} rasters", self.root)
+                        return found
+                    found.rasters.append(path)
+            folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(SUFFIX) and _is_text(f))
+        return found
 
     def _open(self, path: Path) -> Overviews | None:
         """Open a raster, again if its file has changed; None if it cannot be shown."""
@@ -185,25 +206,69 @@ class Collection:
             changed = path.stat().st_mtime_ns
             if path in self._overviews and self._overviews[path][0] == changed:
                 return self._overviews[path][1]
-            overviews = Overviews(path)
-        except (CaswitError, OSError) as error:
-            log.info("not shown: %s", error)
+            overviews = Overviews(path, self.gate)
+            if not all(self.gate.is_inside(file) for file in overviews.info.files):
+                overviews.close()
+                raise DataError(f"is made of files outside {self.root}")
+        except Exception as error:
+            self._not_shown(path, error)
             return None
-        if not all(self._inside(file) for file in overviews.info.files):
-            log.warning("not shown: %s is made of files outside %s", path, self.root)
-            overviews.close()
-            return None
+        if path in self._overviews:
+            self._overviews[path][1].close()
         self._overviews[path] = changed, overviews
         return overviews
 
-    def _datasets(self) -> Iterator[Dataset]:
-        for file in sorted(self.root.rglob("dataset.yaml")):
-            if not self._inside(file):
-                continue
-            try:
-                yield load_dataset(file)
-            except CaswitError as error:
-                log.warning("labels are not shown: %s", error)
+    def _not_shown(self, path: Path, error: Exception) -> None:
+        """Log whatever went wrong with a file."""
+        # The folder is the user's and holds anything. One file that nobody foresaw must not hide all the others, so
+        # the places that call this catch everything.
+        name = "" if isinstance(error, CaswitError) else f"{type(error).__name__}: "
+        self._tell(f"%s ({name}{' '.join(str(error).split())[:300].replace('%', '%%')})", path)
+
+    def _tell(self, message: str, path: Path) -> None:
+        """Log that something is not shown: once, though the folder is listed every few seconds."""
+        line = message % ascii(str(path))[1:-1]
+        if line not in self._told:
+            self._told.add(line)
+            log.warning("not shown: %s", line)
+
+    def _forget(self, there: Iterable[Path]) -> None:
+        """Close rasters that are gone."""
+        for path in self._overviews.keys() - set(there):
+            self._overviews.pop(path)[1].close()
+
+    def _dataset(self, file: Path) -> Dataset | None:
+        """Read a dataset.yaml; None if it cannot be used, or lists another folder."""
+        try:
+            content = read_yaml(file)
+            source = content.get("source") if isinstance(content, Mapping) else None
+            if isinstance(source, Mapping):
+                splits = source.get("splits", ())
+                places = [splits] if isinstance(splits, str) else [*splits.values()] if splits else []
+                for place in (source.get("root"), *places):
+                    if not self.gate.is_inside(file.parent / expand_path(str(place))):
+                        raise DataError(f"its source lies outside {self.root}")
+            return load_dataset(file, skip_broken=True)
+        except Exception as error:
+            self._not_shown(file, error)
+            return None
+
+
+class _Files(NamedTuple):
+    """The files of a folder that matter here."""
+
+    rasters: list[Path]
+    datasets: list[Path]
+    journals: list[Path]
+    """Folders with the parts of a map."""
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _is_text(path: Path | str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
 def _image_of(path: Path, about: RasterInfo, images: Mapping[Path, Overviews]) -> Path | None:

@@ -18,6 +18,8 @@ from caswit.data.scene import Scene
 from caswit.explain.attention import Explanation, explain_pixel, pixel_as_read
 from caswit.explain.figure import heatmap_overlay, peak_over_uniform
 from caswit.inference.load import load_predictor
+from caswit.raster.gate import OPENING, Gate
+from caswit.raster.reader import Raster
 from caswit.raster.windows import Tile, Window, owner
 from caswit.viz.pictures import data_uri
 from caswit.weights.model_folder import LoadedModel, load_model
@@ -31,9 +33,12 @@ class LiveModel:
     Args:
         folder: Model folder.
         settings: How to compute.
+
+    ``gate`` is set by the application: it checks images before they are opened.
     """
 
     def __init__(self, folder: Path, settings: ComputeConfig) -> None:
+        self.gate: Gate | None = None
         self.loaded: LoadedModel = load_model(folder)
         self.model = load_predictor(self.loaded, settings)
         self.tile_px = self.loaded.info.tile.tile_px
@@ -96,7 +101,13 @@ class LiveModel:
 
     def _scene(self, image: Path) -> SceneReader:
         info = self.loaded.info
-        return SceneReader(Scene(image=image), bands=info.bands, read_gsd_m=info.tile.read_gsd_m)
+        with OPENING:
+            raster = Raster(image, driver=None if self.gate is None else self.gate.driver(image))
+        try:
+            return SceneReader(Scene(image=image), bands=info.bands, read_gsd_m=info.tile.read_gsd_m, image=raster)
+        except BaseException:
+            raster.close()
+            raise
 
     def _probabilities(self, explanation: Explanation) -> list[dict[str, Any]]:
         classes = self.loaded.info.classes.predicted

@@ -8,12 +8,14 @@ import uvicorn
 
 from caswit.config import ServeConfig
 from caswit.errors import ConfigError
-from caswit.raster.reader import bounded_cache
+from caswit.raster.gate import confined
 from caswit.serve.app import make_app
 from caswit.serve.collection import Collection
 from caswit.serve.live import LiveModel
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_MAX_CONNECTIONS = 500
+"""Connections beyond this number are answered with status 503."""
 
 
 def serve(where: Path, model: Path | None, settings: ServeConfig, *, say: Callable[[str], None]) -> None:
@@ -28,6 +30,11 @@ def serve(where: Path, model: Path | None, settings: ServeConfig, *, say: Callab
     Raises:
         CaswitError: The folder, the model or the address cannot be used.
     """
+    with confined():
+        _serve(where, model, settings, say)
+
+
+def _serve(where: Path, model: Path | None, settings: ServeConfig, say: Callable[[str], None]) -> None:
     live = None if model is None else LiveModel(model, settings)
     info = None if live is None else live.loaded.info
     collection = Collection(
@@ -41,8 +48,12 @@ def serve(where: Path, model: Path | None, settings: ServeConfig, *, say: Callab
     # A page elsewhere can point its own name at this machine and ask the visitor's browser to read from it. On the
     # loopback only loopback names are answered; on another address the names of the machine are not known.
     hosts = (*_LOOPBACK, "[::1]") if settings.host in _LOOPBACK else ("*",)
-    server = uvicorn.Server(uvicorn.Config(make_app(collection, live, hosts), log_level="warning", access_log=False))
-    with bounded_cache(), _bound(settings) as listening:
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(collection, live, hosts), log_level="warning", access_log=False, limit_concurrency=_MAX_CONNECTIONS
+        )
+    )
+    with _bound(settings) as listening:
         address, port = listening.getsockname()[:2]
         say(f"{count} image{'s' * (count > 1)}: http://{f'[{address}]' if ':' in address else address}:{port}")
         if settings.host not in _LOOPBACK:
