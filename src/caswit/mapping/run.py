@@ -50,7 +50,8 @@ def predict(
     """
     settings, outputs, run = settings or PredictConfig(), outputs or OutputConfig(), run or MapRunConfig()
     names = list_images([str(i) for i in ([images] if isinstance(images, str | Path) else images)])
-    targets = Targets.of(out, outputs, names)
+    inputs = [*names, run.aoi] if run.aoi else names
+    targets = Targets.of(out, outputs, inputs, overwrite=run.overwrite)
     # Everything that a user can have got wrong is refused from here to the journal: before hours of work, not after.
     start_engine = _engine(run)
     plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run)
@@ -63,6 +64,8 @@ def predict(
         manifest = plan.manifest(loaded)
         journal = stack.enter_context(open_journal(targets.map, manifest, restart=run.restart, beside=targets.beside()))
         _map_blocks(blocks, engine, journal, run, f"predict {Path(names[0]).name} with {loaded.name}")
+        # Hours may have passed: somebody may have put a file in the place of an output.
+        targets.check_replaced(inputs, overwrite=run.overwrite)
         write_outputs(targets, plan, blocks, journal, loaded)
         # A run that skipped blocks keeps its parts: the same call tries those blocks alone again.
         if not journal.skipped:
