@@ -118,6 +118,8 @@ def test_a_source_of_an_input_is_an_input(path, model_folder, tmp_path):
     predict(path, out, model_folder, EXACT)
     for name, source in (("inner.vrt", out), ("outer.vrt", tmp_path / "inner.vrt")):
         rasterio.shutil.copy(source, tmp_path / name, driver="VRT")
+    (tmp_path / "outer.vrt").write_text((tmp_path / "inner.vrt").read_text().replace(">map.tif<", ">inner.vrt<"))
+    assert "inner.vrt" in (tmp_path / "outer.vrt").read_text()
     before = out.read_bytes()
     with pytest.raises(ConfigError, match=r"map\.tif: is an input image"):
         predict(tmp_path / "outer.vrt", out, model_folder, EXACT, run=MapRunConfig(overwrite=True))

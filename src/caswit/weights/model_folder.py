@@ -79,6 +79,8 @@ class LoadedModel(NamedTuple):
     name: str
     digest: str
     """SHA-256 of the weights file, in hexadecimal digits."""
+    config_digest: str = ""
+    """SHA-256 of all in the config that changes what is predicted, shortened to 16 hexadecimal digits."""
     weights: LazyWeights | None = None
     """The file that the network's weights still lie in, if they do."""
 
@@ -147,7 +149,7 @@ def load_model(folder: Path | str) -> LoadedModel:
     # runs/town/model is called town; the name of a download's folder in the cache says nothing.
     name = whole.parent.name if whole.name == "model" else whole.name
     name = given if is_on_hub(given) else name
-    return LoadedModel(network.eval(), info, name, file_digest(folder), lazy)
+    return LoadedModel(network.eval(), info, name, file_digest(folder), _config_digest(folder), lazy)
 
 
 def load_pretrained(path: Path | str) -> LoadedPretrained:
@@ -192,6 +194,17 @@ def file_digest(folder: Path) -> str:
     """Return the SHA-256 of a model folder's weights, in hexadecimal digits."""
     with (folder / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _config_digest(folder: Path) -> str:
+    """Return 16 hexadecimal digits that change with what is predicted, not with names, colours or scores."""
+    # Of the settings as the file writes them: those that a later version adds would change a digest of all settings.
+    file = folder / CONFIG
+    with config_errors(file):
+        content = read_config(file)
+        classes = [[c["id"], c.get("ignore", False)] for c in content["classes"]]
+        facts = {"classes": classes, **{name: content[name] for name in ("model", "tile", "bands")}}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def build(info: ModelInfo, *, context_head: bool = False, pretrained: bool = False) -> Network:

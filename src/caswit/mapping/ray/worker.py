@@ -26,7 +26,7 @@ class WorkerInfo(NamedTuple):
     process: int
     precision: str = ""
     digest: str = ""
-    """SHA-256 of its model's weights."""
+    """Digests of its model: weights and config."""
     version: str = __version__
     error: CaswitError | None = None
     """Reason why the worker cannot work; None where it can."""
@@ -65,7 +65,7 @@ class Worker:
             self._mapper = BlockMapper(self._plan, loaded)
         except CaswitError as error:
             return WorkerInfo(host, os.getpid(), error=error)
-        return WorkerInfo(host, os.getpid(), self._mapper.precision, loaded.digest)
+        return WorkerInfo(host, os.getpid(), self._mapper.precision, loaded.digest + loaded.config_digest)
 
     def block(self, window: Window, number: int, folder: Path) -> BlockResult:
         """Map a block and write its part into the folder, for the driver to adopt."""
