@@ -40,7 +40,7 @@ class BlockResult(NamedTuple):
     unreadable: DataError | None = None
     """Error of reading the images of the block."""
     failed: CaswitError | OSError | None = None
-    """Error of writing the part."""
+    """Error of computing the block or of writing its part."""
 
 
 class Worker:
@@ -77,9 +77,9 @@ class Worker:
                 return BlockResult(unreadable=error)
         if pixels is None:
             return BlockResult()
-        with self._computing:
-            values = self._mapper.compute(block, pixels)
         try:
+            with self._computing:
+                values = self._mapper.compute(block, pixels)
             return BlockResult(write_loose(folder, number, encode_part(values)))
         except FileNotFoundError:
             return BlockResult(failed=not_shared(folder, f"is not on {socket.gethostname()}"))
