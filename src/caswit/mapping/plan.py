@@ -22,7 +22,7 @@ from caswit.raster.image_files import describe, files_behind
 from caswit.raster.mosaic import Source, build_mosaic, open_image
 from caswit.raster.reader import PixelEncoding, is_remote
 from caswit.raster.resample import Axis, reading_ratio
-from caswit.raster.windows import Window, block_windows
+from caswit.raster.windows import Window, block_windows, count_blocks
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
 from caswit.weights.zoo import choose
 
@@ -93,6 +93,11 @@ class BlockLayout(NamedTuple):
         """Lay out blocks of at most ``block_px`` native pixels; where a ground size is unknown, these are read."""
         ratio = reading_ratio(source_gsd_m, read_gsd_m) if source_gsd_m and read_gsd_m else 1.0
         return BlockLayout(grid.height, grid.width, ratio, tile_px, overlap_px, max(1, round(block_px / ratio)))
+
+    def number_of_blocks(self) -> int:
+        """Return the number of blocks."""
+        rows, cols = Axis(self.height, self.ratio), Axis(self.width, self.ratio)
+        return count_blocks(rows.length, cols.length, self.tile_px, self.overlap_px, self.block_px)
 
     def blocks(self) -> list[PlannedBlock]:
         """Return every block, row by row."""

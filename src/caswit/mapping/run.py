@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
-from caswit.errors import DataError
+from caswit.errors import ConfigError, DataError
 from caswit.mapping.journal import Journal, open_journal
 from caswit.mapping.local import Engine, LocalEngine
 from caswit.mapping.outputs import Targets, write_outputs
@@ -16,6 +16,8 @@ from caswit.raster.cog import is_part
 from caswit.raster.reader import bounded_cache, quiet
 from caswit.weights.model_folder import LoadedModel
 
+_MANY_BLOCKS = 1_000_000
+"""Blocks that are begun without being asked for: four countries of the size of Switzerland at 10 cm."""
 _ATTEMPTS = 3
 """How often blocks whose parts do not last are computed before the disk is blamed."""
 
@@ -60,6 +62,7 @@ def predict(
     # Everything that a user can have got wrong is refused from here to the journal: before hours of work, not after.
     start_engine = _engine(run)
     plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run)
+    _check_size(plan)
     blocks = plan.blocks()
     with ExitStack() as stack:
         stack.enter_context(bounded_cache())
@@ -97,6 +100,16 @@ def predict(
             journal.remove()
     whys = journal.skipped
     return MapResult(out, tuple(_described(b, whys[b.number]) for b in blocks if b.number in whys))
+
+
+def _check_size(plan: MapPlan) -> None:
+    """Raise ConfigError if there are more blocks than a country has, before a list of them fills the memory."""
+    count, layout = plan.layout.number_of_blocks(), plan.layout
+    if count > _MANY_BLOCKS and not plan.run.yes:
+        raise ConfigError(
+            f"{plan.title}: {layout.height:,} x {layout.width:,} pixels are {count:,} blocks; if that is the size of "
+            "the image, take a larger --block-px, or begin with --yes"
+        )
 
 
 def _check_images(names: Sequence[str], plan: MapPlan, journal: Journal) -> None:
