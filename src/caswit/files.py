@@ -33,7 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The temporary name lies in the same folder, since a rename is atomic only within a file system,
     and ends in `.tmp`, so that no pattern for finished files matches it.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    partial = _partial(path)
     try:
         yield partial
         partial.replace(path)
@@ -44,6 +44,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def try_writing(path: Path) -> None:
+    """Raise ConfigError unless `atomic_path` can write this file: its folder may be read-only, its name too long."""
+    partial = _partial(path)
+    try:
+        partial.touch(exist_ok=False)
+        partial.unlink()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another name or folder") from error
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:

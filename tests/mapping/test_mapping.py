@@ -272,10 +272,11 @@ class TestInterruptions:
 
         monkeypatch.setattr(BlockMapper, "compute", stop_at_third)
         out = tmp_path / "map.tif"
-        out.write_text("an older map")
+        shutil.copy(tmp_path / "expected.tif", out)
+        older = out.read_bytes()
         with pytest.raises(Interrupted):
             predict(path, out, model_folder, BLOCKS)
-        assert out.read_text() == "an older map"
+        assert out.read_bytes() == older
         first = list(done)
         monkeypatch.setattr(BlockMapper, "compute", lambda self, b, p: done.append(b.window) or original(self, b, p))
         capsys.readouterr()

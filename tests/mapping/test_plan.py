@@ -200,3 +200,15 @@ class TestFoldersOfVersion010:
     def test_a_viewer_leaves_an_image_of_another_size_alone(self, interrupted, make_raster, image):
         with Raster(make_raster(image[:, :80], "other.tif", **georeference(0.5))) as raster:
             assert read_partial_map(interrupted, raster.grid) is None
+
+
+def test_an_image_of_more_blocks_than_a_country_is_not_begun(path, model_folder, tmp_path):
+    """It ran for ever, in a list of 10^11 blocks, before it said anything."""
+    xml = '<VRTDataset rasterXSize="2147483647" rasterYSize="2147483647">'
+    xml += "".join(f'<VRTRasterBand dataType="Byte" band="{band}"/>' for band in (1, 2, 3)) + "</VRTDataset>"
+    (tmp_path / "world.vrt").write_text(xml)
+    with pytest.raises(ConfigError, match=r"2,147,483,647 x 2,147,483,647 pixels are [\d,]{15,} blocks; .*--yes"):
+        predict(tmp_path / "world.vrt", tmp_path / "map.tif", model_folder)
+    assert not list(tmp_path.glob("map*"))
+    small = plan_of(path, model_folder, MATCHED).layout
+    assert small.number_of_blocks() == len(small.blocks())

@@ -192,7 +192,7 @@ class TestRefusals:
             predict(path, path, model_folder)
 
     def test_a_missing_image_and_a_map_of_earlier(self, model_folder, tmp_path):
-        (tmp_path / "map.tif").write_text("an older map")
+        (tmp_path / "map.tif").touch()
         with pytest.raises(DataError, match=r"none\.tif: no such file"):
             predict(tmp_path / "none.tif", tmp_path / "map.tif", model_folder)
 

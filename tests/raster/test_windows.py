@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caswit.raster.windows import Window, block_at, block_windows, starts, tile_grid
+from caswit.raster.windows import Window, block_at, block_windows, count_blocks, starts, tile_grid
 
 
 @st.composite
@@ -22,6 +22,11 @@ def blocks(grid, block_px):
     height, width, tile_px, overlap_px = grid
     windows = block_windows(*grid, block_px)
     return [block_at(window, height, width, tile_px, overlap_px, halo=False) for window in windows]
+
+
+@given(grids(), st.integers(1, 200))
+def test_blocks_can_be_counted_without_making_them(grid, block_px):
+    assert count_blocks(*grid, block_px) == len(list(block_windows(*grid, block_px)))
 
 
 def hits(height, width, parts):

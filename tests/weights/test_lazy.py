@@ -1,5 +1,6 @@
 """Weights that stay in their file."""
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -83,3 +84,22 @@ def test_other_files_are_refused(file):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(SafetensorError):
         LazyWeights(file)
+
+
+def test_the_digest_is_that_of_the_file_and_finds_what_is_not_finite(file):
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert LazyWeights(file).digest() == (sha256, None)
+    for kind in (torch.float32, torch.bfloat16):
+        for value in (float("nan"), float("inf"), -float("inf")):
+            content = {"a": torch.ones(9, dtype=kind), "b": torch.ones(9, 9, dtype=kind), "c": torch.tensor(7)}
+            content["b"][4, 4] = value
+            save_file(content, file)
+            assert LazyWeights(file).digest() == (hashlib.sha256(file.read_bytes()).hexdigest(), "b")
+
+
+@pytest.mark.skipif(not STATUS.is_file(), reason="memory is read from Linux")
+def test_the_digest_leaves_nothing_in_memory(file):
+    weights = LazyWeights(file)
+    before = from_files_mb()
+    weights.digest()
+    assert from_files_mb() < before + 2

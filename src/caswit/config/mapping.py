@@ -88,6 +88,10 @@ class MapRunConfig:
     """Vector file with the area of interest: outside its polygons, the map is nodata."""
     restart: bool = field(default=False, metadata=KEEPS_MAP)
     """Discard what an earlier run of this output finished."""
+    overwrite: bool = field(default=False, metadata=KEEPS_MAP)
+    """Replace files with the names of the outputs even if caswit did not write them."""
+    yes: bool = field(default=False, metadata=KEEPS_MAP)
+    """Begin even if the image has more than a million blocks."""
     on_error: OnError = field(default="stop", metadata=KEEPS_MAP)
     """A block that cannot be read: stop ends the run; skip makes it nodata, and the exit status 3."""
     engine: Engine = field(default="local", metadata=KEEPS_MAP)

@@ -8,12 +8,14 @@ classes, in percent, as asked for.
 import numpy as np
 import torch
 
+from caswit.errors import ModelError
 from caswit.inference.load import load_predictor
 from caswit.inference.predictor import BlockPixels, Prediction
 from caswit.mapping.plan import MapPlan
 from caswit.raster.cog import NODATA
 from caswit.raster.reader import UInt8
 from caswit.raster.windows import Block, Window, block_at
+from caswit.weights.lazy import all_finite
 from caswit.weights.model_folder import LoadedModel, load_model
 
 
@@ -63,9 +65,20 @@ class BlockMapper:
         return pixels if pixels.valid.any() else None
 
     def compute(self, block: Block, pixels: BlockPixels) -> UInt8:
-        """Map a block that was read: (bands, H, W)."""
+        """Map a block that was read: (bands, H, W).
+
+        Raises:
+            ModelError: The network's scores are not finite.
+        """
         out = np.full((self.bands, *pixels.valid.shape), NODATA, np.uint8)
         for part in self.predictor.block(self.scene, block, pixels, blend=self.plan.settings.blend):
+            # The argmax of NaN is the first class: a map that looks like one.
+            if not all_finite(part.scores):
+                row, col, height, width = pixels.native
+                raise ModelError(
+                    f"rows {row}-{row + height}, columns {col}-{col + width}: the model's scores are NaN or infinite; "
+                    f"{self.precision} may be too coarse for it: try --precision fp32, or another model"
+                )
             out[:, *part.window.inside(pixels.native)] = self._values(part)
         # The network labels every pixel that a tile owns, with data or without.
         out[:, ~pixels.valid] = NODATA

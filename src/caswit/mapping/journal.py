@@ -1,18 +1,20 @@
-"""The journal of a run is its folder of parts: a part that is there is done.
+"""The journal of a run is its folder of parts: a part that is there, and as it was written, is done.
 
 OUT.parts/
 ├── manifest.json        all that a part depends on and where the blocks lie; another run refuses to go on here
 ├── lock                 held while a run is at work
-├── 0000012.tif          a finished block
-├── 0000013.none         a finished block without data
+├── 0000012.tif          a finished block, with its seal
+├── 0000013.none         a finished block without data: a seal alone
 └── 0000014.skipped      a block that could not be read, and why; tried again by the next run
 """
 
 import json
+import logging
 import os
+import re
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -22,17 +24,26 @@ from filelock import FileLock, Timeout
 
 from caswit.errors import ConfigError, DataError, one_line
 from caswit.files import atomic_write_bytes, checked, read_json
+from caswit.mapping.seal import EMPTY, add_seal, is_sealed, sealed
+
+log = logging.getLogger(__name__)
 
 SUFFIX = ".parts"
 MANIFEST = "manifest.json"
 LOCK = "lock"
-_DONE = (".tif", ".none")
+_DONE = (".tif", EMPTY)
 _RENAMED = {"turns": "tta", "read_at_m": "read_gsd_m"}
 """Names in manifests of version 0.1.0 -> names of today."""
 _MOST_SHOWN = 8
 """Differing settings that an error names: a manifest of something else differs in all."""
-_SINCE_0_1 = ("layout", "context_factor")
-"""Entries that manifests of version 0.1.0 lack. They follow from others: a run may go on without them."""
+_SINCE_0_1 = ("layout", "context_factor", "model_config", "sidecars_and_sources")
+"""Entries that older manifests lack: those that agree in all others are taken to agree in these."""
+_SEALED = {"parts": "sealed"}
+"""Entry of manifests whose parts all have seals; without it, parts are checked and sealed when a run goes on."""
+_OURS = re.compile(r"(\d{7,}\.(tif|none|skipped)|row-\d+\.vrt|mosaic\.vrt)(\.aux\.xml)?|\..*\.tmp|manifest\.json|lock")
+"""Names of the files in a folder of parts, GDAL's statistics among them. No other file in it is ever deleted."""
+_LISTED = 5
+"""Blocks that a message names."""
 
 
 class Journal:
@@ -51,9 +62,9 @@ class Journal:
 
     def finish(self, number: int, part: bytes | None) -> None:
         """Store a block; None is a block without data."""
-        # An empty file marks a block without data as done, so that it is not read again.
-        suffix = ".none" if part is None else ".tif"
-        atomic_write_bytes(self.folder / f"{number:07}{suffix}", part or b"")
+        # A file marks a block without data as done, so that it is not read again.
+        suffix = EMPTY if part is None else ".tif"
+        atomic_write_bytes(self.folder / f"{number:07}{suffix}", sealed(part or b"", number))
         self._finished(number)
 
     def adopt(self, number: int, written: str) -> None:
@@ -68,7 +79,15 @@ class Journal:
     def _finished(self, number: int) -> None:
         # After the part is written: a kill in between leaves a stale note rather than no trace of the block.
         self._skip_file(number).unlink(missing_ok=True)
+        self.skipped.pop(number, None)
         self.done.add(number)
+
+    def discard_damaged(self) -> list[int]:
+        """Delete the parts of finished blocks that are not as they were written; return the blocks to compute again."""
+        damaged = [n for n in sorted(self.done) if not is_sealed(self.part(n) or self.folder / f"{n:07}{EMPTY}", n)]
+        _discard(self.folder, damaged)
+        self.done.difference_update(damaged)
+        return damaged
 
     def skip(self, number: int, reason: str) -> None:
         """Note that a block could not be read."""
@@ -79,10 +98,8 @@ class Journal:
         return self.folder / f"{number:07}.skipped"
 
     def remove(self) -> None:
-        """Delete the folder: its map is complete."""
-        for file in self.folder.iterdir():
-            if file.name != LOCK:
-                file.unlink()
+        """Delete the folder: its map is complete. Files that are not ours stay, and the folder with them."""
+        _clear(self.folder)
         # The lock's file goes last, while we hold it: until then nobody can begin another run here. Windows deletes no
         # file that is open; there it goes when the lock is released.
         with suppress(OSError):
@@ -95,7 +112,7 @@ def write_loose(folder: Path, number: int, part: bytes) -> str:
     # Only the holder of the lock decides what is done: a process that outlived its run can leave nothing but litter.
     file = folder / f".{number:07}.tif.{secrets.token_hex(8)}.tmp"
     with file.open("xb") as dst:
-        dst.write(part)
+        dst.write(sealed(part, number))
         dst.flush()
         os.fsync(dst.fileno())
     return file.name
@@ -124,7 +141,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def open_journal(
-    out: Path, manifest: Mapping[str, Any], *, restart: bool, beside: Sequence[Path] = ()
+    out: Path,
+    manifest: Mapping[str, Any],
+    *,
+    restart: bool,
+    beside: Sequence[Path] = (),
+    is_part: Callable[[int, Path], bool] = lambda number, file: True,
 ) -> Iterator[Journal]:
     """Open the journal of an output, which is ours alone while the context lasts.
 
@@ -133,13 +155,15 @@ def open_journal(
         manifest: Everything on which a part depends, by a name that a user understands, as JSON holds it.
         restart: Discard what another run left.
         beside: Files that the run writes apart from ``out``.
+        is_part: Says of a part without a seal, from version 0.1.0, whether its size is right and it can be read.
 
     Raises:
-        ConfigError: Another run is at work on this output, or left parts of another map.
+        ConfigError: Another run is at work on this output, or left parts of another map, or the folder is not ours.
     """
     folder = out.with_name(out.name + SUFFIX)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is in the way of the folder for parts of the map; move it")
+    _check_ours(folder, out)
     lock = _lock(folder, out)
     try:
         # Half-written files are those of a run that was killed: while we hold the lock, nobody else writes them.
@@ -148,8 +172,13 @@ def open_journal(
                 old.unlink(missing_ok=True)
         for old in folder.glob(".*.tmp"):
             old.unlink(missing_ok=True)
-        _check_manifest(folder, out, manifest, restart=restart)
+        if not _check_manifest(folder, out, manifest, restart=restart):
+            _seal_all(folder, is_part)
+        # Written even if it agrees, which brings an older manifest up to date.
+        content = json.dumps({**manifest, **_SEALED}, indent=2) + "\n"
+        atomic_write_bytes(folder / MANIFEST, content.encode())
         journal = Journal(folder)
+        journal.discard_damaged()
         try:
             yield journal
         finally:
@@ -189,14 +218,65 @@ def _holder(lock_file: Path) -> str:
     return "another process"
 
 
-def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, Any], *, restart: bool) -> None:
+def _check_ours(folder: Path, out: Path) -> None:
+    """Raise ConfigError if a folder holds files and is not the folder of parts of a run."""
+    names: dict[str, Path] = {}
+    with suppress(FileNotFoundError):  # there is none yet, or a run that just ended removed it
+        names = {file.name: file for file in folder.iterdir()}
+    with suppress(DataError):  # a damaged manifest says nothing
+        if "images" in (read_manifest(folder) or {}):
+            return
+    # A run was killed before it wrote its manifest, or a 0.1.0 while it removed what it had: the lock is still there.
+    foreign = [name for name, file in names.items() if not _OURS.fullmatch(name) or file.is_dir()]
+    foreign += [] if LOCK in names else [name for name in names if not name.endswith(".tmp")]
+    if foreign:
+        raise ConfigError(
+            f"{folder}: is needed for parts of the map, but holds files that are not caswit's ({min(foreign)}); "
+            f"move it, or give another name than {out.name}"
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Delete our files in a folder of parts, except the lock."""
+    # The manifest goes last: whatever is left by a kill can be told from a user's files.
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == MANIFEST):
+        if _OURS.fullmatch(file.name) and file.name != LOCK:
+            file.unlink()
+
+
+def _seal_all(folder: Path, is_part: Callable[[int, Path], bool]) -> None:
+    """Seal the parts of an older version, after a look at each."""
+    damaged = []
+    for number, file in finished_parts(folder):
+        if is_sealed(file, number):  # by a run that was killed here
+            continue
+        if file.stat().st_size == 0 if file.suffix == EMPTY else is_part(number, file):
+            add_seal(file, number)
+        else:
+            damaged.append(number)
+    _discard(folder, damaged)
+
+
+def _discard(folder: Path, damaged: Sequence[int]) -> None:
+    """Delete the parts of some blocks, and say so."""
+    for number in damaged:
+        for suffix in _DONE:
+            (folder / f"{number:07}{suffix}").unlink(missing_ok=True)
+    if damaged:
+        more = f" and {len(damaged) - _LISTED} more" if len(damaged) > _LISTED else ""
+        numbers = ", ".join(map(str, damaged[:_LISTED])) + more
+        log.warning("%s: parts are missing or damaged; computing these blocks again: %s", folder, numbers)
+
+
+def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, Any], *, restart: bool) -> bool:
+    """Return whether the parts have seals; raise ConfigError if they are those of other settings."""
     old = None if restart else read_manifest(folder)
     # Parts without a manifest may belong to any settings, so they are deleted.
     if old is None:
-        for part in folder.iterdir():
-            if part.name != LOCK:
-                part.unlink()
-    elif (old := {name: manifest[name] for name in _SINCE_0_1 if name in manifest} | old) != manifest:
+        _clear(folder)
+        return True
+    parts = old.pop("parts", None)
+    if (old := {name: manifest[name] for name in _SINCE_0_1 if name in manifest} | old) != manifest:
         names = [name for name in sorted({*old, *manifest}) if old.get(name) != manifest.get(name)]
         names = [name for name in names if name != "layout"] or names  # where blocks lie follows from other entries
         shown = [{n: one_line(m.get(n, "not set")) for n in names} for m in (old, manifest)]
@@ -205,5 +285,4 @@ def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, Any], *, res
             f"{folder}: holds {len(finished_parts(folder))} finished blocks of another run: {'; '.join(differs)}; "
             f"use the same settings, give another name than {out.name}, or discard the blocks with --restart"
         )
-    # Written even if it agrees, which brings a manifest of version 0.1.0 up to date.
-    atomic_write_bytes(folder / MANIFEST, (json.dumps(dict(manifest), indent=2) + "\n").encode())
+    return parts == _SEALED["parts"]

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from caswit.config import OutputConfig
 from caswit.errors import ConfigError
-from caswit.files import atomic_path, atomic_write_bytes
+from caswit.files import atomic_path, atomic_write_bytes, try_writing
 from caswit.mapping.journal import Journal
+from caswit.mapping.own_files import may_replace
 from caswit.mapping.plan import MapPlan, PlannedBlock
 from caswit.mapping.sidecars import class_band, qgis_style, stac_item, tags
 from caswit.raster.cog import PlacedPart, assemble, read_part
 from caswit.raster.georef import Grid
+from caswit.raster.image_files import files_behind
 from caswit.raster.reader import is_remote
 from caswit.raster.vrt import Band
 from caswit.weights.model_folder import LoadedModel
@@ -27,25 +29,51 @@ class Targets(NamedTuple):
     vector: Path | None
 
     @staticmethod
-    def of(out: Path, outputs: OutputConfig, images: Sequence[str]) -> "Targets":
+    def of(out: Path, outputs: OutputConfig, images: Sequence[str], *, overwrite: bool = False) -> "Targets":
         """Collect all files to write.
 
+        Args:
+            out: The map.
+            outputs: The files that were asked for beside it.
+            images: The images; neither they nor the files behind them are ever overwritten.
+            overwrite: Files that caswit did not write may be overwritten.
+
         Raises:
-            ConfigError: One cannot be written, or would overwrite an image or another output.
+            ConfigError: One cannot be written, or would overwrite an image, another output or somebody's file.
         """
         if out.suffix.lower() not in (".tif", ".tiff"):
             raise ConfigError(f"{out}: maps are GeoTIFFs; give a name that ends in .tif")
         given = [out, *(Path(f) if f else None for f in (outputs.confidence, outputs.probabilities, outputs.vector))]
         for file in given:
             if file is not None:
-                _check_place(file, images)
+                _check_place(file)
         # Compare resolved paths: two names may be the same file.
         real = [None if file is None else file.resolve() for file in given]
         for number, file in enumerate(real):
             if file is not None and file in real[:number]:
                 raise ConfigError(f"{given[number]}: two outputs have this name; give each its own")
         assert real[0] is not None
-        return Targets(real[0], *real[1:])
+        targets = Targets(real[0], *real[1:])
+        targets.check_replaced(images, overwrite=overwrite)
+        for file in (targets.map, *targets.beside()):
+            try_writing(file)
+        return targets
+
+    def check_replaced(self, images: Sequence[str], *, overwrite: bool) -> None:
+        """Raise ConfigError if a file that would be replaced is an image, or caswit did not write it."""
+        there = [file for file in (self.map, *self.beside()) if file.exists()]
+        # Files behind the images are looked for only if one of them could be replaced.
+        behind = files_behind(images) if there else []
+        for file in there:
+            if not file.is_file():
+                raise ConfigError(f"{file}: is in the way of a file beside the map; move it")
+            if any(image.exists() and file.samefile(image) for image in behind):
+                raise ConfigError(f"{file}: is {'an' if len(behind) > 1 else 'the'} input image; give another name")
+            if not overwrite and not may_replace(file, self.map):
+                raise ConfigError(
+                    f"{file}: exists, and caswit did not write it; give another name for the map (the last one on the "
+                    "command line) or the file, or replace it with --overwrite"
+                )
 
     @property
     def style(self) -> Path:
@@ -66,7 +94,7 @@ class Targets(NamedTuple):
         return {name: file for name, file in self._asdict().items() if name != "map" and file is not None}
 
 
-def _check_place(file: Path, images: Sequence[str]) -> None:
+def _check_place(file: Path) -> None:
     if is_remote(str(file)):
         raise ConfigError(f"{file}: maps can only be written to local files; copy the map there afterwards")
     if not file.resolve().parent.is_dir():
@@ -74,8 +102,6 @@ def _check_place(file: Path, images: Sequence[str]) -> None:
     # A finished file is renamed to its final name, which would replace a device or a pipe.
     if file.exists() and not file.is_file():
         raise ConfigError(f"{file}: is {'a folder' if file.is_dir() else 'not a plain file'}; give another name")
-    if file.exists() and any(not is_remote(i) and Path(i).exists() and file.samefile(i) for i in images):
-        raise ConfigError(f"{file}: is {'an' if len(images) > 1 else 'the'} input image; give another name")
 
 
 def write_outputs(

@@ -18,10 +18,11 @@ from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
 from caswit.raster.georef import Grid
+from caswit.raster.image_files import describe, files_behind
 from caswit.raster.mosaic import Source, build_mosaic, open_image
 from caswit.raster.reader import PixelEncoding, is_remote
 from caswit.raster.resample import Axis, reading_ratio
-from caswit.raster.windows import Window, block_windows
+from caswit.raster.windows import Window, block_windows, count_blocks
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
 from caswit.weights.zoo import choose
 
@@ -34,6 +35,20 @@ SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".
 """Files of a folder that are taken for images."""
 _GSD_OFF = 1.5
 """Ground sizes of a pixel that differ by more than this factor are worth a warning."""
+
+
+class ImageState(NamedTuple):
+    """Fingerprints of the images and of the files behind them, by which a change is noticed."""
+
+    images: str
+    sidecars_and_sources: str
+
+    @staticmethod
+    def of(images: Sequence[str]) -> "ImageState":
+        """Look at the files as they are now."""
+        own = {Path(name).resolve() for name in images}
+        behind = [describe(file) for file in files_behind(images) if file not in own]
+        return ImageState(fingerprint(images), _digest([text for text in behind if text]))
 
 
 class Bands(NamedTuple):
@@ -79,6 +94,11 @@ class BlockLayout(NamedTuple):
         ratio = reading_ratio(source_gsd_m, read_gsd_m) if source_gsd_m and read_gsd_m else 1.0
         return BlockLayout(grid.height, grid.width, ratio, tile_px, overlap_px, max(1, round(block_px / ratio)))
 
+    def number_of_blocks(self) -> int:
+        """Return the number of blocks."""
+        rows, cols = Axis(self.height, self.ratio), Axis(self.width, self.ratio)
+        return count_blocks(rows.length, cols.length, self.tile_px, self.overlap_px, self.block_px)
+
     def blocks(self) -> list[PlannedBlock]:
         """Return every block, row by row."""
         rows, cols = Axis(self.height, self.ratio), Axis(self.width, self.ratio)
@@ -98,6 +118,8 @@ class MapPlan:
 
     sources: tuple[Source, ...]
     """The images, in the order in which they were given."""
+    state: ImageState
+    """The images as they were before the first of them was opened."""
     grid: Grid
     """The grid of the images and of the map."""
     model: str
@@ -159,8 +181,10 @@ class MapPlan:
         """Return all on which a part depends, by names that a user understands, and where the blocks lie."""
         aoi = self.run.aoi
         facts = {
-            "images": f"{self.title} ({fingerprint([s.path for s in self.sources])})",
+            "images": f"{self.title} ({self.state.images})",
+            "sidecars_and_sources": self.state.sidecars_and_sources,
             "model": f"{loaded.name} ({loaded.digest})",
+            "model_config": loaded.config_digest,
             **self.facts(),
             **map_settings(self.run),
             **map_settings(self.outputs),
@@ -179,6 +203,8 @@ def make_plan(
     Raises:
         CaswitError: Images, model and settings cannot be used, or not together.
     """
+    # Before anything is opened: what is rewritten from here on is noticed at the end.
+    state = ImageState.of(images)
     loaded = None if model is None else load_model(model)
     # A model of the zoo is chosen by what the headers say, so they are read with the usual bands before it is known.
     bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
@@ -193,6 +219,7 @@ def make_plan(
     overlap_px, read_gsd_m = _overlap_px(settings, info.tile.tile_px), _read_gsd_m(info, settings, source_gsd_m)
     plan = MapPlan(
         sources=sources,
+        state=state,
         grid=grid,
         model=str(model),
         settings=replace(settings, bands=settings.bands or info.bands, overlap_px=overlap_px),
@@ -310,11 +337,8 @@ def _expand(word: str) -> list[str]:
 def fingerprint(names: Sequence[str]) -> str:
     """Return 16 hexadecimal digits that change when an image does: of names, sizes and times of change."""
     # Contents are left out: hashing the images of a country takes hours. For an address only the name is known.
-    facts = []
-    for name in names:
-        if is_remote(name):
-            facts.append(name)
-        else:
-            status = Path(name).stat()
-            facts.append(f"{Path(name).resolve()} {status.st_size} {status.st_mtime_ns}")
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    return _digest([describe(Path(name).resolve()) or name for name in names])
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
+from caswit.errors import ConfigError, DataError
 from caswit.mapping.journal import Journal, open_journal
 from caswit.mapping.local import Engine, LocalEngine
 from caswit.mapping.outputs import Targets, write_outputs
-from caswit.mapping.plan import MapPlan, PlannedBlock, list_images, make_plan
+from caswit.mapping.plan import ImageState, MapPlan, PlannedBlock, list_images, make_plan
 from caswit.progress import Progress
+from caswit.raster.cog import is_part
 from caswit.raster.reader import bounded_cache, quiet
 from caswit.weights.model_folder import LoadedModel
+
+_MANY_BLOCKS = 1_000_000
+"""Blocks that are begun without being asked for: four countries of the size of Switzerland at 10 cm."""
+_ATTEMPTS = 3
+"""How often blocks whose parts do not last are computed before the disk is blamed."""
 
 
 class MapResult(NamedTuple):
@@ -50,10 +57,12 @@ def predict(
     """
     settings, outputs, run = settings or PredictConfig(), outputs or OutputConfig(), run or MapRunConfig()
     names = list_images([str(i) for i in ([images] if isinstance(images, str | Path) else images)])
-    targets = Targets.of(out, outputs, names)
+    inputs = [*names, run.aoi] if run.aoi else names
+    targets = Targets.of(out, outputs, inputs, overwrite=run.overwrite)
     # Everything that a user can have got wrong is refused from here to the journal: before hours of work, not after.
     start_engine = _engine(run)
     plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run)
+    _check_size(plan)
     blocks = plan.blocks()
     with ExitStack() as stack:
         stack.enter_context(bounded_cache())
@@ -61,14 +70,57 @@ def predict(
         engine = stack.enter_context(start_engine(plan, loaded))
         plan = plan.computed_in(engine.precision)
         manifest = plan.manifest(loaded)
-        journal = stack.enter_context(open_journal(targets.map, manifest, restart=run.restart, beside=targets.beside()))
-        _map_blocks(blocks, engine, journal, run, f"predict {Path(names[0]).name} with {loaded.name}")
+        shapes = {b.number: (plan.bands.count(len(loaded.info.classes)), *b.native[2:]) for b in blocks}
+        journal = stack.enter_context(
+            open_journal(
+                targets.map,
+                manifest,
+                restart=run.restart,
+                beside=targets.beside(),
+                is_part=lambda number, file: number in shapes and is_part(file, shapes[number]),
+            )
+        )
+        for attempt in range(_ATTEMPTS):
+            _map_blocks(blocks, engine, journal, run, f"predict {Path(names[0]).name} with {loaded.name}")
+            _check_images(names, plan, journal)
+            # What lay on a disk for days may have been damaged or deleted since: GDAL would make map of it.
+            damaged = journal.discard_damaged()
+            if not damaged:
+                break
+            if attempt == _ATTEMPTS - 1:
+                raise DataError(
+                    f"{journal.folder}: the parts of {len(damaged)} blocks were missing or damaged {_ATTEMPTS} times "
+                    "after they were written; check the disk, then repeat the same call"
+                )
+        # Hours may have passed: somebody may have put a file in the place of an output.
+        targets.check_replaced(inputs, overwrite=run.overwrite)
         write_outputs(targets, plan, blocks, journal, loaded)
         # A run that skipped blocks keeps its parts: the same call tries those blocks alone again.
         if not journal.skipped:
             journal.remove()
     whys = journal.skipped
     return MapResult(out, tuple(_described(b, whys[b.number]) for b in blocks if b.number in whys))
+
+
+def _check_size(plan: MapPlan) -> None:
+    """Raise ConfigError if there are more blocks than a country has, before a list of them fills the memory."""
+    count, layout = plan.layout.number_of_blocks(), plan.layout
+    if count > _MANY_BLOCKS and not plan.run.yes:
+        raise ConfigError(
+            f"{plan.title}: {layout.height:,} x {layout.width:,} pixels are {count:,} blocks; if that is the size of "
+            "the image, take a larger --block-px, or begin with --yes"
+        )
+
+
+def _check_images(names: Sequence[str], plan: MapPlan, journal: Journal) -> None:
+    """Raise DataError, and discard the parts, if an image was changed since the plan was made."""
+    if ImageState.of(names) != plan.state:
+        # Nobody knows which of the blocks are of the old image, so no later run may go on from them.
+        journal.remove()
+        raise DataError(
+            f"{plan.title}: was changed while the map was made, or a file beside it or a source of it was, so blocks "
+            "may be of either version; they are discarded: repeat the same call once the image stays as it is"
+        )
 
 
 def _engine(run: MapRunConfig) -> Callable[[MapPlan, LoadedModel], Engine]:

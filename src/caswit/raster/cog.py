@@ -45,6 +45,26 @@ def encode_part(pixels: UInt8) -> bytes:
         return bytes(memory.getbuffer())
 
 
+def read_tags(file: Path) -> dict[str, str]:
+    """Return the tags of a GeoTIFF; none of a file that is no GeoTIFF."""
+    try:
+        with quiet(), rasterio.open(file, driver="GTiff") as src:
+            tags: dict[str, str] = src.tags()
+    except GDAL_ERRORS:
+        return {}
+    return tags
+
+
+def is_part(file: Path, shape: tuple[int, int, int]) -> bool:
+    """Return whether a file is a part of this shape, (bands, H, W), and every pixel of it can be read."""
+    try:
+        with quiet(), rasterio.open(file, driver="GTiff") as src:
+            pixels = src.read()
+    except GDAL_ERRORS:
+        return False
+    return bool(pixels.dtype == "uint8" and pixels.shape == shape)
+
+
 def read_part(file: Path, band: int = 1) -> UInt8:
     """Read one band of a part: (H, W)."""
     try:

@@ -4,8 +4,11 @@ Polygons come in pixels and are placed on the ground here; their areas are squar
 """
 
 import json
+import re
+import sqlite3
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -20,6 +23,9 @@ from caswit.raster.georef import Grid
 from caswit.raster.polygons import ClassPolygon
 
 FORMATS = (".gpkg", ".parquet", ".geojson")
+_COLUMNS = ["class", "name", "area_m2"]
+_LAYER = "landcover"
+_GEOJSON = '{"type": "FeatureCollection", "features": ['
 _AT_ONCE = 5000
 """Polygons held before they are written."""
 
@@ -126,14 +132,14 @@ class _GeoPackage:
     def write(self, features: Features) -> None:
         columns = [features.ids.astype(np.int32), features.names, features.areas_m2]
         crs = self.crs.to_wkt() if self.crs else None
-        options = {"driver": "GPKG", "layer": "landcover", "geometry_type": "Polygon", "append": self.begun}
+        options = {"driver": "GPKG", "layer": _LAYER, "geometry_type": "Polygon", "append": self.begun}
         shapes = shapely.to_wkb(features.shapes)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # a photograph has none
                 # Its name ends in .tmp until it is complete.
                 warnings.filterwarnings("ignore", "The filename extension", RuntimeWarning)
-                pyogrio.raw.write(self.file, shapes, columns, ["class", "name", "area_m2"], crs=crs, **options)
+                pyogrio.raw.write(self.file, shapes, columns, _COLUMNS, crs=crs, **options)
         except RuntimeError as error:  # pyogrio's kinds all are, and SQLite's words for a full disk arrive as one
             folder = self.file.parent
             raise DataError(
@@ -150,7 +156,7 @@ class _GeoJson:
     def __init__(self, file: Path, ground: Ground) -> None:
         self._to_degrees = Transformer.from_crs(ground.crs, 4326, always_xy=True) if ground.crs else None
         self._file = file.open("w", encoding="utf-8")
-        self._file.write('{"type": "FeatureCollection", "features": [')
+        self._file.write(_GEOJSON)
         self._separator = "\n"
 
     def write(self, features: Features) -> None:
@@ -192,6 +198,29 @@ class _GeoParquet:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def written_here(file: Path) -> bool:
+    """Return whether a file holds nothing but polygons as ``PolygonWriter`` writes them."""
+    kind = file.suffix.lower()
+    try:
+        if kind == ".gpkg":
+            with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as found:
+                layers = found.execute("SELECT table_name FROM gpkg_contents").fetchall()
+                columns = [row[1] for row in found.execute(f"PRAGMA table_info({_LAYER})")]
+            # A layer or a column that somebody added would be lost.
+            return layers == [(_LAYER,)] and columns == ["fid", "geom", *_COLUMNS]
+        if kind == ".parquet":
+            from pyarrow import parquet
+
+            names: list[str] = parquet.read_schema(file).names
+            return names == [*_COLUMNS, "geometry"]
+        with file.open("rb") as opened:
+            begin = opened.read(200).decode(errors="replace")
+    except (sqlite3.Error, OSError, ValueError):  # pyarrow's own errors are ValueErrors
+        return False
+    feature = r'\n(\]\}|\{"type": "Feature", "properties": \{"class": \d+, "name": )'
+    return re.match(re.escape(_GEOJSON) + feature, begin) is not None
 
 
 def check_vector(file: Path, source_gsd_m: float | None, min_area_m2: float, simplify_m: float) -> None:

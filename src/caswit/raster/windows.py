@@ -129,6 +129,15 @@ def block_windows(height: int, width: int, tile_px: int, overlap_px: int, block_
             yield _union(some_rows, some_cols)
 
 
+def count_blocks(height: int, width: int, tile_px: int, overlap_px: int, block_px: int) -> int:
+    """Return how many windows ``block_windows`` yields, without making them."""
+    step = tile_px - overlap_px
+    in_block = max(1, (block_px - overlap_px) // step)
+    # One tile, and another for each step that it leaves uncovered.
+    rows, cols = (1 + max(0, -(-(length - tile_px) // step)) for length in (height, width))
+    return -(-rows // in_block) * -(-cols // in_block)
+
+
 def block_at(window: Window, height: int, width: int, tile_px: int, overlap_px: int, *, halo: bool) -> Block:
     """Return the block of one of ``block_windows``; with a halo, with every tile that has a pixel in the window."""
     rows = _spans_in(window.row, window.row + window.height, height, tile_px, overlap_px, halo)

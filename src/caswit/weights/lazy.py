@@ -5,6 +5,7 @@ since it can be read once more. A network that is only read to be arranged in an
 then takes no memory of its own.
 """
 
+import hashlib
 import json
 import mmap
 import threading
@@ -46,6 +47,7 @@ class LazyWeights(Mapping[str, Tensor]):
         header = json.loads(self._memory[8:begin])
         header.pop("__metadata__", None)
         self._tensors = {name: self._tensor(begin, **entry) for name, entry in header.items()}
+        self._ends = {name: begin + entry["data_offsets"][1] for name, entry in header.items()}
 
     def _tensor(self, begin: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> Tensor:
         kind, (first, last) = _TYPES[dtype], data_offsets
@@ -63,6 +65,22 @@ class LazyWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def digest(self) -> tuple[str, str | None]:
+        """Return the file's SHA-256 in hexadecimal digits, and the first tensor with NaN or infinity, if there is one.
+
+        Both in one pass, as the file may be larger than the memory that keeps what was read.
+        """
+        digest, unusable, begin = hashlib.sha256(), None, 0
+        # Tensors lie one behind the other, so each is checked right after its bytes were read.
+        for name, end in sorted(self._ends.items(), key=lambda entry: entry[1]):
+            digest.update(memoryview(self._memory)[begin:end])
+            if unusable is None and not all_finite(self._tensors[name]):
+                unusable = name
+            begin = end
+            self._release()
+        digest.update(memoryview(self._memory)[begin:])
+        return digest.hexdigest(), unusable
 
     @contextmanager
     def released(self) -> Iterator[None]:
@@ -86,6 +104,15 @@ class LazyWeights(Mapping[str, Tensor]):
         # memory share: once there was one, nothing is released any more.
         if hasattr(mmap, "MADV_DONTNEED") and not any(x._version for x in self._tensors.values()):
             self._memory.madvise(mmap.MADV_DONTNEED)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Return whether no value is NaN or infinite."""
+    if not values.is_floating_point() or not values.numel():
+        return True
+    # NaN is handed on; unlike isfinite() of every value, this takes no memory.
+    low, high = values.aminmax()
+    return bool(low.isfinite() & high.isfinite())
 
 
 class _Unfilled(TorchFunctionMode):

@@ -29,7 +29,7 @@ from caswit.nn.caswit import CASWiT
 from caswit.nn.simmim import SimMIM
 from caswit.weights import zoo
 from caswit.weights.hub import fetch, is_on_hub
-from caswit.weights.lazy import LazyWeights, with_weights
+from caswit.weights.lazy import LazyWeights, all_finite, with_weights
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -95,6 +95,8 @@ class LoadedModel(NamedTuple):
     name: str
     digest: str
     """SHA-256 of the weights file, in hexadecimal digits."""
+    config_digest: str = ""
+    """SHA-256 of all in the config that changes what is predicted, shortened to 16 hexadecimal digits."""
     weights: LazyWeights | None = None
     """The file that the network's weights still lie in, if they do."""
 
@@ -162,12 +164,18 @@ def load_model(folder: Path | str) -> LoadedModel:
             network = cast("CASWiT", with_weights(lambda: build(info), lazy))
         else:
             network = build(info)
-            network.load_state_dict(load_file(folder / WEIGHTS))
+            loaded = load_file(folder / WEIGHTS)
+            network.load_state_dict(loaded)
+    if lazy is not None:
+        digest, unusable = lazy.digest()
+    else:
+        digest, unusable = file_digest(folder), _unusable(loaded)
+    _check_finite(folder, unusable)
     whole = folder.resolve()
     # runs/town/model is called town; the name of a download's folder in the cache says nothing.
     name = whole.parent.name if whole.name == "model" else whole.name
     name = given if is_on_hub(given) else name
-    return LoadedModel(network.eval(), info, name, file_digest(folder), lazy)
+    return LoadedModel(network.eval(), info, name, digest, _config_digest(folder), lazy)
 
 
 def load_pretrained(path: Path | str) -> LoadedPretrained:
@@ -187,8 +195,22 @@ def load_pretrained(path: Path | str) -> LoadedPretrained:
     own = network.network.state_dict()
     with _weights_errors(folder):
         weights = load_file(folder / WEIGHTS)
+        _check_finite(folder, _unusable(weights))
         network.load_state_dict({(_NETWORK + name if name in own else name): x for name, x in weights.items()})
     return LoadedPretrained(network.eval(), info)
+
+
+def _unusable(weights: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, values in weights.items() if not all_finite(values)), None)
+
+
+def _check_finite(folder: Path, unusable: str | None) -> None:
+    # Such a network gives every pixel the first class, without an error.
+    if unusable is not None:
+        raise ModelError(
+            f"{folder / WEIGHTS}: {unusable} holds NaN or infinity; the file is damaged or the training diverged: "
+            "train or download the model again"
+        )
 
 
 def model_folder(path: Path | str) -> Path:
@@ -212,6 +234,17 @@ def file_digest(folder: Path) -> str:
     """Return the SHA-256 of a model folder's weights, in hexadecimal digits."""
     with (folder / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _config_digest(folder: Path) -> str:
+    """Return 16 hexadecimal digits that change with what is predicted, not with names, colours or scores."""
+    # Of the settings as the file writes them: those that a later version adds would change a digest of all settings.
+    file = folder / CONFIG
+    with config_errors(file):
+        content = read_config(file)
+        classes = [[c["id"], c.get("ignore", False)] for c in content["classes"]]
+        facts = {"classes": classes, **{name: content[name] for name in ("model", "tile", "bands")}}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def build(info: ModelInfo, *, context_head: bool = False, pretrained: bool = False) -> Network:

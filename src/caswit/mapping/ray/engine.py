@@ -48,7 +48,7 @@ class RayEngine:
     """
 
     def __init__(self, plan: MapPlan, loaded: LoadedModel) -> None:
-        self._digest = loaded.digest
+        self._digest = loaded.digest + loaded.config_digest
         self.precision = ""  # what all workers compute in: that of the first to start
         self._starting: dict[Any, Any] = {}
         self._ready: dict[Any, WorkerInfo] = {}
@@ -144,7 +144,7 @@ class RayEngine:
         if info.version != __version__:
             raise ConfigError(f"{info.host} has caswit {info.version}, this machine {__version__}; install the same")
         if info.digest != self._digest:
-            raise ConfigError(f"{info.host} has other weights in the model folder than this machine; copy them there")
+            raise ConfigError(f"{info.host} has another model in the model folder than this machine; copy them there")
         if self.precision not in ("", info.precision):
             raise ConfigError(
                 f"{info.host} computes in {info.precision}, others in {self.precision}; add --precision fp32"

@@ -26,7 +26,7 @@ class WorkerInfo(NamedTuple):
     process: int
     precision: str = ""
     digest: str = ""
-    """SHA-256 of its model's weights."""
+    """Digests of its model: weights and config."""
     version: str = __version__
     error: CaswitError | None = None
     """Reason why the worker cannot work; None where it can."""
@@ -40,7 +40,7 @@ class BlockResult(NamedTuple):
     unreadable: DataError | None = None
     """Error of reading the images of the block."""
     failed: CaswitError | OSError | None = None
-    """Error of writing the part."""
+    """Error of computing the block or of writing its part."""
 
 
 class Worker:
@@ -65,7 +65,7 @@ class Worker:
             self._mapper = BlockMapper(self._plan, loaded)
         except CaswitError as error:
             return WorkerInfo(host, os.getpid(), error=error)
-        return WorkerInfo(host, os.getpid(), self._mapper.precision, loaded.digest)
+        return WorkerInfo(host, os.getpid(), self._mapper.precision, loaded.digest + loaded.config_digest)
 
     def block(self, window: Window, number: int, folder: Path) -> BlockResult:
         """Map a block and write its part into the folder, for the driver to adopt."""
@@ -77,9 +77,9 @@ class Worker:
                 return BlockResult(unreadable=error)
         if pixels is None:
             return BlockResult()
-        with self._computing:
-            values = self._mapper.compute(block, pixels)
         try:
+            with self._computing:
+                values = self._mapper.compute(block, pixels)
             return BlockResult(write_loose(folder, number, encode_part(values)))
         except FileNotFoundError:
             return BlockResult(failed=not_shared(folder, f"is not on {socket.gethostname()}"))

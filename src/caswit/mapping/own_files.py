@@ -1,0 +1,49 @@
+"""Which files caswit wrote, so that a new map may replace them.
+
+A forgotten OUT makes the last image the map. So a file is replaced without being asked only if its content says that
+caswit wrote it, in this version or in 0.1.0: then the same call can be repeated.
+"""
+
+import json
+from pathlib import Path
+
+from caswit.raster.cog import read_tags
+
+_STYLE = (
+    '<qgis styleCategories="Symbology" version="3.28"><pipe>'
+    '<rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1" nodataColor="">'
+)
+"""How the styles of ``sidecars.qgis_style`` begin. QGIS itself writes more attributes, and more lines."""
+
+
+def may_replace(file: Path, out: Path) -> bool:
+    """Return whether a file is missing, empty, or was written by caswit for the map ``out`` or another one."""
+    if not file.exists() or file.stat().st_size == 0:
+        return True
+    if file.suffix.lower() in (".tif", ".tiff"):
+        return _is_map(file)
+    if file.suffix == ".qml":
+        # A style that was changed and saved beside our map goes with the map, as it always has.
+        return _STYLE in _begin(file) or _is_map(out)
+    if file.name.endswith(".stac.json"):
+        return _is_item(file) or _is_map(out)
+    from caswit.raster.vector_files import written_here
+
+    return written_here(file)
+
+
+def _is_map(file: Path) -> bool:
+    # Confidence and probabilities have the tags of their map.
+    return any(name.startswith("CASWIT_") for name in read_tags(file))
+
+
+def _is_item(file: Path) -> bool:
+    try:
+        return "caswit" in json.loads(file.read_text(encoding="utf-8"))["properties"]["processing:software"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _begin(file: Path) -> str:
+    with file.open("rb") as opened:
+        return opened.read(1000).decode(errors="replace")
