@@ -11,7 +11,7 @@ from caswit.mapping.local import Engine, LocalEngine
 from caswit.mapping.outputs import Targets, write_outputs
 from caswit.mapping.plan import MapPlan, PlannedBlock, list_images, make_plan
 from caswit.progress import Progress
-from caswit.raster.reader import bounded_cache, quiet
+from caswit.raster.reader import quiet
 from caswit.weights.model_folder import LoadedModel
 
 
@@ -56,7 +56,6 @@ def predict(
     plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run)
     blocks = plan.blocks()
     with ExitStack() as stack:
-        stack.enter_context(bounded_cache())
         stack.enter_context(quiet())  # here, once: filters of warnings are shared by the threads that read and write
         engine = stack.enter_context(start_engine(plan, loaded))
         plan = plan.computed_in(engine.precision)

@@ -8,7 +8,6 @@ import uvicorn
 
 from caswit.config import ServeConfig
 from caswit.errors import ConfigError
-from caswit.raster.reader import bounded_cache
 from caswit.serve.app import make_app
 from caswit.serve.collection import Collection
 from caswit.serve.live import LiveModel
@@ -42,7 +41,7 @@ def serve(where: Path, model: Path | None, settings: ServeConfig, *, say: Callab
     # loopback only loopback names are answered; on another address the names of the machine are not known.
     hosts = (*_LOOPBACK, "[::1]") if settings.host in _LOOPBACK else ("*",)
     server = uvicorn.Server(uvicorn.Config(make_app(collection, live, hosts), log_level="warning", access_log=False))
-    with bounded_cache(), _bound(settings) as listening:
+    with _bound(settings) as listening:
         address, port = listening.getsockname()[:2]
         say(f"{count} image{'s' * (count > 1)}: http://{f'[{address}]' if ':' in address else address}:{port}")
         if settings.host not in _LOOPBACK:
