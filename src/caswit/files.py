@@ -1,7 +1,9 @@
 """Files that are either complete or absent whenever the process dies; YAML; paths that users write."""
 
 import os
+import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 import yaml
 
 from caswit.errors import DataError
+
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}(\.mode)?\.tmp")
+"""Names that ``atomic_path`` writes to."""
 
 
 @contextmanager
@@ -22,17 +27,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield partial
+        _settle(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def _settle(file: Path) -> None:
+    """Bring a file to the disk, and give it the mode of other new files."""
+    # Some writers, safetensors among them, make files that only their owner may read. The process's umask cannot be
+    # read without setting it, which other threads would notice; a file beside it shows what it is.
+    if not stat.S_IMODE(file.stat().st_mode) & 0o077:
+        probe = file.with_suffix(".mode.tmp")
+        try:
+            probe.touch(exist_ok=False)
+            file.chmod(stat.S_IMODE(probe.stat().st_mode))
+        finally:
+            probe.unlink(missing_ok=True)
+    with file.open("rb+") as written:
+        os.fsync(written.fileno())  # a rename may reach the disk before the bytes it names
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Delete what killed processes left of ``atomic_path`` in a folder that nobody else is writing to."""
+    for file in folder.glob(".*.tmp"):
+        if _PARTIAL.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+
+
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file, or leave what was there before."""
-    with atomic_path(path) as partial, partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # a rename may reach the disk before the bytes it names
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
 
 
 def cache_folder() -> Path:
