@@ -15,10 +15,17 @@ from caswit import __version__
 from caswit.cli.commands import COMMANDS
 from caswit.cli.parsing import closest, current_words, parse
 from caswit.cli.recipe import with_recipe
-from caswit.errors import CaswitError
+from caswit.errors import CaswitError, Stopped
 
 _USERS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
 """Errors of the file system that are not our bugs: no permission, no room, a file in place of a folder."""
+
+_GO_ON = {
+    "train": "the same command with --resume goes on",
+    "pretrain": "the same command with --resume goes on",
+    "table": "the same command goes on",
+}
+"""By command that continues what a stopped training saved: how."""
 
 EXTRAS = {
     "train": {"lightning", "tensorboard"},
@@ -80,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if error.errno not in _USERS:
             raise
         _fail(f"{error.filename or 'cannot write'}: {error.strerror}")
+    except Stopped as stopped:
+        _stop(words[0], stopped)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -100,6 +109,14 @@ def _run(name: str, words: Sequence[str]) -> None:
         if extra is None:
             raise
         raise CaswitError(f"{name} needs {missing}, which comes with: pip install 'caswit[{extra}]'") from error
+
+
+def _stop(name: str, stopped: Stopped) -> None:
+    """Say how to go on. Status 0 unless it was Ctrl-C, so that a job which saved in time may be queued again."""
+    remedy = _GO_ON.get(name)
+    if str(stopped):
+        print(f"caswit: {stopped}{'; ' + remedy if remedy else ''}", file=sys.stderr)
+    sys.exit(130 if stopped.interrupted else 0 if remedy else 128 + signal.SIGTERM)
 
 
 def _end(*_: object) -> None:

@@ -5,26 +5,39 @@ cut back to the step of that checkpoint on resuming.
 """
 
 import csv
+import errno
 import json
+import logging
+import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from caswit.config import PretrainRecipe, Recipe
 from caswit.config.renamed import with_new_names
 from caswit.errors import ConfigError
-from caswit.files import atomic_path, atomic_write_bytes
-from caswit.weights.model_folder import CONFIG, torch_load
+from caswit.files import atomic_path, atomic_write_bytes, remove_partial_files
+from caswit.weights.model_folder import CONFIG, is_complete, torch_load
 
+log = logging.getLogger(__name__)
+
+LOCK = "lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 LOOP_COLUMNS = ("step", "epoch", "loss", "lr", "tiles_per_s", "elapsed_s")
 COLUMNS = (*LOOP_COLUMNS, "val_miou", "val_mf1", "val_mbiou", "val_accuracy")
 AnyRecipe = Recipe | PretrainRecipe
-# A run may continue on another machine, or be given more time.
-FREE_TO_CHANGE = {"workers", "pictures", "save_every_s", "max_minutes", "accelerator"}
+# A run may continue on another machine, or be given more time. The batch must stay, however it is shared out.
+FREE_TO_CHANGE = {
+    *("workers", "pictures", "save_every_s", "max_minutes", "stop_minutes"),
+    *("accelerator", "devices", "accumulate"),
+}
 """Settings that may differ between a run and its continuation."""
 
 
@@ -47,8 +60,6 @@ class RunFolder:
 
     def check(self, recipe: AnyRecipe, *, resume: bool) -> None:
         """Raise ConfigError if a run of this recipe cannot begin, or be resumed, in the folder."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path}: is a file; give another --out")
         if not self.last.exists() and not self.best.exists():
             return  # nothing was saved, so nothing can be lost
         if not resume:
@@ -60,9 +71,46 @@ class RunFolder:
                 f"recipe ({self.recipe}), or give another --out"
             )
 
+    @contextmanager
+    def opened(self, recipe: AnyRecipe, *, resume: bool) -> Iterator[None]:
+        """Check the folder and keep other processes out of it; the system unlocks it when this process ends.
+
+        Raises:
+            ConfigError: A run of this recipe cannot begin, or be resumed, or another process is at work in the folder.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: is a file; give another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK, blocking=False, thread_local=False)
+        try:
+            lock.acquire()
+            with suppress(OSError):  # Windows lets nobody write to a locked file
+                (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        except Timeout:
+            raise ConfigError(
+                f"{self.path}: another run is at work in it ({self._holder()}); wait for it, or give another --out"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.info("%s: this file system has no locks; start only one run in this folder", self.path)
+        try:
+            self.check(recipe, resume=resume)
+            # Those of killed runs: while we hold the lock, nobody else writes here.
+            for folder in (self.path, self.last.parent, self.pictures, self.model):
+                remove_partial_files(folder)
+            yield
+        finally:
+            lock.release()
+
+    def _holder(self) -> str:
+        with suppress(OSError):
+            return (self.path / LOCK).read_text().strip() or "another process"
+        return "another process"
+
     def finished(self, recipe: AnyRecipe) -> bool:
         """Return whether the folder's model was made by this recipe."""
-        if not (self.model / CONFIG).is_file():
+        if not is_complete(self.model):
             return False
         made_by = json.loads((self.model / CONFIG).read_text(encoding="utf-8"))["provenance"].get("recipe")
         return made_by is not None and not any(_differences(made_by, recipe))
