@@ -43,6 +43,7 @@ _QUIET = {
     "pyogrio": logging.WARNING,
     "onnx_ir": logging.ERROR,  # these two say every number they put elsewhere
     "onnxscript": logging.ERROR,
+    "lightning.fabric.utilities.distributed": logging.WARNING,  # every process says its number
     "lightning.fabric.utilities.rank_zero": logging.WARNING,  # these say their precision twice at every start;
     "lightning.pytorch.utilities.rank_zero": logging.WARNING,  # their parents set their own levels
 }
