@@ -33,6 +33,19 @@ class ModelError(CaswitError):
     """A model folder or its weights cannot be used, or a model was given the wrong input."""
 
 
+class Stopped(Exception):
+    """A training was told to stop before its end, and is saved: the message says where. Not an error.
+
+    Args:
+        message: One line; empty in the processes of a run that leave messages to its first.
+        interrupted: By Ctrl-C.
+    """
+
+    def __init__(self, message: str, *, interrupted: bool = False) -> None:
+        super().__init__(message)
+        self.interrupted = interrupted
+
+
 def brief(value: Any) -> str:
     """Return a value as Python writes it, in one line of at most 120 characters however large or deep it is."""
     try:

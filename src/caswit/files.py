@@ -6,7 +6,9 @@ its reader declares as types (``checked``). Nothing else in the package calls a 
 
 import json
 import os
+import re
 import secrets
+import stat
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +27,9 @@ _MOST_REPEATED = 10_000
 _LARGEST, _LARGEST_INT = 1e300, 1 << 63
 """Numbers in a file are smaller than these."""
 
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}(\.mode)?\.tmp")
+"""Names that ``atomic_path`` writes to."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -36,6 +41,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = _partial(path)
     try:
         yield partial
+        _settle(partial)
         partial.replace(path)
     except OSError as error:
         # A full disk names no file, and nobody knows the temporary one.
@@ -60,12 +66,32 @@ def try_writing(path: Path) -> None:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another name or folder") from error
 
 
+def _settle(file: Path) -> None:
+    """Bring a file to the disk, and give it the mode of other new files."""
+    # Some writers, safetensors among them, make files that only their owner may read. The process's umask cannot be
+    # read without setting it, which other threads would notice; a file beside it shows what it is.
+    if not stat.S_IMODE(file.stat().st_mode) & 0o077:
+        probe = file.with_suffix(".mode.tmp")
+        try:
+            probe.touch(exist_ok=False)
+            file.chmod(stat.S_IMODE(probe.stat().st_mode))
+        finally:
+            probe.unlink(missing_ok=True)
+    with file.open("rb+") as written:
+        os.fsync(written.fileno())  # a rename may reach the disk before the bytes it names
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Delete what killed processes left of ``atomic_path`` in a folder that nobody else is writing to."""
+    for file in folder.glob(".*.tmp"):
+        if _PARTIAL.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+
+
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file, or leave what was there before."""
-    with atomic_path(path) as partial, partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # a rename may reach the disk before the bytes it names
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
 
 
 def cache_folder() -> Path:

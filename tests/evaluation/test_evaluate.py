@@ -12,9 +12,10 @@ from caswit.config import EvaluateConfig
 from caswit.data.dataset import load_dataset
 from caswit.data.reader import open_dataset_scene
 from caswit.errors import ConfigError, DataError
-from caswit.evaluation.evaluate import count_scenes, scored_tiles
+from caswit.evaluation.evaluate import count_scenes, scored_sample, scored_tiles
 from caswit.evaluation.metrics import Counts
 from caswit.evaluation.run import evaluate
+from caswit.evaluation.tile_pictures import grid_tiles
 from caswit.inference.load import load_predictor
 from caswit.raster.windows import tile_grid
 from caswit.weights.model_folder import load_model
@@ -94,6 +95,18 @@ def test_parts_of_a_split_add_up_to_it(dataset_file, model_folder):
     np.testing.assert_array_equal(joined.confusion, whole.confusion)
     np.testing.assert_array_equal(joined.boundary_union, whole.boundary_union)
     assert counts((0, 2)).confusion.sum() < whole.confusion.sum()
+
+
+def test_single_tiles_count_as_they_do_in_their_blocks(dataset_file, model_folder):
+    """So that a sample of a split is a sample of its score."""
+    dataset = load_dataset(dataset_file)
+    predictor, scenes = load_predictor(load_model(model_folder), EXACT), dataset.split("test")
+    every = grid_tiles(dataset, scenes, 32)
+    whole = count_scenes(predictor, dataset, scenes, tile_px=32, band_px=2)
+    alone = [list(scored_sample(predictor, dataset, every, band_px=2, part=(part, 2))) for part in (0, 1)]
+    joined = sum((tile.counts for part in alone for tile in part), start=Counts.zeros(3))
+    assert np.abs(joined.confusion - whole.confusion).sum() <= 2  # batches of other sizes round ties differently
+    assert [tile.tile for tile in alone[0]] == [tile for _, tile in every[::2]]
 
 
 class TestRefusals:

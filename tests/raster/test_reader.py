@@ -1,6 +1,9 @@
 """Reading rasters as they come."""
 
+import os
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,9 +11,10 @@ import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.env import get_gdal_config
+from torch.utils.data import DataLoader
 
 from caswit.errors import DataError
-from caswit.raster.reader import CACHE_MB, PixelEncoding, Raster, bounded_cache, write_raster
+from caswit.raster.reader import CACHE_MB, PixelEncoding, Raster, write_raster
 from caswit.raster.windows import Window
 from conftest import georeference
 
@@ -265,10 +269,7 @@ def test_a_window_of_nothing_is_nothing(make_raster, image, label):
 
 def test_the_cache_of_blocks_is_bounded_and_there():
     """It had room for 256 bytes: blocks were decoded once for the mask, again for the pixels, and for each window."""
-    outside = get_gdal_config("GDAL_CACHEMAX")
-    with bounded_cache():
-        assert get_gdal_config("GDAL_CACHEMAX") == CACHE_MB * 1024 * 1024
-    assert get_gdal_config("GDAL_CACHEMAX") == outside
+    assert get_gdal_config("GDAL_CACHEMAX") == CACHE_MB * 1024 * 1024
 
 
 @pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 0), ("uint8", 255), ("int16", -1), ("uint16", 65_535)])
@@ -283,3 +284,15 @@ def test_nodata_of_ids_is_what_gdals_mask_says(make_raster, dtype, nodata):
     assert np.array_equal(known[2:92, 3:133], mask)
     assert np.array_equal(values[2:92, 3:133], ids[0])
     assert known.sum() == mask.sum() < mask.size
+
+
+def test_the_cache_is_bounded_in_every_process_that_reads():
+    """36 reading processes wanted 180 % of a machine's memory. Workers are forked here, or import the module anew."""
+    code = "import caswit.data.sampler; from rasterio.env import get_gdal_config as get; print(get('GDAL_CACHEMAX'))"
+    environment = {name: value for name, value in os.environ.items() if name != "GDAL_CACHEMAX"}
+    for own, bound in (({}, CACHE_MB << 20), ({"GDAL_CACHEMAX": "64"}, 64 << 20)):
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment | own)
+        assert int(done.stdout) == bound
+    loader = DataLoader([0], num_workers=1, collate_fn=lambda _: get_gdal_config("GDAL_CACHEMAX"))
+    assert list(loader) == [CACHE_MB << 20]

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from caswit.cli.commands import COMMANDS
 from caswit.cli.parsing import closest, current_words, parse
 from caswit.cli.recipe import with_recipe
 from caswit.cli.signals import quiet_end
-from caswit.errors import CaswitError, brief, one_line
+from caswit.errors import CaswitError, Stopped, brief, one_line
 
 _OURS = {errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK}
 """Errors of the system that a program makes by itself; all others are what files, disks, limits and networks say."""
@@ -24,6 +25,13 @@ _MOST_SAID = 2000
 """Characters of an error: a path may be of any length."""
 
 _HINTS = {errno.EMFILE: "; try: ulimit -n 4096", errno.EFBIG: "; ulimit -f says how large a file may be"}
+
+_GO_ON = {
+    "train": "the same command with --resume goes on",
+    "pretrain": "the same command with --resume goes on",
+    "table": "the same command goes on",
+}
+"""By command that continues what a stopped training saved: how."""
 
 EXTRAS = {
     "train": {"lightning", "tensorboard"},
@@ -41,6 +49,7 @@ _QUIET = {
     "pyogrio": logging.WARNING,
     "onnx_ir": logging.ERROR,  # these two say every number they put elsewhere
     "onnxscript": logging.ERROR,
+    "lightning.fabric.utilities.distributed": logging.WARNING,  # every process says its number
     "lightning.fabric.utilities.rank_zero": logging.WARNING,  # these say their precision twice at every start;
     "lightning.pytorch.utilities.rank_zero": logging.WARNING,  # their parents set their own levels
 }
@@ -78,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with quiet_end():
             _run(words[0], words[1:])
+    except Stopped as stopped:
+        _stop(words[0], stopped)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # as of caswit info | head: nobody reads what is left, and Python would say so at its end
@@ -123,3 +134,11 @@ def _run(name: str, words: Sequence[str]) -> None:
         if extra is None:
             raise
         raise CaswitError(f"{name} needs {missing}, which comes with: pip install 'caswit[{extra}]'") from error
+
+
+def _stop(name: str, stopped: Stopped) -> None:
+    """Say how to go on. Status 0 unless it was Ctrl-C, so that a job which saved in time may be queued again."""
+    remedy = _GO_ON.get(name)
+    if str(stopped):
+        print(f"caswit: {stopped}{'; ' + remedy if remedy else ''}", file=sys.stderr)
+    sys.exit(130 if stopped.interrupted else 0 if remedy else 128 + signal.SIGTERM)

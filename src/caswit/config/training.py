@@ -112,6 +112,8 @@ class LearningConfig:
     """Length of the run in optimiser steps; null takes it from epochs."""
     max_minutes: float | None = None
     """Stop after so many minutes; the learning rate falls with the clock where that is ahead of the steps."""
+    stop_minutes: float | None = None
+    """Save and end this job after so many minutes; --resume goes on in the next, on the schedule of the whole run."""
     lr: float = 6e-5
     """Highest learning rate of AdamW."""
     min_lr: float = 1e-6
@@ -141,7 +143,7 @@ class LearningConfig:
     accelerator: str = "auto"
     """Device kind for Lightning Fabric: auto, cpu, cuda, mps."""
     devices: int = 1
-    """Number of devices; more than one trains data-parallel (DDP)."""
+    """Number of devices on all machines together; more than one trains data-parallel (DDP)."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
@@ -154,7 +156,7 @@ class LearningConfig:
             f"try {max(1, round(self.batch / parts)) * parts}",
         )
         check(self.epochs > 0, f"epochs must be above 0, got {self.epochs}")
-        for name in ("max_steps", "max_minutes", "clip_norm"):
+        for name in ("max_steps", "max_minutes", "stop_minutes", "clip_norm"):
             value = getattr(self, name)
             check(value is None or value > 0, f"{name} must be above 0 or null, got {value}")
         check(self.lr >= self.min_lr >= 0, f"lr must be at least min_lr, got lr={self.lr} and min_lr={self.min_lr}")
@@ -190,14 +192,17 @@ class TrainConfig(LearningConfig):
     becomes the model, while training goes on unchanged. Null: no EMA."""
     val_every_steps: int | None = None
     """Optimiser steps between validations; null: once an epoch."""
+    val_tiles: int | None = None
+    """Number of tiles, evenly spread over the validation split, that a validation scores; null: all."""
     keep: Literal["best", "last"] = "best"
     """Weights that become the model: those with the best validation mIoU, or those of the last step."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
         super().__post_init__()
-        every = self.val_every_steps
-        check(every is None or every > 0, f"val_every_steps must be above 0 or null, got {every}")
+        for name in ("val_every_steps", "val_tiles"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"{name} must be above 0 or null, got {value}")
         check(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             f"ema_decay must be between 0 and 1 or null, got {self.ema_decay}; try 0.99",

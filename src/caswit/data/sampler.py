@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
 
@@ -216,10 +217,15 @@ def training_loader(
         cast(TorchDataset[dict[str, torch.Tensor]], samples),
         batch_sampler=batches,
         num_workers=workers,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_begin_worker if workers else None,
     )
 
 
-def _one_thread(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
+    # Ctrl-C and the signals of a cluster reach every process of a run. The training process saves first, for which it
+    # still needs its workers; they end when it does.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     # Workers are as many as there are cores to spare: more threads in each would only wait for one another.
     torch.set_num_threads(1)

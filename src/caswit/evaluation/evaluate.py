@@ -175,6 +175,21 @@ def scored_tiles(
                     yield from _scored_block(predictor, dataset, opened, block, band_px, scored)
 
 
+def scored_sample(
+    predictor: Predictor,
+    dataset: Dataset,
+    tiles: Sequence[tuple[Scene, Tile]],
+    *,
+    band_px: int,
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[ScoredTile]:
+    """Predict and compare some tiles of the grid, one by one; otherwise as ``scored_tiles``."""
+    scored = scored_classes(dataset.classes, dataset, None)
+    for scene, tile in tiles[part[0] :: part[1]]:
+        with open_dataset_scene(dataset, scene) as opened:
+            yield from _scored_block(predictor, dataset, opened, Block(tile.owned, (tile,)), band_px, scored)
+
+
 def _scored_block(
     predictor: Predictor, dataset: Dataset, opened: SceneReader, block: Block, band_px: int, scored: Scored
 ) -> list[ScoredTile]:

@@ -49,12 +49,15 @@ def tile_picture(predictor: Predictor, scene: SceneReader, tile: Tile, context_f
     return TilePicture(title, sample.context, sample.tile, sample.label, predictor.tile(scene, tile.window))
 
 
+def grid_tiles(dataset: Dataset, scenes: Sequence[Scene], tile_px: int) -> list[tuple[Scene, Tile]]:
+    """Return the tiles of the grid without overlap, scene by scene."""
+    return [(scene, tile) for scene in scenes for tile in area_tiles(scene_areas(dataset, scene), tile_px)]
+
+
 def spread_tiles(dataset: Dataset, scenes: Sequence[Scene], tile_px: int, count: int) -> list[tuple[Scene, Tile]]:
     """Return at most ``count`` tiles of the grid without overlap, evenly spread over the scenes."""
     # Fixed places, not random ones: pictures of two runs or models show the same tiles.
-    everything = []
-    for scene in scenes:
-        everything += [(scene, t) for t in area_tiles(scene_areas(dataset, scene), tile_px)]
+    everything = grid_tiles(dataset, scenes, tile_px)
     picks = np.linspace(0, len(everything) - 1, num=min(count, len(everything)) + 2)[1:-1]
     return [everything[round(i)] for i in picks]
 

@@ -8,9 +8,11 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, get_args
@@ -20,12 +22,13 @@ import yaml
 from caswit.config import EvaluateConfig, Recipe, RowConfig, Size, TableConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.synthetic import write_landscapes
-from caswit.errors import CaswitError, ConfigError, DataError
+from caswit.errors import CaswitError, ConfigError, DataError, Stopped
 from caswit.evaluation.evaluate import band_width_px
 from caswit.evaluation.run import evaluate
 from caswit.experiments.memory import PeakMemory, peak_memory
 from caswit.experiments.table_format import RowResult, classes_csv, markdown, scores_csv
 from caswit.files import atomic_write_bytes, checked, read_json
+from caswit.training.fabric import is_first_process, noting_signals, srun_tasks, stop_signal
 from caswit.training.run_folder import RunFolder
 from caswit.training.supervised import train
 from caswit.weights.hub import is_on_hub
@@ -70,6 +73,13 @@ def table(rows: Sequence[TableRow], out: Path, settings: TableConfig | None = No
         CaswitError: No row could be run. If only some fail, their errors are printed with the table.
     """
     settings = settings or TableConfig()
+    if srun_tasks() > 1:
+        if not is_first_process():
+            raise SystemExit(2)
+        raise ConfigError(
+            f"a table is made by one process, srun started {srun_tasks()}; use srun --ntasks=1: "
+            "rows with several devices start the other processes themselves"
+        )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -192,7 +202,18 @@ def _train_in_subprocess(recipe: Recipe, folder: Path) -> None:
     plain = json.loads(json.dumps(asdict(recipe)))  # YAML has no tuples
     atomic_write_bytes(file, yaml.safe_dump(plain, sort_keys=False).encode())
     words = [sys.executable, "-m", "caswit", "train", str(file), "--out", str(folder), "--resume"]
-    if subprocess.run(words, check=False).returncode != 0:
+    with noting_signals():
+        process = subprocess.Popen(words)
+        forwarded = None
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.2)
+            # A terminal sends Ctrl-C to both; a second one would end the training before it has saved.
+            if forwarded is None and (forwarded := stop_signal()) not in (None, signal.SIGINT):
+                process.send_signal(forwarded)
+    if forwarded is not None or (process.returncode == 0 and not RunFolder(folder).finished(recipe)):
+        raise Stopped(f"{folder}: its training stopped", interrupted=forwarded is signal.SIGINT)
+    if process.returncode != 0:
         raise ConfigError(f"{folder}: its training stopped, see above; the same table command continues it")
 
 

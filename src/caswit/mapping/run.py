@@ -13,7 +13,7 @@ from caswit.mapping.outputs import Targets, write_outputs
 from caswit.mapping.plan import ImageState, MapPlan, PlannedBlock, list_images, make_plan
 from caswit.progress import Progress
 from caswit.raster.cog import is_part
-from caswit.raster.reader import bounded_cache, quiet
+from caswit.raster.reader import quiet
 from caswit.weights.model_folder import LoadedModel
 
 _MANY_BLOCKS = 1_000_000
@@ -65,7 +65,6 @@ def predict(
     _check_size(plan)
     blocks = plan.blocks()
     with ExitStack() as stack:
-        stack.enter_context(bounded_cache())
         stack.enter_context(quiet())  # here, once: filters of warnings are shared by the threads that read and write
         engine = stack.enter_context(start_engine(plan, loaded))
         plan = plan.computed_in(engine.precision)

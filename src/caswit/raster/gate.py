@@ -22,7 +22,7 @@ import rasterio
 from cachetools import LRUCache
 
 from caswit.errors import DataError
-from caswit.raster.reader import CACHE_MB, GDAL_ERRORS, quiet
+from caswit.raster.reader import GDAL_ERRORS, quiet
 
 RASTERS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt")
 """Endings of the files that are looked at."""
@@ -256,7 +256,6 @@ def confined() -> Iterator[None]:
     """Bound GDAL's cache and open files, and keep it from the network and from code in files, within this context."""
     # The gate comes first; these hold where a GDAL of another version finds a way around it.
     with rasterio.Env(
-        GDAL_CACHEMAX=CACHE_MB << 20,
         GDAL_MAX_DATASET_POOL_SIZE=100,
         CPL_VSIL_CURL_ALLOWED_FILENAME="none",
         GDAL_VRT_ENABLE_PYTHON="NO",

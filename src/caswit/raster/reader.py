@@ -5,6 +5,7 @@ black in images, False in masks.
 """
 
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.env import set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 
@@ -28,7 +30,7 @@ from caswit.raster.windows import Window
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 CACHE_MB = 256
-"""GDAL's block cache. Its own default is a share of the machine's memory, which is no bound."""
+"""GDAL's block cache, in every process. Its own default is a share of the machine's memory, which is no bound."""
 
 _PYTHONS = (OSError, ValueError, LookupError, OverflowError, MemoryError, SystemError)
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, *_PYTHONS)
@@ -48,6 +50,12 @@ _STRICT = {
     # Addresses that are signed for GET refuse HEAD.
     "CPL_VSIL_CURL_USE_HEAD": "NO",
 }
+
+
+# Whatever opens a raster imports this module, in worker processes too. $GDAL_CACHEMAX, in GDAL's own units, wins.
+if "GDAL_CACHEMAX" not in os.environ:
+    # rasterio takes it in bytes, unlike GDAL's variable of that name: "256" would leave GDAL without a cache.
+    set_gdal_config("GDAL_CACHEMAX", CACHE_MB << 20)
 
 
 class PixelEncoding(NamedTuple):
@@ -268,14 +276,6 @@ class OpenFiles(LRUCache[int, Any]):
 def is_remote(path: str) -> bool:
     """Return whether GDAL reads a path through a file system of its own: an address or a /vsi path."""
     return "://" in path or path.startswith("/vsi")
-
-
-@contextmanager
-def bounded_cache() -> Iterator[None]:
-    """Bound GDAL's cache of raster blocks to ``CACHE_MB`` within this context."""
-    # rasterio takes it in bytes, unlike GDAL's variable of that name: "256" would leave GDAL without a cache.
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB << 20):
-        yield
 
 
 def write_raster(path: Path, pixels: UInt8, *, crs: str | None = None, gsd_m: float = 1.0) -> None:

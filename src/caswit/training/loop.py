@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
+from signal import SIGINT
 from typing import Any, Protocol
 
 import torch
@@ -20,13 +21,13 @@ from torch.utils.tensorboard import SummaryWriter
 from caswit import __version__
 from caswit.config import LearningConfig, PretrainRecipe
 from caswit.data.sampler import Samples, training_loader
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, Stopped
 from caswit.files import checked
 from caswit.progress import Progress
-from caswit.training.fabric import all_sum
+from caswit.training.fabric import all_sum, stop_signal
 from caswit.training.optim import EMA, adamw, learning_rate
 from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
-from caswit.weights.model_folder import torch_load
+from caswit.weights.model_folder import is_complete, torch_load
 
 Batch = dict[str, Tensor]
 
@@ -51,7 +52,8 @@ class Task(Protocol):
     def validate(self, network: Any, step: int) -> dict[str, float]:
         """Score, draw pictures, and return columns for the log; ``val_miou`` decides which weights are the best.
 
-        Called on every device. The network is in training mode before and after.
+        Called on every device. The network is in training mode before and after. May return early, with anything,
+        once there is a ``stop_signal``: the validation is then done again on resuming.
         """
 
     def save(self, network: Any, provenance: dict[str, Any]) -> None:
@@ -67,6 +69,9 @@ def fit(fabric: Fabric, recipe: AnyRecipe, folder: RunFolder, task: Task, networ
         folder: Checked by ``fabric.launch``.
         task: What to learn.
         network: Every weight that is learned, as a new run starts with them; a checkpoint replaces them.
+
+    Raises:
+        Stopped: A signal or ``stop_minutes`` ended the run before its last step; its checkpoint is written.
     """
     Loop(fabric, recipe, folder, task, network).run()
 
@@ -80,21 +85,28 @@ class Loop:
         settings = self.settings = recipe.train.resolve_schedule(self.steps_per_epoch, self.max_steps)
         self.validate_every = settings.validate_every or self.steps_per_epoch
         self.step, self.elapsed_s, self.best_miou = 0, 0.0, -1.0
-        optimizer = adamw(network, settings)
+        self.row: dict[str, float] | None = None
+        """Columns for the log of a step that is taken and not yet validated; None between steps."""
         checkpoint = fabric.broadcast(folder.begin(recipe) if fabric.is_global_zero else None)
+        self.model, self.optimizer = fabric.setup(network, adamw(network, settings))
+        self.ema = None if settings.ema_decay is None else EMA(network, settings.ema_decay)
         if checkpoint is not None:
             with checkpoint_errors(folder.last):
-                network.load_state_dict(checkpoint["model"])
-                optimizer.load_state_dict(checkpoint["optimizer"])
-            self.step, self.elapsed_s = checkpoint["step"], checkpoint["elapsed_s"]
-            self.best_miou = checkpoint.get("best_miou", self.best_miou)
-        self.model, self.optimizer = fabric.setup(network, optimizer)
-        self.ema = None if settings.ema_decay is None else EMA(network, settings.ema_decay)
-        if self.ema is not None and checkpoint is not None:
+                self._load(checkpoint)
+        self.began_s = time.perf_counter()
+        self.started_s = self.began_s - self.elapsed_s
+
+    def _load(self, checkpoint: dict[str, Any]) -> None:
+        # After fabric.setup, which moves parameters and not the optimiser's state: loading takes the state to where
+        # its parameter is, so earlier it would stay on the CPU.
+        self.network.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        if self.ema is not None:
             # Version 0.1.0 wrote it as "average".
-            with checkpoint_errors(folder.last):
-                self.ema.module.load_state_dict(checkpoint["ema" if "ema" in checkpoint else "average"])
-        self.started_s = time.perf_counter() - self.elapsed_s
+            self.ema.module.load_state_dict(checkpoint["ema" if "ema" in checkpoint else "average"])
+        self.step, self.elapsed_s = checkpoint["step"], checkpoint["elapsed_s"]
+        self.best_miou = checkpoint.get("best_miou", self.best_miou)
+        self.row = checkpoint.get("row")
 
     @property
     def ema_weights(self) -> nn.Module:
@@ -104,39 +116,64 @@ class Loop:
 
     def run(self) -> None:
         """Run the steps that are left, validating and saving on the way, then write the model."""
-        if self.step >= self.max_steps and self.folder.model.is_dir():
+        if self.step >= self.max_steps and self.row is None and is_complete(self.folder.model):
             return
         first = self.fabric.is_global_zero
         label = "pretrain" if isinstance(self.recipe, PretrainRecipe) else "train"
         # purge_step hides what a killed run logged after its checkpoint; those steps are taken again.
         writer = SummaryWriter(str(self.folder.path), purge_step=self.step + 1) if first else None
-        with Progress(label, self.max_steps, "step", done=self.step, quiet=not first) as progress:
-            self._steps(progress, writer)
+        done = self.step - (self.row is not None)
+        with Progress(label, self.max_steps, "step", done=done, quiet=not first) as progress:
+            stopped = not self._steps(progress, writer)
         if writer is not None:
             writer.close()
+        if stopped:
+            self._leave()
+        if first:
             self._write_model()
         self.fabric.barrier()
 
-    def _steps(self, progress: Progress, writer: SummaryWriter | None) -> None:
+    def _steps(self, progress: Progress, writer: SummaryWriter | None) -> bool:
+        """Take the steps that are left; return False if the run was told to stop before, and saved for resuming."""
         passes_of_steps = self._passes()
         saved_s = time.perf_counter()
-        while self.step < self.max_steps and not self._out_of_time():
-            began_s = time.perf_counter()
-            row = self._step(next(passes_of_steps))
-            self.step += 1
-            if self.ema is not None:
-                self.ema.update(self.network, self.step)
-            row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
+        stop = False
+        # A step that was taken by the run before, which stopped instead of validating, is finished first.
+        while self.row is not None or (self.step < self.max_steps and not self._out_of_time()):
+            if self.row is None:
+                began_s = time.perf_counter()
+                self.row, stop = self._step(next(passes_of_steps))
+                self.row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
             # Before the checkpoint: a run that dies while it validates takes the step and the validation again.
             done = self.step == self.max_steps or self._out_of_time()
             if self.step % self.validate_every == 0 or done:
-                row |= self._validate(progress)
+                scores = None if stop else self._validate(progress)
+                if scores is None:
+                    self._save()
+                    return False
+                self.row |= scores
             if writer is not None:
-                self._log(row, writer)
-            progress.advance(1, f"loss {row['loss']:.3f}, {row['tiles_per_s']:.1f} tiles/s")
-            if done or time.perf_counter() - saved_s >= self.settings.save_every_s:
+                self._log(self.row, writer)
+            progress.advance(1, f"loss {self.row['loss']:.3f}, {self.row['tiles_per_s']:.1f} tiles/s")
+            self.row = None
+            if done or stop or time.perf_counter() - saved_s >= self.settings.save_every_s:
                 self._save()
                 saved_s = time.perf_counter()
+            if stop:
+                return False
+        return True
+
+    def _leave(self) -> None:
+        """End a run that stops before its last step, once its checkpoint is written."""
+        self.fabric.barrier()  # a device that left earlier would take those with it that still wait for others
+        if not self.fabric.is_global_zero:
+            raise Stopped("")
+        signal, minutes = stop_signal(), self.settings.stop_minutes
+        why = signal.name if signal else "another of its processes" if minutes is None else f"stop_minutes={minutes:g}"
+        raise Stopped(
+            f"{self.folder.path}: stopped by {why} after step {self.step} of {self.max_steps}, which is saved",
+            interrupted=signal is SIGINT,
+        )
 
     def _passes(self) -> Iterator[list[Batch]]:
         """Yield the batches of this device for each of the steps that are left, one for each pass."""
@@ -154,8 +191,12 @@ class Loop:
         while passes := list(islice(batches, self.settings.accumulate)):
             yield passes
 
-    def _step(self, passes: list[Batch]) -> dict[str, float]:
-        """Take one optimiser step on the passes of this device; return the loss of the whole batch, and the rate."""
+    def _step(self, passes: list[Batch]) -> tuple[dict[str, float], bool]:
+        """Take one optimiser step on the passes of this device.
+
+        Returns:
+            Loss of the whole batch and learning rate, and whether any device was told to stop.
+        """
         settings, fabric, task = self.settings, self.fabric, self.task
         # A function of (seed, step, device): what stochastic depth drops does not depend on the past.
         torch.manual_seed((settings.seed * 1_000_003 + self.step) * 1009 + fabric.global_rank)
@@ -175,19 +216,34 @@ class Loop:
         if settings.clip_norm is not None:
             fabric.clip_gradients(self.model, self.optimizer, max_norm=settings.clip_norm)
         self.optimizer.step()
-        return {"loss": self._finite(float(all_sum(fabric, total))), "lr": lr}
+        self.step += 1
+        # One sum for both: devices that left at different steps would wait for one another for ever.
+        loss, stops = all_sum(fabric, torch.stack((total, total.new_tensor(self._told_to_stop())))).tolist()
+        row = {"loss": self._finite(loss), "lr": lr}
+        if self.ema is not None:
+            self.ema.update(self.network, self.step)
+        return row, stops > 0
+
+    def _told_to_stop(self) -> float:
+        """Return 1 if this process got a signal, or has used up its minutes before the last step."""
+        minutes = self.settings.stop_minutes
+        over = minutes is not None and time.perf_counter() - self.began_s >= 60 * minutes
+        return float(stop_signal() is not None or (over and self.step < self.max_steps))
 
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):
             raise ConfigError(
-                f"the loss became {loss} at step {self.step + 1}; try a lower lr than {self.settings.lr}, "
+                f"the loss became {loss} at step {self.step}; try a lower lr than {self.settings.lr}, "
                 "warmup_steps=100, or clip_norm=5"
             )
         return loss
 
-    def _validate(self, progress: Progress) -> dict[str, float]:
-        """Validate, and keep the best weights so far in a checkpoint of their own."""
+    def _validate(self, progress: Progress) -> dict[str, float] | None:
+        """Validate, and keep the best weights so far in a checkpoint of their own; None if a signal cut it short."""
         scores = self.task.validate(self.ema_weights, self.step)
+        # Asked of all, since a device with a signal has left out some of its share.
+        if all_sum(self.fabric, torch.tensor(float(stop_signal() is not None))) > 0:
+            return None
         if "val_miou" not in scores:
             return scores
         miou, first = scores["val_miou"], self.fabric.is_global_zero
@@ -216,6 +272,7 @@ class Loop:
                 "step": self.step,
                 "elapsed_s": self._elapsed_s(),
                 "best_miou": self.best_miou,
+                **({} if self.row is None else {"row": self.row}),
                 **({} if self.ema is None else {"ema": self.ema.module.state_dict()}),
             }
             self.folder.save(self.folder.last, checkpoint)

@@ -42,6 +42,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, resume: bool = False) -> Path
 
     Raises:
         CaswitError: The recipe, the data or the folder cannot be used.
+        Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
     dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken).read_at(recipe.tile.read_gsd_m)
     if is_first_process():
@@ -52,8 +53,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, resume: bool = False) -> Path
     samples = MaskedSamples(recipe, dataset, scenes)
     # Resolved here only to refuse a warm-up that is too long before there is a folder.
     recipe.train.resolve_schedule(*length(recipe.train, samples.tiles_per_epoch))
-    fabric = launch(recipe, folder, resume=resume)
-    with repeatable(recipe.train, fabric.device):
+    with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
         task = PretrainTask(fabric, recipe, samples, folder)
         fit(fabric, recipe, folder, task, _network(recipe, task.info, new=not folder.last.exists()))
     return folder.model

@@ -5,28 +5,40 @@ cut back to the step of that checkpoint on resuming.
 """
 
 import csv
+import errno
+import logging
+import os
 import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from caswit.config import PretrainRecipe, Recipe
 from caswit.config.renamed import with_new_names
 from caswit.errors import ConfigError, DataError, ModelError, one_line
-from caswit.files import atomic_path, atomic_write_bytes, checked, read_json, read_yaml
-from caswit.weights.model_folder import CONFIG, torch_load
+from caswit.files import atomic_path, atomic_write_bytes, checked, read_json, read_yaml, remove_partial_files
+from caswit.weights.model_folder import CONFIG, is_complete, torch_load
 
+log = logging.getLogger(__name__)
+
+LOCK = "lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 LOOP_COLUMNS = ("step", "epoch", "loss", "lr", "tiles_per_s", "elapsed_s")
 COLUMNS = (*LOOP_COLUMNS, "val_miou", "val_mf1", "val_mbiou", "val_accuracy")
 AnyRecipe = Recipe | PretrainRecipe
 _ANOTHER = "the run cannot go on from it; give another --out"
-# A run may continue on another machine, or be given more time.
-FREE_TO_CHANGE = {"workers", "pictures", "save_every_s", "max_minutes", "accelerator"}
+# A run may continue on another machine, or be given more time. The batch must stay, however it is shared out.
+FREE_TO_CHANGE = {
+    *("workers", "pictures", "save_every_s", "max_minutes", "stop_minutes"),
+    *("accelerator", "devices", "accumulate"),
+}
 """Settings that may differ between a run and its continuation."""
 
 
@@ -78,8 +90,6 @@ class RunFolder:
 
     def check(self, recipe: AnyRecipe, *, resume: bool) -> None:
         """Raise ConfigError if a run of this recipe cannot begin, or be resumed, in the folder."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path}: is a file; give another --out")
         if not self.last.exists() and not self.best.exists():
             return  # nothing was saved, so nothing can be lost
         if not resume:
@@ -94,9 +104,46 @@ class RunFolder:
                 f"recipe ({self.recipe}), or give another --out"
             )
 
+    @contextmanager
+    def opened(self, recipe: AnyRecipe, *, resume: bool) -> Iterator[None]:
+        """Check the folder and keep other processes out of it; the system unlocks it when this process ends.
+
+        Raises:
+            ConfigError: A run of this recipe cannot begin, or be resumed, or another process is at work in the folder.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: is a file; give another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK, blocking=False, thread_local=False)
+        try:
+            lock.acquire()
+            with suppress(OSError):  # Windows lets nobody write to a locked file
+                (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        except Timeout:
+            raise ConfigError(
+                f"{self.path}: another run is at work in it ({self._holder()}); wait for it, or give another --out"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.info("%s: this file system has no locks; start only one run in this folder", self.path)
+        try:
+            self.check(recipe, resume=resume)
+            # Those of killed runs: while we hold the lock, nobody else writes here.
+            for folder in (self.path, self.last.parent, self.pictures, self.model):
+                remove_partial_files(folder)
+            yield
+        finally:
+            lock.release()
+
+    def _holder(self) -> str:
+        with suppress(OSError):
+            return (self.path / LOCK).read_text().strip() or "another process"
+        return "another process"
+
     def finished(self, recipe: AnyRecipe) -> bool:
         """Return whether the folder's model was made by this recipe."""
-        if not (self.model / CONFIG).is_file():
+        if not is_complete(self.model):
             return False
         config = checked(dict[str, Any], read_json(self.model / CONFIG), str(self.model / CONFIG), _ANOTHER)
         provenance = config.get("provenance")

@@ -1,6 +1,8 @@
 """Supervised training (paper sections 3.4 and 4.3): the task that the loop of ``caswit.training.loop`` learns."""
 
 import dataclasses
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,19 @@ from caswit.config import Recipe, TrainConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import check_scenes, ground_size_m
 from caswit.data.sampler import TrainingSamples
+from caswit.data.scene import Scene
 from caswit.errors import ConfigError
-from caswit.evaluation.evaluate import count_scenes
-from caswit.evaluation.metrics import Counts, Scores, boundary_band_px, score
-from caswit.evaluation.tile_pictures import sheet, spread_tiles
+from caswit.evaluation.evaluate import scored_sample, scored_tiles
+from caswit.evaluation.metrics import Counts, boundary_band_px, score
+from caswit.evaluation.tile_pictures import grid_tiles, sheet, spread_tiles
 from caswit.files import atomic_write_bytes
 from caswit.inference.devices import uses_bf16
 from caswit.inference.predictor import Predictor
 from caswit.nn.baselines.smp import Network
 from caswit.nn.caswit import CASWiT
 from caswit.nn.losses import loss_normalizer, supervised_loss
-from caswit.training.fabric import all_sum, is_first_process, launch, repeatable
+from caswit.raster.windows import Tile
+from caswit.training.fabric import all_sum, is_first_process, launch, repeatable, stop_signal
 from caswit.training.loop import Batch, fit
 from caswit.training.run_folder import RunFolder
 from caswit.viz.pictures import png_bytes
@@ -43,14 +47,14 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
 
     Raises:
         CaswitError: The recipe, the data or the folder cannot be used.
+        Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
     dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken).read_at(recipe.tile.read_gsd_m)
     if is_first_process():
         dataset.list_broken()
     _check(recipe, dataset)
     folder = RunFolder(out)
-    fabric = launch(recipe, folder, resume=resume)
-    with repeatable(recipe.train, fabric.device):
+    with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
         task = SupervisedTask(fabric, recipe, dataset, folder)
         fit(fabric, recipe, folder, task, _network(recipe, task.info, new=not folder.last.exists()))
     return folder.model
@@ -73,6 +77,7 @@ class SupervisedTask:
             dataset, recipe.data, recipe.tile, recipe.augment, seed=settings.seed, context=recipe.model.reads_context
         )
         self.validation_scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
+        self.validation_sample = _validation_sample(recipe, dataset, self.validation_scenes)
         self.info = _info(recipe, dataset)
         weights = settings.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=fabric.device)
@@ -102,7 +107,10 @@ class SupervisedTask:
             device=device,
             bf16=uses_bf16(settings.precision, device),
         )
-        scores = self._scores(predictor)
+        counts = self._counts(predictor)
+        if stop_signal() is not None:
+            return {}
+        scores = score(counts)
         if self.fabric.is_global_zero:
             self._write_picture(predictor, self.folder.pictures / f"step_{step:07}.png")
         network.train()
@@ -113,19 +121,21 @@ class SupervisedTask:
             "val_accuracy": scores.overall_accuracy,
         }
 
-    def _scores(self, predictor: Predictor) -> Scores:
-        """Score the split, shared out over the devices of the run; every device gets the same."""
+    def _counts(self, predictor: Predictor) -> Counts:
+        """Count over the split or its sample, shared out over the devices of the run; every device gets the sum."""
         tile_px = self.recipe.tile.tile_px
+        band_px = boundary_band_px(tile_px, tile_px)
+        part = self.fabric.global_rank, self.fabric.world_size
+        if self.validation_sample is None:
+            tiles = scored_tiles(
+                predictor, self.dataset, self.validation_scenes, tile_px=tile_px, band_px=band_px, part=part
+            )
+        else:
+            tiles = scored_sample(predictor, self.dataset, self.validation_sample, band_px=band_px, part=part)
+        # A device that was told to stop counts no further; it still has to meet the others in the sum below.
+        counted = (tile.counts for tile in takewhile(lambda _: stop_signal() is None, tiles))
         # Counts of every device's share add up to those of the split; means of scores would not.
-        counts = count_scenes(
-            predictor,
-            self.dataset,
-            self.validation_scenes,
-            tile_px=tile_px,
-            band_px=boundary_band_px(tile_px, tile_px),
-            part=(self.fabric.global_rank, self.fabric.world_size),
-        )
-        return score(_sum_over_devices(self.fabric, counts))
+        return _sum_over_devices(self.fabric, sum(counted, start=Counts.zeros(len(self.dataset.classes))))
 
     def _write_picture(self, predictor: Predictor, file: Path) -> None:
         """Draw a few tiles spread over the split: context, tile, truth, prediction, errors."""
@@ -184,6 +194,16 @@ def _info(recipe: Recipe, dataset: Dataset) -> ModelInfo:
     return ModelInfo(
         model=recipe.model, tile=recipe.tile, classes=dataset.classes, bands=dataset.bands, trained_gsd_m=trained_gsd_m
     )
+
+
+def _validation_sample(recipe: Recipe, dataset: Dataset, scenes: Sequence[Scene]) -> list[tuple[Scene, Tile]] | None:
+    """Return the tiles that are scored during training, evenly spread over the split; None: all of them."""
+    count = recipe.train.val_tiles
+    if count is None:
+        return None
+    tiles = grid_tiles(dataset, scenes, recipe.tile.tile_px)
+    # The same tiles each time, so that scores of one run can be compared.
+    return None if count >= len(tiles) else [tiles[i * len(tiles) // count] for i in range(count)]
 
 
 def _sum_over_devices(fabric: Fabric, counts: Counts) -> Counts:

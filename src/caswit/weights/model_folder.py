@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from caswit.config import MaskConfig, ModelConfig, TileConfig
 from caswit.config.renamed import with_new_names
 from caswit.data.classes import ClassTable
 from caswit.errors import ConfigError, DataError, ModelError, brief, one_line
-from caswit.files import checked, read_json
+from caswit.files import atomic_path, atomic_write_bytes, checked, read_json
 from caswit.nn.baselines.smp import STRIDE_PX, Baseline, Network
 from caswit.nn.caswit import CASWiT
 from caswit.nn.simmim import SimMIM
@@ -131,14 +131,24 @@ def write_folder(folder: Path, weights: Mapping[str, Tensor], config: Mapping[st
     partial.mkdir(parents=True)
     # safetensors takes contiguous tensors only.
     try:
-        save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, partial / WEIGHTS)
+        with atomic_path(partial / WEIGHTS) as file:
+            save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, file)
     except SafetensorError as error:
         reason = one_line(error)
         raise DataError(f"{partial / WEIGHTS}: could not be written; is the disk full? ({reason})") from error
-    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    atomic_write_bytes(partial / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     # A kill between these two leaves the whole model under the other name.
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a model folder has its config, and weights whose file is as long as its header says."""
+    try:
+        with safe_open(folder / WEIGHTS, "pt"):
+            return isinstance(json.loads((folder / CONFIG).read_text(encoding="utf-8")), dict)
+    except (OSError, SafetensorError, ValueError):
+        return False
 
 
 def load_model(folder: Path | str) -> LoadedModel:

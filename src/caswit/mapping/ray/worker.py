@@ -14,7 +14,6 @@ from caswit.mapping.blocks import BlockMapper
 from caswit.mapping.journal import write_loose
 from caswit.mapping.plan import MapPlan
 from caswit.raster.cog import encode_part
-from caswit.raster.reader import bounded_cache
 from caswit.raster.windows import Window
 from caswit.weights.model_folder import load_model
 
@@ -70,7 +69,7 @@ class Worker:
     def block(self, window: Window, number: int, folder: Path) -> BlockResult:
         """Map a block and write its part into the folder, for the driver to adopt."""
         block = self._mapper.block(window)
-        with self._reading, bounded_cache():
+        with self._reading:
             try:
                 pixels = self._mapper.read(block)
             except DataError as error:
