@@ -126,3 +126,15 @@ def test_a_part_that_was_damaged(tmp_path):
     (tmp_path / "part.tif").write_bytes(b"II*junk")
     with pytest.raises(DataError, match="try --restart"):
         read_part(tmp_path / "part.tif")
+
+
+def test_a_failure_of_gdal_without_a_word(values, tmp_path, monkeypatch):
+    """Some damaged parts make rasterio raise SystemError, which was a traceback."""
+
+    def fail(*_, **__):
+        raise SystemError("Unknown GDAL Error")
+
+    monkeypatch.setattr("rasterio.shutil.copy", fail)
+    (tmp_path / "parts").mkdir()
+    with pytest.raises(DataError, match="Unknown GDAL Error"):
+        assemble(tmp_path / "map.tif", tmp_path / "parts", Grid(40, 50, LAMBERT, PLACE, ([], None)), [], [CLASSES], {})
