@@ -370,6 +370,7 @@ class TestOutputs:
         outputs = OutputConfig(**{kind: str(file) for kind, file in files.items()})
         predict(path, tmp_path / "map.tif", model_folder, BLOCKS, outputs)
         np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected)
+        assert not list(tmp_path.glob(".*"))  # GDAL once left descriptions of the temporary file beside it
         with rasterio.open(files["probabilities"]) as src:
             percent = src.read().astype(int)
             assert src.descriptions == ("building", "land", "water")

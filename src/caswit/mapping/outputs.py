@@ -119,7 +119,12 @@ def write_outputs(
     if targets.confidence is not None:
         _write_raster(targets.confidence, *place, parts, [Band(source=2, name="confidence, percent")], about)
     if targets.probabilities is not None:
-        bands = [Band(source=i, name=name) for i, name in enumerate(table.names, 2 + plan.bands.confidence)]
+        # A TIFF says of its first band only that it is grey; said of others, GDAL writes it into a file beside it.
+        first = 2 + plan.bands.confidence
+        colors = ["Gray", *["Undefined"] * (len(table.names) - 1)]
+        bands = [
+            Band(source=i, name=n, color=c) for i, (n, c) in enumerate(zip(table.names, colors, strict=True), first)
+        ]
         _write_raster(targets.probabilities, *place, parts, bands, about)
     atomic_write_bytes(targets.style, qgis_style(table))
     atomic_write_bytes(targets.item, stac_item(targets.map, plan, loaded, targets.others()))

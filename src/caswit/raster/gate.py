@@ -253,7 +253,7 @@ def driver_of(start: bytes) -> str | None:
 
 @contextmanager
 def confined() -> Iterator[None]:
-    """Bound the files that GDAL keeps open, and keep it from the network and from code in files, within this context."""
+    """Bound the files that GDAL keeps open, and keep it from the network and from code in files."""
     # The gate comes first; these hold where a GDAL of another version finds a way around it.
     with rasterio.Env(
         GDAL_MAX_DATASET_POOL_SIZE=100,

@@ -53,6 +53,8 @@ class Checkpoint(TypedDict):
     ema: NotRequired[dict[str, torch.Tensor]]
     average: NotRequired[dict[str, torch.Tensor]]
     """Name of ``ema`` in version 0.1.0."""
+    row: NotRequired[dict[str, float] | None]
+    """Columns for the log of a step that was taken and not yet validated."""
 
 
 class Best(TypedDict):
