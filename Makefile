@@ -23,7 +23,11 @@ check: setup
 	$(BIN)/lint-imports
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# Trainings in several processes, stopped by signals and resumed.
+slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # Damaged inputs and hostile requests, 15 minutes at most. CASWIT_ATTACK_SEED is the first seed of the inputs.
 attack: setup

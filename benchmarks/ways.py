@@ -23,7 +23,7 @@ SHORT = ["--train.max_steps", "1", "--train.batch", "2", "--data.workers", "0", 
 
 def files_of(words: list[str]) -> list[str]:
     """Run a command of caswit in this process; the files, relative to the package, whose functions it called."""
-    from caswit.__main__ import main
+    from caswit.cli.main import main
 
     found: set[str] = set()
 

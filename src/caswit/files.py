@@ -45,7 +45,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.replace(path)
     except OSError as error:
         # A full disk names no file, and nobody knows the temporary one.
-        if error.filename is None or str(error.filename) == str(partial):
+        if error.errno is not None and (error.filename is None or str(error.filename) == str(partial)):
             error.filename = str(path)
         raise
     finally:

@@ -415,7 +415,6 @@ def attack(folder: Path, seed: int) -> tuple[str, object, str | None]:
     return kind, status, None if wrong is None else f"{about}\n{wrong}"
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(0)
 def test_damaged_files_give_one_line(world: Path) -> None:

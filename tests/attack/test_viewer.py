@@ -269,7 +269,9 @@ class Attacker:
                 name = self.chance.choice([str(self.outside / "small.tif"), f"/vsicurl/http://{self.canary}/o.tif"])
                 dst.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=name)
             else:
-                dst.transform = rasterio.Affine(*self.chance.choices(numbers, k=6))
+                # Most of these place pixels nowhere, and are refused; some must be shown.
+                sane = (0.5, 0.0, 7e5, 0.0, -0.5, 6e6)
+                dst.transform = rasterio.Affine(*self.chance.choice([self.chance.choices(numbers, k=6), sane]))
 
     def _dataset(self, number: int) -> None:
         folder = self.shown / f"folder{number}"

@@ -105,6 +105,7 @@ def test_what_is_resumed_lies_where_the_parameters_are(tmp_path, monkeypatch):
 # Stopping and going on
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_stopped(dataset_file, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     settings = ["--train.max_steps", "12", "--train.save_every_s", "1000"]
@@ -297,6 +298,7 @@ def port() -> str:
         return str(free.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_processes_of_srun_train_one_run_and_the_first_speaks(dataset_file, tmp_path, port, nodes):
     """Stopped by a signal to both, as before a time limit, and queued again."""
@@ -320,6 +322,7 @@ def test_processes_of_srun_train_one_run_and_the_first_speaks(dataset_file, tmp_
     assert losses(out, "step") == [str(step) for step in range(1, 9)]
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_taken_ends_all_processes_of_srun(dataset_file, tmp_path, port):
     out = tmp_path / "out"
     settings = ["--train.max_steps", "2", "--train.devices", "2"]
@@ -333,6 +336,7 @@ def test_a_folder_that_is_taken_ends_all_processes_of_srun(dataset_file, tmp_pat
     assert silent == ["", ""]
 
 
+@pytest.mark.slow
 def test_one_process_of_srun_starts_the_others_itself(dataset_file, tmp_path):
     """``--ntasks-per-node=1`` with two devices."""
     words = command(dataset_file, tmp_path / "out", "--train.max_steps", "2", "--train.devices", "2")
@@ -341,6 +345,7 @@ def test_one_process_of_srun_starts_the_others_itself(dataset_file, tmp_path):
     assert printed.startswith("model: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tasks", "devices"), [(2, 1), (2, 4)])
 def test_other_numbers_of_processes_and_devices(dataset_file, tmp_path, tasks, devices):
     words = command(dataset_file, tmp_path / "out", "--train.devices", str(devices), "--train.batch", "4")
@@ -360,6 +365,7 @@ def test_devices_that_nodes_do_not_share_evenly(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_a_table_is_made_by_one_process(dataset_file, tmp_path):
     recipe = tmp_path / "row.yaml"
     recipe.write_text(yaml.safe_dump({"data": {"dataset": str(dataset_file)}, "row": {"name": "x"}}))

@@ -85,7 +85,7 @@ def run(shared, dataset_file) -> Path:
 
 def test_the_run_folder_holds_everything_and_the_loss_falls(run):
     assert {f.name for f in run.iterdir() if not f.name.startswith("events")} == {
-        "recipe.yaml", "log.csv", "checkpoints", "pictures", "model"
+        "recipe.yaml", "log.csv", "checkpoints", "pictures", "model", "lock"
     }  # fmt: skip
     with (run / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
