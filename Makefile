@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo check test attack golden docs lock clean
+.PHONY: setup demo check test slow attack golden docs lock clean
 
 setup: .venv/ready
 
