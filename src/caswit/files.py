@@ -88,6 +88,13 @@ def remove_partial_files(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+def lock_holder(lock_file: Path) -> str:
+    """Return who holds a lock file, as its holder wrote into it."""
+    with suppress(OSError):
+        return lock_file.read_text().strip() or "another process"
+    return "another process"
+
+
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file, or leave what was there before."""
     with atomic_path(path) as partial:

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from caswit.errors import ConfigError, DataError, one_line
-from caswit.files import atomic_write_bytes, checked, read_json
+from caswit.files import atomic_write_bytes, checked, lock_holder, read_json
 from caswit.mapping.seal import EMPTY, add_seal, is_sealed, sealed
 
 log = logging.getLogger(__name__)
@@ -205,17 +205,11 @@ def _lock(folder: Path, out: Path) -> FileLock:
             # Otherwise a run ended, and removed what it held, between our opening and locking it: try once more.
             if file.exists():
                 raise ConfigError(
-                    f"{out}: another run is writing this map ({_holder(file)}); wait for it, or end it"
+                    f"{out}: another run is writing this map ({lock_holder(file)}); wait for it, or end it"
                 ) from None
     with suppress(PermissionError):  # Windows lets nobody write to a locked file
         file.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     return lock
-
-
-def _holder(lock_file: Path) -> str:
-    with suppress(OSError):
-        return lock_file.read_text().strip() or "another process"
-    return "another process"
 
 
 def _check_ours(folder: Path, out: Path) -> None:

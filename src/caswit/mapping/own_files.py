@@ -4,9 +4,10 @@ A forgotten OUT makes the last image the map. So a file is replaced without bein
 caswit wrote it, in this version or in 0.1.0: then the same call can be repeated.
 """
 
-import json
 from pathlib import Path
 
+from caswit.errors import DataError
+from caswit.files import read_json
 from caswit.raster.cog import read_tags
 
 _STYLE = (
@@ -39,8 +40,8 @@ def _is_map(file: Path) -> bool:
 
 def _is_item(file: Path) -> bool:
     try:
-        return "caswit" in json.loads(file.read_text(encoding="utf-8"))["properties"]["processing:software"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return "caswit" in read_json(file)["properties"]["processing:software"]
+    except (DataError, LookupError, TypeError):
         return False
 
 

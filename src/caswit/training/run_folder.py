@@ -23,7 +23,15 @@ from filelock import FileLock, Timeout
 from caswit.config import PretrainRecipe, Recipe
 from caswit.config.renamed import with_new_names
 from caswit.errors import ConfigError, DataError, ModelError, one_line
-from caswit.files import atomic_path, atomic_write_bytes, checked, read_json, read_yaml, remove_partial_files
+from caswit.files import (
+    atomic_path,
+    atomic_write_bytes,
+    checked,
+    lock_holder,
+    read_json,
+    read_yaml,
+    remove_partial_files,
+)
 from caswit.weights.model_folder import CONFIG, is_complete, torch_load
 
 log = logging.getLogger(__name__)
@@ -123,7 +131,8 @@ class RunFolder:
                 (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         except Timeout:
             raise ConfigError(
-                f"{self.path}: another run is at work in it ({self._holder()}); wait for it, or give another --out"
+                f"{self.path}: another run is at work in it ({lock_holder(self.path / LOCK)}); "
+                "wait for it, or give another --out"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -137,11 +146,6 @@ class RunFolder:
             yield
         finally:
             lock.release()
-
-    def _holder(self) -> str:
-        with suppress(OSError):
-            return (self.path / LOCK).read_text().strip() or "another process"
-        return "another process"
 
     def finished(self, recipe: AnyRecipe) -> bool:
         """Return whether the folder's model was made by this recipe."""

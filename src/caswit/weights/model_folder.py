@@ -146,8 +146,8 @@ def is_complete(folder: Path) -> bool:
     """Return whether a model folder has its config, and weights whose file is as long as its header says."""
     try:
         with safe_open(folder / WEIGHTS, "pt"):
-            return isinstance(json.loads((folder / CONFIG).read_text(encoding="utf-8")), dict)
-    except (OSError, SafetensorError, ValueError):
+            return isinstance(read_json(folder / CONFIG), dict)
+    except (OSError, SafetensorError, DataError):
         return False
 
 
