@@ -129,8 +129,8 @@ _TABLE = (
     Command(
         training.prepare,
         (
-            argument("kind", "the dataset", metavar="urur"),
-            argument("root", "folder that holds train/, val/ and test/"),
+            argument("kind", "the dataset: flair_hub or urur"),
+            argument("root", "folder of the zip files; of URUR, the one that holds train/, val/ and test/"),
             argument("--workers", "files written at the same time", int, default=2),
             _SKIP_BROKEN,
         ),

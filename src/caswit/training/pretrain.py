@@ -167,7 +167,8 @@ def _network(recipe: PretrainRecipe, info: PretrainedInfo, *, new: bool) -> SimM
 
 
 def _scenes(recipe: PretrainRecipe, dataset: Dataset) -> tuple[Scene, ...]:
-    """Return the scenes of the splits, or all; an image that is in several splits counts once."""
+    """Return the scenes of the splits, or all; an image that is whole in several splits counts once."""
     splits = recipe.data.splits
     found = [s for name in splits for s in dataset.split(name, labelled=False)] if splits else list(dataset.scenes)
-    return tuple({scene.image: scene for scene in found}.values())
+    # Two splits may have different areas of one mosaic.
+    return tuple({(scene.image, scene.areas): scene for scene in found}.values())
