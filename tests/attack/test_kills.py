@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import sys
@@ -237,6 +238,7 @@ def kill_again_and_again(
         got = result(here)
         assert got.keys() == wanted.keys()
         assert [name for name in wanted if got[name] != wanted[name]] == []
+        shutil.rmtree(here)
     said = ", ".join(f"{name}: {count}" for name, count in found.most_common(12))
     sys.stdout.write(
         f"{words[0]}: {kills} kills in {runs} runs, {time.monotonic() - began_s:.0f} s, seed {SEED}; {said}\n"
