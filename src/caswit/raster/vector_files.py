@@ -50,12 +50,18 @@ class Ground:
             self._degrees = Transformer.from_crs(self.crs, self.crs.geodetic_crs, always_xy=True)
 
     def place(self, shapes: Any) -> Any:
-        """Return shapes in coordinates of the CRS instead of pixels."""
+        """Return polygons in coordinates of the CRS instead of pixels; they wind counter-clockwise, holes clockwise."""
         matrix = self.grid.matrix
-        return shapely.transform(shapes, lambda p: (matrix @ np.stack([p[:, 0], p[:, 1], np.ones(len(p))]))[:2].T)
+        if self.grid.transform.is_identity:
+            # QGIS shows an image without georeference below the x axis, its first row at the top: y is minus the row.
+            matrix = np.diag([1.0, -1.0, 1.0])
+        placed = shapely.transform(shapes, lambda p: (matrix @ np.stack([p[:, 0], p[:, 1], np.ones(len(p))]))[:2].T)
+        # Simplifying leaves holes that wind as their polygon does, which on the ellipsoid, where a ring's direction is
+        # the sign of its area, would be added to it.
+        return shapely.orient_polygons(placed)
 
     def areas_m2(self, placed: Any) -> NDArray[np.float64]:
-        """Return areas on the ground in square metres; NaN where the ground size of a pixel is unknown."""
+        """Return areas of polygons from ``place`` in square metres; NaN where the ground size of a pixel is unknown."""
         file_m, source_m = self.grid.source_gsd_m, self.source_gsd_m or np.nan
         if file_m is None or self.crs is None:
             pixel = abs(np.linalg.det(self.grid.matrix[:2, :2]))
@@ -137,8 +143,9 @@ class _GeoPackage:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # a photograph has none
-                # Its name ends in .tmp until it is complete.
+                # Its name ends in .tmp until it is complete; appending to it says so in other words.
                 warnings.filterwarnings("ignore", "The filename extension", RuntimeWarning)
+                warnings.filterwarnings("ignore", ".*non conformant file extension", RuntimeWarning)
                 pyogrio.raw.write(self.file, shapes, columns, _COLUMNS, crs=crs, **options)
         except RuntimeError as error:  # pyogrio's kinds all are, and SQLite's words for a full disk arrive as one
             folder = self.file.parent
