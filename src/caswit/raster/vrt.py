@@ -37,6 +37,15 @@ class Part(NamedTuple):
     """Its value of pixels without data; None where it has none, or a mask."""
 
 
+class TableRow(NamedTuple):
+    """What a value of a band means: a row of a raster attribute table."""
+
+    value: int
+    name: str
+    rgba: tuple[int, int, int, int]
+    """Red, green, blue, opacity, 0-255."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Band:
     """One uint8 band of a virtual raster."""
@@ -52,6 +61,8 @@ class Band:
     nodata: int | None = 255
     """Value of gaps; None where the raster has a mask."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    table: Sequence[TableRow] = ()
+    """Its raster attribute table, for ``raster.cog``: a virtual raster does not hold it."""
 
 
 def place(transform: Affine, origin: Affine, height: int, width: int) -> Window | None:
