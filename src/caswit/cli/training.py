@@ -56,6 +56,24 @@ def pretrain(recipe: PretrainRecipe, *, out: str, resume: bool) -> None:
         print(f"weights: {model}, for init: in a training recipe\nlog:     {model.parent / 'log.csv'}")
 
 
+def recipe(*, dataset: str, out: str | None, **start: str) -> None:
+    """Write a recipe that fine-tunes a model on a dataset.
+
+    It can be given to caswit train as it is.
+    """
+    from caswit.files import atomic_write_bytes
+    from caswit.training.fine_tuning import fine_tuning_recipe
+
+    text = fine_tuning_recipe(start["from"], dataset)
+    if out is None:
+        print(text, end="")
+        return
+    file = Path(out)
+    check(not file.exists(), f"{out}: exists already; give another --out")
+    atomic_write_bytes(file, text.encode())
+    print(f"{out}; train with: caswit train {out} --out runs/{file.stem}")
+
+
 def reconstruct(*, model: str, image: str, out: str, tiles: int, seed: int, device: str) -> None:
     """Draw tiles of an image as pretrained weights reconstruct them.
 
