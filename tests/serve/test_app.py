@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from caswit.config import ComputeConfig, PredictConfig, ServeConfig
-from caswit.errors import ConfigError, DataError
+from caswit.errors import ConfigError, DataError, install
 from caswit.mapping.run import predict
 from caswit.raster.overviews import Overviews
 from caswit.raster.reader import write_raster
@@ -402,7 +402,7 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path):
     code = "import sys; sys.modules['fastapi'] = None; from caswit.cli.main import main; main(['serve', sys.argv[1]])"
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "caswit: serve needs fastapi, which comes with: pip install 'caswit[serve]'\n"
+    assert done.stderr == f"caswit: serve needs fastapi, which comes with the extra serve: {install('serve')}\n"
 
 
 def test_labels_listed_in_a_dataset_need_no_telling_name(folder, model_folder):
