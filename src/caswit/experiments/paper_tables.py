@@ -109,7 +109,10 @@ def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: Table
     digest = file_digest(model)
     split = settings.split or ("test" if settings.dataset == LANDSCAPES else row.row.split)
     protocol = settings.protocol or (None if settings.dataset else row.row.protocol)
-    scoring = {f.name: getattr(settings, f.name) for f in fields(EvaluateConfig)} | {"protocol": protocol}
+    scoring = {f.name: getattr(settings, f.name) for f in fields(EvaluateConfig)} | {
+        "protocol": protocol,
+        "workers": settings.workers or recipe.data.workers,
+    }
     scores = out / "scores" / slug(dataset.name) / f"{name}-{slug(split)}"
     report = _scored_report(model, digest, dataset, scores, split, EvaluateConfig(**scoring), recipe.tile.tile_px)
     memory = so_far.memory

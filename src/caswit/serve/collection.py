@@ -22,7 +22,7 @@ from caswit.mapping.partial_map import PartsSource, read_partial_map
 from caswit.raster.gate import RASTERS, Gate
 from caswit.raster.georef import Grid, lonlat_of
 from caswit.raster.overviews import Overviews, RasterInfo
-from caswit.serve.layers import Kind, Layer, error_layer, raster_layer
+from caswit.serve.layers import Kind, Layer, error_layer, raster_layer, truth_layer
 
 log = logging.getLogger(__name__)
 
@@ -138,10 +138,12 @@ class Collection:
         image = raster_layer("image", str(path.relative_to(self.root)), overviews, bands=bands)
         overlays = []
         for file, raster in belonging:
-            kind = _kind(file, raster.info, file in labels)
-            table = labels[file][1].classes.classes if file in labels else self._classes(raster.info)
-            classes = table if kind != "confidence" else ()
-            overlays.append(raster_layer(kind, str(file.relative_to(self.root)), raster, classes=classes))
+            kind, title = _kind(file, raster.info, file in labels), str(file.relative_to(self.root))
+            if file in labels:
+                overlays.append(truth_layer(title, raster, labels[file][1].classes))
+                continue
+            classes = self._classes(raster.info) if kind != "confidence" else ()
+            overlays.append(raster_layer(kind, title, raster, classes=classes))
         overlays += self._partial_maps(path, about.grid, journals, {layer.path for layer in overlays})
         truth = next((layer for layer in overlays if layer.kind == "truth"), None)
         if truth is not None:

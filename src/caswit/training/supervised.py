@@ -123,13 +123,16 @@ class SupervisedTask:
         """Count over the split or its sample, shared out over the devices of the run; every device gets the sum."""
         tile_px = self.recipe.tile.tile_px
         band_px = boundary_band_px(tile_px, tile_px)
-        part = self.fabric.global_rank, self.fabric.world_size
+        share: dict[str, Any] = {
+            "part": (self.fabric.global_rank, self.fabric.world_size),
+            "workers": self.recipe.data.workers,
+        }
         if self.validation_sample is None:
             tiles = scored_tiles(
-                predictor, self.dataset, self.validation_scenes, tile_px=tile_px, band_px=band_px, part=part
+                predictor, self.dataset, self.validation_scenes, tile_px=tile_px, band_px=band_px, **share
             )
         else:
-            tiles = scored_sample(predictor, self.dataset, self.validation_sample, band_px=band_px, part=part)
+            tiles = scored_sample(predictor, self.dataset, self.validation_sample, band_px=band_px, **share)
         # A device that was told to stop counts no further; it still has to meet the others in the sum below.
         counted = (tile.counts for tile in takewhile(lambda _: stop_signal() is None, tiles))
         # Counts of every device's share add up to those of the split; means of scores would not.
