@@ -37,7 +37,10 @@ def _card(name: str) -> str:
 
 
 def info(*, model: str) -> None:
-    """Say what a model is, what it costs and what it expects."""
+    """Say what a model is, what it costs and what it expects.
+
+    Its architecture whole, its parameters, bands, ground size and classes; of a trained or a pretrained model.
+    """
     from caswit.weights.summary import describe
 
     print(describe(Path(model)))
