@@ -250,7 +250,7 @@ def test_other_names_for_this_machine_are_refused(folder):
 
 def test_openapi_describes_every_address(client):
     paths = client.get("/openapi.json").json()["paths"]
-    assert len(paths) == 5
+    assert len(paths) == 7
     assert all(operation["summary"] for path in paths.values() for operation in path.values())
 
 
@@ -380,7 +380,7 @@ class TestRefusals:
             Collection(tmp_path / "none")
 
     def test_a_folder_without_images(self, tmp_path):
-        with pytest.raises(ConfigError, match="holds no image to show"):
+        with pytest.raises(ConfigError, match="holds no image or map to show"):
             serve(tmp_path, None, ServeConfig(), say=print)
 
     def test_a_port_that_is_taken(self, folder):
