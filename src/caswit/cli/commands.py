@@ -105,7 +105,7 @@ _TABLE = (
     Command(
         maps.serve,
         (
-            argument("where", "folder of images and maps, or one image"),
+            argument("where", "folders, images and maps; of one image, what belongs to it is shown too", nargs="+"),
             argument("--model", "model folder, for confidence and attention at a click"),
         ),
         (ServeConfig,),

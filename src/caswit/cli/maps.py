@@ -54,7 +54,7 @@ def explain(settings: ComputeConfig, *, image: str, model: str, out: str, **plac
     print(out)
 
 
-def serve(settings: ServeConfig, *, where: str, model: str | None) -> None:
+def serve(settings: ServeConfig, *, where: list[str], model: str | None) -> None:
     """Show images and maps in a browser.
 
     Swipe between them, measure areas, and see confidence, errors and the attention behind a pixel.
@@ -62,7 +62,7 @@ def serve(settings: ServeConfig, *, where: str, model: str | None) -> None:
     from caswit.serve.server import serve
 
     folder = None if model is None else Path(model)
-    serve(Path(where), folder, settings, say=lambda line: print(line, flush=True))
+    serve([Path(place) for place in where], folder, settings, say=lambda line: print(line, flush=True))
 
 
 def inspect(settings: InspectConfig, *, dataset: str, split: str, n: int, out: str, skip_broken: bool) -> None:
