@@ -22,8 +22,8 @@ INTRODUCTION = """\
 # Settings
 
 Every argument and setting of every command. The same text is the command's `--help`; hyphens and underscores are the
-same (`--gsd-m`, `--gsd_m`), and a setting that is true or false needs no value (`--blend`). Fields of a recipe stand under their section; on the command line, the field `size` of the section `model` is
-`--model.size`.
+same (`--gsd-m`, `--gsd_m`), and a setting that is true or false needs no value (`--blend`). Fields of a recipe stand
+under their section; on the command line, the field `size` of the section `model` is `--model.size`.
 
 <!-- Made by `python docs/settings_page.py` from the docstrings in src/caswit/config: edit those, not this page. -->
 """
@@ -57,13 +57,10 @@ def section(command: Command) -> str:
             name = actions[0].dest.split(".")[0]
             parts.append(f"### `{name}` of `caswit {command.name}`: {group.title}\n")
             parts.append(table("field", ((action.dest.removeprefix(f"{name}."), action) for action in actions)))
-            continue
         elif actions and group.title in ("positional arguments", "options"):
             general += actions
-            continue
         elif actions:
             parts.append(f"{group.title}:\n")
-        if actions:
             parts.append(table("option", ((_option(action), action) for action in actions)))
     if general:
         parts.insert(len(command.help) + 2, table("argument", ((_option(action), action) for action in general)))
