@@ -239,6 +239,19 @@ def test_pictures_are_small():
         assert file.stat().st_size < 400_000, file.name
 
 
+def test_the_page_of_the_tutorial_is_the_notebook():
+    """Regenerate with ``python docs/tutorial_page.py``."""
+    nbformat = pytest.importorskip("nbformat", reason="no nbformat: pip install nbclient ipykernel")
+    pytest.importorskip("nbclient", reason="no nbclient: pip install nbclient ipykernel")
+    page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    module = runpy.run_path(str(DOCS / "tutorial_page.py"))
+    for source in module["sources"](nbformat.read(DOCS / "tutorial.ipynb", as_version=4)):
+        assert all(part in page for part in (source.split("\n", 1) if source.startswith("# ") else [source])), source
+    pictures = re.findall(r"!\[.+\]\((images/tutorial\d+\.jpg)\)", page)
+    assert len(pictures) == 3
+    assert all((DOCS / file).is_file() for file in pictures)
+
+
 @pytest.mark.timeout(1300)  # a kernel of its own starts slowly on a busy machine
 def test_the_tutorial_notebook_runs(tmp_path):
     nbclient = pytest.importorskip("nbclient", reason="no nbclient: pip install nbclient ipykernel")
