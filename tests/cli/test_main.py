@@ -70,8 +70,11 @@ def test_python_dash_m_and_exit_status():
     assert done.stderr.startswith("caswit: no command 'nonsense'; commands are: ")
 
 
-def test_only_urur_can_be_prepared(capsys):
-    assert "only urur can be prepared, got 'flair_hub'" in refused(capsys, "prepare", "flair_hub", "x")
+def test_not_every_dataset_can_be_prepared(capsys, tmp_path):
+    message = refused(capsys, "prepare", "swissimage", "x")
+    assert "only flair_hub and urur can be prepared, got 'swissimage'" in message
+    for kind in ("flair_hub", "urur"):
+        assert "x: no such folder" in refused(capsys, "prepare", kind, str(tmp_path / "x"))
 
 
 def test_from_recipe_to_map(capsys, dataset_file, tmp_path):

@@ -66,9 +66,10 @@ def user(tmp_path_factory):
         if name == "east":
             continue  # has no label
         write_raster(home / "my" / f"{name}_label.tif", label, crs="EPSG:2154", gsd_m=0.5)
-    text = (DOCS / "own-data.md").read_text(encoding="utf-8")
-    for name, content in re.findall(r'```yaml title="(.*?)"\n(.*?)```', text, re.DOTALL):
-        (home / name).write_text(content)
+    for page in PAGES:
+        for name, content in re.findall(r'```yaml title="(my/.*?)"\n(.*?)```', page.read_text("utf-8"), re.DOTALL):
+            assert not (home / name).exists(), (page.name, name)
+            (home / name).write_text(content)
     return home
 
 
@@ -87,7 +88,14 @@ def test_commands_of_the_pages_work_one_after_another(user, monkeypatch, capsys)
                     raise AssertionError(f"{page.name}: {words} failed: {capsys.readouterr().err}") from stop
                 ran += 1
     assert ran >= 8
-    made = ("why.png", "figures/figure5.png", "runs/mine/scores/report.html", "my/south_map.tif")
+    made = (
+        "runs/fine-tuned/model/model.safetensors",
+        "runs/by-hand/model/model.safetensors",
+        "why.png",
+        "figures/figure5.png",
+        "runs/mine/scores/report.html",
+        "my/south_map.tif",
+    )
     assert all((user / name).stat().st_size > 1000 for name in made)
 
 

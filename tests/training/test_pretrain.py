@@ -32,10 +32,13 @@ from caswit.config import (
     TileConfig,
     TrainConfig,
 )
-from caswit.data.dataset import load_dataset
+from caswit.data.classes import ClassTable
+from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError, ModelError
 from caswit.progress import Progress
-from caswit.training.pretrain import MaskedSamples, pretrain
+from caswit.raster.windows import Window
+from caswit.training.pretrain import MaskedSamples, _scenes, pretrain
 from caswit.training.reconstruct import HIDDEN
 from caswit.training.supervised import train
 from caswit.weights.model_folder import load_model, load_pretrained
@@ -264,6 +267,22 @@ def test_drop_path_is_0_unless_the_recipe_says_otherwise(tmp_path):
     parser = make_parser(COMMANDS["pretrain"])
     settings = parser.instantiate(parser.parse_args(["--recipe", str(recipe), "--out", "x"]))
     assert (settings.model.size, settings.model.drop_path) == ("nano", 0.0)
+
+
+def test_every_area_of_a_mosaic_is_trained_on_and_an_image_in_two_splits_once():
+    """Of a mosaic in two splits, such as a domain of FLAIR-HUB, only the areas of the last one were."""
+    left, right = (Window(0, 0, 64, 64),), (Window(0, 64, 64, 64),)
+    mosaic, whole = Path("mosaic.vrt"), Path("whole.tif")
+    scenes = (
+        Scene(image=mosaic, split="train", areas=left),
+        Scene(image=mosaic, split="val", areas=right),
+        Scene(image=whole, split="train"),
+        Scene(image=whole, split="val"),
+    )
+    dataset = Dataset(name="x", path=Path("d.yaml"), classes=ClassTable(()), scenes=scenes)
+    found = _scenes(PretrainRecipe(data=ImageryConfig(dataset="x")), dataset)
+    assert sorted((s.image.name, s.areas) for s in found[:2]) == [("mosaic.vrt", left), ("mosaic.vrt", right)]
+    assert [s.image for s in found[2:]] == [whole]
 
 
 @pytest.mark.data

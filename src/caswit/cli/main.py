@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from caswit import __version__
 from caswit.cli.commands import COMMANDS
 from caswit.cli.parsing import closest, current_words, parse
-from caswit.cli.recipe import with_recipe
+from caswit.cli.recipe import inherited_defaults, with_recipe
 from caswit.cli.signals import quiet_end
 from caswit.errors import CaswitError, Stopped, brief, naming_extras, one_line
 
@@ -115,7 +115,7 @@ def _run(name: str, words: Sequence[str]) -> None:
     words = current_words(command, words)
     if command.reads_recipe:
         words = with_recipe(words, command.settings[0])
-    settings, arguments = parse(command, words)
+    settings, arguments = parse(command, words, inherited_defaults if command.reads_recipe else None)
     with naming_extras(name):
         command.run(*settings, **arguments)
 

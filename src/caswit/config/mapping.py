@@ -64,6 +64,8 @@ class OutputConfig:
     """GeoTIFF of the probabilities of all classes, 0-100, one band each."""
     vector: str | None = field(default=None, metadata=KEEPS_MAP)
     """Polygons of the map: a file that ends in .gpkg, .parquet or .geojson."""
+    background: bool = field(default=False, metadata=KEEPS_MAP)
+    """Write polygons of background too: of classes named background or other, or so marked in the class table."""
     min_area: float = field(default=0.0, metadata=KEEPS_MAP)
     """Polygons below this many square metres are left out."""
     simplify: float = field(default=0.0, metadata=KEEPS_MAP)
@@ -71,6 +73,7 @@ class OutputConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes below zero and files that are no GeoTIFFs."""
+        check(self.vector is not None or not self.background, "background is about polygons; add --vector FILE")
         for name in ("min_area", "simplify"):
             check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
             check(self.vector is not None or getattr(self, name) == 0, f"{name} is about polygons; add --vector FILE")

@@ -12,6 +12,12 @@ from caswit.config.weights import InitConfig, parse_init
 from caswit.errors import brief
 
 
+def _check_bands(bands: tuple[int, int, int] | None) -> None:
+    check(
+        bands is None or min(bands) >= 1, f"data.bands must be three numbers from 1, got {brief(bands)}; try [1, 2, 3]"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The data to train on."""
@@ -28,11 +34,14 @@ class DataConfig:
     """Processes that read samples beside the training process; 0 reads in the training process."""
     label_fraction: float = 1.0
     """Share of the grid's training tiles whose labels are used, chosen by the seed. All other labels are ignored."""
+    bands: tuple[int, int, int] | None = None
+    """Bands of the images that are red, green and blue, from 1, where the dataset.yaml names none; null: 1, 2 and 3."""
     skip_broken: bool = False
     """Leave out files that are missing or broken, and list them."""
 
     def __post_init__(self) -> None:
-        """Refuse a negative number of workers, and a training without labels."""
+        """Refuse a negative number of workers, bands that do not exist, and a training without labels."""
+        _check_bands(self.bands)
         check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
         check(
             0 < self.label_fraction <= 1,
@@ -88,11 +97,14 @@ class ImageryConfig:
     """grid: every tile of a fixed grid once an epoch; random: windows anywhere, scenes by area."""
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
+    bands: tuple[int, int, int] | None = None
+    """Bands of the images that are red, green and blue, from 1, where the dataset.yaml names none; null: 1, 2 and 3."""
     skip_broken: bool = False
     """Leave out files that are missing or broken, and list them."""
 
     def __post_init__(self) -> None:
-        """Refuse a negative number of workers."""
+        """Refuse a negative number of workers, and bands that do not exist."""
+        _check_bands(self.bands)
         check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
 
 

@@ -35,7 +35,9 @@ def evaluate(
     """
     settings = settings or EvaluateConfig()
     loaded = load_model(model)
-    data = load_dataset(dataset, skip_broken=settings.skip_broken).read_at(loaded.info.tile.read_gsd_m)
+    data = load_dataset(dataset, skip_broken=settings.skip_broken).read_at(
+        loaded.info.tile.read_gsd_m, loaded.info.bands
+    )
     data.list_broken()
     scenes = data.split(split)
     scored_classes(loaded.info.classes, data, settings.protocol)  # refuse before anything is written

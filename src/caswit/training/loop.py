@@ -20,11 +20,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from caswit import __version__
 from caswit.config import LearningConfig, PretrainRecipe
+from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.sampler import Samples, training_loader
 from caswit.errors import ConfigError, Stopped
 from caswit.files import checked
 from caswit.progress import Progress
-from caswit.training.fabric import all_sum, stop_signal
+from caswit.training.fabric import all_sum, is_first_process, stop_signal
 from caswit.training.optim import EMA, adamw, learning_rate
 from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
 from caswit.weights.model_folder import is_complete, torch_load
@@ -58,6 +59,19 @@ class Task(Protocol):
 
     def save(self, network: Any, provenance: dict[str, Any]) -> None:
         """Write the finished model. Called once, on the first device."""
+
+
+def load_data(recipe: AnyRecipe) -> Dataset:
+    """Return the dataset of a recipe, with its bands and at its ground size; the first process lists what was left out.
+
+    Raises:
+        DataError: The dataset cannot be used.
+    """
+    data = recipe.data
+    dataset = load_dataset(data.dataset, skip_broken=data.skip_broken).read_at(recipe.tile.read_gsd_m, data.bands)
+    if is_first_process():
+        dataset.list_broken()
+    return dataset
 
 
 def fit(fabric: Fabric, recipe: AnyRecipe, folder: RunFolder, task: Task, network: nn.Module) -> None:

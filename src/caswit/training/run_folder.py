@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from caswit.config import PretrainRecipe, Recipe
 from caswit.config.renamed import with_new_names
-from caswit.errors import ConfigError, DataError, ModelError, one_line
+from caswit.errors import CaswitError, ConfigError, DataError, ModelError, one_line
 from caswit.files import (
     atomic_path,
     atomic_write_bytes,
@@ -113,6 +113,13 @@ class RunFolder:
                 f"{self.path}: its run has {name}={one_line(was)}, got {one_line(value)}; resume with the run's own "
                 f"recipe ({self.recipe}), or give another --out"
             )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the folder's run by section.name; none where its recipe cannot be read."""
+        try:
+            return _flat(checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe)))
+        except CaswitError:
+            return {}
 
     @contextmanager
     def opened(self, recipe: AnyRecipe, *, resume: bool) -> Iterator[None]:
