@@ -112,7 +112,7 @@ def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, 
 def table(settings: TableConfig, *, recipes: list[str], out: str, over: str | None) -> None:
     """Train and score rows of the paper's tables, beside the paper's figures.
 
-    Called again with the same folder, it continues.
+    After an interruption, the same command continues.
     """
     from caswit.experiments.paper_tables import TableRow, table
     from caswit.experiments.table_format import markdown

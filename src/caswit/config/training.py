@@ -33,7 +33,7 @@ class DataConfig:
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
     label_fraction: float = 1.0
-    """Share of the grid's training tiles whose labels are used; the seed says which. All other labels are ignored."""
+    """Share of the grid's training tiles whose labels are used, chosen by the seed. All other labels are ignored."""
     bands: tuple[int, int, int] | None = None
     """Bands of the images that are red, green and blue, from 1, where the dataset.yaml names none; null: 1, 2 and 3."""
     skip_broken: bool = False
@@ -56,7 +56,7 @@ class AugmentConfig:
     spatial: bool = False
     """One of the eight flips and quarter turns."""
     scale: float = 0.0
-    """Read pixels whose ground size is larger or smaller by up to this share: 0.25 is 1 / 1.25 to 1.25 times."""
+    """Read pixels whose ground size is larger or smaller by up to this share: 0.25 means 1 / 1.25 to 1.25 times."""
     brightness: float = 0.0
     """Add up to this share of 255, either way."""
     contrast: float = 0.0
@@ -64,11 +64,11 @@ class AugmentConfig:
     gamma: float = 0.0
     """Raise to a power between 1 / (1 + gamma) and 1 + gamma."""
     tint: float = 0.0
-    """Multiply each band by its own factor between 1 / (1 + tint) and 1 + tint: other cameras, haze, evening."""
+    """Multiply each band by its own factor between 1 / (1 + tint) and 1 + tint: imitates other cameras and light."""
     saturation: float = 0.0
     """Move colours towards grey, or away from it, by up to this share."""
     blur: float = 0.0
-    """Blur every other sample with a Gaussian of up to so many pixels: softer cameras, enlarged images."""
+    """Blur every other sample with a Gaussian of up to this many pixels: imitates softer cameras, enlarged images."""
     noise: float = 0.0
     """Add noise of a standard deviation up to this share of 255 to the tile."""
     context_dropout: float = 0.0
@@ -123,9 +123,9 @@ class LearningConfig:
     max_steps: int | None = None
     """Length of the run in optimiser steps; null takes it from epochs."""
     max_minutes: float | None = None
-    """Stop after so many minutes; the learning rate falls with the clock where that is ahead of the steps."""
+    """Finish within this many minutes: the learning-rate schedule follows the clock if it is ahead of the steps."""
     stop_minutes: float | None = None
-    """Save and end this job after so many minutes; --resume goes on in the next, on the schedule of the whole run."""
+    """Save and end this job after this many minutes; --resume continues, with the schedule of the whole run."""
     lr: float = 6e-5
     """Highest learning rate of AdamW."""
     min_lr: float = 1e-6
@@ -147,10 +147,10 @@ class LearningConfig:
     checkpoint_gradients: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     deterministic: bool | None = None
-    """Only operations that repeat to the bit on the same machine; null: on the CPU, where they all exist."""
+    """Use only operations that give identical bits in every run on the same machine; null: on the CPU only."""
     save_every_s: float | None = None
-    """Seconds between checkpoints, from which --resume continues; null: 120, or 900 for networks of over 50 million
-    weights. A validation is followed by one in any case."""
+    """Seconds between two writes of the checkpoint that --resume continues from; null: 120, or 900 for networks of over
+    50 million weights. A checkpoint is also written after each validation."""
     pictures: int = 4
     """Number of tiles in each picture that is drawn during the run."""
     accelerator: str = "auto"
@@ -202,7 +202,7 @@ class TrainConfig(LearningConfig):
     class_weights: tuple[float, ...] | None = None
     """Weights of the classes in the loss, in the order of the class table without ignored ones."""
     ema_decay: float | None = None
-    """Share of the past in the exponential moving average of the weights (EMA), e.g. 0.99: the average is validated and
+    """Decay of the exponential moving average of the weights (EMA), e.g. 0.99: the average is validated and
     becomes the model, while training goes on unchanged. Null: no EMA."""
     val_every_steps: int | None = None
     """Optimiser steps between validations; null: once an epoch."""
