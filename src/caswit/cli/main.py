@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from caswit import __version__
 from caswit.cli.commands import COMMANDS
+from caswit.cli.inputs import check_inputs
 from caswit.cli.parsing import closest, current_words, parse
 from caswit.cli.recipe import with_recipe
 from caswit.cli.signals import quiet_end
@@ -126,6 +127,7 @@ def _run(name: str, words: Sequence[str]) -> None:
     if command.reads_recipe:
         words = with_recipe(words, command.settings[0])
     settings, arguments = parse(command, words)
+    check_inputs(settings, arguments)
     try:
         command.run(*settings, **arguments)
     except ModuleNotFoundError as error:

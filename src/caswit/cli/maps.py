@@ -2,9 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from caswit.config import ComputeConfig, InspectConfig, MapRunConfig, OutputConfig, PredictConfig, ServeConfig
 from caswit.errors import ConfigError
+
+if TYPE_CHECKING:  # imports torch
+    from caswit.mapping.run import MapResult
 
 _SKIPPED = 3
 """Exit status of a map with blocks that could not be read."""
@@ -26,7 +30,7 @@ def predict(
     from caswit.mapping.run import predict
 
     result = predict(images, Path(out), model, settings, outputs, run)
-    print(out)
+    _say_end(result)
     if result.skipped:
         print(f"{len(result.skipped)} blocks could not be read and are nodata:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in result.skipped), file=sys.stderr)
@@ -35,6 +39,20 @@ def predict(
             file=sys.stderr,
         )
         sys.exit(_SKIPPED)
+
+
+def _say_end(result: "MapResult") -> None:
+    """Print the files, what each class covers, and how far the model can be trusted here."""
+    from caswit.mapping.summary import area_table
+
+    for file in result.files:
+        print(file)
+    print("\n".join(["", *area_table(result.areas), ""]))
+    if result.rescaled is not None:
+        print(f"values {result.rescaled[0]:g} to {result.rescaled[1]:g} became 0 to 255")
+    print(result.trust.line)
+    if result.trust.warning is not None:
+        print(f"warning: {result.trust.warning}", file=sys.stderr)
 
 
 def explain(settings: ComputeConfig, *, image: str, model: str, out: str, **place: float | None) -> None:

@@ -19,6 +19,7 @@ from caswit.evaluation.metrics import Counts, boundary_band_px, count
 from caswit.evaluation.protocols import Scored, scored_classes
 from caswit.evaluation.report import Evaluation, Example
 from caswit.evaluation.tile_pictures import tile_picture
+from caswit.inference.confidence import Confidence
 from caswit.inference.predictor import Predictor
 from caswit.progress import Progress
 from caswit.raster.reader import UInt8
@@ -44,12 +45,14 @@ def evaluate_scenes(
     band_px = band_width_px(tile_px, settings)
     classes = scored_classes(loaded.info.classes, data, settings.protocol)
     counts, edges, tiles = Counts.zeros(len(classes.classes)), EdgeCounts.zeros(), 0
+    sure = Confidence.zeros(len(loaded.info.classes))
     # Only positions are kept; the few tiles that are shown are predicted again.
     candidates: list[tuple[float, int, Scene, Tile]] = []
     total_mpx = sum(_megapixels(data, scene) for scene in scenes)
     with Progress(f"evaluate {data.name} {split}", total_mpx, "Mpx") as progress:
         for scored in scored_tiles(predictor, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes):
             counts += scored.counts
+            sure += scored.confidence
             edges += count_edges(scored.prediction, scored.truth, band_px)
             tiles += 1
             errors = 1 - np.trace(scored.counts.confusion) / max(1, scored.counts.confusion.sum())
@@ -75,6 +78,7 @@ def evaluate_scenes(
         class_names=classes.classes.names,
         class_colours=classes.classes.colors,
         counts=counts,
+        confidence=sure.values(loaded.info.classes.names),
         band_px=band_px,
         band_ratio=band_px / math.hypot(tile_px, tile_px) if settings.boundary_px else settings.boundary_ratio,
         tile_px=tile_px,
@@ -140,6 +144,8 @@ class ScoredTile(NamedTuple):
     prediction: UInt8
     """(H, W) indices of the scored classes, of the owned part."""
     counts: Counts
+    confidence: Confidence
+    """Of the classes of the model, over all pixels of the owned part with data."""
 
 
 def scored_tiles(
@@ -195,10 +201,11 @@ def _scored_block(
 ) -> list[ScoredTile]:
     """Predict and compare the tiles of a block that have labels; broken ones are left out where the dataset allows."""
     try:
-        predicted = predictor.classes(opened, block)
+        predicted, percent = predictor.sure_classes(opened, block)
         native = opened.native(block.window)
         # Scores count native pixels, so that models of different ground sizes are compared on the same labels.
         _, valid = opened.native_image(native)
+        classes = predictor.network.num_classes
         truth = opened.native_labels(native, valid)
     except DataError as error:
         if not dataset.skip_broken:
@@ -217,7 +224,8 @@ def _scored_block(
         if (there == IGNORE_INDEX).all():
             continue
         counts = count(found, there, num_classes=len(scored.classes), band_px=band_px, ignore_index=IGNORE_INDEX)
-        tiles.append(ScoredTile(opened.scene, tile, there, found, counts))
+        sure = Confidence.count(predicted[where], percent[where], valid[where], classes)
+        tiles.append(ScoredTile(opened.scene, tile, there, found, counts, sure))
     return tiles
 
 

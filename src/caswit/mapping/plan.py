@@ -8,7 +8,6 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -16,11 +15,11 @@ from caswit.config import MapRunConfig, OutputConfig, Precision, PredictConfig, 
 from caswit.config.checks import check, map_settings
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
-from caswit.errors import ConfigError, DataError
+from caswit.errors import ConfigError
 from caswit.raster.georef import Grid
 from caswit.raster.image_files import describe, files_behind
 from caswit.raster.mosaic import Source, build_mosaic, open_image
-from caswit.raster.reader import PixelEncoding, is_remote
+from caswit.raster.reader import PixelEncoding
 from caswit.raster.resample import Axis, reading_ratio
 from caswit.raster.windows import Window, block_windows, count_blocks
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
@@ -31,8 +30,6 @@ if TYPE_CHECKING:  # needs caswit[vector]
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".webp")
-"""Files of a folder that are taken for images."""
 _GSD_OFF = 1.5
 """Ground sizes of a pixel that differ by more than this factor are worth a warning."""
 
@@ -293,45 +290,6 @@ def _area(run: MapRunConfig, grid: Grid) -> "AreaOfInterest | None":
     from caswit.raster.aoi import read_aoi
 
     return read_aoi(Path(run.aoi), grid)
-
-
-def list_images(words: Sequence[str]) -> list[str]:
-    """Expand words of the command line into names that GDAL opens, in order; those of folders and patterns sorted.
-
-    Raises:
-        DataError: Nothing is there.
-    """
-    found = [name for word in words for name in _expand(word)]
-    # count() in a loop is quadratic, so it runs only if there is a duplicate to report.
-    twice = sorted({name for name in found if found.count(name) > 1}) if len(set(found)) < len(found) else []
-    if twice:
-        raise DataError(f"{twice[0]}: given more than once")
-    return found
-
-
-def _expand(word: str) -> list[str]:
-    path = Path(word)
-    # Addresses come first: a * or .txt in one is neither a pattern nor a list on this disk.
-    if is_remote(word):
-        return [word]
-    if path.is_dir():
-        names = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not names:
-            raise DataError(f"{word}: a folder without images ({' '.join(SUFFIXES)})")
-        return names
-    # The name of a file may contain brackets itself.
-    if has_magic(word) and not path.exists():
-        names = sorted(glob(word, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute patterns)
-        if not names:
-            raise DataError(f"{word}: no file matches this pattern")
-        return names
-    if path.suffix.lower() == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        names = [line if is_remote(line) else str(path.parent / line) for line in lines if line]
-        if not names:
-            raise DataError(f"{word}: an empty list; one image per line is needed")
-        return names
-    return [word]
 
 
 def fingerprint(names: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Mapping images of any size: list the images, plan, map the blocks, write the outputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +10,12 @@ from caswit.errors import ConfigError, DataError
 from caswit.mapping.journal import Journal, open_journal
 from caswit.mapping.local import Engine, LocalEngine
 from caswit.mapping.outputs import Targets, write_outputs
-from caswit.mapping.plan import ImageState, MapPlan, PlannedBlock, list_images, make_plan
+from caswit.mapping.plan import ImageState, MapPlan, PlannedBlock, make_plan
+from caswit.mapping.summary import Trust, confidence_of, named
 from caswit.progress import Progress
-from caswit.raster.cog import is_part
+from caswit.raster.cog import PlacedPart, is_part
+from caswit.raster.ground import ClassArea, class_areas
+from caswit.raster.image_list import list_images
 from caswit.raster.reader import quiet
 from caswit.weights.model_folder import LoadedModel
 
@@ -28,6 +31,14 @@ class MapResult(NamedTuple):
     out: Path
     skipped: tuple[str, ...]
     """Blocks that could not be read and are nodata, as "rows 0-4096, columns 0-4096: why"."""
+    files: tuple[Path, ...]
+    """Every file that was written, the map first."""
+    areas: Mapping[str, ClassArea]
+    """What each class covers, in the order of the class table."""
+    trust: Trust
+    """How far the model can be trusted here."""
+    rescaled: tuple[float, float] | None
+    """Values that became 0 and 255; None where pixels are taken as they are."""
 
 
 def predict(
@@ -94,11 +105,27 @@ def predict(
         # Hours may have passed: somebody may have put a file in the place of an output.
         targets.check_replaced(inputs, overwrite=run.overwrite)
         write_outputs(targets, plan, blocks, journal, loaded)
+        parts = [PlacedPart(b.native, file) for b in blocks if (file := journal.part(b.number)) is not None]
+        trust = Trust.of(loaded, plan.grid, confidence_of(parts, len(loaded.info.classes)))
+        told_m = None if plan.source_gsd_m == plan.grid.source_gsd_m else plan.source_gsd_m
+        areas = named(class_areas(targets.map, told_m), {c.id: c.name for c in loaded.info.classes.mapped})
         # A run that skipped blocks keeps its parts: the same call tries those blocks alone again.
         if not journal.skipped:
             journal.remove()
     whys = journal.skipped
-    return MapResult(out, tuple(_described(b, whys[b.number]) for b in blocks if b.number in whys))
+    return MapResult(
+        out=out,
+        skipped=tuple(_described(b, whys[b.number]) for b in blocks if b.number in whys),
+        files=tuple(_as_given(file, out) for file in (targets.map, *targets.beside())),
+        areas=areas,
+        trust=trust,
+        rescaled=plan.settings.rescale,
+    )
+
+
+def _as_given(file: Path, out: Path) -> Path:
+    """Return a resolved path as a user would write it who wrote ``out``."""
+    return out.parent / file.name if file.parent == out.parent.resolve() else file
 
 
 def _check_size(plan: MapPlan) -> None:
