@@ -1,4 +1,4 @@
-"""A look at the inputs of a command before anything large is imported: torch takes seconds, a missing file should not."""
+"""A look at the inputs of a command before torch is imported, which takes seconds: a missing file should not."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +23,9 @@ def check_inputs(settings: Sequence[Any], arguments: Mapping[str, Any]) -> None:
     if image or images:
         from caswit.raster.image_list import list_images
 
-        # The last of several words may be the map that is to be written.
-        list_images([image] if image else images[:-1] if arguments.get("out") is None and len(images) > 1 else images)
+        # The last of several words is the map that is to be written, unless an option says that there is none.
+        last_is_map = len(images) > 1 and not (arguments.get("out_dir") or arguments.get("list"))
+        list_images([image] if image else images[:-1] if last_is_map else images)
     for model in (arguments.get("model"), arguments.get("baseline")):
         if model is not None:
             from caswit.weights.zoo import check_there

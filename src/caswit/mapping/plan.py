@@ -6,8 +6,8 @@ is that of the image's pixels, ``read_gsd_m`` of those that the model sees, ``tr
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -17,6 +17,7 @@ from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError
 from caswit.raster.georef import Grid
+from caswit.raster.ground import distance_km
 from caswit.raster.image_files import describe, files_behind
 from caswit.raster.mosaic import Source, build_mosaic, open_image
 from caswit.raster.reader import PixelEncoding
@@ -191,18 +192,30 @@ class MapPlan:
         }
         return {name: str(value) for name, value in facts.items()} | {"layout": self.layout._asdict()}
 
+    def digest(self, loaded: LoadedModel) -> str:
+        """Return digits by which a finished map is known to be that of the same call: all that any file depends on."""
+        texts = [f"{name}: {value}" for name, value in {**self.manifest(loaded), **asdict(self.outputs)}.items()]
+        return _digest(texts)
+
 
 def make_plan(
-    images: Sequence[str], model: str | None, settings: PredictConfig, outputs: OutputConfig, run: MapRunConfig
+    images: Sequence[str],
+    model: str | None,
+    settings: PredictConfig,
+    outputs: OutputConfig,
+    run: MapRunConfig,
+    load: Callable[[str], LoadedModel] = load_model,
 ) -> tuple[MapPlan, LoadedModel]:
     """Read the headers of images and model (None: one of the zoo), and resolve all that the settings leave open.
+
+    ``load`` loads a model by its folder or name; one that remembers loads it once for many maps.
 
     Raises:
         CaswitError: Images, model and settings cannot be used, or not together.
     """
     # Before anything is opened: what is rewritten from here on is noticed at the end.
     state = ImageState.of(images)
-    loaded = None if model is None else load_model(model)
+    loaded = None if model is None else load(model)
     # A model of the zoo is chosen by what the headers say, so they are read with the usual bands before it is known.
     bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
     sources, grid = build_mosaic(images, bands, _encoding(settings))
@@ -210,8 +223,10 @@ def make_plan(
     source_gsd_m = settings.gsd_m or grid.source_gsd_m
     if loaded is None:
         chosen, reason = choose(source_gsd_m, Path(images[0]).name)
-        log.info("model: %s (%s)", chosen.name, reason)
-        model, loaded = chosen.name, load_model(chosen.name)
+        learned, bounds = chosen.learned, grid.degrees
+        where = learned.where(distance_km(bounds, learned.area) if bounds and learned.area else None)
+        log.info("model: %s (%s%s)", chosen.name, reason, where and f"; {where}")
+        model, loaded = chosen.name, load(chosen.name)
     info = loaded.info
     overlap_px, read_gsd_m = _overlap_px(settings, info.tile.tile_px), _read_gsd_m(info, settings, source_gsd_m)
     plan = MapPlan(

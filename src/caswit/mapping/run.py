@@ -7,17 +7,19 @@ from typing import NamedTuple
 
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
 from caswit.errors import ConfigError, DataError
+from caswit.inference.confidence import Confidence
+from caswit.mapping.blocks import CONFIDENCE
 from caswit.mapping.journal import Journal, open_journal
 from caswit.mapping.local import Engine, LocalEngine
-from caswit.mapping.outputs import Targets, write_outputs
+from caswit.mapping.outputs import Targets, is_finished, write_outputs
 from caswit.mapping.plan import ImageState, MapPlan, PlannedBlock, make_plan
-from caswit.mapping.summary import Trust, confidence_of, named
+from caswit.mapping.summary import Trust, named
 from caswit.progress import Progress
-from caswit.raster.cog import PlacedPart, is_part
+from caswit.raster.cog import is_part, read_tags
 from caswit.raster.ground import ClassArea, class_areas
 from caswit.raster.image_list import list_images
 from caswit.raster.reader import quiet
-from caswit.weights.model_folder import LoadedModel
+from caswit.weights.model_folder import LoadedModel, load_model
 
 _MANY_BLOCKS = 1_000_000
 """Blocks that are begun without being asked for: four countries of the size of Switzerland at 10 cm."""
@@ -48,6 +50,9 @@ def predict(
     settings: PredictConfig | None = None,
     outputs: OutputConfig | None = None,
     run: MapRunConfig | None = None,
+    *,
+    load: Callable[[str], LoadedModel] = load_model,
+    keep: bool = False,
 ) -> MapResult:
     """Write the class map of images of any size as a Cloud-Optimized GeoTIFF on their grid.
 
@@ -62,6 +67,8 @@ def predict(
         settings: How to read, cut and compute.
         outputs: What to write beside the map.
         run: How to go about it.
+        load: Loads a model by its folder or name; one that remembers loads it once for many maps.
+        keep: Leave a map alone that the same call has finished before.
 
     Raises:
         CaswitError: The images, the model, the settings or the place to write to cannot be used.
@@ -72,13 +79,15 @@ def predict(
     targets = Targets.of(out, outputs, inputs, overwrite=run.overwrite)
     # Everything that a user can have got wrong is refused from here to the journal: before hours of work, not after.
     start_engine = _engine(run)
-    plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run)
+    plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run, load)
     _check_size(plan)
     blocks = plan.blocks()
     with ExitStack() as stack:
         stack.enter_context(quiet())  # here, once: filters of warnings are shared by the threads that read and write
         engine = stack.enter_context(start_engine(plan, loaded))
         plan = plan.computed_in(engine.precision)
+        if keep and is_finished(targets, plan.digest(loaded)):
+            return _result(out, targets, plan, blocks, loaded, {})
         manifest = plan.manifest(loaded)
         shapes = {b.number: (plan.bands.count(len(loaded.info.classes)), *b.native[2:]) for b in blocks}
         journal = stack.enter_context(
@@ -105,20 +114,29 @@ def predict(
         # Hours may have passed: somebody may have put a file in the place of an output.
         targets.check_replaced(inputs, overwrite=run.overwrite)
         write_outputs(targets, plan, blocks, journal, loaded)
-        parts = [PlacedPart(b.native, file) for b in blocks if (file := journal.part(b.number)) is not None]
-        trust = Trust.of(loaded, plan.grid, confidence_of(parts, len(loaded.info.classes)))
-        told_m = None if plan.source_gsd_m == plan.grid.source_gsd_m else plan.source_gsd_m
-        areas = named(class_areas(targets.map, told_m), {c.id: c.name for c in loaded.info.classes.mapped})
         # A run that skipped blocks keeps its parts: the same call tries those blocks alone again.
         if not journal.skipped:
             journal.remove()
-    whys = journal.skipped
+        return _result(out, targets, plan, blocks, loaded, journal.skipped)
+
+
+def _result(
+    out: Path,
+    targets: Targets,
+    plan: MapPlan,
+    blocks: Sequence[PlannedBlock],
+    loaded: LoadedModel,
+    skipped: Mapping[int, str],
+) -> MapResult:
+    """Return what there is to say of a map that is written."""
+    told_m = None if plan.source_gsd_m == plan.grid.source_gsd_m else plan.source_gsd_m
+    confidence = Confidence.from_text(read_tags(targets.map).get(CONFIDENCE), len(loaded.info.classes))
     return MapResult(
         out=out,
-        skipped=tuple(_described(b, whys[b.number]) for b in blocks if b.number in whys),
+        skipped=tuple(_described(b, skipped[b.number]) for b in blocks if b.number in skipped),
         files=tuple(_as_given(file, out) for file in (targets.map, *targets.beside())),
-        areas=areas,
-        trust=trust,
+        areas=named(class_areas(targets.map, told_m), {c.id: c.name for c in loaded.info.classes.mapped}),
+        trust=Trust.of(loaded, plan.grid, confidence),
         rescaled=plan.settings.rescale,
     )
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class ZooModel:
     """Ground size of the sample's pixels, in metres."""
     read_gsd_m: float | None = None
     """Ground size that images are resampled to; None: they are read as they are."""
-    learned: Learned = Learned()
+    learned: Learned = field(default_factory=Learned)
     """Where it learned, and how sure it is of its validation data."""
 
     def fits(self, gsd_m: float, models: "Sequence[ZooModel]") -> tuple[bool, str]:
