@@ -91,7 +91,7 @@ def _maps(names: Sequence[str], folder: Path, outputs: OutputConfig) -> dict[str
     for kind, file in _files(outputs).items():
         if Path(file).name != file:
             raise ConfigError(
-                f"{kind}: with --out-dir, give a name without a folder, got {file}; try {Path(file).name}"
+                f"--{kind} with --out-dir must be a name without folder, got {file}; try {Path(file).name}"
             )
     return {name: out for out, name in maps.items()}
 
