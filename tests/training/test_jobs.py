@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -117,7 +118,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_stopped(dataset_fil
     assert status == 0
     step = torch.load(out / "checkpoints" / "last.pt", weights_only=True)["step"]
     last = said.strip().splitlines()[-1]
-    assert f"stopped by SIGTERM after step {step} of 12, which is saved; the same command with --resume" in last
+    assert f"stopped by SIGTERM after step {step} of 12, which is saved; go on with: caswit train " in last
     assert "Traceback" not in said
     assert not (out / "model").exists()
     assert finish(start(command(dataset_file, out, *settings, "--resume")))[0] == 0
@@ -134,8 +135,9 @@ def test_exit_status_and_message_of_a_signal(dataset_file, tmp_path, monkeypatch
     with pytest.raises(SystemExit) as left:
         main(words)
     assert left.value.code == status
-    said = f"stopped by {number.name} after step 2 of 4, which is saved; the same command with --resume goes on\n"
-    assert capsys.readouterr().err.endswith(said)
+    said = capsys.readouterr().err
+    again = shlex.join(["caswit", *map(str, words), "--resume"])
+    assert said.endswith(f"stopped by {number.name} after step 2 of 4, which is saved; go on with: {again}\n")
 
 
 class Signals:

@@ -22,6 +22,7 @@ from caswit.evaluation.protocols import Scored, scored_classes
 from caswit.evaluation.read_ahead import Job, LabelledBlocks, ReadBlock
 from caswit.evaluation.report import Evaluation, Example
 from caswit.evaluation.tile_pictures import tile_picture
+from caswit.inference.confidence import Confidence
 from caswit.inference.predictor import Predictor
 from caswit.progress import Progress
 from caswit.raster.reader import UInt8
@@ -47,6 +48,7 @@ def evaluate_scenes(
     band_px = band_width_px(tile_px, settings)
     classes = scored_classes(loaded.info.classes, data, settings.protocol)
     counts, edges, tiles = Counts.zeros(len(classes.classes)), EdgeCounts.zeros(), 0
+    sure = Confidence.zeros(len(loaded.info.classes))
     # Only positions are kept; the few tiles that are shown are predicted again.
     candidates: list[tuple[float, int, Scene, Tile]] = []
     tiles_of = partial(
@@ -62,6 +64,7 @@ def evaluate_scenes(
     with Progress(f"evaluate {data.name} {split}", total_mpx, "Mpx") as progress:
         for scored in tiles_of(predictor):
             counts += scored.counts
+            sure += scored.confidence
             edges += count_edges(scored.prediction, scored.truth, band_px)
             tiles += 1
             errors = 1 - np.trace(scored.counts.confusion) / max(1, scored.counts.confusion.sum())
@@ -87,6 +90,7 @@ def evaluate_scenes(
         class_names=classes.classes.names,
         class_colours=classes.classes.colors,
         counts=counts,
+        confidence=sure.values(loaded.info.classes.names),
         band_px=band_px,
         band_ratio=band_px / math.hypot(tile_px, tile_px) if settings.boundary_px else settings.boundary_ratio,
         tile_px=tile_px,
@@ -152,6 +156,8 @@ class ScoredTile(NamedTuple):
     prediction: UInt8
     """(H, W) indices of the scored classes, of the owned part."""
     counts: Counts
+    confidence: Confidence
+    """Of the classes of the model, over all pixels of the owned part with data."""
 
 
 def scored_tiles(
@@ -239,7 +245,7 @@ def _scored_block(
     """Predict and compare the tiles of a block that have labels."""
     assert read.pixels is not None
     assert read.truth is not None
-    predicted = predictor.classes_of(opened, read.block, read.pixels)
+    predicted, percent = predictor.sure_classes(opened, read.block, read.pixels)
     for tile in read.block.tiles:
         # Scores count native pixels, so that models of different ground sizes are compared on the same labels.
         where = opened.native(tile.owned).inside(read.pixels.native)
@@ -248,4 +254,7 @@ def _scored_block(
         if (there == IGNORE_INDEX).all():
             continue
         counts = count(found, there, num_classes=len(scored.classes), band_px=band_px, ignore_index=IGNORE_INDEX)
-        yield ScoredTile(opened.scene, tile, there, found, counts)
+        sure = Confidence.count(
+            predicted[where], percent[where], read.pixels.valid[where], predictor.network.num_classes
+        )
+        yield ScoredTile(opened.scene, tile, there, found, counts, sure)

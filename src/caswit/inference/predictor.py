@@ -125,6 +125,10 @@ class Prediction(NamedTuple):
         """Return the probabilities of the classes (K, H, W)."""
         return self.scores if self.blended else self.scores.softmax(0)
 
+    def confidence(self) -> Tensor:
+        """Return the probability of the class with the highest score, in percent: (H, W) uint8."""
+        return (self.probabilities().amax(0) * 100).round().byte()
+
 
 class Predictor:
     """A network on a device that labels tiles and blocks of scenes.
@@ -196,15 +200,17 @@ class Predictor:
 
     def classes(self, scene: SceneReader, block: Block) -> UInt8:
         """Read and label a block: class indices (H, W) of its native pixels, IGNORE_INDEX without data."""
-        return self.classes_of(scene, block, self.read(scene, block))
+        return self.sure_classes(scene, block, self.read(scene, block))[0]
 
-    def classes_of(self, scene: SceneReader, block: Block, pixels: BlockPixels) -> UInt8:
-        """Label a block that was read, as ``classes``."""
+    def sure_classes(self, scene: SceneReader, block: Block, pixels: BlockPixels) -> tuple[UInt8, UInt8]:
+        """Label a block that was read: class indices as ``classes`` returns them, and confidence in percent, (H, W)."""
         classes = np.full(pixels.valid.shape, IGNORE_INDEX, np.uint8)
+        percent = np.zeros(pixels.valid.shape, np.uint8)
         for part in self.block(scene, block, pixels):
             where = part.window.inside(pixels.native)
             classes[where] = class_map(part.scores, pixels.valid[where])
-        return classes
+            percent[where] = part.confidence().cpu().numpy()
+        return classes, percent
 
     def read(self, scene: SceneReader, block: Block) -> BlockPixels:
         """Read everything that a block needs of its scene; one thread may read while another computes."""

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,10 @@ class About:
     """Name of a file beside the YAML file: an image of the kind the model is for."""
     sample_gsd_m: float
     """Ground size of the sample's pixels, in metres."""
+    place: str | None = None
+    """Name of the place that the training images show, for the end of ``caswit predict``."""
+    area: tuple[float, float, float, float] | None = None
+    """West, south, east and north of the training images in degrees; None where they are not known."""
 
 
 def read_about(file: Path) -> About:
@@ -62,10 +66,10 @@ def read_about(file: Path) -> About:
     """
     content = read_yaml(file)
     content = with_new_names("about", content, str(file)) if isinstance(content, dict) else {}
-    names = {f.name for f in fields(About)}
-    if set(content) != names:
-        raise ConfigError(f"{file}: must have exactly {', '.join(sorted(names))}")
-    for name in names - {"gsd_m", "read_gsd_m", "pictures", "sample_gsd_m"}:
+    names = {f.name for f in fields(About) if f.default is MISSING}
+    if set(content) - {"place", "area"} != names:
+        raise ConfigError(f"{file}: must have exactly {', '.join(sorted(names))}; place and area may be there too")
+    for name in (names | content.keys()) - {"gsd_m", "read_gsd_m", "pictures", "sample_gsd_m", "area"}:
         if not isinstance(content[name], str):
             raise ConfigError(f"{file}: {name} must be text, got {brief(content[name])}")
     gsd_m, pictures = content["gsd_m"], content["pictures"]
@@ -77,10 +81,19 @@ def read_about(file: Path) -> About:
     for name in ("read_gsd_m", "sample_gsd_m"):
         if not isinstance(content[name], int | float) or not gsd_m[0] <= content[name] < gsd_m[1]:
             raise ConfigError(f"{file}: {name} must be metres within gsd_m, got {brief(content[name])}")
+    _check_area(content.get("area"), file)
     for name in (*pictures, content["sample"]):
         if Path(name).name != name or not file.with_name(name).is_file():
             raise ConfigError(f"{file}: {name} is not in the same folder")
     return About(**content | {"gsd_m": tuple(gsd_m)})
+
+
+def _check_area(area: Any, file: Path) -> None:
+    if area is None:
+        return
+    west, south, east, north = checked(tuple[float, float, float, float], area, f"{file}: area")
+    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+        raise ConfigError(f"{file}: area must be west, south, east, north in degrees, got {brief(area)}")
 
 
 def push(
@@ -128,8 +141,14 @@ def push(
             beside = [about.with_name(picture) for picture in {*said.pictures, said.sample}]
             kept = ("summary", "gsd_m", "sample", "sample_gsd_m")
             config["about"] = {key: getattr(said, key) for key in kept}
+            if said.place is not None or said.area is not None:
+                config["provenance"]["learned"] = {"name": said.place, "area": said.area}
             config["trained_gsd_m"] = config["tile"]["read_gsd_m"] = said.read_gsd_m
-        card = model_card(config, Path(name).name if local else name, _read_report(report), license_name, said)
+        scores = _read_report(report)
+        if scores is not None and "confidence" in scores:
+            # Beside which the end of a map puts the confidence that it has.
+            config["provenance"]["validation_confidence"] = scores["confidence"]
+        card = model_card(config, Path(name).name if local else name, scores, license_name, said)
     with nullcontext(name) if local else tempfile.TemporaryDirectory() as written:
         target = Path(written).expanduser()
         _fill(target, folder, config, card, beside, half)
