@@ -64,16 +64,22 @@ class OutputConfig:
     """GeoTIFF of the probabilities of all classes, 0-100, one band each."""
     vector: str | None = field(default=None, metadata=KEEPS_MAP)
     """Polygons of the map: a file that ends in .gpkg, .parquet or .geojson."""
+    classes: str | None = field(default=None, metadata=KEEPS_MAP)
+    """Names or ids of the classes whose polygons are written, with commas between: building,road. Null: all."""
     min_area: float = field(default=0.0, metadata=KEEPS_MAP)
     """Polygons below this many square metres are left out."""
     simplify: float = field(default=0.0, metadata=KEEPS_MAP)
     """Metres below which corners of polygons are straightened, without gaps between neighbours. 0: pixel edges."""
+    # Acts on the finished parts, so that it may differ when a run goes on; the map's tags name it all the same.
+    sieve: float = field(default=0.0, metadata=KEEPS_MAP)
+    """Areas of the map below this many square metres become part of their largest neighbour; polygons follow."""
 
     def __post_init__(self) -> None:
         """Refuse sizes below zero and files that are no GeoTIFFs."""
-        for name in ("min_area", "simplify"):
+        for name in ("min_area", "simplify", "sieve"):
             check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
-            check(self.vector is not None or getattr(self, name) == 0, f"{name} is about polygons; add --vector FILE")
+        for name in ("min_area", "simplify", "classes"):
+            check(self.vector is not None or not getattr(self, name), f"{name} is about polygons; add --vector FILE")
         for name in ("confidence", "probabilities"):
             file = getattr(self, name)
             fits = file is None or file.lower().endswith((".tif", ".tiff"))

@@ -139,6 +139,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return {_RENAMED.get(name, name): value for name, value in content.items()}
 
 
+def has_confidence(out: Path) -> bool | None:
+    """Return whether the parts that an earlier run of an output left have confidence; None where there are none."""
+    with suppress(DataError):  # ``open_journal`` says that the manifest is damaged
+        return {"True": True, "False": False}.get(str((read_manifest(_folder(out)) or {}).get("confidence")))
+    return None
+
+
 @contextmanager
 def open_journal(
     out: Path,
@@ -160,7 +167,7 @@ def open_journal(
     Raises:
         ConfigError: Another run is at work on this output, or left parts of another map, or the folder is not ours.
     """
-    folder = out.with_name(out.name + SUFFIX)
+    folder = _folder(out)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is in the way of the folder for parts of the map; move it")
     _check_ours(folder, out)
@@ -189,6 +196,10 @@ def open_journal(
         # Usually gone already, or not empty; after a finished run on Windows it is still there.
         with suppress(OSError):
             folder.rmdir()
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(out.name + SUFFIX)
 
 
 def _lock(folder: Path, out: Path) -> FileLock:

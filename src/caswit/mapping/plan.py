@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -139,11 +140,24 @@ class MapPlan:
     layout: BlockLayout
     area: "AreaOfInterest | None" = None
     """Area of interest; None: the whole image."""
+    vector_classes: tuple[int, ...] | None = None
+    """Values in the map of the classes whose polygons are written; None: all."""
+    confidence_in_parts: bool | None = None
+    """Whether the parts that an earlier run left have confidence; None where there are none."""
 
     @property
     def bands(self) -> Bands:
         """The bands of a part that the outputs need."""
-        return Bands(self.outputs.confidence is not None, self.outputs.probabilities is not None)
+        # Polygons carry confidence wherever it costs no block that is finished: older parts go on as they were begun.
+        wanted = self.outputs.vector is not None if self.confidence_in_parts is None else self.confidence_in_parts
+        return Bands(self.outputs.confidence is not None or wanted, self.outputs.probabilities is not None)
+
+    @property
+    def sieve_px(self) -> int:
+        """Pixels of the smallest area of the map that ``--sieve`` keeps; 0: all are kept."""
+        # Without a ground size nothing is sieved: ``make_plan`` has refused it. An exact multiple of a pixel's area,
+        # but for rounding, is that many pixels.
+        return ceil(self.outputs.sieve / (self.source_gsd_m or 1.0) ** 2 * (1 - 1e-9))
 
     @property
     def title(self) -> str:
@@ -173,7 +187,10 @@ class MapPlan:
         return replace(self, settings=replace(self.settings, precision=cast("Precision", precision)))
 
     def facts(self) -> dict[str, Any]:
-        """Return every setting that changes the map, as it was resolved, by name."""
+        """Return every setting that changes the map, as it was resolved, by name; None where it does nothing."""
+        return self._facts_of_parts() | {"sieve": self.outputs.sieve or None}
+
+    def _facts_of_parts(self) -> dict[str, Any]:
         tile = {"tile_px": self.tile.tile_px, "context_factor": self.tile.context_factor}
         return map_settings(self.settings) | {"read_gsd_m": self.read_gsd_m} | tile
 
@@ -185,7 +202,7 @@ class MapPlan:
             "sidecars_and_sources": self.state.sidecars_and_sources,
             "model": f"{loaded.name} ({loaded.digest})",
             "model_config": loaded.config_digest,
-            **self.facts(),
+            **self._facts_of_parts(),
             **map_settings(self.run),
             **map_settings(self.outputs),
             # Parts have these bands or not; the names of the files that are made of them do not matter.
@@ -231,13 +248,25 @@ def make_plan(
         tile=info.tile,
         layout=BlockLayout.of(grid, source_gsd_m, read_gsd_m, info.tile.tile_px, overlap_px, settings.block_px),
         area=_area(run, grid),
+        vector_classes=None if outputs.classes is None else info.classes.named(outputs.classes),
     )
     _warn_of_ground_sizes(plan)
+    _check_outputs(outputs, source_gsd_m)
+    return plan, loaded
+
+
+def _check_outputs(outputs: OutputConfig, source_gsd_m: float | None) -> None:
+    """Raise ConfigError unless these files can be made of pixels of this ground size."""
+    for name in ("simplify", "min_area", "sieve"):
+        if getattr(outputs, name) > 0 and source_gsd_m is None:
+            raise ConfigError(
+                "the ground size of the image's pixels is unknown; add --gsd-m METRES (1 makes metres pixels), or "
+                f"leave out --{name.replace('_', '-')}"
+            )
     if outputs.vector is not None:
         from caswit.raster.vector_files import check_vector
 
-        check_vector(Path(outputs.vector), source_gsd_m, outputs.min_area, outputs.simplify)
-    return plan, loaded
+        check_vector(Path(outputs.vector))
 
 
 def _encoding(settings: PredictConfig) -> PixelEncoding:
