@@ -9,6 +9,7 @@ from typing import Literal
 
 from caswit.config.checks import KEEPS_MAP, check
 from caswit.config.inference import TTAConfig
+from caswit.errors import brief
 
 OnError = Literal["stop", "skip"]
 Engine = Literal["local", "ray"]
@@ -34,8 +35,11 @@ class PredictConfig(TTAConfig):
     """Ground size of the image's pixels in metres; wins over what the image says. Null: what the image says."""
     rescale: tuple[float, float] | None = None
     """Values of the image that become 0 and 255, for pixels that are not 8 bit."""
-    nodata: float | None = None
-    """Value of pixels without data, in all bands read, where the image does not say so: 255 for white holes."""
+    nodata: float | Literal["auto"] | None = None
+    """Value of pixels without data, in all bands read, where the image does not say so: 255 for white holes. auto:
+    white or black areas, as a sample of the image shows them, with what compression left of them around."""
+    ignore_alpha: bool = False
+    """Take the band that the image calls alpha for a band like any other, such as near infrared."""
     min_confidence: int = 0
     """Pixels whose class is less probable than this many percent become nodata."""
 
@@ -50,6 +54,9 @@ class PredictConfig(TTAConfig):
         check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0, got {self.gsd_m}; try 0.25")
         percent = self.min_confidence
         check(0 <= percent <= 100, f"min_confidence must be a percentage, 0 to 100, got {percent}; try 70")
+        value = self.nodata
+        check(value is None or value == "auto" or not isinstance(value, str),
+              f"nodata must be a number or auto, got {brief(value)}; try 255")  # fmt: skip
         low, high = self.rescale or (0, 255)
         check(low < high, f"rescale must be two numbers, the lower one first, got {self.rescale}")
 

@@ -38,6 +38,8 @@ _MOST_SHOWN = 8
 """Differing settings that an error names: a manifest of something else differs in all."""
 _SINCE_0_1 = ("layout", "context_factor", "model_config", "sidecars_and_sources")
 """Entries that older manifests lack: those that agree in all others are taken to agree in these."""
+_BEFORE = {"ignore_alpha": "False"}
+"""What older manifests, which lack these entries, were made with."""
 _SEALED = {"parts": "sealed"}
 """Entry of manifests whose parts all have seals; without it, parts are checked and sealed when a run goes on."""
 _OURS = re.compile(r"(\d{7,}\.(tif|none|skipped)|row-\d+\.vrt|mosaic\.vrt)(\.aux\.xml)?|\..*\.tmp|manifest\.json|lock")
@@ -281,7 +283,8 @@ def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, Any], *, res
         _clear(folder)
         return True
     parts = old.pop("parts", None)
-    if (old := {name: manifest[name] for name in _SINCE_0_1 if name in manifest} | old) != manifest:
+    before = {name: value for name, value in _BEFORE.items() if name in manifest}
+    if (old := {name: manifest[name] for name in _SINCE_0_1 if name in manifest} | before | old) != manifest:
         names = [name for name in sorted({*old, *manifest}) if old.get(name) != manifest.get(name)]
         names = [name for name in names if name != "layout"] or names  # where blocks lie follows from other entries
         shown = [{n: one_line(m.get(n, "not set")) for n in names} for m in (old, manifest)]

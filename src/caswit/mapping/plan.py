@@ -18,6 +18,7 @@ from caswit.config.checks import check, map_settings
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
+from caswit.raster.blanks import Blanks, find_blanks
 from caswit.raster.georef import Grid
 from caswit.raster.image_files import describe, files_behind
 from caswit.raster.mosaic import Source, build_mosaic, open_image
@@ -140,6 +141,8 @@ class MapPlan:
     layout: BlockLayout
     area: "AreaOfInterest | None" = None
     """Area of interest; None: the whole image."""
+    blank: int | None = None
+    """White (255) or black (0), where a look at the images took its areas for missing data (``--nodata auto``)."""
     vector_classes: tuple[int, ...] | None = None
     """Values in the map of the classes whose polygons are written; None: all."""
     confidence_in_parts: bool | None = None
@@ -172,7 +175,7 @@ class MapPlan:
             Scene(image=Path(self.sources[0].path)),
             bands=self.settings.bands,
             read_gsd_m=self.read_gsd_m,
-            image=open_image(self.sources, self.grid, _encoding(self.settings)),
+            image=open_image(self.sources, self.grid, _encoding(self.settings, self.blank)),
             # An image of unknown ground size counts as one of the size the model sees: make_plan has said so once.
             source_gsd_m=self.source_gsd_m or self.read_gsd_m,
         )
@@ -192,7 +195,10 @@ class MapPlan:
 
     def _facts_of_parts(self) -> dict[str, Any]:
         tile = {"tile_px": self.tile.tile_px, "context_factor": self.tile.context_factor}
-        return map_settings(self.settings) | {"read_gsd_m": self.read_gsd_m} | tile
+        facts = map_settings(self.settings) | {"read_gsd_m": self.read_gsd_m} | tile
+        if self.settings.nodata == "auto":
+            facts["nodata"] = f"auto {'none' if self.blank is None else self.blank}"
+        return facts
 
     def manifest(self, loaded: LoadedModel) -> dict[str, Any]:
         """Return all on which a part depends, by names that a user understands, and where the blocks lie."""
@@ -226,6 +232,7 @@ def make_plan(
     # A model of the zoo is chosen by what the headers say, so they are read with the usual bands before it is known.
     bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
     sources, grid = build_mosaic(images, bands, _encoding(settings))
+    blank = _look(sources, grid, bands, settings)
     # The user knows better than the file, which may lack its ground size or have a wrong one: here, and so everywhere.
     source_gsd_m = settings.gsd_m or grid.source_gsd_m
     if loaded is None:
@@ -248,6 +255,7 @@ def make_plan(
         tile=info.tile,
         layout=BlockLayout.of(grid, source_gsd_m, read_gsd_m, info.tile.tile_px, overlap_px, settings.block_px),
         area=_area(run, grid),
+        blank=blank,
         vector_classes=None if outputs.classes is None else info.classes.named(outputs.classes),
     )
     _warn_of_ground_sizes(plan)
@@ -269,8 +277,46 @@ def _check_outputs(outputs: OutputConfig, source_gsd_m: float | None) -> None:
         check_vector(Path(outputs.vector))
 
 
-def _encoding(settings: PredictConfig) -> PixelEncoding:
-    return PixelEncoding(settings.rescale, settings.nodata)
+def _encoding(settings: PredictConfig, blank: int | None = None) -> PixelEncoding:
+    nodata = None if settings.nodata == "auto" else settings.nodata
+    return PixelEncoding(settings.rescale, nodata, blank, settings.ignore_alpha)
+
+
+def _look(sources: Sequence[Source], grid: Grid, bands: tuple[int, int, int], settings: PredictConfig) -> int | None:
+    """Look at a sample of the images; warn of what they do not declare, and return what ``--nodata auto`` finds."""
+    name = sources[0].path if len(sources) == 1 else f"{sources[0].path} and {len(sources) - 1} more"
+    with open_image(sources, grid, _encoding(settings)) as image:
+        try:
+            blanks = find_blanks(image, bands)
+        except DataError:  # a block that cannot be read is the run's business: it may be told to skip it
+            return None
+    if blanks.half_transparent > _MOST_HALF_TRANSPARENT:
+        log.warning(
+            "%s: %.0f %% of the values of its alpha band lie between transparent and opaque, as near infrared does; "
+            "where it is 0 (%.2g %% of the pixels), the map is nodata: add --ignore-alpha if it is a band of colour",
+            name, 100 * blanks.half_transparent, 100 * blanks.transparent,
+        )  # fmt: skip
+    found = next(iter(blanks.shares), None) if settings.nodata == "auto" else None
+    if settings.nodata == "auto":
+        say = "no white or black areas" if found is None else f"{_BLANKS[found]} areas ({_percent(blanks, found)})"
+        log.info("nodata: %s", say)
+    for value in blanks.shares:
+        if value != found:
+            log.warning(
+                "%s: about %s of its pixels are in %s areas (%d in all bands) that it does not declare as nodata; they "
+                "are mapped like all others: add --nodata auto, or --nodata %d for each such pixel",
+                name, _percent(blanks, value), _BLANKS[value], value, value,
+            )  # fmt: skip
+    return found
+
+
+_BLANKS = {255: "white", 0: "black"}
+_MOST_HALF_TRANSPARENT = 0.05
+"""Share of half transparent pixels beyond which an alpha band is doubted: soft edges have few."""
+
+
+def _percent(blanks: Blanks, value: int) -> str:
+    return f"{100 * blanks.shares[value]:.2g} %"
 
 
 def _overlap_px(settings: PredictConfig, tile_px: int) -> int:
