@@ -89,3 +89,41 @@ def test_near_infrared_called_alpha_is_said_and_can_be_kept(make_raster, image, 
 def test_nodata_is_a_number_or_auto():
     with pytest.raises(ConfigError, match="nodata must be a number or auto, got 'white'; try 255"):
         PredictConfig(nodata="white")
+
+
+def holed(make_raster, image):
+    mask = np.full((90, 130), 255, np.uint8)
+    mask[20:50, 30:80] = 0
+    return make_raster(image, mask=mask, **georeference())
+
+
+def test_mirrored_holes_leave_no_trace_of_blocks(make_raster, image, model_folder, tmp_path):
+    path, maps = holed(make_raster, image), []
+    for name, px in (("large", 4096), ("small", 48)):
+        predict(path, tmp_path / f"{name}.tif", model_folder, PredictConfig(fill="mirror", block_px=px, **EXACT))
+        maps.append(read(tmp_path / f"{name}.tif"))
+    np.testing.assert_array_equal(*maps)
+    predict(path, tmp_path / "black.tif", model_folder, PredictConfig(**EXACT))
+    black = read(tmp_path / "black.tif")
+    np.testing.assert_array_equal(black == 255, maps[0] == 255)
+    assert (black != maps[0]).any()  # it does something
+    predict(path, tmp_path / "said.tif", model_folder, PredictConfig(fill="black", **EXACT))
+    np.testing.assert_array_equal(read(tmp_path / "said.tif"), black)
+
+
+def test_parts_of_before_go_on_with_black(make_raster, image, model_folder, tmp_path, monkeypatch):
+    """Their manifests know neither fill nor ignore_alpha."""
+    path, out = holed(make_raster, image), tmp_path / "map.tif"
+    settings = PredictConfig(block_px=48, **EXACT)
+    with monkeypatch.context() as patched:
+        patched.setattr("caswit.mapping.run.write_outputs", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predict(path, out, model_folder, settings)
+    manifest = tmp_path / "map.tif.parts" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    for name in ("fill", "ignore_alpha"):
+        del content[name]
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="fill was black, now mirror"):
+        predict(path, out, model_folder, PredictConfig(block_px=48, fill="mirror", **EXACT))
+    predict(path, out, model_folder, settings)

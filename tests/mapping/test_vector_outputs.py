@@ -116,3 +116,16 @@ def test_parts_without_confidence_go_on_with_polygons_and_those_with_it_without(
         table = pyogrio.read_dataframe(vector)
         assert "confidence" not in table
         np.testing.assert_array_equal(pixels_of(table), read(out))
+
+
+def test_touching_polygons_of_a_class_are_cut_apart(mapped):
+    _, table = mapped("map")
+    _, apart = mapped("apart", separate="land")
+    assert len(apart) > len(table)
+    for class_id in (1, 7):
+        assert (apart["class"] == class_id).sum() == (table["class"] == class_id).sum()
+    assert apart["area_m2"].sum() == pytest.approx(table["area_m2"].sum())
+    assert apart.union_all().symmetric_difference(table.union_all()).area == pytest.approx(0, abs=1e-6)
+    one = PredictConfig(precision="fp32", batch=1, device="cpu")
+    _, whole = mapped("one", settings=one, separate="land")
+    assert sorted(whole["area_m2"]) == pytest.approx(sorted(apart["area_m2"]), abs=1e-6)

@@ -40,6 +40,9 @@ class PredictConfig(TTAConfig):
     white or black areas, as a sample of the image shows them, with what compression left of them around."""
     ignore_alpha: bool = False
     """Take the band that the image calls alpha for a band like any other, such as near infrared."""
+    fill: Literal["black", "mirror"] | None = None
+    """What the network sees where there is no data, in holes and around the image: black, or the image mirrored at its
+    edge. Null: mirror with nodata auto, else black."""
     min_confidence: int = 0
     """Pixels whose class is less probable than this many percent become nodata."""
 
@@ -54,6 +57,7 @@ class PredictConfig(TTAConfig):
         check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0, got {self.gsd_m}; try 0.25")
         percent = self.min_confidence
         check(0 <= percent <= 100, f"min_confidence must be a percentage, 0 to 100, got {percent}; try 70")
+        check(self.fill in (None, "black", "mirror"), f"fill must be black or mirror, got {brief(self.fill)}")
         value = self.nodata
         check(value is None or value == "auto" or not isinstance(value, str),
               f"nodata must be a number or auto, got {brief(value)}; try 255")  # fmt: skip
@@ -73,6 +77,8 @@ class OutputConfig:
     """Polygons of the map: a file that ends in .gpkg, .parquet or .geojson."""
     classes: str | None = field(default=None, metadata=KEEPS_MAP)
     """Names or ids of the classes whose polygons are written, with commas between: building,road. Null: all."""
+    separate: str | None = field(default=None, metadata=KEEPS_MAP)
+    """Names or ids of classes whose touching polygons are cut apart at their necks, such as building. An estimate."""
     min_area: float = field(default=0.0, metadata=KEEPS_MAP)
     """Polygons below this many square metres are left out."""
     simplify: float = field(default=0.0, metadata=KEEPS_MAP)
@@ -85,7 +91,7 @@ class OutputConfig:
         """Refuse sizes below zero and files that are no GeoTIFFs."""
         for name in ("min_area", "simplify", "sieve"):
             check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("min_area", "simplify", "classes"):
+        for name in ("min_area", "simplify", "classes", "separate"):
             check(self.vector is not None or not getattr(self, name), f"{name} is about polygons; add --vector FILE")
         for name in ("confidence", "probabilities"):
             file = getattr(self, name)

@@ -38,7 +38,7 @@ _MOST_SHOWN = 8
 """Differing settings that an error names: a manifest of something else differs in all."""
 _SINCE_0_1 = ("layout", "context_factor", "model_config", "sidecars_and_sources")
 """Entries that older manifests lack: those that agree in all others are taken to agree in these."""
-_BEFORE = {"ignore_alpha": "False"}
+_BEFORE = {"ignore_alpha": "False", "fill": "black"}
 """What older manifests, which lack these entries, were made with."""
 _SEALED = {"parts": "sealed"}
 """Entry of manifests whose parts all have seals; without it, parts are checked and sealed when a run goes on."""

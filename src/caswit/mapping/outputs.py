@@ -165,6 +165,7 @@ def _write_polygons(
     names: dict[int, str],
 ) -> None:
     from caswit.raster.polygons import ClassPolygon, Merger, fragments
+    from caswit.raster.separate import separated
     from caswit.raster.vector_files import Ground, PolygonWriter
 
     # Without a ground size there is nothing to simplify: ``make_plan`` has refused it.
@@ -189,4 +190,7 @@ def _write_polygons(
         ) as writer,
     ):
         for polygon in polygons():
-            writer.add(polygon)
+            # Of a whole polygon, so that blocks leave no trace.
+            apart = separated(polygon.shape) if polygon.class_id in plan.separated_classes else [polygon.shape]
+            for shape in apart:
+                writer.add(polygon._replace(shape=shape))

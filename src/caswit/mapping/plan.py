@@ -145,6 +145,8 @@ class MapPlan:
     """White (255) or black (0), where a look at the images took its areas for missing data (``--nodata auto``)."""
     vector_classes: tuple[int, ...] | None = None
     """Values in the map of the classes whose polygons are written; None: all."""
+    separated_classes: tuple[int, ...] = ()
+    """Values in the map of the classes whose touching polygons are cut apart."""
     confidence_in_parts: bool | None = None
     """Whether the parts that an earlier run left have confidence; None where there are none."""
 
@@ -239,6 +241,8 @@ def make_plan(
         chosen, reason = choose(source_gsd_m, Path(images[0]).name)
         log.info("model: %s (%s)", chosen.name, reason)
         model, loaded = chosen.name, load_model(chosen.name)
+    # What black around an image does to its edges was measured (docs/log.md); maps without the newer option keep it.
+    fill = settings.fill or ("mirror" if settings.nodata == "auto" else "black")
     info = loaded.info
     overlap_px, read_gsd_m = _overlap_px(settings, info.tile.tile_px), _read_gsd_m(info, settings, source_gsd_m)
     plan = MapPlan(
@@ -246,7 +250,7 @@ def make_plan(
         state=state,
         grid=grid,
         model=str(model),
-        settings=replace(settings, bands=settings.bands or info.bands, overlap_px=overlap_px),
+        settings=replace(settings, bands=settings.bands or info.bands, overlap_px=overlap_px, fill=fill),
         outputs=outputs,
         run=run,
         source_gsd_m=source_gsd_m,
@@ -257,6 +261,7 @@ def make_plan(
         area=_area(run, grid),
         blank=blank,
         vector_classes=None if outputs.classes is None else info.classes.named(outputs.classes),
+        separated_classes=() if outputs.separate is None else info.classes.named(outputs.separate),
     )
     _warn_of_ground_sizes(plan)
     _check_outputs(outputs, source_gsd_m)
