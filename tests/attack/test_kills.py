@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -62,10 +63,18 @@ RECIPE: dict[str, Any] = {
 OF_A_MAP = ("map.tif", "map.qml", "map.stac.json", "map.gpkg", "sure.tif", "all.tif")
 OF_A_TRAINING = ("checkpoints/last.pt", "checkpoints/best.pt", "model/model.safetensors", "model/config.json")
 MARKS = {
-    "predict": (*(f"/.{name}." for name in OF_A_MAP), ".vrt", "os.remove", "os.rmdir", "map.tif.parts"),
-    "train": (*(f"/.{Path(name).name}." for name in OF_A_TRAINING), "log.csv", ".png", "os.rename"),
+    # Each output is begun when the one before has its name: part, polygons, confidence, probabilities, style, map.
+    "predict": (
+        *(rf"os.rename .*/\.{re.escape(name)}\." for name in ("0000014.tif", *OF_A_MAP)),
+        *(r"open .*\.vrt", "os.remove .*map.tif.parts", "os.rmdir"),
+    ),
+    # A checkpoint follows the log, the best weights a picture.
+    "train": (
+        *(rf"os.rename .*/\.{re.escape(Path(name).name)}\." for name in OF_A_TRAINING),
+        *(r"open .*log\.csv", r"os.rename .*\.png", r"os.rename .*/\.recipe\.yaml\."),
+    ),
 }
-"""Of the calls that change files: parts of the paths, or the calls, at which a run is killed more often."""
+"""Calls that change files at which a run is killed more often, as regular expressions: what follows matters most."""
 _TIMES = {"TIFFTAG_DATETIME", "tiles_per_s", "elapsed_s", "datetime", "created", "updated"}
 
 
