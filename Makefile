@@ -40,9 +40,9 @@ golden: setup
 	$(BIN)/python docs/settings_page.py
 	CASWIT_GOLDEN=write OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m golden
 
-# The site in site/; a broken link is an error.
+# The site in site/; a broken link or a name that does not exist is an error. (--quiet would hide warnings, and --strict would not see them.)
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Newest versions that pyproject.toml admits. What torch itself pins for one platform (CUDA libraries)
 # is left to torch, so that the file installs everywhere.

@@ -14,6 +14,7 @@ import yaml
 import caswit
 from caswit.cli.commands import COMMANDS
 from caswit.cli.main import main
+from caswit.errors import install
 from conftest import georeference, picture
 
 pytestmark = pytest.mark.e2e
@@ -70,8 +71,11 @@ def test_python_dash_m_and_exit_status():
     assert done.stderr.startswith("caswit: no command 'nonsense'; commands are: ")
 
 
-def test_only_urur_can_be_prepared(capsys):
-    assert "only urur can be prepared, got 'flair_hub'" in refused(capsys, "prepare", "flair_hub", "x")
+def test_not_every_dataset_can_be_prepared(capsys, tmp_path):
+    message = refused(capsys, "prepare", "swissimage", "x")
+    assert "only flair_hub and urur can be prepared, got 'swissimage'" in message
+    for kind in ("flair_hub", "urur"):
+        assert "x: no such folder" in refused(capsys, "prepare", kind, str(tmp_path / "x"))
 
 
 def test_from_recipe_to_map(capsys, dataset_file, tmp_path):
@@ -275,7 +279,7 @@ def test_training_without_its_extra_says_what_to_install(capsys, tmp_path, datas
     monkeypatch.setitem(sys.modules, "lightning", None)  # importing it now fails as if it were not there
     (tmp_path / "r.yaml").write_text(f"data: {{dataset: {dataset_file}}}")
     message = refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
-    assert "pip install 'caswit[train]'" in message
+    assert install("train") in message
 
 
 @pytest.mark.data

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from caswit import __version__
 from caswit.cli.commands import COMMANDS
 from caswit.cli.parsing import closest, current_words, parse
-from caswit.cli.recipe import with_recipe
+from caswit.cli.recipe import inherited_defaults, with_recipe
 from caswit.cli.signals import quiet_end
-from caswit.errors import CaswitError, Stopped, brief, one_line
+from caswit.errors import CaswitError, Stopped, brief, naming_extras, one_line
 
 _OURS = {errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK}
 """Errors of the system that a program makes by itself; all others are what files, disks, limits and networks say."""
@@ -32,16 +32,6 @@ _GO_ON = {
     "table": "the same command goes on",
 }
 """By command that continues what a stopped training saved: how."""
-
-EXTRAS = {
-    "train": {"lightning", "tensorboard"},
-    "vector": {"shapely", "pyogrio", "pyproj", "pyarrow"},
-    "ray": {"ray"},
-    "baselines": {"segmentation_models_pytorch"},
-    "export": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
-    "serve": {"fastapi", "starlette", "uvicorn", "rio_tiler", "xstatic-leaflet"},
-}
-"""By extra, as in ``pip install 'caswit[EXTRA]'``: the modules that it brings."""
 
 _QUIET = {
     "rasterio": logging.CRITICAL,  # what GDAL says is part of our errors
@@ -131,15 +121,9 @@ def _run(name: str, words: Sequence[str]) -> None:
     words = current_words(command, words)
     if command.reads_recipe:
         words = with_recipe(words, command.settings[0])
-    settings, arguments = parse(command, words)
-    try:
+    settings, arguments = parse(command, words, inherited_defaults if command.reads_recipe else None)
+    with naming_extras(name):
         command.run(*settings, **arguments)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        extra = next((extra for extra, modules in EXTRAS.items() if missing in modules), None)
-        if extra is None:
-            raise
-        raise CaswitError(f"{name} needs {missing}, which comes with: pip install 'caswit[{extra}]'") from error
 
 
 def _stop(name: str, stopped: Stopped) -> None:

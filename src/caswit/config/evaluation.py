@@ -25,7 +25,7 @@ class EvaluateConfig(TTAConfig):
     pictures: int = 6
     """Number of tiles shown in the report: half of them the worst, half the best."""
     masked_context: bool = False
-    """Score a second time with the context around every tile blacked out, to show its worth; doubles the time."""
+    """Score a second time with the context around every tile blacked out, to show what it adds; doubles the time."""
     skip_broken: bool = False
     """Leave out files that are missing or broken, and list them."""
     workers: int = 0

@@ -181,6 +181,8 @@ def _trained_model(recipe: Recipe, row: TableRow, folder: Path) -> Path:
     if run.finished(recipe):
         log.info("%s: already trained", folder)
         return run.model
+    # Rows of a table are compared, so none of them may be a shorter run that was made longer.
+    run.check(recipe, resume=True, longer=False)
     start = recipe.start
     if start is not None and start.source == "caswit" and start.path is not None:
         # A variable that is not set stays in the path, which then does not exist: one message for both.

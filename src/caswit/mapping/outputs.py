@@ -6,12 +6,14 @@ from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from caswit.config import OutputConfig
+from caswit.data.classes import ClassTable
 from caswit.errors import ConfigError
 from caswit.files import atomic_path, atomic_write_bytes, try_writing
 from caswit.mapping.journal import Journal
 from caswit.mapping.own_files import may_replace
 from caswit.mapping.plan import MapPlan, PlannedBlock
-from caswit.mapping.sidecars import class_band, qgis_style, stac_item, tags
+from caswit.mapping.sidecars import class_band, stac_item, tags
+from caswit.mapping.styles import confidence_style, map_style, polygon_style, style_file
 from caswit.raster.cog import PlacedPart, assemble, read_part
 from caswit.raster.georef import Grid
 from caswit.raster.image_files import files_behind
@@ -75,10 +77,21 @@ class Targets(NamedTuple):
                     "command line) or the file, or replace it with --overwrite"
                 )
 
-    @property
-    def style(self) -> Path:
-        """The QGIS style of the map."""
-        return self.map.with_suffix(".qml")
+    def styles(self, table: ClassTable) -> dict[Path, bytes]:
+        """Return the QGIS styles to write, content by file: one that layers of the same name share draws all of them.
+
+        A GeoPackage carries its style. It is beside it too where another layer has its name, whose style it would take.
+        """
+        parts = {self._style(self.map): map_style(table)}
+        if self.confidence is not None:
+            parts.setdefault(self._style(self.confidence), confidence_style())
+        if self.vector is not None and (self.vector.suffix.lower() != ".gpkg" or self._style(self.vector) in parts):
+            parts[self._style(self.vector)] = parts.get(self._style(self.vector), "") + polygon_style(table)
+        return {file: style_file(part) for file, part in parts.items()}
+
+    @staticmethod
+    def _style(layer: Path) -> Path:
+        return layer.with_suffix(".qml")
 
     @property
     def item(self) -> Path:
@@ -87,7 +100,7 @@ class Targets(NamedTuple):
 
     def beside(self) -> list[Path]:
         """Return every file but the map."""
-        return [self.style, self.item, *self.others().values()]
+        return [*self.styles(ClassTable(())), self.item, *self.others().values()]
 
     def others(self) -> dict[str, Path]:
         """Return the files that were asked for beside the map, by kind."""
@@ -113,8 +126,7 @@ def write_outputs(
     parts = [PlacedPart(block.native, file) for block in blocks if (file := journal.part(block.number)) is not None]
     place = journal.folder, plan.grid
     if targets.vector is not None:
-        names = {c.id: c.name for c in table.mapped}
-        _write_polygons(targets.vector, plan, parts, journal.folder, names)
+        _write_polygons(targets.vector, plan, parts, journal.folder, table)
     # Bands of a part: 1 class ids, 2 confidence if asked for, then the probabilities (``mapping.blocks``).
     if targets.confidence is not None:
         _write_raster(targets.confidence, *place, parts, [Band(source=2, name="confidence, percent")], about)
@@ -126,7 +138,8 @@ def write_outputs(
             Band(source=i, name=n, color=c) for i, (n, c) in enumerate(zip(table.names, colors, strict=True), first)
         ]
         _write_raster(targets.probabilities, *place, parts, bands, about)
-    atomic_write_bytes(targets.style, qgis_style(table))
+    for file, style in targets.styles(table).items():
+        atomic_write_bytes(file, style)
     atomic_write_bytes(targets.item, stac_item(targets.map, plan, loaded, targets.others()))
     _write_raster(targets.map, *place, parts, [class_band(table)], about)
 
@@ -138,12 +151,12 @@ def _write_raster(
         assemble(partial, folder, grid, parts, bands, about)
 
 
-def _write_polygons(
-    file: Path, plan: MapPlan, parts: Sequence[PlacedPart], folder: Path, names: dict[int, str]
-) -> None:
+def _write_polygons(file: Path, plan: MapPlan, parts: Sequence[PlacedPart], folder: Path, table: ClassTable) -> None:
     from caswit.raster.polygons import ClassPolygon, Merger, fragments
-    from caswit.raster.vector_files import Ground, PolygonWriter
+    from caswit.raster.vector_files import Ground, PolygonWriter, embed_style
 
+    names = {c.id: c.name for c in table.mapped}
+    left_out = set() if plan.outputs.background else {c.id for c in table.mapped if c.is_background}
     # Without a ground size there is nothing to simplify: ``make_plan`` has refused it.
     simplify_px = plan.outputs.simplify / (plan.source_gsd_m or 1.0)
     ground = Ground(plan.grid, plan.source_gsd_m)
@@ -156,9 +169,11 @@ def _write_polygons(
                 yield from merger.add(window, *fragments(read_part(part), window, simplify_px))
             yield from merger.finish()
 
-    with (
-        atomic_path(file) as partial,
-        PolygonWriter(partial, file.suffix.lower(), ground, names, plan.outputs.min_area) as writer,
-    ):
-        for polygon in polygons():
-            writer.add(polygon)
+    kind = file.suffix.lower()
+    with atomic_path(file) as partial:
+        with PolygonWriter(partial, kind, ground, names, plan.outputs.min_area) as writer:
+            for polygon in polygons():
+                if polygon.class_id not in left_out:
+                    writer.add(polygon)
+        if kind == ".gpkg":
+            embed_style(partial, style_file([polygon_style(table)]).decode())

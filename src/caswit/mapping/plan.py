@@ -26,7 +26,7 @@ from caswit.raster.windows import Window, block_windows, count_blocks
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
 from caswit.weights.zoo import choose
 
-if TYPE_CHECKING:  # needs caswit[vector]
+if TYPE_CHECKING:  # needs the extra vector
     from caswit.raster.aoi import AreaOfInterest
 
 log = logging.getLogger(__name__)
@@ -196,16 +196,22 @@ class MapPlan:
 
 
 def make_plan(
-    images: Sequence[str], model: str | None, settings: PredictConfig, outputs: OutputConfig, run: MapRunConfig
+    images: Sequence[str],
+    model: str | LoadedModel | None,
+    settings: PredictConfig,
+    outputs: OutputConfig,
+    run: MapRunConfig,
 ) -> tuple[MapPlan, LoadedModel]:
     """Read the headers of images and model (None: one of the zoo), and resolve all that the settings leave open.
+
+    A model that is loaded already can be run in this process only: the plan knows it by its name.
 
     Raises:
         CaswitError: Images, model and settings cannot be used, or not together.
     """
     # Before anything is opened: what is rewritten from here on is noticed at the end.
     state = ImageState.of(images)
-    loaded = None if model is None else load_model(model)
+    loaded = load_model(model) if isinstance(model, str) else model
     # A model of the zoo is chosen by what the headers say, so they are read with the usual bands before it is known.
     bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
     sources, grid = build_mosaic(images, bands, _encoding(settings))
@@ -214,14 +220,14 @@ def make_plan(
     if loaded is None:
         chosen, reason = choose(source_gsd_m, Path(images[0]).name)
         log.info("model: %s (%s)", chosen.name, reason)
-        model, loaded = chosen.name, load_model(chosen.name)
+        model = loaded = load_model(chosen.name)
     info = loaded.info
     overlap_px, read_gsd_m = _overlap_px(settings, info.tile.tile_px), _read_gsd_m(info, settings, source_gsd_m)
     plan = MapPlan(
         sources=sources,
         state=state,
         grid=grid,
-        model=str(model),
+        model=model if isinstance(model, str) else loaded.name,
         settings=replace(settings, bands=settings.bands or info.bands, overlap_px=overlap_px),
         outputs=outputs,
         run=run,

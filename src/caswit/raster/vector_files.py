@@ -50,12 +50,18 @@ class Ground:
             self._degrees = Transformer.from_crs(self.crs, self.crs.geodetic_crs, always_xy=True)
 
     def place(self, shapes: Any) -> Any:
-        """Return shapes in coordinates of the CRS instead of pixels."""
+        """Return polygons in coordinates of the CRS instead of pixels; they wind counter-clockwise, holes clockwise."""
         matrix = self.grid.matrix
-        return shapely.transform(shapes, lambda p: (matrix @ np.stack([p[:, 0], p[:, 1], np.ones(len(p))]))[:2].T)
+        if self.grid.transform.is_identity:
+            # QGIS shows an image without georeference below the x axis, its first row at the top: y is minus the row.
+            matrix = np.diag([1.0, -1.0, 1.0])
+        placed = shapely.transform(shapes, lambda p: (matrix @ np.stack([p[:, 0], p[:, 1], np.ones(len(p))]))[:2].T)
+        # Simplifying leaves holes that wind as their polygon does, which on the ellipsoid, where a ring's direction is
+        # the sign of its area, would be added to it.
+        return shapely.orient_polygons(placed)
 
     def areas_m2(self, placed: Any) -> NDArray[np.float64]:
-        """Return areas on the ground in square metres; NaN where the ground size of a pixel is unknown."""
+        """Return areas of polygons from ``place`` in square metres; NaN where the ground size of a pixel is unknown."""
         file_m, source_m = self.grid.source_gsd_m, self.source_gsd_m or np.nan
         if file_m is None or self.crs is None:
             pixel = abs(np.linalg.det(self.grid.matrix[:2, :2]))
@@ -137,8 +143,9 @@ class _GeoPackage:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # a photograph has none
-                # Its name ends in .tmp until it is complete.
+                # Its name ends in .tmp until it is complete; appending to it says so in other words.
                 warnings.filterwarnings("ignore", "The filename extension", RuntimeWarning)
+                warnings.filterwarnings("ignore", ".*non conformant file extension", RuntimeWarning)
                 pyogrio.raw.write(self.file, shapes, columns, _COLUMNS, crs=crs, **options)
         except RuntimeError as error:  # pyogrio's kinds all are, and SQLite's words for a full disk arrive as one
             folder = self.file.parent
@@ -200,6 +207,36 @@ class _GeoParquet:
         self._writer.close()
 
 
+_STYLES = "layer_styles"
+_STYLE_NAME = "caswit"
+
+
+def embed_style(file: Path, qml: str) -> None:
+    """Write a style into a GeoPackage of polygons, where QGIS looks for it: in a table made as QGIS makes it."""
+    try:
+        with closing(sqlite3.connect(file)) as package, package:
+            package.execute(
+                f"CREATE TABLE {_STYLES} (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT(256), "
+                "f_table_schema TEXT(256), f_table_name TEXT(256), f_geometry_column TEXT(256), styleName TEXT(30), "
+                "styleQML TEXT, styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30), "
+                "update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))"
+            )
+            package.execute(
+                f"INSERT INTO {_STYLES} (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
+                "styleQML, styleSLD, useAsDefault, description, owner, ui) "
+                "VALUES ('', '', ?, 'geom', ?, ?, '', 1, 'Classes of the map', '', NULL)",
+                (_LAYER, _STYLE_NAME, qml),
+            )
+            package.execute(
+                "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES (?, 'attributes', ?)",
+                (_STYLES, _STYLES),
+            )
+    except sqlite3.OperationalError as error:
+        raise DataError(
+            f"{file.parent}: polygons could not be written; is the disk full? ({one_line(error)})"
+        ) from error
+
+
 def written_here(file: Path) -> bool:
     """Return whether a file holds nothing but polygons as ``PolygonWriter`` writes them."""
     kind = file.suffix.lower()
@@ -208,8 +245,12 @@ def written_here(file: Path) -> bool:
             with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as found:
                 layers = found.execute("SELECT table_name FROM gpkg_contents").fetchall()
                 columns = [row[1] for row in found.execute(f"PRAGMA table_info({_LAYER})")]
-            # A layer or a column that somebody added would be lost.
-            return layers == [(_LAYER,)] and columns == ["fid", "geom", *_COLUMNS]
+                styles: list[tuple[str]] = []
+                if layers == [(_LAYER,), (_STYLES,)]:
+                    styles = found.execute(f"SELECT styleName FROM {_STYLES}").fetchall()
+            # A layer, a column or a style that somebody added would be lost. Earlier versions wrote no style.
+            ours = [(_LAYER,), (_STYLES,)] if styles == [(_STYLE_NAME,)] else [(_LAYER,)]
+            return layers == ours and columns == ["fid", "geom", *_COLUMNS]
         if kind == ".parquet":
             from pyarrow import parquet
 

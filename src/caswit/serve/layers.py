@@ -5,7 +5,7 @@ layers. Shapes: H/W rows and columns of the picture that is asked for.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from caswit.data.classes import ClassTable, LandClass
 from caswit.explain.figure import ramp_colours
+from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid
 from caswit.raster.overviews import Overviews
 from caswit.raster.reader import Bool, UInt8
@@ -75,13 +76,15 @@ class Layer:
                 table[c.id] = (*c.rgb, 90 if c.ignore else 255)
         return table
 
-    def picture(self, window: Window, height: int, width: int) -> UInt8:
-        """Draw a window as (H, W, 4): red, green, blue, opacity."""
+    def picture(self, window: Window, height: int, width: int, hidden: Iterable[int] = ()) -> UInt8:
+        """Draw a window as (H, W, 4): red, green, blue, opacity. Hidden classes are clear."""
         match self.kind:
             case "image":
                 return self._photograph(window, height, width)
             case "map" | "truth":
-                return self._palette[self.values(window, height, width)]
+                palette = self._palette.copy()
+                palette[[*hidden]] = 0
+                return palette[self.values(window, height, width)]
             case "confidence":
                 return self._confidence(window, height, width)
             case "errors":
@@ -132,6 +135,19 @@ class Layer:
             }
             for c in counted
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class Outlines:
+    """Polygons of a map, drawn by the page."""
+
+    title: str
+    polygons: PolygonFile
+
+    @cached_property
+    def key(self) -> str:
+        """Name in addresses, as a layer's."""
+        return hashlib.sha256(f"polygons:{self.polygons.path}".encode()).hexdigest()[:12]
 
 
 def raster_layer(

@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from caswit.config import Recipe, TrainConfig
-from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.dataset import Dataset
 from caswit.data.reader import check_scenes, ground_size_m
 from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
@@ -26,8 +26,8 @@ from caswit.nn.baselines.smp import Network
 from caswit.nn.caswit import CASWiT
 from caswit.nn.losses import loss_normalizer, supervised_loss
 from caswit.raster.windows import Tile
-from caswit.training.fabric import all_sum, is_first_process, launch, repeatable, stop_signal
-from caswit.training.loop import Batch, fit
+from caswit.training.fabric import all_sum, launch, repeatable, stop_signal
+from caswit.training.loop import Batch, fit, load_data
 from caswit.training.run_folder import RunFolder
 from caswit.viz.pictures import png_bytes
 from caswit.weights.initialize import start_from
@@ -49,9 +49,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
         CaswitError: The recipe, the data or the folder cannot be used.
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
-    dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken).read_at(recipe.tile.read_gsd_m)
-    if is_first_process():
-        dataset.list_broken()
+    dataset = load_data(recipe)
     _check(recipe, dataset)
     folder = RunFolder(out)
     with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
