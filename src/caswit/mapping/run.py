@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
 from caswit.errors import ConfigError, DataError
-from caswit.mapping.journal import Journal, has_confidence, open_journal
+from caswit.mapping.journal import Begun, Journal, open_journal
 from caswit.mapping.local import Engine, LocalEngine
 from caswit.mapping.outputs import Targets, write_outputs
 from caswit.mapping.plan import ImageState, MapPlan, PlannedBlock, list_images, make_plan
@@ -64,7 +63,7 @@ def predict(
     start_engine = _engine(run)
     plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run)
     if not run.restart:
-        plan = replace(plan, confidence_in_parts=has_confidence(targets.map))
+        plan = plan.going_on(Begun.of(targets.map), settings)
     _check_size(plan)
     blocks = plan.blocks()
     with ExitStack() as stack:
