@@ -16,7 +16,7 @@ from caswit.cli.main import main
 from caswit.config import ModelConfig, TileConfig
 from caswit.data.reader import SceneReader, context_window
 from caswit.data.scene import Scene
-from caswit.errors import ConfigError, ModelError
+from caswit.errors import ConfigError, ModelError, install
 from caswit.inference.onnx import graphs, write
 from caswit.inference.onnx.graphs import InSlices, averaged, deepness_window_px, make_graph
 from caswit.inference.onnx.metadata import overlap_percent
@@ -309,7 +309,8 @@ def test_a_missing_extra_is_named(tmp_path, model_folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SystemExit):
         main(["export", str(model_folder), str(tmp_path / "model.onnx")])
-    assert capsys.readouterr().err == "caswit: export needs onnx, which comes with: pip install 'caswit[export]'\n"
+    message = f"caswit: export needs onnx, which comes with the extra export: {install('export')}\n"
+    assert capsys.readouterr().err == message
 
 
 def test_what_differs_or_is_too_large_is_not_written(tmp_path, model_folder, monkeypatch):
