@@ -61,6 +61,8 @@ def export(*, model: str, out: str, single_input: bool, deepness: bool) -> None:
     for role, values in (("takes", exported.inputs), ("gives", exported.outputs)):
         for name, what in values.items():
             print(f"{role}  {name:<13} {what}")
+    if deepness:
+        print(f"needs  a black rim of {exported.rim_px} px of the model around the layer: see docs/export.md")
     print(
         f"same as PyTorch but for {exported.difference:.1e}, where values reach {exported.largest:.3g}\n"
         f"{out} ({exported.size_bytes / 1e6:.1f} MB)"
