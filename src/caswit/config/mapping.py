@@ -32,8 +32,9 @@ class PredictConfig(TTAConfig):
     """Resample the image while it is read, to the ground size that the model was trained on."""
     gsd_m: float | None = None
     """Ground size of the image's pixels in metres; wins over what the image says. Null: what the image says."""
-    rescale: tuple[float, float] | None = None
-    """Values of the image that become 0 and 255, for pixels that are not 8 bit."""
+    rescale: tuple[float, float] | Literal["auto"] | None = None
+    """Values of the image that become 0 and 255, for pixels that are not 8 bit; auto: those between which 98 of 100
+    lie, in a sample of all images."""
     nodata: float | None = None
     """Value of pixels without data, in all bands read, where the image does not say so: 255 for white holes."""
     min_confidence: int = 0
@@ -50,7 +51,7 @@ class PredictConfig(TTAConfig):
         check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0, got {self.gsd_m}; try 0.25")
         percent = self.min_confidence
         check(0 <= percent <= 100, f"min_confidence must be a percentage, 0 to 100, got {percent}; try 70")
-        low, high = self.rescale or (0, 255)
+        low, high = self.rescale if isinstance(self.rescale, tuple) else (0, 255)
         check(low < high, f"rescale must be two numbers, the lower one first, got {self.rescale}")
 
 

@@ -22,6 +22,7 @@ from caswit.raster.image_files import describe, files_behind
 from caswit.raster.mosaic import Source, build_mosaic, open_image
 from caswit.raster.reader import PixelEncoding
 from caswit.raster.resample import Axis, reading_ratio
+from caswit.raster.stretch import usual_range
 from caswit.raster.windows import Window, block_windows, count_blocks
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
 from caswit.weights.zoo import choose
@@ -219,6 +220,9 @@ def make_plan(
     # A model of the zoo is chosen by what the headers say, so they are read with the usual bands before it is known.
     bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
     sources, grid = build_mosaic(images, bands, _encoding(settings))
+    if settings.rescale == "auto":
+        # One range for the whole image: blocks that are stretched each for itself would have borders.
+        settings = replace(settings, rescale=usual_range(sources, grid, bands, settings.nodata))
     # The user knows better than the file, which may lack its ground size or have a wrong one: here, and so everywhere.
     source_gsd_m = settings.gsd_m or grid.source_gsd_m
     if loaded is None:
@@ -253,7 +257,8 @@ def make_plan(
 
 
 def _encoding(settings: PredictConfig) -> PixelEncoding:
-    return PixelEncoding(settings.rescale, settings.nodata)
+    # Where the range is still to be found, any will do to look at headers.
+    return PixelEncoding((0.0, 1.0) if settings.rescale == "auto" else settings.rescale, settings.nodata)
 
 
 def _overlap_px(settings: PredictConfig, tile_px: int) -> int:

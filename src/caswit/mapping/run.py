@@ -137,7 +137,7 @@ def _result(
         files=tuple(_as_given(file, out) for file in (targets.map, *targets.beside())),
         areas=named(class_areas(targets.map, told_m), {c.id: c.name for c in loaded.info.classes.mapped}),
         trust=Trust.of(loaded, plan.grid, confidence),
-        rescaled=plan.settings.rescale,
+        rescaled=plan.settings.rescale if isinstance(plan.settings.rescale, tuple) else None,
     )
 
 
