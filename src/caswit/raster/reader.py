@@ -70,6 +70,19 @@ class PixelEncoding(NamedTuple):
 DEFAULT_ENCODING = PixelEncoding()
 
 
+class IncompleteFile(DataError):
+    """A raster could not be written to its end, most often since its disk is full: GDAL rarely says why.
+
+    Args:
+        path: The file.
+        why: What GDAL says.
+    """
+
+    def __init__(self, path: Path, why: str = "") -> None:
+        self.reason = f" ({why})" if why else ""
+        super().__init__(f"{path.parent}: the map could not be written completely; is the disk full?{self.reason}")
+
+
 class Raster:
     """An open raster. Use as a context manager; one thread at a time may read it.
 
@@ -321,7 +334,7 @@ def check_complete(path: Path, *, sparse: bool = False) -> None:
     except GDAL_ERRORS:
         complete = False
     if not complete:
-        raise DataError(f"{path.parent}: the map could not be written completely; is the disk full?")
+        raise IncompleteFile(path)
 
 
 def _block_ends(src: Any, hole: float) -> Iterator[float]:
