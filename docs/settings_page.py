@@ -104,7 +104,8 @@ def _values(action: Action) -> str:
         return ", ".join(f"`{choice}`" for choice in action.choices)
     one = words_for(getattr(action, "_typehint", Path))
     if isinstance(action.nargs, int):
-        return f"{action.nargs} {one}s"
+        kind, _, instead = one.partition(" or ")
+        return f"{action.nargs} {kind}s{instead and f' or {instead}'}"
     return f"one or more {one}s" if action.nargs == "+" else one
 
 

@@ -109,6 +109,9 @@ def test_settings_of_several_values_are_separate_words():
         read("table", "r.yaml", "--out", "o", "--seeds", "0", "x")
     (settings, *_), _ = read("predict", "a", "b", "--bands", "4", "3", "2", "--rescale", "-5", "300")
     assert (settings.bands, settings.rescale) == ((4, 3, 2), (-5.0, 300.0))
+    for words in (("a", "b", "--rescale", "auto"), ("--rescale=auto", "a", "b"), ("--rescale", "auto", "a", "b")):
+        (settings, *_), arguments = read("predict", *words)
+        assert (settings.rescale, arguments["images"]) == ("auto", ["a", "b"])
     (settings,), _ = read("table", "r.yaml", "--out", "o", "--seeds", "0", "7")
     assert settings.seeds == (0, 7)
 

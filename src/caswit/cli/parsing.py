@@ -10,7 +10,7 @@ import inspect
 import re
 from argparse import Action
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 _METAVARS = {"bands": ("R", "G", "B"), "rescale": ("LOW", "HIGH")}
 """Placeholders of options that take several values."""
+_INSTEAD, _TAKE_WORD = "auto", ("--rescale",)
+"""A word in place of several values, and the options that take it."""
 _SHORTCUTS = {"--skip_broken": "--data.skip_broken"}
 """Options of a command with a recipe that need no section."""
 _BOOLEANS = {"true", "false", "yes", "no", "on", "off"}
@@ -116,10 +118,11 @@ def _add_settings(parser: ArgumentParser, kind: Any) -> None:
     parser.add_class_arguments(kind, fail_untyped=True, skip=set(tuples))
     for name, field in tuples.items():
         item, *others = _tuple_items(field.type)
+        words = [kind for kind in get_args(field.type) if get_origin(kind) is Literal]
         default: Any = field.default
         parser._action_groups[-1].add_argument(
             f"--{name}",
-            type=item,
+            type=Union[item, *words],
             nargs="+" if others == [...] else 1 + len(others),
             metavar=_METAVARS.get(name),
             default=default and list(default),
@@ -144,6 +147,18 @@ def current_words(command: Command, words: Iterable[str]) -> list[str]:
         if option in renamed:
             say_once(dashed(option), dashed(renamed[option]))
         found.append(renamed.get(option, shortcuts.get(option, option)) + equals + value)
+    return _repeated(found)
+
+
+def _repeated(words: Iterable[str]) -> list[str]:
+    """Return the words with ``--rescale auto`` as the two values that the option takes."""
+    found: list[str] = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in _TAKE_WORD and equals and value == _INSTEAD:
+            found += [option, value, value]
+        else:
+            found += [word, word] if word == _INSTEAD and found and found[-1] in _TAKE_WORD else [word]
     return found
 
 
@@ -183,7 +198,14 @@ def parse(
 def settings_of(kind: type[T], found: Namespace) -> T:
     """Return the settings of one config class out of everything that was parsed."""
     values = {field.name: found[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return kind(**{name: _value(value) for name, value in values.items()})
+
+
+def _value(value: Any) -> Any:
+    """Return what was parsed as a field has it: several values are a tuple, and a word in place of them all itself."""
+    if not isinstance(value, list):
+        return value
+    return value[0] if value and all(each == _INSTEAD for each in value) else tuple(value)
 
 
 def _is_bool(action: Action) -> bool:

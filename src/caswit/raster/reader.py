@@ -75,6 +75,19 @@ class PixelEncoding(NamedTuple):
 DEFAULT_ENCODING = PixelEncoding()
 
 
+class IncompleteFile(DataError):
+    """A raster could not be written to its end, most often since its disk is full: GDAL rarely says why.
+
+    Args:
+        path: The file.
+        why: What GDAL says.
+    """
+
+    def __init__(self, path: Path, why: str = "") -> None:
+        self.reason = f" ({why})" if why else ""
+        super().__init__(f"{path.parent}: the map could not be written completely; is the disk full?{self.reason}")
+
+
 class Raster:
     """An open raster. Use as a context manager; one thread at a time may read it.
 
@@ -131,8 +144,8 @@ class Raster:
         if self.dtype != "uint8" and self.encoding.rescale is None:
             low, high = self._usual_range(bands)
             raise DataError(
-                f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale LOW HIGH "
-                f"(98 of 100 pixels lie in {low:.6g} {high:.6g}), otherwise rescale first: "
+                f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale auto, or "
+                f"--rescale LOW HIGH (98 of 100 pixels lie in {low:.6g} {high:.6g}), otherwise rescale first: "
                 "gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT"
             )
 
@@ -196,6 +209,14 @@ class Raster:
             rows, cols = part.inside(window)
             values[rows, cols], known[rows, cols] = self._ids(part)
         return values, known
+
+    def sample(self, window: Window, bands: tuple[int, int, int]) -> NDArray[Any]:
+        """Read the values of all bands of the pixels with data in a window inside the raster, as they are: (N,)."""
+        pixels, valid = self._read(window, list(bands)), self._valid(window)
+        if self.encoding.nodata is not None:
+            valid = valid & (pixels != self.encoding.nodata).any(0)
+        values = pixels[:, valid].ravel()
+        return values[np.isfinite(values)]
 
     def _ids(self, part: Window) -> tuple[NDArray[Any], Bool]:
         """Read band 1 and where it has a value, of a window inside the raster."""
@@ -344,7 +365,7 @@ def check_complete(path: Path, *, sparse: bool = False) -> None:
     except GDAL_ERRORS:
         complete = False
     if not complete:
-        raise DataError(f"{path.parent}: the map could not be written completely; is the disk full?")
+        raise IncompleteFile(path)
 
 
 def _block_ends(src: Any, hole: float) -> Iterator[float]:
