@@ -187,6 +187,14 @@ class TestMistakes:
         assert refused(capsys, "predict", "a", "b", "--gsdm=3") == (
             "caswit: caswit predict takes no --gsdm=3; did you mean --gsd-m?\n"
         )
+        for said, meant in (
+            ("--train.learning_rate", "--train.lr"),
+            ("--lr", "--train.lr"),
+            ("--train.batch_size", "--train.batch"),
+            ("--max-steps", "--train.max-steps"),
+            ("--model.sze", "--model.size"),
+        ):
+            assert refused(capsys, "train", "--out", "o", said, "3").endswith(f"; did you mean {meant}?\n")
         assert refused(capsys, "evaluate", "a", "b", "c", "--out", "d") == "caswit: caswit evaluate takes no c\n"
         assert refused(capsys, "predct").endswith("push; did you mean predict?\n")
 
