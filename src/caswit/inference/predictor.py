@@ -20,7 +20,7 @@ from torch import Tensor
 from caswit.config import IGNORE_INDEX
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.inference.devices import autocast
-from caswit.nn.baselines.smp import Network
+from caswit.nn.network import Network
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window, slice_middle
 
