@@ -200,7 +200,7 @@ class TestMistakes:
 
     def test_what_is_missing_is_called_as_it_is_typed(self, capsys):
         said = refused(capsys, "explain", "a.tif", "--row", "3")
-        assert said == "caswit: missing: --model, --out; caswit explain --help says what they are\n"
+        assert said == "caswit: missing: --out; caswit explain --help says what they are\n"
         assert refused(capsys, "predict").startswith("caswit: missing: IMAGES, OUT.tif; ")
 
     def test_model_that_is_not_there(self, capsys, tmp_path, dataset_file):

@@ -124,7 +124,7 @@ def _check_images(names: Sequence[str], plan: MapPlan, journal: Journal) -> None
 
 
 def _check_weights(loaded: LoadedModel, plan: MapPlan, journal: Journal) -> None:
-    """Raise DataError, and discard the parts, if somebody wrote to the weights that the network reads from their file."""
+    """Raise DataError, and discard the parts, if somebody wrote to the file that the network reads its weights from."""
     if loaded.weights is not None and loaded.weights.changed():
         journal.remove()
         raise DataError(
