@@ -131,7 +131,7 @@ def _run(name: str, words: Sequence[str]) -> None:
         raise CaswitError(f"no command {brief(name)}; commands are: {', '.join(COMMANDS)}{closest(name, COMMANDS)}")
     words = current_words(command, words)
     if command.reads_recipe:
-        words = with_recipe(words, command.settings[0])
+        words = with_recipe(words, command)
     try:
         settings, arguments = parse(command, words, inherited_defaults if command.reads_recipe else None)
         check_inputs(settings, arguments)

@@ -107,6 +107,7 @@ def predict(
             with saying_what_is_needed(journal.folder, partial(bytes_to_come, journal, blocks)):
                 _map_blocks(blocks, engine, journal, run, f"predict {Path(names[0]).name} with {loaded.name}")
             _check_images(names, plan, journal)
+            _check_weights(loaded, plan, journal)
             # What lay on a disk for days may have been damaged or deleted since: GDAL would make map of it.
             damaged = journal.discard_damaged()
             if not damaged:
@@ -170,6 +171,16 @@ def _check_images(names: Sequence[str], plan: MapPlan, journal: Journal) -> None
         raise DataError(
             f"{plan.title}: was changed while the map was made, or a file beside it or a source of it was, so blocks "
             "may be of either version; they are discarded: repeat the same call once the image stays as it is"
+        )
+
+
+def _check_weights(loaded: LoadedModel, plan: MapPlan, journal: Journal) -> None:
+    """Raise DataError, and discard the parts, if somebody wrote to the file that the network reads its weights from."""
+    if loaded.weights is not None and loaded.weights.changed():
+        journal.remove()
+        raise DataError(
+            f"{plan.model}: its weights were written over while the map was made, so blocks may be of either version; "
+            "they are discarded: repeat the same call once the model stays as it is"
         )
 
 
