@@ -22,7 +22,8 @@ from rasterio.shutil import copy as rasterio_copy
 from shapely.affinity import affine_transform
 
 from caswit.config import ComputeConfig, OutputConfig, PredictConfig, ServeConfig
-from caswit.errors import ConfigError, DataError
+from caswit.data.classes import ClassTable, LandClass
+from caswit.errors import ConfigError, DataError, install
 from caswit.mapping.run import predict
 from caswit.raster import geopackage
 from caswit.raster.georef import Grid
@@ -127,6 +128,32 @@ def test_tiles_are_the_pixels_of_the_layers(client, folder, image, label):
     np.testing.assert_array_equal((errors[..., 0] == 226) & (errors[..., 3] == 255), wrong)
     assert wrong.any()
     assert not errors[..., 3][classes == label[0]].any()
+
+
+def test_a_class_of_255_is_drawn_counted_and_compared(tmp_path):
+    """Masks are often 0 and 255, while 255 is nodata in maps, where that class has another value."""
+    table = ClassTable(
+        (LandClass(id=0, name="ground", color="#112233"), LandClass(id=255, name="roof", color="#ffcc00"))
+    )
+    mask = np.where(np.indices((40, 50)).sum(0) % 10 < 5, 0, 255).astype(np.uint8)
+    mapped = table.ids[table.indices(mask, "x")]
+    assert set(np.unique(mapped)) == {0, 1}
+    mapped[:3] = 1 - mapped[:3]  # wrong in three rows
+    for name, pixels in (("a.tif", picture(40, 50)), ("a_label.tif", mask[None]), ("a_map.tif", mapped[None])):
+        write_raster(tmp_path / name, pixels, crs="EPSG:2154", gsd_m=0.5)
+    scenes = [{"image": "a.tif", "label": "a_label.tif", "split": "test"}]
+    content = {"name": "masks", "classes": table.to_dicts(), "scenes": scenes}
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(content))
+    client = TestClient(make_app(Collection(tmp_path, table=ClassTable(table.mapped))))
+    view = views(client)["a.tif"]
+    truth, errors = (tile(client, view, kind)[:40, :50] for kind in ("truth", "errors"))
+    np.testing.assert_array_equal((truth == (255, 204, 0, 255)).all(2), mask == 255)
+    assert errors[:3, :, 3].all()
+    assert not errors[3:, :, 3].any()
+    areas = client.get(f"/api/views/{view['key']}/layers/{layer(view, 'truth')['key']}/areas").json()
+    assert [each["pixels"] for each in areas] == [(mask == 0).sum(), (mask == 255).sum()]
+    point = client.get(f"/api/views/{view['key']}/point", params={"row": 0, "col": 7}).json()
+    assert point["layers"][layer(view, "truth")["key"]]["name"] == "roof"
 
 
 def test_points_say_class_place_and_confidence(client, label):
@@ -413,7 +440,7 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path):
     code = "import sys; sys.modules['fastapi'] = None; from caswit.cli.main import main; main(['serve', sys.argv[1]])"
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "caswit: serve needs fastapi, which comes with: pip install 'caswit[serve]'\n"
+    assert done.stderr == f"caswit: serve needs fastapi, which comes with the extra serve: {install('serve')}\n"
 
 
 def test_labels_listed_in_a_dataset_need_no_telling_name(folder, model_folder):

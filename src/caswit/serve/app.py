@@ -8,7 +8,8 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import distribution
 from io import BytesIO
 from pathlib import Path
@@ -40,7 +41,9 @@ log = logging.getLogger(__name__)
 
 TILE_PX = 256
 READERS = 4
-"""Tiles that are read at once; further requests wait."""
+"""Tiles that are read at once, and areas that are counted."""
+WAITING_READS = 24
+"""Tiles and areas that wait while others are read; further ones are refused for a moment."""
 KEPT_TILES = 2048
 """Drawn tiles that are kept in memory, some 20 kB each."""
 WAITING = 2
@@ -97,8 +100,9 @@ def make_app(
         live.gate = collection.gate
     _add_page(app)
     _add_views(app, collection, live, basemap)
-    _add_points(app, collection, live)
-    _add_polygons(app, collection)
+    polygon_readers = _Queue(POLYGON_READERS, WAITING_READS, "too many polygons are asked for at once")
+    _add_points(app, collection, live, polygon_readers)
+    _add_polygons(app, collection, polygon_readers)
     return app
 
 
@@ -117,7 +121,8 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None, basemap: Basemap | None) -> None:
-    draw = _tile_drawer()
+    readers = _Queue(READERS, WAITING_READS, "too many tiles are asked for at once")
+    draw = _tile_drawer(readers)
 
     @app.get("/api/views", summary="Every image and what can be laid over it")
     def views() -> dict[str, Any]:
@@ -154,19 +159,20 @@ def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None, bas
         counted = _layer(collection, view, layer)
         if counted.kind not in ("map", "truth"):
             raise HTTPException(404, f"{counted.title} has no classes to count")
-        return counted.areas(_view(collection, view).grid)
+        with readers.place():
+            return counted.areas(_view(collection, view).grid)
 
 
-def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None) -> None:
-    places = threading.BoundedSemaphore(1 + WAITING)
-    polygon_readers = threading.BoundedSemaphore(POLYGON_READERS)
+def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None, polygon_readers: "_Queue") -> None:
+    # The model answers one at a time, and each that waits holds a thread, which tiles and points need too.
+    questions = _Queue(1 + WAITING, 0, "the model is busy")
 
     @app.get("/api/views/{view}/point", summary="Place, classes and confidence of a pixel")
     def point(view: str, row: Pixel, col: Pixel) -> dict[str, Any]:
         shown = _view_of_pixel(collection, view, row, col)
         values = {layer.key: _value(layer, row, col) for layer in shown.overlays if layer.kind != "errors"}
         for outlines in shown.outlines:
-            with polygon_readers:
+            with polygon_readers.place():
                 found = outlines.polygons.at(row, col)
             values[outlines.key] = found and {"id": found.class_id, "name": found.name, **found.about}
         return {
@@ -185,13 +191,8 @@ def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None) ->
             raise HTTPException(404, "no model was given: start caswit serve with --model MODEL")
         if shown.image is None:
             raise HTTPException(404, f"{shown.base.title} is shown without its image, which the model would read")
-        # The model answers one at a time, and each that waits holds a thread, which tiles and points need too.
-        if not places.acquire(blocking=False):
-            raise HTTPException(503, "the model is busy; try again in a moment", headers={"Retry-After": "2"})
-        try:
+        with questions.place():
             return live.attention(shown.image.path, row, col)
-        finally:
-            places.release()
 
     @app.get("/api/views/{view}/measure", summary="Length of a line and the area that it encloses, on the ground")
     def measured(view: str, places: Places) -> dict[str, Any]:
@@ -202,8 +203,29 @@ def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None) ->
         return measure(_view(collection, view).grid, pairs)._asdict()
 
 
-def _add_polygons(app: FastAPI, collection: Collection) -> None:
-    readers = threading.BoundedSemaphore(POLYGON_READERS)
+class _Queue:
+    """Lets some requests work at once and some wait; the others are told to come again.
+
+    Each that waits holds one of the server's threads, of which there are 40 for all requests together.
+    """
+
+    def __init__(self, at_once: int, waiting: int, full: str) -> None:
+        self._places, self._working = threading.BoundedSemaphore(at_once + waiting), threading.BoundedSemaphore(at_once)
+        self._full = full
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the places for work, or raise HTTPException where even those for waiting are taken."""
+        if not self._places.acquire(blocking=False):
+            raise HTTPException(503, f"{self._full}; try again in a moment", headers={"Retry-After": "2"})
+        try:
+            with self._working:
+                yield
+        finally:
+            self._places.release()
+
+
+def _add_polygons(app: FastAPI, collection: Collection, readers: "_Queue") -> None:
 
     @app.get("/api/views/{view}/polygons/{key}", summary="Polygons of a part of the image, the largest first")
     def polygons(
@@ -213,7 +235,7 @@ def _add_polygons(app: FastAPI, collection: Collection) -> None:
         outlines = next((each for each in shown.outlines if each.key == key), None)
         if outlines is None:
             raise HTTPException(404, "no such polygons; /api/views lists them")
-        with readers:
+        with readers.place():
             found, more = outlines.polygons.inside(Window(row, col, height, width), px)
         return {"left_out": more, "polygons": [{"id": p.class_id, "rings": rings(p.shape)} for p in found]}
 
@@ -234,15 +256,14 @@ def min_zoom(layer: Layer) -> int:
     return zoom
 
 
-def _tile_drawer() -> Callable[[Layer, int, int, int, frozenset[int]], tuple[bytes, str]]:
+def _tile_drawer(readers: _Queue) -> Callable[[Layer, int, int, int, frozenset[int]], tuple[bytes, str]]:
     """Return a function that draws a tile, or finds it among those drawn lately."""
-    readers = threading.BoundedSemaphore(READERS)
 
     # The revision makes tiles of a changed raster miss; they are dropped like all others, the oldest first.
     @cached(LRUCache(KEPT_TILES), key=lambda layer, *what: (layer.key, layer.revision, *what), lock=threading.Lock())
     def draw(layer: Layer, zoom: int, col: int, row: int, hidden: frozenset[int]) -> tuple[bytes, str]:
         side = TILE_PX * 2 ** (max_zoom(layer) - zoom)
-        with readers:
+        with readers.place():
             return _encoded(layer.picture(Window(row * side, col * side, side, side), TILE_PX, TILE_PX, hidden))
 
     return draw

@@ -23,7 +23,7 @@ from caswit.raster.gate import RASTERS, Gate
 from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid, lonlat_of
 from caswit.raster.overviews import Overviews, RasterInfo
-from caswit.serve.layers import Kind, Layer, Outlines, error_layer, raster_layer
+from caswit.serve.layers import Kind, Layer, Outlines, error_layer, raster_layer, truth_layer
 
 log = logging.getLogger(__name__)
 
@@ -174,10 +174,12 @@ class Collection:
             image = raster_layer("image", self._title(path), overviews, bands=bands)
         overlays = []
         for file, raster in belonging:
-            kind = _kind(file, raster.info, file in labels)
-            table = labels[file][1].classes.classes if file in labels else self._classes(raster.info)
-            classes = table if kind != "confidence" else ()
-            overlays.append(raster_layer(kind, self._title(file), raster, classes=classes))
+            kind, title = _kind(file, raster.info, file in labels), self._title(file)
+            if file in labels:
+                overlays.append(truth_layer(title, raster, labels[file][1].classes))
+                continue
+            classes = self._classes(raster.info) if kind != "confidence" else ()
+            overlays.append(raster_layer(kind, title, raster, classes=classes))
         if image is not None:
             overlays += self._partial_maps(path, about.grid, journals, {layer.path for layer in overlays})
         truth = next((layer for layer in overlays if layer.kind == "truth"), None)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from caswit.data.classes import LandClass
+from caswit.data.classes import ClassTable, LandClass
 from caswit.explain.figure import ramp_colours
 from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid
@@ -167,6 +167,34 @@ def raster_layer(
         coarsest=about.coarsest,
         revision=overviews.path.stat().st_mtime_ns,
     )
+
+
+def truth_layer(title: str, overviews: Overviews, table: ClassTable) -> Layer:
+    """Make a layer of a label raster, with the values that its classes have in maps.
+
+    In maps 255 is nodata, while a label may well be 255: such values are replaced as maps replace them.
+    """
+    mapped = dict(zip(table.predicted, table.mapped, strict=True))
+    layer = raster_layer("truth", title, overviews, classes=tuple(mapped.get(c, c) for c in table.classes))
+    replaced = {before.id: after.id for before, after in mapped.items() if before.id != after.id}
+    return replace(layer, source=_Replaced(overviews, replaced)) if replaced else layer
+
+
+class _Replaced:
+    """A source some of whose values stand for others."""
+
+    def __init__(self, source: Source, replaced: Mapping[int, int]) -> None:
+        self.source, self.replaced = source, replaced
+
+    def read(
+        self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
+    ) -> tuple[NDArray[Any], Bool]:
+        """Read a window, as ``Source``."""
+        values, valid = self.source.read(window, height, width, bands, average=average)
+        found = values.copy()
+        for before, after in self.replaced.items():
+            found[values == before] = after
+        return found, valid
 
 
 def error_layer(predicted: Layer, truth: Layer) -> Layer:
