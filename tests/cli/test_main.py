@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -197,7 +198,8 @@ class TestMistakes:
     def test_what_is_missing_is_called_as_it_is_typed(self, capsys):
         said = refused(capsys, "explain", "a.tif", "--row", "3")
         assert said == "caswit: missing: --model, --out; caswit explain --help says what they are\n"
-        assert refused(capsys, "predict").startswith("caswit: missing: IMAGES, OUT.tif; ")
+        assert refused(capsys, "predict").startswith("caswit: missing: IMAGES; ")
+        assert "missing: OUT.tif; " in refused(capsys, "predict", __file__)
 
     def test_model_that_is_not_there(self, capsys, tmp_path, dataset_file):
         words = refused(capsys, "predict", dataset_file.with_name("scene.tif"), tmp_path / "b.tif", "--model", "none")
@@ -206,7 +208,7 @@ class TestMistakes:
     def test_overlap_of_a_whole_tile(self, capsys, tmp_path, dataset_file, model_folder):
         image = dataset_file.with_name("scene.tif")
         words = refused(capsys, "predict", image, tmp_path / "b.tif", "--model", model_folder, "--overlap_px", "32")
-        assert "overlap_px must be below the model's tile_px=32, got 32; try 8" in words
+        assert "--overlap-px must be below the model's tile_px=32, got 32; try 8" in words
 
     def test_folder_that_is_not_there(self, capsys, tmp_path, dataset_file, model_folder):
         out = tmp_path / "none" / "b.tif"
@@ -246,9 +248,11 @@ class TestMistakes:
         while not list(out.glob("*/*.tif")) and run.poll() is None:
             time.sleep(0.05)
         run.send_signal(how)
-        said = run.communicate()[1]
+        *said, last = run.communicate()[1].splitlines()
         assert run.returncode == 128 + how
-        assert all(line.startswith("predict image.tif: ") for line in said.splitlines()), said
+        assert all(line.startswith("predict image.tif: ") for line in said), said
+        again = shlex.join(["caswit", *map(str, words)])
+        assert last == f"caswit: stopped; finished blocks are kept; go on with: {again}"
         assert [p.name for p in out.iterdir()] == ["map.tif.parts"]
         assert not list(out.glob("*/.*.tmp"))
 

@@ -247,6 +247,9 @@ def test_learning_rates_grow_with_the_batch_as_in_simmim():
     assert settings.warmup_steps == 100
     own = PretrainConfig(batch=8, lr_batch=None, warmup_steps=7).resolve_schedule(steps_per_epoch=10, max_steps=1000)
     assert (own.lr, own.warmup_steps) == (2e-4, 7)
+    none = PretrainConfig(warmup_steps=0).resolve_schedule(steps_per_epoch=10, max_steps=1000)
+    assert none.warmup_steps == 0
+    assert PretrainConfig(warmup_steps=None).resolve_schedule(10, 1000).warmup_steps == 100
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("pretrain-*.yaml"))
@@ -296,3 +299,33 @@ def test_the_recipes_of_the_repository_pretrain_on_every_image(name, tmp_path, r
     main(["pretrain", str(recipe), "--out", str(tmp_path / "run"), *small, "--train.accelerator", "cpu"])
     assert len(losses(tmp_path / "run")) == 2
     assert {s.image for s in seen} == {s.image for s in load_dataset(real_data / name / "dataset.yaml").scenes}
+
+
+@pytest.mark.parametrize("said", [None, 0])
+def test_a_run_of_version_0_1_0_keeps_its_warm_up(dataset_file, tmp_path, monkeypatch, said):
+    """It wrote ``warmup_steps: 0`` for what is null now, and its checkpoint noted no warm-up."""
+    settings = {"warmup_epochs": 1.0, "save_every_s": 0.0}
+    pretrain(make_recipe(dataset_file, **settings), tmp_path / "whole")
+    out = tmp_path / "old"
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", _die_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(make_recipe(dataset_file, **settings), out)
+    last, recipe = out / "checkpoints" / "last.pt", out / "recipe.yaml"
+    checkpoint = torch.load(last, weights_only=True)
+    assert checkpoint.pop("warmup_steps") == 3
+    torch.save(checkpoint, last)
+    old = yaml.safe_load(recipe.read_text())
+    old["train"]["warmup_steps"] = 0
+    recipe.write_text(yaml.safe_dump(old))
+    pretrain(make_recipe(dataset_file, warmup_steps=said, **settings), out, resume=True)
+    assert losses(out) == losses(tmp_path / "whole")
+
+
+def test_a_run_that_has_begun_keeps_its_warm_up(dataset_file, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", _die_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(make_recipe(dataset_file, warmup_epochs=1.0, warmup_steps=0, save_every_s=0.0), tmp_path)
+    with pytest.raises(ConfigError, match=r"warm-up of 0 steps, got 3; resume with train.warmup_steps=0"):
+        pretrain(make_recipe(dataset_file, warmup_epochs=1.0, save_every_s=0.0), tmp_path, resume=True)

@@ -82,7 +82,14 @@ _TABLE = (
         maps.predict,
         (
             argument("images", "rasters of one grid: files, addresses, folders, patterns, lists in .txt", nargs="+"),
-            argument("out", "Cloud-Optimized GeoTIFF to write, on the grid of the images", metavar="OUT.tif"),
+            argument(
+                "out",
+                "Cloud-Optimized GeoTIFF to write, on the grid of the images; left out with --out-dir and --list",
+                nargs="?",
+                metavar="OUT.tif",
+            ),
+            argument("--out_dir", "folder of maps instead: each image gets its own, with its name", metavar="DIR"),
+            argument("--list", "map nothing: list the models of caswit, and which fits the image", bool, default=False),
             argument("--model", "folder, hf:owner/name or name (caswit models); default: by ground size"),
         ),
         (PredictConfig, OutputConfig, MapRunConfig),
@@ -105,7 +112,7 @@ _TABLE = (
     Command(
         maps.serve,
         (
-            argument("where", "folder of images and maps, or one image"),
+            argument("where", "folders, images and maps; of one image, what belongs to it is shown too", nargs="+"),
             argument("--model", "model folder, for confidence and attention at a click"),
         ),
         (ServeConfig,),

@@ -37,7 +37,7 @@ def _card(name: str) -> str:
 
 
 def info(*, model: str) -> None:
-    """Describe a model: its size, its arithmetic and the images it expects."""
+    """Describe a model: its architecture, size, arithmetic, and the images it expects; trained or pretrained."""
     from caswit.weights.summary import describe
 
     print(describe(Path(model)))

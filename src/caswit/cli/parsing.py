@@ -195,6 +195,24 @@ def dashed(text: str) -> str:
     return re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), text)
 
 
+def with_options(message: str, command: Command) -> str:
+    """Return what a setting refuses with its fields named as options: ``gsd_m must be ...`` is ``--gsd-m must be ...``.
+
+    In a recipe fields have their own names, so messages of commands that read one are left alone.
+    """
+    if command.reads_recipe:
+        return message
+    fields = [field.name for kind in command.settings for field in dataclasses.fields(kind)]
+    options = [*fields, *(name.removeprefix("--") for name, _ in command.arguments if name.startswith("--"))]
+    # A name of one word may be an ordinary word of the message; at its beginning it is the subject.
+    begin = re.match(r"(\w+)(?= (must|needs|is a|is about)\b)", message)
+    if begin and begin[1] in options:
+        message = f"--{message}"
+    written = "|".join(sorted((name for name in options if "_" in name), key=len, reverse=True))
+    message = re.sub(rf"(?<![\w./-])({written})\b" if written else r"(?!)", r"--\1", message)
+    return re.sub(r"(--[a-z-]+)=(?=\S)", r"\1 ", dashed(message))
+
+
 def _command_message(message: str, parser: ArgumentParser) -> str:
     """Return what jsonargparse says about the words of a command, in a user's words and one line."""
     text = plain_message(message)

@@ -140,9 +140,9 @@ def figures(settings: FiguresConfig, *, model: str, dataset: str, out: str, base
 
 
 def prepare(*, kind: str, root: str, workers: int, skip_broken: bool) -> None:
-    """Make a downloaded dataset ready to be read, once: unpack FLAIR-HUB's zip files, tile URUR's PNG files.
+    """Unpack FLAIR-HUB's zip files, or tile URUR's PNG files.
 
-    Of neither can a part be read without the rest. Interrupted, it continues.
+    Needed once, since no part of these can be read without the rest. Interrupted, it continues.
     """
     from caswit.data.sources.flair_zips import prepare_flair_hub
     from caswit.data.sources.urur import prepare_urur

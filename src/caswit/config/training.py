@@ -132,7 +132,7 @@ class LearningConfig:
     """Learning rate at the end of the cosine."""
     warmup_lr: float = 0.0
     """Learning rate from which the linear rise begins."""
-    warmup_steps: int = 0
+    warmup_steps: int | None = 0
     """Steps over which the learning rate first rises linearly."""
     weight_decay: float = 0.01
     """AdamW weight decay; biases, norms and position biases are exempt."""
@@ -148,8 +148,9 @@ class LearningConfig:
     """Recompute activations in the backward pass: less memory, more time."""
     deterministic: bool | None = None
     """Use only operations that give identical bits in every run on the same machine; null: on the CPU only."""
-    save_every_s: float = 120.0
-    """Seconds between two writes of the checkpoint that --resume continues from."""
+    save_every_s: float | None = None
+    """Seconds between two writes of the checkpoint that --resume continues from; null: 120, or 900 for networks of over
+    50 million weights. A checkpoint is also written after each validation."""
     pictures: int = 4
     """Number of tiles in each picture that is drawn during the run."""
     accelerator: str = "auto"
@@ -178,7 +179,8 @@ class LearningConfig:
             f"warmup_lr must be in [0, lr], got {self.warmup_lr} with lr={self.lr}; try 0",
         )
         for name in ("seed", "warmup_steps"):
-            check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
+            value = getattr(self, name)
+            check(value is None or value >= 0, f"{name} must be 0 or more, got {value}")
         check(
             all(0 <= b < 1 for b in self.betas),
             f"betas must be two numbers in [0, 1), got {list(self.betas)}; try [0.9, 0.999]",
@@ -188,7 +190,7 @@ class LearningConfig:
     def resolve_schedule(self, steps_per_epoch: int, max_steps: int) -> Self:
         """Return the settings with learning rates for this batch and warm-up in steps, as these are already."""
         _ = steps_per_epoch, max_steps
-        return self
+        return dataclasses.replace(self, warmup_steps=self.warmup_steps or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +305,8 @@ class PretrainConfig(LearningConfig):
     """Learning rates grow with the batch and are stated for this one; null: they are used as they are."""
     warmup_epochs: float = 10.0
     """Epochs over which the learning rate first rises linearly, unless warmup_steps is set."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate first rises linearly, 0 for none; null takes it from warmup_epochs."""
     weight_decay: float = 0.05
     """AdamW weight decay; biases, norms, position biases and mask tokens are exempt."""
     clip_norm: float | None = 5.0
@@ -343,7 +347,7 @@ class PretrainConfig(LearningConfig):
         # SimMIM's linear rule: a learning rate is stated for a batch and grows with it.
         scale = 1.0 if self.lr_batch is None else self.batch / self.lr_batch
         rates = {name: getattr(self, name) * scale for name in ("lr", "min_lr", "warmup_lr")}
-        steps = self.warmup_steps or round(self.warmup_epochs * steps_per_epoch)
+        steps = round(self.warmup_epochs * steps_per_epoch) if self.warmup_steps is None else self.warmup_steps
         check(
             steps < max_steps,
             f"the warm-up of {steps} steps does not end before the run of {max_steps} does; "

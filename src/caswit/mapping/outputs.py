@@ -9,17 +9,22 @@ from caswit.config import OutputConfig
 from caswit.data.classes import ClassTable
 from caswit.errors import ConfigError
 from caswit.files import atomic_path, atomic_write_bytes, try_writing
-from caswit.mapping.journal import Journal
+from caswit.mapping.blocks import CONFIDENCE
+from caswit.mapping.journal import SUFFIX, Journal
 from caswit.mapping.own_files import may_replace
 from caswit.mapping.plan import MapPlan, PlannedBlock
 from caswit.mapping.sidecars import class_band, stac_item, tags
 from caswit.mapping.styles import confidence_style, map_style, polygon_style, style_file
-from caswit.raster.cog import PlacedPart, assemble, read_part
+from caswit.mapping.summary import confidence_of
+from caswit.raster.cog import PlacedPart, assemble, read_part, read_tags
 from caswit.raster.georef import Grid
 from caswit.raster.image_files import files_behind
 from caswit.raster.reader import is_remote
 from caswit.raster.vrt import Band
 from caswit.weights.model_folder import LoadedModel
+
+_DIGEST = "CASWIT_CALL"
+"""Tag of a map that is complete: ``MapPlan.digest``."""
 
 
 class Targets(NamedTuple):
@@ -117,13 +122,23 @@ def _check_place(file: Path) -> None:
         raise ConfigError(f"{file}: is {'a folder' if file.is_dir() else 'not a plain file'}; give another name")
 
 
+def is_finished(targets: Targets, digest: str) -> bool:
+    """Return whether all files are there, and the map says that the call of this ``MapPlan.digest`` finished it."""
+    parts = targets.map.with_name(targets.map.name + SUFFIX)
+    there = all(file.is_file() for file in (targets.map, *targets.beside())) and not parts.exists()
+    return there and read_tags(targets.map).get(_DIGEST) == digest
+
+
 def write_outputs(
     targets: Targets, plan: MapPlan, blocks: Sequence[PlannedBlock], journal: Journal, loaded: LoadedModel
 ) -> None:
     """Make everything that was asked for out of the parts. The map comes last: when it is there, all is."""
     table = loaded.info.classes
-    about = tags(plan, loaded)
     parts = [PlacedPart(block.native, file) for block in blocks if (file := journal.part(block.number)) is not None]
+    confidence = confidence_of(parts, len(table))
+    about = tags(plan, loaded) | ({} if confidence is None else {CONFIDENCE: confidence.text()})
+    if not journal.skipped:
+        about[_DIGEST] = plan.digest(loaded)
     place = journal.folder, plan.grid
     if targets.vector is not None:
         _write_polygons(targets.vector, plan, parts, journal.folder, table)

@@ -32,8 +32,8 @@ class PlacedPart(NamedTuple):
     file: Path
 
 
-def encode_part(pixels: UInt8) -> bytes:
-    """Return a part as the bytes of a GeoTIFF.
+def encode_part(pixels: UInt8, tags: Mapping[str, str] | None = None) -> bytes:
+    """Return a part, with tags, as the bytes of a GeoTIFF.
 
     Python writes them: GDAL, writing to a full disk, can fail half way and report nothing.
     """
@@ -43,6 +43,7 @@ def encode_part(pixels: UInt8) -> bytes:
     layout = {"tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "interleave": "band"}
     with quiet(), MemoryFile() as memory:
         with memory.open(driver="GTiff", dtype="uint8", compress="deflate", zlevel=1, **layout, **shape) as dst:
+            dst.update_tags(**tags or {})
             dst.write(pixels)
         return bytes(memory.getbuffer())
 

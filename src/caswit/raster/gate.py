@@ -95,21 +95,29 @@ _CRS = re.compile(r"(?:EPSG|OGC|ESRI|IGNF):[\w:]+|[A-Z_0-9]+\[.*|\+proj=[^/\\]*"
 
 
 class Gate:
-    """The rasters inside a folder that may be opened.
+    """The files that may be opened: all in some folders, and single files with the sidecars beside them.
 
     Args:
-        root: The folder, with its links resolved.
+        places: Folders and files, with their links resolved.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, *places: Path) -> None:
+        self.folders = [place for place in places if place.is_dir()]
+        self.files = [place for place in places if not place.is_dir()]
         # A mosaic's thousands of files are looked into once, and again when they change.
         self._looked_into: LRUCache[Any, None] = LRUCache(100_000)
 
+    def __str__(self) -> str:
+        """Name the places, for messages."""
+        return ", ".join(str(place) for place in (*self.folders, *self.files))
+
     def is_inside(self, path: Path | str) -> bool:
-        """Return whether a path lies in the folder once all links are followed."""
+        """Return whether a path lies in one of the folders, or is one of the files, once all links are followed."""
         # Path.resolve raises where links form a loop; realpath stops there, and nothing opens such a path.
-        return Path(os.path.realpath(path)).is_relative_to(self.root)
+        real = Path(os.path.realpath(path))
+        return any(real.is_relative_to(folder) for folder in self.folders) or any(
+            real == file or (real.parent == file.parent and _is_sidecar(real.name, file)) for file in self.files
+        )
 
     def is_file(self, path: Path) -> bool:
         """Return whether a path is an ordinary file in the folder: no pipe, which would hang whoever opens it."""
@@ -204,14 +212,10 @@ class _Visit:
             for file in folder.iterdir():
                 names.setdefault(file.name.split(".")[0].lower(), []).append(file.name)
             self.beside[folder] = names
-        stem, own = path.stem.lower(), path.stem.split(".")[0].lower()
+        own = path.stem.split(".")[0].lower()
         candidates = self.beside[folder].get(own, [])
         coefficients = self.beside[folder].get(f"{own}_rpc", [])
-        return [
-            name
-            for name in candidates
-            if name != path.name and name.lower().startswith(stem + ".") and not name.lower().endswith(RASTERS)
-        ] + [name for name in coefficients if name.lower() == f"{stem}_rpc.txt"]
+        return [name for name in (*candidates, *coefficients) if name != path.name and _is_sidecar(name, path)]
 
     def _virtual(self, xml: bytes, folder: Path | None, name: str, depth: int) -> None:
         """Check a virtual raster; ``folder`` is where its relative names begin, None where they have no meaning."""
@@ -240,6 +244,12 @@ class _Visit:
         # A mosaic with a missing file can still be seen where the others lie.
         if os.path.lexists(path):
             self.raster(path, depth + 1)
+
+
+def _is_sidecar(name: str, raster: Path) -> bool:
+    """Return whether GDAL may open a file of this name along with a raster in its folder."""
+    stem, name = raster.stem.lower(), name.lower()
+    return name == f"{stem}_rpc.txt" or (name.startswith(stem + ".") and not name.endswith(RASTERS))
 
 
 def driver_of(start: bytes) -> str | None:

@@ -229,13 +229,11 @@ def model_folder(path: Path | str) -> Path:
     Raises:
         ModelError: There is no such folder, or it lacks weights or config.
     """
+    zoo.check_there(path)
     folder = fetch(path) if is_on_hub(path) else zoo.find(path) or Path(path)
     for file in (folder / CONFIG, folder / WEIGHTS):
         if not file.is_file():
             hint = "; this is a run folder, its model is in model/" if (folder / "model" / CONFIG).is_file() else ""
-            if not folder.exists():
-                names = ", ".join(m.name for m in zoo.zoo_models())
-                raise ModelError(f"{folder}: no such model folder, and no model of the package ({names})")
             raise ModelError(f"{folder}: no model folder, {file.name} is missing{hint}")
     return folder
 
