@@ -11,7 +11,7 @@ import rasterio
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rasterio.features import shapes
+from rasterio.features import rasterize, shapes
 
 from caswit.errors import ConfigError
 from caswit.raster.georef import Grid
@@ -29,7 +29,7 @@ def classes_of(seed: int, size: int, kinds: int) -> np.ndarray:
     return small.repeat(size, 0).repeat(size, 1)[:40, :50].astype(np.uint8)
 
 
-def by_blocks(classes, rows, cols, simplify_px=0.0, leave_out=()) -> list[ClassPolygon]:
+def by_blocks(classes, rows, cols, simplify_px=0.0, leave_out=(), confidence=None) -> list[ClassPolygon]:
     height, width = classes.shape
     tops, lefts = [0, *sorted(rows), height], [0, *sorted(cols), width]
     found = []
@@ -40,8 +40,9 @@ def by_blocks(classes, rows, cols, simplify_px=0.0, leave_out=()) -> list[ClassP
                 window = Window(tops[i], lefts[j], tops[i + 1] - tops[i], lefts[j + 1] - lefts[j])
                 if (i, j) in leave_out:
                     continue
-                part = classes[window.inside(Window(0, 0, height, width))]
-                found += merger.add(window, *fragments(part, window, simplify_px))
+                inside = window.inside(Window(0, 0, height, width))
+                sure = None if confidence is None else confidence[inside]
+                found += merger.add(window, fragments(classes[inside], window, simplify_px, sure))
         found += merger.finish()
         assert not merger._parent
         assert not merger._groups
@@ -95,6 +96,26 @@ def test_simplifying_straightens_stairs():
     assert corners[1] < corners[0] / 3
     for one, other in zip(sorted(exact), sorted(found), strict=True):
         assert one.shape.area == pytest.approx(other.shape.area, rel=0.05)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.sampled_from([1, 3, 7]), CUTS, CUTS, st.sampled_from([0.0, 2.0]))
+def test_confidence_is_the_mean_over_the_pixels_of_each_polygon(seed, size, rows, cols, simplify_px):
+    """However blocks cut it; simplified edges do not change which pixels are its own."""
+    classes = classes_of(seed, size, 4)
+    percent = np.random.default_rng(seed).integers(0, 101, classes.shape).astype(np.uint8)
+    found = by_blocks(classes, rows, cols, simplify_px, confidence=percent)
+    means = []
+    for value, shape, _ in of_whole(classes):  # independently: the pixels whose centres lie in the polygon
+        inside = rasterize([shape], out_shape=classes.shape).astype(bool)
+        assert set(classes[inside]) == {value}
+        means.append((value, percent[inside].mean()))
+    got = [(p.class_id, p.confidence) for p in found]
+    np.testing.assert_allclose(np.reshape(sorted(got), (-1, 2)), np.reshape(sorted(means), (-1, 2)), rtol=1e-12)
+
+
+def test_without_confidence_there_is_none():
+    assert all(np.isnan(p.confidence) for p in by_blocks(classes_of(0, 3, 4), [20], [25]))
 
 
 def test_blocks_that_never_come_end_polygons():
@@ -180,13 +201,7 @@ def test_every_format_holds_the_same(tmp_path, suffix, count, monkeypatch):
 class TestRefusals:
     def test_another_format(self, tmp_path):
         with pytest.raises(ConfigError, match=r"written as \.gpkg, \.parquet, \.geojson"):
-            check_vector(tmp_path / "a.shp", 0.5, 0, 0)
-
-    def test_metres_without_a_crs(self, tmp_path):
-        for sizes in ((5, 0), (0, 5)):
-            with pytest.raises(ConfigError, match="the ground size of the image's pixels is unknown"):
-                check_vector(tmp_path / "a.gpkg", grid(None).source_gsd_m, *sizes)
-            check_vector(tmp_path / "a.gpkg", 0.25, *sizes)
+            check_vector(tmp_path / "a.shp")
 
 
 @pytest.mark.parametrize("simplify_px", [0.0, 2.0])

@@ -39,7 +39,7 @@ def _card(name: str) -> str:
 def info(*, model: str) -> None:
     """Describe a model: architecture, size, and the images it expects.
 
-    Of trained and of pretrained ones.
+    The model may be trained or pretrained.
     """
     from caswit.weights.summary import describe
 

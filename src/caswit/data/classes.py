@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit.config import IGNORE_INDEX
-from caswit.errors import DataError, brief
+from caswit.errors import ConfigError, DataError, brief
 from caswit.files import checked, only_keys
 
 _UNKNOWN = 254
@@ -117,6 +117,21 @@ class ClassTable:
         table = np.full(256, IGNORE_INDEX, np.uint8)
         table[: len(self)] = [c.id for c in self.mapped]
         return table
+
+    def named(self, words: str) -> tuple[int, ...]:
+        """Return the values in maps of classes that a user names, by names or ids with commas between.
+
+        Raises:
+            ConfigError: There is no such class.
+        """
+        by_word = {str(c.id): c.id for c in self.mapped} | {c.name.casefold(): c.id for c in self.mapped}
+        # A name may have a comma itself.
+        given = [words] if words.strip().casefold() in by_word else words.split(",")
+        for word in given:
+            if word.strip().casefold() not in by_word:
+                known = ", ".join(f"{c.id} {c.name}" for c in self.mapped)
+                raise ConfigError(f"no class of the model is called {brief(word.strip())}; it has {known}")
+        return tuple(dict.fromkeys(by_word[word.strip().casefold()] for word in given))
 
     @cached_property
     def _indices(self) -> NDArray[np.uint8]:

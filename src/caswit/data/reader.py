@@ -62,6 +62,13 @@ class Region(NamedTuple):
         """Return the context of a tile, averaged to the tile's size: (3, H, W)."""
         return area_average(self.tile(context_window(tile, factor)), factor)
 
+    def known(self, window: Window, factor: int = 1) -> Bool:
+        """Return which squares of factor x factor pixels of a window have data throughout: (H, W) squares."""
+        rows, cols = window.height // factor, window.width // factor
+        squares = self.valid[window.inside(self.window)].reshape(rows, factor, cols, factor)
+        known: Bool = np.logical_and.reduce(squares, axis=(1, 3))
+        return known
+
 
 class SceneReader:
     """A scene whose files are open. Use as a context manager.

@@ -21,6 +21,7 @@ from caswit.config import IGNORE_INDEX
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.inference.devices import autocast
 from caswit.nn.baselines.smp import Network
+from caswit.raster.mirror import mirrored
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window, slice_middle
 
@@ -142,6 +143,7 @@ class Predictor:
         arranged: The same network in another form, which is run instead; None runs ``network`` itself.
         tta: Symmetries over which ``TestTimeAugmentation`` averages: 1, 2, 4 or 8.
         masked_context: Black out the context around every tile.
+        mirror: Show the network the image mirrored where it has no data, instead of black.
     """
 
     def __init__(
@@ -155,12 +157,13 @@ class Predictor:
         arranged: Forward | None = None,
         tta: int = 1,
         masked_context: bool = False,
+        mirror: bool = False,
     ) -> None:
         self.network, self.arranged = network.to(device), arranged
         # The baseline reads no margin: with a factor of 1, the context window is the tile itself.
         self.context_factor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
-        self.tta, self.masked_context = TestTimeAugmentation(tta), masked_context
+        self.tta, self.masked_context, self.mirror = TestTimeAugmentation(tta), masked_context, mirror
 
     def with_masked_context(self) -> "Predictor":
         """Return the same predictor with masked context; it shares the network."""
@@ -170,11 +173,18 @@ class Predictor:
 
     def logits(self, region: Region, tiles: Sequence[Tile]) -> Tensor:
         """Return fp32 logits (B, K, T, T) of tiles whose context lies in ``region``."""
-        hr = self._stack([region.tile(t.window) for t in tiles])
+        hr = self._stack([self._shown(region, region.tile(t.window), t.window) for t in tiles])
         context = None
         if self.network.reads_context:
-            context = self._stack([region.context(t.window, self.context_factor) for t in tiles])
+            factor = self.context_factor
+            wide = [(region.context(t.window, factor), context_window(t.window, factor)) for t in tiles]
+            context = self._stack([self._shown(region, image, window, factor) for image, window in wide])
         return self.image_logits(hr, context)
+
+    def _shown(self, region: Region, image: UInt8, window: Window, factor: int = 1) -> UInt8:
+        """Return a tile or context as the network is to see it."""
+        # From the tile's own pixels alone, so that it does not depend on the block that is read.
+        return mirrored(image, region.known(window, factor)) if self.mirror else image
 
     @torch.inference_mode()
     def image_logits(self, hr: Tensor, context: Tensor | None) -> Tensor:

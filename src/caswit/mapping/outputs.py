@@ -133,15 +133,33 @@ def write_outputs(
     targets: Targets, plan: MapPlan, blocks: Sequence[PlannedBlock], journal: Journal, loaded: LoadedModel
 ) -> None:
     """Make everything that was asked for out of the parts. The map comes last: when it is there, all is."""
-    table = loaded.info.classes
     parts = [PlacedPart(block.native, file) for block in blocks if (file := journal.part(block.number)) is not None]
+    if not plan.sieve_px:
+        _write_all(targets, plan, parts, parts, journal, loaded)
+        return
+    from caswit.raster.sieve import sieved_parts
+
+    with sieved_parts(journal.folder, *plan.grid[:2], parts, plan.sieve_px) as sieved:
+        _write_all(targets, plan, parts, sieved, journal, loaded)
+
+
+def _write_all(
+    targets: Targets,
+    plan: MapPlan,
+    parts: Sequence[PlacedPart],
+    classes: Sequence[PlacedPart],
+    journal: Journal,
+    loaded: LoadedModel,
+) -> None:
+    """Write every file; ``classes`` are parts with the classes of the map, side by side with those of the network."""
+    table = loaded.info.classes
     confidence = confidence_of(parts, len(table))
     about = tags(plan, loaded) | ({} if confidence is None else {CONFIDENCE: confidence.text()})
     if not journal.skipped:
         about[_DIGEST] = plan.digest(loaded)
     place = journal.folder, plan.grid
     if targets.vector is not None:
-        _write_polygons(targets.vector, plan, parts, journal.folder, table)
+        _write_polygons(targets.vector, plan, parts, classes, journal.folder, table)
     # Bands of a part: 1 class ids, 2 confidence if asked for, then the probabilities (``mapping.blocks``).
     if targets.confidence is not None:
         _write_raster(targets.confidence, *place, parts, [Band(source=2, name="confidence, percent")], about)
@@ -156,7 +174,7 @@ def write_outputs(
     for file, style in targets.styles(table).items():
         atomic_write_bytes(file, style)
     atomic_write_bytes(targets.item, stac_item(targets.map, plan, loaded, targets.others()))
-    _write_raster(targets.map, *place, parts, [class_band(table)], about)
+    _write_raster(targets.map, *place, classes, [class_band(table)], about)
 
 
 def _write_raster(
@@ -166,29 +184,45 @@ def _write_raster(
         assemble(partial, folder, grid, parts, bands, about)
 
 
-def _write_polygons(file: Path, plan: MapPlan, parts: Sequence[PlacedPart], folder: Path, table: ClassTable) -> None:
+def _write_polygons(
+    file: Path,
+    plan: MapPlan,
+    parts: Sequence[PlacedPart],
+    classes: Sequence[PlacedPart],
+    folder: Path,
+    table: ClassTable,
+) -> None:
     from caswit.raster.polygons import ClassPolygon, Merger, fragments
+    from caswit.raster.separate import separated
     from caswit.raster.vector_files import Ground, PolygonWriter, embed_style
 
     names = {c.id: c.name for c in table.mapped}
-    left_out = set() if plan.outputs.background else {c.id for c in table.mapped if c.is_background}
+
+    names = {c.id: c.name for c in table.mapped}
     # Without a ground size there is nothing to simplify: ``make_plan`` has refused it.
     simplify_px = plan.outputs.simplify / (plan.source_gsd_m or 1.0)
-    ground = Ground(plan.grid, plan.source_gsd_m)
+    ground, wanted = Ground(plan.grid, plan.source_gsd_m), plan.vector_classes
 
     def polygons() -> Iterator[ClassPolygon]:
         # In the folder of parts, which has room; a system's temporary folder may be in memory.
         with TemporaryFile(dir=folder) as waiting:
             merger = Merger(waiting, plan.grid.height, plan.grid.width)
-            for window, part in parts:
-                yield from merger.add(window, *fragments(read_part(part), window, simplify_px))
+            for (window, of_classes), (_, part) in zip(classes, parts, strict=True):
+                confidence = read_part(part, 2) if plan.bands.confidence else None
+                found = fragments(read_part(of_classes), window, simplify_px, confidence)
+                # Left out only now: simplifying needs the neighbours too.
+                yield from merger.add(window, found if wanted is None else found.only(wanted))
             yield from merger.finish()
 
     kind = file.suffix.lower()
     with atomic_path(file) as partial:
-        with PolygonWriter(partial, kind, ground, names, plan.outputs.min_area) as writer:
+        with PolygonWriter(
+            partial, kind, ground, names, plan.outputs.min_area, confidence=plan.bands.confidence
+        ) as writer:
             for polygon in polygons():
-                if polygon.class_id not in left_out:
-                    writer.add(polygon)
+                # Of a whole polygon, so that blocks leave no trace.
+                apart = separated(polygon.shape) if polygon.class_id in plan.separated_classes else [polygon.shape]
+                for shape in apart:
+                    writer.add(polygon._replace(shape=shape))
         if kind == ".gpkg":
             embed_style(partial, style_file([polygon_style(table)]).decode())

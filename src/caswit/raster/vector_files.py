@@ -24,6 +24,8 @@ from caswit.raster.polygons import ClassPolygon
 
 FORMATS = (".gpkg", ".parquet", ".geojson")
 _COLUMNS = ["class", "name", "area_m2"]
+_CONFIDENCE = "confidence"
+"""A fourth column, where confidence was computed."""
 _LAYER = "landcover"
 _GEOJSON = '{"type": "FeatureCollection", "features": ['
 _AT_ONCE = 5000
@@ -84,10 +86,17 @@ class Features(NamedTuple):
     ids: NDArray[np.uint8]
     names: NDArray[Any]
     areas_m2: NDArray[np.float64]
+    confidence: NDArray[np.float64] | None = None
+    """Mean over the pixels of each, in percent."""
+
+    def columns(self) -> dict[str, Any]:
+        """Return the attributes by the names of their columns."""
+        known = dict(zip(_COLUMNS, (self.ids.astype(np.int32), self.names, self.areas_m2), strict=True))
+        return known if self.confidence is None else known | {_CONFIDENCE: self.confidence}
 
 
 class PolygonWriter:
-    """Writes polygons with their class, its name and their area. Use as a context manager.
+    """Writes polygons with their class, its name, their area and, if asked for, confidence. Use as a context manager.
 
     Args:
         file: Where to write; the caller gives it its final name.
@@ -95,13 +104,23 @@ class PolygonWriter:
         ground: The ground of the map.
         names: Class id -> name.
         min_area_m2: Smaller polygons are left out.
+        confidence: Write the mean confidence of each.
     """
 
-    def __init__(self, file: Path, suffix: str, ground: Ground, names: Mapping[int, str], min_area_m2: float) -> None:
-        self.ground, self.names, self.min_area_m2 = ground, names, min_area_m2
+    def __init__(
+        self,
+        file: Path,
+        suffix: str,
+        ground: Ground,
+        names: Mapping[int, str],
+        min_area_m2: float,
+        *,
+        confidence: bool = False,
+    ) -> None:
+        self.ground, self.names, self.min_area_m2, self.confidence = ground, names, min_area_m2, confidence
         kinds: dict[str, type[_GeoPackage | _GeoParquet | _GeoJson]]
         kinds = {".gpkg": _GeoPackage, ".parquet": _GeoParquet, ".geojson": _GeoJson}
-        self._format = kinds[suffix](file, self.ground)
+        self._format = kinds[suffix](file, self.ground, confidence=confidence)
         self._held: list[ClassPolygon] = []
         self.count = 0
 
@@ -127,16 +146,17 @@ class PolygonWriter:
         names = np.array([self.names[i] for i in ids.tolist()], object)
         large = ~(areas < self.min_area_m2)  # an unknown area is not too small
         self.count += int(large.sum())
-        self._format.write(Features(shapes[large], ids[large], names[large], areas[large]))
+        sure = np.array([p.confidence for p in held])[large] if self.confidence else None
+        self._format.write(Features(shapes[large], ids[large], names[large], areas[large], sure))
 
 
 class _GeoPackage:
-    def __init__(self, file: Path, ground: Ground) -> None:
+    def __init__(self, file: Path, ground: Ground, *, confidence: bool) -> None:
         self.file, self.crs = file, ground.crs
         self.begun = False
 
     def write(self, features: Features) -> None:
-        columns = [features.ids.astype(np.int32), features.names, features.areas_m2]
+        columns = features.columns()
         crs = self.crs.to_wkt() if self.crs else None
         options = {"driver": "GPKG", "layer": _LAYER, "geometry_type": "Polygon", "append": self.begun}
         shapes = shapely.to_wkb(features.shapes)
@@ -146,7 +166,7 @@ class _GeoPackage:
                 # Its name ends in .tmp until it is complete; appending to it says so in other words.
                 warnings.filterwarnings("ignore", "The filename extension", RuntimeWarning)
                 warnings.filterwarnings("ignore", ".*non conformant file extension", RuntimeWarning)
-                pyogrio.raw.write(self.file, shapes, columns, _COLUMNS, crs=crs, **options)
+                pyogrio.raw.write(self.file, shapes, [*columns.values()], [*columns], crs=crs, **options)
         except RuntimeError as error:  # pyogrio's kinds all are, and SQLite's words for a full disk arrive as one
             folder = self.file.parent
             raise DataError(
@@ -160,7 +180,7 @@ class _GeoPackage:
 class _GeoJson:
     """RFC 7946: longitude and latitude on WGS 84, whatever the CRS of the map."""
 
-    def __init__(self, file: Path, ground: Ground) -> None:
+    def __init__(self, file: Path, ground: Ground, *, confidence: bool) -> None:
         self._to_degrees = Transformer.from_crs(ground.crs, 4326, always_xy=True) if ground.crs else None
         self._file = file.open("w", encoding="utf-8")
         self._file.write(_GEOJSON)
@@ -171,8 +191,9 @@ class _GeoJson:
         if self._to_degrees is not None:
             shapes = shapely.transform(shapes, self._to_degrees.transform, interleaved=False)
         shapes = shapely.orient_polygons(shapes)
-        for shape, class_id, name, area in zip(shapely.to_geojson(shapes), *features[1:], strict=True):
-            about = {"class": int(class_id), "name": name, "area_m2": None if np.isnan(area) else round(area, 3)}
+        columns = features.columns()
+        for shape, *values in zip(shapely.to_geojson(shapes), *(c.tolist() for c in columns.values()), strict=True):
+            about = {name: _as_json(value) for name, value in zip(columns, values, strict=True)}
             self._file.write(self._separator)
             self._file.write(f'{{"type": "Feature", "properties": {json.dumps(about)}, "geometry": {shape}}}')
             self._separator = ",\n"
@@ -182,26 +203,32 @@ class _GeoJson:
         self._file.close()
 
 
+def _as_json(value: Any) -> Any:
+    """Return a number with three digits after the point, and None for NaN, which JSON does not know."""
+    if not isinstance(value, float):
+        return value
+    return None if np.isnan(value) else round(value, 3)
+
+
 class _GeoParquet:
     """GeoParquet 1.1, one row group per write."""
 
-    def __init__(self, file: Path, ground: Ground) -> None:
+    def __init__(self, file: Path, ground: Ground, *, confidence: bool) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
         column: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["Polygon"]}
         column["crs"] = ground.crs.to_json_dict() if ground.crs else None
         geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-        fields = [("class", pa.int32()), ("name", pa.string()), ("area_m2", pa.float64()), ("geometry", pa.binary())]
-        self._schema = pa.schema(fields, metadata={"geo": json.dumps(geo)})
+        fields = [("class", pa.int32()), ("name", pa.string()), ("area_m2", pa.float64())]
+        fields += [(_CONFIDENCE, pa.float64())] * confidence
+        self._schema = pa.schema([*fields, ("geometry", pa.binary())], metadata={"geo": json.dumps(geo)})
         self._table = pa.table
         self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
 
     def write(self, features: Features) -> None:
-        wkb = shapely.to_wkb(features.shapes)
-        columns = [features.ids, features.names, features.areas_m2, wkb]
-        names = self._schema.names
-        self._writer.write_table(self._table(dict(zip(names, columns, strict=True)), schema=self._schema))
+        columns = features.columns() | {"geometry": shapely.to_wkb(features.shapes)}
+        self._writer.write_table(self._table(columns, schema=self._schema))
 
     def close(self) -> None:
         self._writer.close()
@@ -248,14 +275,16 @@ def written_here(file: Path) -> bool:
                 styles: list[tuple[str]] = []
                 if layers == [(_LAYER,), (_STYLES,)]:
                     styles = found.execute(f"SELECT styleName FROM {_STYLES}").fetchall()
-            # A layer, a column or a style that somebody added would be lost. Earlier versions wrote no style.
+            # A layer, a column or a style that somebody added would be lost. Earlier versions wrote no style, and no
+            # confidence.
             ours = [(_LAYER,), (_STYLES,)] if styles == [(_STYLE_NAME,)] else [(_LAYER,)]
-            return layers == ours and columns == ["fid", "geom", *_COLUMNS]
+            named = columns in (["fid", "geom", *_COLUMNS], ["fid", "geom", *_COLUMNS, _CONFIDENCE])
+            return layers == ours and named
         if kind == ".parquet":
             from pyarrow import parquet
 
             names: list[str] = parquet.read_schema(file).names
-            return names == [*_COLUMNS, "geometry"]
+            return names in ([*_COLUMNS, "geometry"], [*_COLUMNS, _CONFIDENCE, "geometry"])
         with file.open("rb") as opened:
             begin = opened.read(200).decode(errors="replace")
     except (sqlite3.Error, OSError, ValueError):  # pyarrow's own errors are ValueErrors
@@ -264,14 +293,9 @@ def written_here(file: Path) -> bool:
     return re.match(re.escape(_GEOJSON) + feature, begin) is not None
 
 
-def check_vector(file: Path, source_gsd_m: float | None, min_area_m2: float, simplify_m: float) -> None:
-    """Raise ConfigError unless polygons of pixels of this ground size can be written so."""
+def check_vector(file: Path) -> None:
+    """Raise ConfigError unless the name of a file is that of a format in which polygons are written."""
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(
             f"{file}: polygons are written as {', '.join(FORMATS)}; give a name with one of these endings"
         )
-    for name, size in (("--simplify", simplify_m), ("--min-area", min_area_m2)):
-        if size > 0 and source_gsd_m is None:
-            raise ConfigError(
-                f"the ground size of the image's pixels is unknown; add --gsd-m METRES, or leave out {name}"
-            )
