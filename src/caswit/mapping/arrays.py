@@ -94,7 +94,7 @@ class Model(LoadedModel):
                     read = mapper.read(block)
                     if read is not None:
                         row, col, height, width = read.native
-                        found[:, row : row + height, col : col + width] = mapper.compute(block, read)
+                        found[:, row : row + height, col : col + width] = mapper.compute(block, read).values
         return (found[0], found[1]) if confidence else found[0]
 
     __call__ = predict
