@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 
 import caswit
@@ -302,6 +303,23 @@ def test_what_the_system_says_is_one_line(capsys, monkeypatch, number):
     message = run_raising(capsys, monkeypatch, OSError(number, os.strerror(number), "a\nb" * 2000))
     assert os.strerror(number) in message or len(message) > 2000
     assert len(message) < 2100
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: 9 bytes"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity of"),
+        MemoryError("Unable to allocate 9 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(capsys, monkeypatch, error):
+    """A recipe cut short is a good one of a network for a larger machine: its end was a traceback of torch."""
+    message = run_raising(capsys, monkeypatch, error)
+    assert message.startswith("caswit: not enough memory (")
+    assert "try smaller images or settings" in message
 
 
 def test_a_bug_stays_a_bug(capsys, monkeypatch):

@@ -103,11 +103,17 @@ def _users_fault(error: Exception) -> str | None:
             return str(error)
         case OSError(errno=int(number)) if number not in _OURS:
             return f"{error.filename or 'cannot write'}: {error.strerror}{_HINTS.get(number, '')}"
-        case MemoryError():
-            return f"not enough memory ({one_line(error)}); try smaller images or settings, e.g. --batch 1"
+        case MemoryError() | RuntimeError() if _is_out_of_memory(error):
+            return f"not enough memory ({one_line(error, 200)}); try smaller images or settings, e.g. --batch 1"
         case RecursionError():
             return "a value is nested too deeply; write it in fewer levels"
     return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has no MemoryError: it names its own class on a GPU, and its allocator in a RuntimeError on a CPU.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "DefaultCPUAllocator" in str(error)
 
 
 def _run(name: str, words: Sequence[str]) -> None:

@@ -103,6 +103,12 @@ class Raster:
         except GDAL_ERRORS as error:
             raise DataError(f"{path}: not a raster GDAL can open ({one_line(error)})") from error
         check_grid(self.grid, self.path)
+        if self.dtype.startswith("complex"):
+            self.close()
+            raise DataError(
+                f"{path}: pixels are {self.dtype}, which are neither colours nor class ids; "
+                "try gdal_translate -ot Byte with real values"
+            )
 
     def __enter__(self) -> Self:
         return self
