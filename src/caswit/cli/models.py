@@ -37,7 +37,10 @@ def _card(name: str) -> str:
 
 
 def info(*, model: str) -> None:
-    """Describe a model: its architecture, size, arithmetic, and the images it expects; trained or pretrained."""
+    """Describe a model: architecture, size, and the images it expects.
+
+    The model may be trained or pretrained.
+    """
     from caswit.weights.summary import describe
 
     print(describe(Path(model)))
