@@ -41,6 +41,7 @@ def main(out: Path, *files: Path) -> None:
     config["provenance"]["mean_of"] = [
         {"run": run_of(file).name, "step": step} for file, step in zip(files, steps, strict=True)
     ]
+    config["provenance"].pop("validation_confidence", None)  # of the last run; push takes it from the report
     write_folder(out, mean, config)
 
 

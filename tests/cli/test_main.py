@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 import caswit
 from caswit.cli.commands import COMMANDS
 from caswit.cli.main import main
+from caswit.errors import install
 from conftest import georeference, picture
 
 pytestmark = pytest.mark.e2e
@@ -69,8 +71,11 @@ def test_python_dash_m_and_exit_status():
     assert done.stderr.startswith("caswit: no command 'nonsense'; commands are: ")
 
 
-def test_only_urur_can_be_prepared(capsys):
-    assert "only urur can be prepared, got 'flair_hub'" in refused(capsys, "prepare", "flair_hub", "x")
+def test_not_every_dataset_can_be_prepared(capsys, tmp_path):
+    message = refused(capsys, "prepare", "swissimage", "x")
+    assert "only flair_hub and urur can be prepared, got 'swissimage'" in message
+    for kind in ("flair_hub", "urur"):
+        assert "x: no such folder" in refused(capsys, "prepare", kind, str(tmp_path / "x"))
 
 
 def test_from_recipe_to_map(capsys, dataset_file, tmp_path):
@@ -193,7 +198,8 @@ class TestMistakes:
     def test_what_is_missing_is_called_as_it_is_typed(self, capsys):
         said = refused(capsys, "explain", "a.tif", "--row", "3")
         assert said == "caswit: missing: --model, --out; caswit explain --help says what they are\n"
-        assert refused(capsys, "predict").startswith("caswit: missing: IMAGES, OUT.tif; ")
+        assert refused(capsys, "predict").startswith("caswit: missing: IMAGES; ")
+        assert "missing: OUT.tif; " in refused(capsys, "predict", __file__)
 
     def test_model_that_is_not_there(self, capsys, tmp_path, dataset_file):
         words = refused(capsys, "predict", dataset_file.with_name("scene.tif"), tmp_path / "b.tif", "--model", "none")
@@ -202,7 +208,7 @@ class TestMistakes:
     def test_overlap_of_a_whole_tile(self, capsys, tmp_path, dataset_file, model_folder):
         image = dataset_file.with_name("scene.tif")
         words = refused(capsys, "predict", image, tmp_path / "b.tif", "--model", model_folder, "--overlap_px", "32")
-        assert "overlap_px must be below the model's tile_px=32, got 32; try 8" in words
+        assert "--overlap-px must be below the model's tile_px=32, got 32; try 8" in words
 
     def test_folder_that_is_not_there(self, capsys, tmp_path, dataset_file, model_folder):
         out = tmp_path / "none" / "b.tif"
@@ -242,9 +248,11 @@ class TestMistakes:
         while not list(out.glob("*/*.tif")) and run.poll() is None:
             time.sleep(0.05)
         run.send_signal(how)
-        said = run.communicate()[1]
+        *said, last = run.communicate()[1].splitlines()
         assert run.returncode == 128 + how
-        assert all(line.startswith("predict image.tif: ") for line in said.splitlines()), said
+        assert all(line.startswith("predict image.tif: ") for line in said), said
+        again = shlex.join(["caswit", *map(str, words)])
+        assert last == f"caswit: stopped; finished blocks are kept; go on with: {again}"
         assert [p.name for p in out.iterdir()] == ["map.tif.parts"]
         assert not list(out.glob("*/.*.tmp"))
 
@@ -274,7 +282,7 @@ def test_training_without_its_extra_says_what_to_install(capsys, tmp_path, datas
     monkeypatch.setitem(sys.modules, "lightning", None)  # importing it now fails as if it were not there
     (tmp_path / "r.yaml").write_text(f"data: {{dataset: {dataset_file}}}")
     message = refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
-    assert "pip install 'caswit[train]'" in message
+    assert install("train") in message
 
 
 @pytest.mark.data

@@ -9,8 +9,9 @@ import pytest
 
 from caswit.errors import ConfigError, DataError
 from caswit.mapping.journal import open_journal, write_loose
-from caswit.mapping.plan import fingerprint, list_images
+from caswit.mapping.plan import fingerprint
 from caswit.mapping.seal import sealed
+from caswit.raster.image_list import list_images
 
 RUN = {"images": "a.tif", "overlap_px": "8"}
 

@@ -7,17 +7,19 @@ import contextlib
 import errno
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from caswit import __version__
 from caswit.cli.commands import COMMANDS
-from caswit.cli.parsing import closest, current_words, parse
-from caswit.cli.recipe import with_recipe
+from caswit.cli.inputs import check_inputs
+from caswit.cli.parsing import closest, current_words, parse, with_options
+from caswit.cli.recipe import inherited_defaults, with_recipe
 from caswit.cli.signals import quiet_end
-from caswit.errors import CaswitError, Stopped, brief, one_line
+from caswit.errors import CaswitError, ConfigError, Stopped, brief, naming_extras, one_line
 
 _OURS = {errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK}
 """Errors of the system that a program makes by itself; all others are what files, disks, limits and networks say."""
@@ -26,22 +28,12 @@ _MOST_SAID = 2000
 
 _HINTS = {errno.EMFILE: "; try: ulimit -n 4096", errno.EFBIG: "; ulimit -f says how large a file may be"}
 
-_GO_ON = {
-    "train": "the same command with --resume goes on",
-    "pretrain": "the same command with --resume goes on",
-    "table": "the same command goes on",
-}
-"""By command that continues what a stopped training saved: how."""
-
-EXTRAS = {
-    "train": {"lightning", "tensorboard"},
-    "vector": {"shapely", "pyogrio", "pyproj", "pyarrow"},
-    "ray": {"ray"},
-    "baselines": {"segmentation_models_pytorch"},
-    "export": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
-    "serve": {"fastapi", "starlette", "uvicorn", "rio_tiler", "xstatic-leaflet"},
-}
-"""By extra, as in ``pip install 'caswit[EXTRA]'``: the modules that it brings."""
+_GO_ON = {"train": "--resume", "pretrain": "--resume", "table": None}
+"""Commands that save when they are stopped, and the option by which the same command goes on."""
+_KEEP = {"predict": "finished blocks are kept", "demo": "finished steps are kept", "prepare": "finished files stay"}
+"""Commands that go on by themselves, and what they have when they end at any moment."""
+_LONGEST = 500
+"""Characters of a command that is worth repeating: a shell may have written ten thousand names of files into it."""
 
 _QUIET = {
     "rasterio": logging.CRITICAL,  # what GDAL says is part of our errors
@@ -85,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, level in _QUIET.items():
         logging.getLogger(name).setLevel(level)
     try:
-        with quiet_end():
+        with _saying_how_to_go_on(words), quiet_end():
             _run(words[0], words[1:])
     except Stopped as stopped:
-        _stop(words[0], stopped)
+        _stop(words, stopped)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # as of caswit info | head: nobody reads what is left, and Python would say so at its end
@@ -125,20 +117,41 @@ def _run(name: str, words: Sequence[str]) -> None:
     words = current_words(command, words)
     if command.reads_recipe:
         words = with_recipe(words, command.settings[0])
-    settings, arguments = parse(command, words)
     try:
-        command.run(*settings, **arguments)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        extra = next((extra for extra, modules in EXTRAS.items() if missing in modules), None)
-        if extra is None:
-            raise
-        raise CaswitError(f"{name} needs {missing}, which comes with: pip install 'caswit[{extra}]'") from error
+        settings, arguments = parse(command, words, inherited_defaults if command.reads_recipe else None)
+        check_inputs(settings, arguments)
+        with naming_extras(name):
+            command.run(*settings, **arguments)
+    except ConfigError as error:
+        raise ConfigError(with_options(str(error), command)) from error
 
 
-def _stop(name: str, stopped: Stopped) -> None:
+def _stop(words: Sequence[str], stopped: Stopped) -> None:
     """Say how to go on. Status 0 unless it was Ctrl-C, so that a job which saved in time may be queued again."""
-    remedy = _GO_ON.get(name)
+    name = words[0]
     if str(stopped):
-        print(f"caswit: {stopped}{'; ' + remedy if remedy else ''}", file=sys.stderr)
-    sys.exit(130 if stopped.interrupted else 0 if remedy else 128 + signal.SIGTERM)
+        print(f"caswit: {stopped}{'; ' + _again(words, _GO_ON[name]) if name in _GO_ON else ''}", file=sys.stderr)
+    sys.exit(130 if stopped.interrupted else 0 if name in _GO_ON else 128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(words: Sequence[str]) -> Iterator[None]:
+    """Say it if a signal ends a command that can be repeated."""
+    try:
+        yield
+    except SystemExit as end:
+        if end.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and words[0] in _KEEP:
+            print(f"caswit: stopped; {_KEEP[words[0]]}; {_again(words)}", file=sys.stderr)
+        raise
+
+
+def _again(words: Sequence[str], option: str | None = None) -> str:
+    """Return how to go on: the command to repeat, with an option more, and without --restart, which begins anew."""
+    # With its value, if it has one: --restart true.
+    dropped = {i for i, word in enumerate(words) if word.partition("=")[0] == "--restart"}
+    dropped |= {i + 1 for i in dropped if "=" not in words[i] and words[i + 1 : i + 2] == ["true"]}
+    kept = [word for i, word in enumerate(words) if i not in dropped]
+    command = shlex.join(["caswit", *kept, *([option] if option and option not in kept else [])])
+    if len(command) > _LONGEST:
+        return f"the same command{f' with {option}' if option else ''} goes on"
+    return f"go on with: {command}"

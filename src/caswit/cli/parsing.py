@@ -147,8 +147,15 @@ def current_words(command: Command, words: Iterable[str]) -> list[str]:
     return found
 
 
-def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+def parse(
+    command: Command, words: Sequence[str], follow: Callable[[Namespace], dict[str, Any]] | None = None
+) -> tuple[list[Any], dict[str, Any]]:
     """Return an object of each of a command's settings, and its other arguments by name.
+
+    Args:
+        command: Of the table.
+        words: What follows its name.
+        follow: Given what the words say, returns the defaults that follow from it, by name.
 
     Raises:
         CaswitError: A word is unknown, missing, or not a value that is allowed.
@@ -161,6 +168,8 @@ def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], dict[str, 
         for word, following in zip(words, [*words[1:], ""], strict=False)
     ]
     try:
+        if follow is not None:
+            parser.set_defaults(follow(parser.parse_args(complete, defaults=False)))
         found = parser.instantiate(parser.parse_args(complete))
     except ArgumentError as error:
         raise CaswitError(_command_message(str(error), parser)) from error
@@ -184,6 +193,24 @@ def _is_bool(action: Action) -> bool:
 def dashed(text: str) -> str:
     """Return a text whose options are written with dashes."""
     return re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), text)
+
+
+def with_options(message: str, command: Command) -> str:
+    """Return what a setting refuses with its fields named as options: ``gsd_m must be ...`` is ``--gsd-m must be ...``.
+
+    In a recipe fields have their own names, so messages of commands that read one are left alone.
+    """
+    if command.reads_recipe:
+        return message
+    fields = [field.name for kind in command.settings for field in dataclasses.fields(kind)]
+    options = [*fields, *(name.removeprefix("--") for name, _ in command.arguments if name.startswith("--"))]
+    # A name of one word may be an ordinary word of the message; at its beginning it is the subject.
+    begin = re.match(r"(\w+)(?= (must|needs|is a|is about)\b)", message)
+    if begin and begin[1] in options:
+        message = f"--{message}"
+    written = "|".join(sorted((name for name in options if "_" in name), key=len, reverse=True))
+    message = re.sub(rf"(?<![\w./-])({written})\b" if written else r"(?!)", r"--\1", message)
+    return re.sub(r"(--[a-z-]+)=(?=\S)", r"\1 ", dashed(message))
 
 
 def _command_message(message: str, parser: ArgumentParser) -> str:

@@ -190,6 +190,17 @@ class SceneReader:
 
     def region(self, window: Window) -> Region:
         """Read a window of the image; it may reach outside."""
+        # A wide context may lie outside the raster for the most part, where there is nothing to decode or to average.
+        part = window.clipped(self.height, self.width)
+        if part == window or not (part.height and part.width):
+            return self._region(window)
+        image = np.zeros((3, window.height, window.width), np.uint8)
+        valid = np.zeros((window.height, window.width), bool)
+        rows, cols = part.inside(window)
+        _, image[:, rows, cols], valid[rows, cols], _ = self._region(part)
+        return Region(window, image, valid, self.raster)
+
+    def _region(self, window: Window) -> Region:
         if self.ratio == 1:
             return Region(window, *self.native_image(window), self.raster)
         image, valid = self.native_image(self._source(window))
@@ -206,6 +217,14 @@ class SceneReader:
 
     def labels(self, window: Window, valid: Bool) -> UInt8:
         """Read class indices of a window: (H, W), nearest; IGNORE_INDEX outside, at nodata, and where not ``valid``."""
+        labels = np.full((window.height, window.width), IGNORE_INDEX, np.uint8)
+        part = window.clipped(self.height, self.width)
+        if part.height and part.width:
+            where = part.inside(window)
+            labels[where] = self._labels(part, valid[where])
+        return labels
+
+    def _labels(self, window: Window, valid: Bool) -> UInt8:
         if self.ratio == 1:
             return self.native_labels(window, valid)
         source = self._source(window)
@@ -213,7 +232,7 @@ class SceneReader:
         found = self.native_labels(source, np.ones((source.height, source.width), bool))
         rows = self.rows.nearest(window.row, window.row + window.height)
         cols = self.cols.nearest(window.col, window.col + window.width)
-        return np.where(valid, found[rows[:, None], cols], IGNORE_INDEX).astype(np.uint8)
+        return np.where(valid, found[rows[:, None], cols], np.uint8(IGNORE_INDEX))
 
     def native_labels(self, window: Window, valid: Bool) -> UInt8:
         """Read class indices of a native window: (H, W); IGNORE_INDEX as in ``labels``."""

@@ -4,7 +4,7 @@ All three are made from one value, ``report_values``, so they cannot disagree.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from caswit.config import IGNORE_INDEX
 from caswit.evaluation.boundary_errors import EdgeCounts
-from caswit.evaluation.metrics import Counts, score
+from caswit.evaluation.metrics import Counts, Scores, score
 from caswit.files import atomic_write_bytes
 from caswit.viz.pages import hex_colour, percent, render
 from caswit.viz.pictures import Image, colourise, data_uri, error_map, shrink
@@ -70,8 +70,15 @@ class Evaluation:
     """Counts of the same model and tiles with masked context; None if that was not evaluated."""
     protocol: str | None = None
     """Named benchmark whose classes are scored; None for the classes of the dataset."""
+    confidence: Mapping[str, Any] | None = None
+    """Mean confidence of the model in percent: over all pixels, and by class that it predicts."""
     model_sha256: str = ""
     """First digits of the SHA-256 of the model's weights."""
+
+    @property
+    def scores(self) -> Scores:
+        """The scores, as fractions of 0..1: ``miou``, ``mf1``, ``mbiou``, ``overall_accuracy``, and those by class."""
+        return score(self.counts)
 
 
 class Panel(NamedTuple):
@@ -116,6 +123,8 @@ def report_values(evaluation: Evaluation) -> dict[str, Any]:
         optional["edges"] = evaluation.boundary_errors.values()
     if evaluation.masked_context_counts is not None:
         optional["without_surroundings"] = _means(evaluation.masked_context_counts)
+    if evaluation.confidence:
+        optional["confidence"] = dict(evaluation.confidence)
     return {
         "title": evaluation.title,
         **{key: getattr(scores, key) for key in means + means_present},

@@ -102,6 +102,18 @@ class BlockPixels(NamedTuple):
     """(H, W): which of them have data."""
 
 
+def read_block(scene: SceneReader, block: Block, context_factor: int) -> BlockPixels:
+    """Read everything that a block of a scene needs for a network with this context factor; 1 reads no context."""
+    tile_px = block.tiles[0].window.height
+    margin = tile_px * (context_factor - 1) // 2
+    region = scene.region(block.reach.grown(margin))
+    native = scene.native(block.window)
+    if scene.ratio == 1:
+        return BlockPixels(region, native, region.valid[native.inside(region.window)])
+    # The region's mask has the resolution that is read; the map needs the native one.
+    return BlockPixels(region, native, scene.native_image(native)[1])
+
+
 class Prediction(NamedTuple):
     """Scores of the classes in a part of a block."""
 
@@ -114,6 +126,10 @@ class Prediction(NamedTuple):
     def probabilities(self) -> Tensor:
         """Return the probabilities of the classes (K, H, W)."""
         return self.scores if self.blended else self.scores.softmax(0)
+
+    def confidence(self) -> Tensor:
+        """Return the probability of the class with the highest score, in percent: (H, W) uint8."""
+        return (self.probabilities().amax(0) * 100).round().byte()
 
 
 class Predictor:
@@ -200,23 +216,21 @@ class Predictor:
 
     def classes(self, scene: SceneReader, block: Block) -> UInt8:
         """Read and label a block: class indices (H, W) of its native pixels, IGNORE_INDEX without data."""
-        pixels = self.read(scene, block)
+        return self.sure_classes(scene, block, self.read(scene, block))[0]
+
+    def sure_classes(self, scene: SceneReader, block: Block, pixels: BlockPixels) -> tuple[UInt8, UInt8]:
+        """Label a block that was read: class indices as ``classes`` returns them, and confidence in percent, (H, W)."""
         classes = np.full(pixels.valid.shape, IGNORE_INDEX, np.uint8)
+        percent = np.zeros(pixels.valid.shape, np.uint8)
         for part in self.block(scene, block, pixels):
             where = part.window.inside(pixels.native)
             classes[where] = class_map(part.scores, pixels.valid[where])
-        return classes
+            percent[where] = part.confidence().cpu().numpy()
+        return classes, percent
 
     def read(self, scene: SceneReader, block: Block) -> BlockPixels:
         """Read everything that a block needs of its scene; one thread may read while another computes."""
-        tile_px = block.tiles[0].window.height
-        margin = tile_px * (self.context_factor - 1) // 2
-        region = scene.region(block.reach.grown(margin))
-        native = scene.native(block.window)
-        if scene.ratio == 1:
-            return BlockPixels(region, native, region.valid[native.inside(region.window)])
-        # The region's mask has the resolution that is read; the map needs the native one.
-        return BlockPixels(region, native, scene.native_image(native)[1])
+        return read_block(scene, block, self.context_factor)
 
     def block(
         self, scene: SceneReader, block: Block, pixels: BlockPixels, *, blend: bool = False

@@ -5,18 +5,38 @@ is mapped: band 1 class ids, where the class is probable enough, then the probab
 classes, in percent, as asked for.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 from caswit.errors import ModelError
+from caswit.inference.confidence import Confidence
 from caswit.inference.load import load_predictor
-from caswit.inference.predictor import BlockPixels, Prediction
+from caswit.inference.predictor import BlockPixels, Prediction, Predictor
 from caswit.mapping.plan import MapPlan
 from caswit.raster.cog import NODATA
 from caswit.raster.reader import UInt8
 from caswit.raster.windows import Block, Window, block_at
 from caswit.weights.lazy import all_finite
 from caswit.weights.model_folder import LoadedModel, load_model
+
+CONFIDENCE = "CASWIT_CONFIDENCE"
+"""Tag of a part: the sums of ``Confidence`` over its block."""
+
+
+class MappedBlock(NamedTuple):
+    """A block that was mapped."""
+
+    values: UInt8
+    """(bands, H, W)."""
+    confidence: Confidence
+    """Over all pixels with data, those that are not sure enough for the map among them."""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags of its part, by which the sums are in the journal."""
+        return {CONFIDENCE: self.confidence.text()}
 
 
 class BlockMapper:
@@ -27,14 +47,16 @@ class BlockMapper:
     Args:
         plan: Images, model and settings.
         loaded: The plan's model, where it is loaded already.
+        predictor: Of that model and the plan's settings, where there is one already.
     """
 
-    def __init__(self, plan: MapPlan, loaded: LoadedModel | None = None) -> None:
+    def __init__(self, plan: MapPlan, loaded: LoadedModel | None = None, predictor: Predictor | None = None) -> None:
         self.plan = plan
         loaded = loaded or load_model(plan.model)
-        self.predictor = load_predictor(loaded, plan.settings)
+        self.predictor = predictor or load_predictor(loaded, plan.settings)
         self.ids = torch.from_numpy(loaded.info.classes.ids).to(self.predictor.device)
-        self.bands = plan.bands.count(len(loaded.info.classes))
+        self.classes = len(loaded.info.classes)
+        self.bands = plan.bands.count(self.classes)
         self.scene = plan.open()
 
     @property
@@ -64,13 +86,14 @@ class BlockMapper:
             pixels = pixels._replace(valid=pixels.valid & self.plan.area.mask(native))
         return pixels if pixels.valid.any() else None
 
-    def compute(self, block: Block, pixels: BlockPixels) -> UInt8:
-        """Map a block that was read: (bands, H, W).
+    def compute(self, block: Block, pixels: BlockPixels) -> MappedBlock:
+        """Map a block that was read.
 
         Raises:
             ModelError: The network's scores are not finite.
         """
         out = np.full((self.bands, *pixels.valid.shape), NODATA, np.uint8)
+        indices, sure = np.zeros((2, *pixels.valid.shape), np.uint8)
         for part in self.predictor.block(self.scene, block, pixels, blend=self.plan.settings.blend):
             # The argmax of NaN is the first class: a map that looks like one.
             if not all_finite(part.scores):
@@ -79,20 +102,19 @@ class BlockMapper:
                     f"rows {row}-{row + height}, columns {col}-{col + width}: the model's scores are NaN or infinite; "
                     f"{self.precision} may be too coarse for it: try --precision fp32, or another model"
                 )
-            out[:, *part.window.inside(pixels.native)] = self._values(part)
+            where = part.window.inside(pixels.native)
+            (indices[where], sure[where]), out[:, *where] = self._values(part)
         # The network labels every pixel that a tile owns, with data or without.
         out[:, ~pixels.valid] = NODATA
-        return out
+        return MappedBlock(out, Confidence.count(indices, sure, pixels.valid, self.classes))
 
-    def _values(self, part: Prediction) -> UInt8:
-        """Return a part of a block as it is stored: (bands, H, W)."""
-        values = [self.ids[part.scores.argmax(0)][None]]
-        least = self.plan.settings.min_confidence
-        if least or any(self.plan.bands):
-            # Compared after rounding, so that the map agrees with the confidence file at the limit.
-            percent = (part.probabilities() * 100).round().byte()
-            confidence = percent.amax(0, keepdim=True)
-            values[0][confidence < least] = NODATA
-            values += [confidence] * self.plan.bands.confidence
-            values += [percent] * self.plan.bands.probabilities
-        return torch.cat(values).cpu().numpy()
+    def _values(self, part: Prediction) -> tuple[UInt8, UInt8]:
+        """Return class indices and confidence of a part of a block, (2, H, W), and it as stored, (bands, H, W)."""
+        indices, confidence = part.scores.argmax(0, keepdim=True), part.confidence()[None]
+        values = [self.ids[indices[0]][None]]
+        # Compared after rounding, so that the map agrees with the confidence file at the limit.
+        values[0][confidence < self.plan.settings.min_confidence] = NODATA
+        values += [confidence] * self.plan.bands.confidence
+        if self.plan.bands.probabilities:
+            values.append((part.probabilities() * 100).round().byte())
+        return torch.cat([indices.byte(), confidence]).cpu().numpy(), torch.cat(values).cpu().numpy()

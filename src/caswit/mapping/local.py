@@ -10,11 +10,10 @@ from typing import NamedTuple, Protocol, Self
 
 from caswit.errors import DataError
 from caswit.inference.predictor import BlockPixels
-from caswit.mapping.blocks import BlockMapper
+from caswit.mapping.blocks import BlockMapper, MappedBlock
 from caswit.mapping.journal import Journal
 from caswit.mapping.plan import MapPlan, PlannedBlock
 from caswit.raster.cog import encode_part
-from caswit.raster.reader import UInt8
 from caswit.raster.windows import Block
 from caswit.weights.model_folder import LoadedModel
 
@@ -62,8 +61,8 @@ class LocalEngine:
     def run(self, todo: Iterable[PlannedBlock], journal: Journal) -> Iterator[Outcome]:
         """Map blocks in order. Holds three blocks that are read and one that is written."""
 
-        def write(block: PlannedBlock, values: UInt8 | None) -> Outcome:
-            journal.finish(block.number, None if values is None else encode_part(values))
+        def write(block: PlannedBlock, mapped: MappedBlock | None) -> Outcome:
+            journal.finish(block.number, None if mapped is None else encode_part(mapped.values, mapped.tags))
             return Outcome(block)
 
         with ThreadPoolExecutor(1, "write") as writer, ThreadPoolExecutor(1, "read") as reader:
@@ -72,11 +71,11 @@ class LocalEngine:
                 if isinstance(pixels, DataError):
                     yield Outcome(planned, pixels)
                     continue
-                values = None if pixels is None else self.mapper.compute(block, pixels)
+                mapped = None if pixels is None else self.mapper.compute(block, pixels)
                 # Only now, so that writing overlaps with computing; a full disk ends the run one block later.
                 if writing is not None:
                     yield writing.result()
-                writing = writer.submit(write, planned, values)
+                writing = writer.submit(write, planned, mapped)
             if writing is not None:
                 yield writing.result()
 

@@ -6,18 +6,25 @@ from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from caswit.config import OutputConfig
+from caswit.data.classes import ClassTable
 from caswit.errors import ConfigError
 from caswit.files import atomic_path, atomic_write_bytes, try_writing
-from caswit.mapping.journal import Journal
+from caswit.mapping.blocks import CONFIDENCE
+from caswit.mapping.journal import SUFFIX, Journal
 from caswit.mapping.own_files import may_replace
 from caswit.mapping.plan import MapPlan, PlannedBlock
-from caswit.mapping.sidecars import class_band, qgis_style, stac_item, tags
-from caswit.raster.cog import PlacedPart, assemble, read_part
+from caswit.mapping.sidecars import class_band, stac_item, tags
+from caswit.mapping.styles import confidence_style, map_style, polygon_style, style_file
+from caswit.mapping.summary import confidence_of
+from caswit.raster.cog import PlacedPart, assemble, read_part, read_tags
 from caswit.raster.georef import Grid
 from caswit.raster.image_files import files_behind
 from caswit.raster.reader import is_remote
 from caswit.raster.vrt import Band
 from caswit.weights.model_folder import LoadedModel
+
+_DIGEST = "CASWIT_CALL"
+"""Tag of a map that is complete: ``MapPlan.digest``."""
 
 
 class Targets(NamedTuple):
@@ -75,10 +82,21 @@ class Targets(NamedTuple):
                     "command line) or the file, or replace it with --overwrite"
                 )
 
-    @property
-    def style(self) -> Path:
-        """The QGIS style of the map."""
-        return self.map.with_suffix(".qml")
+    def styles(self, table: ClassTable) -> dict[Path, bytes]:
+        """Return the QGIS styles to write, content by file: one that layers of the same name share draws all of them.
+
+        A GeoPackage carries its style. It is beside it too where another layer has its name, whose style it would take.
+        """
+        parts = {self._style(self.map): map_style(table)}
+        if self.confidence is not None:
+            parts.setdefault(self._style(self.confidence), confidence_style())
+        if self.vector is not None and (self.vector.suffix.lower() != ".gpkg" or self._style(self.vector) in parts):
+            parts[self._style(self.vector)] = parts.get(self._style(self.vector), "") + polygon_style(table)
+        return {file: style_file(part) for file, part in parts.items()}
+
+    @staticmethod
+    def _style(layer: Path) -> Path:
+        return layer.with_suffix(".qml")
 
     @property
     def item(self) -> Path:
@@ -87,7 +105,7 @@ class Targets(NamedTuple):
 
     def beside(self) -> list[Path]:
         """Return every file but the map."""
-        return [self.style, self.item, *self.others().values()]
+        return [*self.styles(ClassTable(())), self.item, *self.others().values()]
 
     def others(self) -> dict[str, Path]:
         """Return the files that were asked for beside the map, by kind."""
@@ -102,6 +120,13 @@ def _check_place(file: Path) -> None:
     # A finished file is renamed to its final name, which would replace a device or a pipe.
     if file.exists() and not file.is_file():
         raise ConfigError(f"{file}: is {'a folder' if file.is_dir() else 'not a plain file'}; give another name")
+
+
+def is_finished(targets: Targets, digest: str) -> bool:
+    """Return whether all files are there, and the map says that the call of this ``MapPlan.digest`` finished it."""
+    parts = targets.map.with_name(targets.map.name + SUFFIX)
+    there = all(file.is_file() for file in (targets.map, *targets.beside())) and not parts.exists()
+    return there and read_tags(targets.map).get(_DIGEST) == digest
 
 
 def write_outputs(
@@ -128,11 +153,13 @@ def _write_all(
 ) -> None:
     """Write every file; ``classes`` are parts with the classes of the map, side by side with those of the network."""
     table = loaded.info.classes
-    about = tags(plan, loaded)
+    confidence = confidence_of(parts, len(table))
+    about = tags(plan, loaded) | ({} if confidence is None else {CONFIDENCE: confidence.text()})
+    if not journal.skipped:
+        about[_DIGEST] = plan.digest(loaded)
     place = journal.folder, plan.grid
     if targets.vector is not None:
-        names = {c.id: c.name for c in table.mapped}
-        _write_polygons(targets.vector, plan, parts, classes, journal.folder, names)
+        _write_polygons(targets.vector, plan, parts, classes, journal.folder, table)
     # Bands of a part: 1 class ids, 2 confidence if asked for, then the probabilities (``mapping.blocks``).
     if targets.confidence is not None:
         _write_raster(targets.confidence, *place, parts, [Band(source=2, name="confidence, percent")], about)
@@ -144,7 +171,8 @@ def _write_all(
             Band(source=i, name=n, color=c) for i, (n, c) in enumerate(zip(table.names, colors, strict=True), first)
         ]
         _write_raster(targets.probabilities, *place, parts, bands, about)
-    atomic_write_bytes(targets.style, qgis_style(table))
+    for file, style in targets.styles(table).items():
+        atomic_write_bytes(file, style)
     atomic_write_bytes(targets.item, stac_item(targets.map, plan, loaded, targets.others()))
     _write_raster(targets.map, *place, classes, [class_band(table)], about)
 
@@ -162,12 +190,15 @@ def _write_polygons(
     parts: Sequence[PlacedPart],
     classes: Sequence[PlacedPart],
     folder: Path,
-    names: dict[int, str],
+    table: ClassTable,
 ) -> None:
     from caswit.raster.polygons import ClassPolygon, Merger, fragments
     from caswit.raster.separate import separated
-    from caswit.raster.vector_files import Ground, PolygonWriter
+    from caswit.raster.vector_files import Ground, PolygonWriter, embed_style
 
+    names = {c.id: c.name for c in table.mapped}
+
+    names = {c.id: c.name for c in table.mapped}
     # Without a ground size there is nothing to simplify: ``make_plan`` has refused it.
     simplify_px = plan.outputs.simplify / (plan.source_gsd_m or 1.0)
     ground, wanted = Ground(plan.grid, plan.source_gsd_m), plan.vector_classes
@@ -183,14 +214,15 @@ def _write_polygons(
                 yield from merger.add(window, found if wanted is None else found.only(wanted))
             yield from merger.finish()
 
-    with (
-        atomic_path(file) as partial,
-        PolygonWriter(
-            partial, file.suffix.lower(), ground, names, plan.outputs.min_area, confidence=plan.bands.confidence
-        ) as writer,
-    ):
-        for polygon in polygons():
-            # Of a whole polygon, so that blocks leave no trace.
-            apart = separated(polygon.shape) if polygon.class_id in plan.separated_classes else [polygon.shape]
-            for shape in apart:
-                writer.add(polygon._replace(shape=shape))
+    kind = file.suffix.lower()
+    with atomic_path(file) as partial:
+        with PolygonWriter(
+            partial, kind, ground, names, plan.outputs.min_area, confidence=plan.bands.confidence
+        ) as writer:
+            for polygon in polygons():
+                # Of a whole polygon, so that blocks leave no trace.
+                apart = separated(polygon.shape) if polygon.class_id in plan.separated_classes else [polygon.shape]
+                for shape in apart:
+                    writer.add(polygon._replace(shape=shape))
+        if kind == ".gpkg":
+            embed_style(partial, style_file([polygon_style(table)]).decode())

@@ -6,9 +6,8 @@ is that of the image's pixels, ``read_gsd_m`` of those that the model sees, ``tr
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from glob import glob, has_magic
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
@@ -16,14 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 from caswit.config import MapRunConfig, OutputConfig, Precision, PredictConfig, TileConfig
 from caswit.config.checks import check, map_settings
 from caswit.config.inference import Fill
+from caswit.data.classes import ClassTable
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
 from caswit.raster.blanks import Blanks, find_blanks
 from caswit.raster.georef import Grid
+from caswit.raster.ground import distance_km
 from caswit.raster.image_files import describe, files_behind
 from caswit.raster.mosaic import Source, build_mosaic, open_image
-from caswit.raster.reader import PixelEncoding, is_remote
+from caswit.raster.reader import PixelEncoding
 from caswit.raster.resample import Axis, reading_ratio
 from caswit.raster.windows import Window, block_windows, count_blocks
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
@@ -31,12 +32,10 @@ from caswit.weights.zoo import choose
 
 if TYPE_CHECKING:
     from caswit.mapping.journal import Begun
-    from caswit.raster.aoi import AreaOfInterest  # needs caswit[vector]
+    from caswit.raster.aoi import AreaOfInterest  # needs the extra vector
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".webp")
-"""Files of a folder that are taken for images."""
 _GSD_OFF = 1.5
 """Ground sizes of a pixel that differ by more than this factor are worth a warning."""
 
@@ -227,18 +226,31 @@ class MapPlan:
         }
         return {name: str(value) for name, value in facts.items()} | {"layout": self.layout._asdict()}
 
+    def digest(self, loaded: LoadedModel) -> str:
+        """Return digits by which a finished map is known to be that of the same call: all that any file depends on."""
+        texts = [f"{name}: {value}" for name, value in {**self.manifest(loaded), **asdict(self.outputs)}.items()]
+        return _digest(texts)
+
 
 def make_plan(
-    images: Sequence[str], model: str | None, settings: PredictConfig, outputs: OutputConfig, run: MapRunConfig
+    images: Sequence[str],
+    model: str | LoadedModel | None,
+    settings: PredictConfig,
+    outputs: OutputConfig,
+    run: MapRunConfig,
+    load: Callable[[str], LoadedModel] = load_model,
 ) -> tuple[MapPlan, LoadedModel]:
     """Read the headers of images and model (None: one of the zoo), and resolve all that the settings leave open.
+
+    A model that is loaded already can be run in this process only: the plan knows it by its name. ``load`` loads one by
+    its folder or name; a function that remembers loads it once for many maps.
 
     Raises:
         CaswitError: Images, model and settings cannot be used, or not together.
     """
     # Before anything is opened: what is rewritten from here on is noticed at the end.
     state = ImageState.of(images)
-    loaded = None if model is None else load_model(model)
+    loaded = load(model) if isinstance(model, str) else model
     # A model of the zoo is chosen by what the headers say, so they are read with the usual bands before it is known.
     bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
     sources, grid = build_mosaic(images, bands, _encoding(settings))
@@ -247,8 +259,10 @@ def make_plan(
     source_gsd_m = settings.gsd_m or grid.source_gsd_m
     if loaded is None:
         chosen, reason = choose(source_gsd_m, Path(images[0]).name)
-        log.info("model: %s (%s)", chosen.name, reason)
-        model, loaded = chosen.name, load_model(chosen.name)
+        learned, bounds = chosen.learned, grid.degrees
+        where = learned.where(distance_km(bounds, learned.area) if bounds and learned.area else None)
+        log.info("model: %s (%s%s)", chosen.name, reason, where and f"; {where}")
+        model = loaded = load(chosen.name)
     # Black in holes is nothing that a network met in training. Around an image it was, if seldom, so there maps change
     # only for those who ask (docs/log.md has what was measured).
     fill = settings.fill or "holes"
@@ -258,7 +272,7 @@ def make_plan(
         sources=sources,
         state=state,
         grid=grid,
-        model=str(model),
+        model=model if isinstance(model, str) else loaded.name,
         settings=replace(settings, bands=settings.bands or info.bands, overlap_px=overlap_px, fill=fill),
         outputs=outputs,
         run=run,
@@ -269,12 +283,19 @@ def make_plan(
         layout=BlockLayout.of(grid, source_gsd_m, read_gsd_m, info.tile.tile_px, overlap_px, settings.block_px),
         area=_area(run, grid),
         blank=blank,
-        vector_classes=None if outputs.classes is None else info.classes.named(outputs.classes),
+        vector_classes=_vector_classes(outputs, info.classes),
         separated_classes=() if outputs.separate is None else info.classes.named(outputs.separate),
     )
     _warn_of_ground_sizes(plan)
     _check_outputs(outputs, source_gsd_m)
     return plan, loaded
+
+
+def _vector_classes(outputs: OutputConfig, table: ClassTable) -> tuple[int, ...] | None:
+    """Return the values in the map of the classes whose polygons are written; None: all."""
+    if outputs.classes is not None:
+        return table.named(outputs.classes)
+    return None if outputs.background else tuple(c.id for c in table.mapped if not c.is_background)
 
 
 def _check_outputs(outputs: OutputConfig, source_gsd_m: float | None) -> None:
@@ -382,45 +403,6 @@ def _area(run: MapRunConfig, grid: Grid) -> "AreaOfInterest | None":
     from caswit.raster.aoi import read_aoi
 
     return read_aoi(Path(run.aoi), grid)
-
-
-def list_images(words: Sequence[str]) -> list[str]:
-    """Expand words of the command line into names that GDAL opens, in order; those of folders and patterns sorted.
-
-    Raises:
-        DataError: Nothing is there.
-    """
-    found = [name for word in words for name in _expand(word)]
-    # count() in a loop is quadratic, so it runs only if there is a duplicate to report.
-    twice = sorted({name for name in found if found.count(name) > 1}) if len(set(found)) < len(found) else []
-    if twice:
-        raise DataError(f"{twice[0]}: given more than once")
-    return found
-
-
-def _expand(word: str) -> list[str]:
-    path = Path(word)
-    # Addresses come first: a * or .txt in one is neither a pattern nor a list on this disk.
-    if is_remote(word):
-        return [word]
-    if path.is_dir():
-        names = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not names:
-            raise DataError(f"{word}: a folder without images ({' '.join(SUFFIXES)})")
-        return names
-    # The name of a file may contain brackets itself.
-    if has_magic(word) and not path.exists():
-        names = sorted(glob(word, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute patterns)
-        if not names:
-            raise DataError(f"{word}: no file matches this pattern")
-        return names
-    if path.suffix.lower() == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        names = [line if is_remote(line) else str(path.parent / line) for line in lines if line]
-        if not names:
-            raise DataError(f"{word}: an empty list; one image per line is needed")
-        return names
-    return [word]
 
 
 def fingerprint(names: Sequence[str]) -> str:

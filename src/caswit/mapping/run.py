@@ -1,20 +1,25 @@
 """Mapping images of any size: list the images, plan, map the blocks, write the outputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
 from caswit.errors import ConfigError, DataError
+from caswit.inference.confidence import Confidence
+from caswit.mapping.blocks import CONFIDENCE
 from caswit.mapping.journal import Begun, Journal, open_journal
 from caswit.mapping.local import Engine, LocalEngine
-from caswit.mapping.outputs import Targets, write_outputs
-from caswit.mapping.plan import ImageState, MapPlan, PlannedBlock, list_images, make_plan
+from caswit.mapping.outputs import Targets, is_finished, write_outputs
+from caswit.mapping.plan import ImageState, MapPlan, PlannedBlock, make_plan
+from caswit.mapping.summary import Trust, named
 from caswit.progress import Progress
-from caswit.raster.cog import is_part
+from caswit.raster.cog import is_part, read_tags
+from caswit.raster.ground import ClassArea, class_areas
+from caswit.raster.image_list import list_images
 from caswit.raster.reader import quiet
-from caswit.weights.model_folder import LoadedModel
+from caswit.weights.model_folder import LoadedModel, load_model
 
 _MANY_BLOCKS = 1_000_000
 """Blocks that are begun without being asked for: four countries of the size of Switzerland at 10 cm."""
@@ -28,6 +33,14 @@ class MapResult(NamedTuple):
     out: Path
     skipped: tuple[str, ...]
     """Blocks that could not be read and are nodata, as "rows 0-4096, columns 0-4096: why"."""
+    files: tuple[Path, ...]
+    """Every file that was written, the map first."""
+    areas: Mapping[str, ClassArea]
+    """What each class covers, in the order of the class table."""
+    trust: Trust
+    """How far the model can be trusted here."""
+    rescaled: tuple[float, float] | None
+    """Values that became 0 and 255; None where pixels are taken as they are."""
 
 
 def predict(
@@ -37,6 +50,9 @@ def predict(
     settings: PredictConfig | None = None,
     outputs: OutputConfig | None = None,
     run: MapRunConfig | None = None,
+    *,
+    load: Callable[[str], LoadedModel] = load_model,
+    keep: bool = False,
 ) -> MapResult:
     """Write the class map of images of any size as a Cloud-Optimized GeoTIFF on their grid.
 
@@ -51,6 +67,8 @@ def predict(
         settings: How to read, cut and compute.
         outputs: What to write beside the map.
         run: How to go about it.
+        load: Loads a model by its folder or name; one that remembers loads it once for many maps.
+        keep: Leave a map alone that the same call has finished before.
 
     Raises:
         CaswitError: The images, the model, the settings or the place to write to cannot be used.
@@ -61,7 +79,7 @@ def predict(
     targets = Targets.of(out, outputs, inputs, overwrite=run.overwrite)
     # Everything that a user can have got wrong is refused from here to the journal: before hours of work, not after.
     start_engine = _engine(run)
-    plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run)
+    plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run, load)
     if not run.restart:
         plan = plan.going_on(Begun.of(targets.map), settings)
     _check_size(plan)
@@ -70,6 +88,8 @@ def predict(
         stack.enter_context(quiet())  # here, once: filters of warnings are shared by the threads that read and write
         engine = stack.enter_context(start_engine(plan, loaded))
         plan = plan.computed_in(engine.precision)
+        if keep and is_finished(targets, plan.digest(loaded)):
+            return _result(out, targets, plan, blocks, loaded, {})
         manifest = plan.manifest(loaded)
         shapes = {b.number: (plan.bands.count(len(loaded.info.classes)), *b.native[2:]) for b in blocks}
         journal = stack.enter_context(
@@ -99,8 +119,33 @@ def predict(
         # A run that skipped blocks keeps its parts: the same call tries those blocks alone again.
         if not journal.skipped:
             journal.remove()
-    whys = journal.skipped
-    return MapResult(out, tuple(_described(b, whys[b.number]) for b in blocks if b.number in whys))
+        return _result(out, targets, plan, blocks, loaded, journal.skipped)
+
+
+def _result(
+    out: Path,
+    targets: Targets,
+    plan: MapPlan,
+    blocks: Sequence[PlannedBlock],
+    loaded: LoadedModel,
+    skipped: Mapping[int, str],
+) -> MapResult:
+    """Return what there is to say of a map that is written."""
+    told_m = None if plan.source_gsd_m == plan.grid.source_gsd_m else plan.source_gsd_m
+    confidence = Confidence.from_text(read_tags(targets.map).get(CONFIDENCE), len(loaded.info.classes))
+    return MapResult(
+        out=out,
+        skipped=tuple(_described(b, skipped[b.number]) for b in blocks if b.number in skipped),
+        files=tuple(_as_given(file, out) for file in (targets.map, *targets.beside())),
+        areas=named(class_areas(targets.map, told_m), {c.id: c.name for c in loaded.info.classes.mapped}),
+        trust=Trust.of(loaded, plan.grid, confidence),
+        rescaled=plan.settings.rescale,
+    )
+
+
+def _as_given(file: Path, out: Path) -> Path:
+    """Return a resolved path as a user would write it who wrote ``out``."""
+    return out.parent / file.name if file.parent == out.parent.resolve() else file
 
 
 def _check_size(plan: MapPlan) -> None:

@@ -63,7 +63,7 @@ class Grid(NamedTuple):
         corners = self.matrix @ [[0, self.width, 0, self.width], [0, 0, self.height, self.height], [1, 1, 1, 1]]
         (left, bottom), (right, top) = corners[:2].min(axis=1).tolist(), corners[:2].max(axis=1).tolist()
         try:
-            west, south, east, north = transform_bounds(self.crs, _DEGREES, left, bottom, right, top)
+            west, south, east, north = transform_bounds(self.crs, DEGREES, left, bottom, right, top)
         except (RasterioError, CPLE_BaseError):  # it lies where its CRS is not defined
             return None
         return (west, south, east, north) if isfinite(west + south + east + north) else None
@@ -88,7 +88,7 @@ class Grid(NamedTuple):
         return side
 
 
-_DEGREES = "OGC:CRS84"  # longitude before latitude
+DEGREES = "OGC:CRS84"  # longitude before latitude
 _FARTHEST = 100.0
 """Earth radii from the equator, on a Mercator map; 3.1 are latitude 85, and cosh(711) is no number."""
 
@@ -153,7 +153,7 @@ def pixel_at_lonlat(grid: Grid, lon: float, lat: float, path: str) -> tuple[int,
     """
     crs, _ = _georeference(grid, path)
     try:
-        (x,), (y,) = warp(_DEGREES, crs, [lon], [lat])
+        (x,), (y,) = warp(DEGREES, crs, [lon], [lat])
         return pixel_at(grid, x, y, path)
     except (RasterioError, CPLE_BaseError, OverflowError, ValueError) as error:
         raise DataError(f"{path}: longitude {lon}, latitude {lat} lie outside what its CRS can express") from error
@@ -174,7 +174,7 @@ def lonlat_of(grid: Grid, row: float, col: float) -> tuple[float, float] | None:
     if place is None:
         return None
     try:
-        (lon,), (lat,) = warp(_georeference(grid, "")[0], _DEGREES, [place[0]], [place[1]])
+        (lon,), (lat,) = warp(_georeference(grid, "")[0], DEGREES, [place[0]], [place[1]])
     except (RasterioError, CPLE_BaseError):  # local coordinates, as photogrammetry writes them
         return None
     return lon, lat

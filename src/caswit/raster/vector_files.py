@@ -234,6 +234,36 @@ class _GeoParquet:
         self._writer.close()
 
 
+_STYLES = "layer_styles"
+_STYLE_NAME = "caswit"
+
+
+def embed_style(file: Path, qml: str) -> None:
+    """Write a style into a GeoPackage of polygons, where QGIS looks for it: in a table made as QGIS makes it."""
+    try:
+        with closing(sqlite3.connect(file)) as package, package:
+            package.execute(
+                f"CREATE TABLE {_STYLES} (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT(256), "
+                "f_table_schema TEXT(256), f_table_name TEXT(256), f_geometry_column TEXT(256), styleName TEXT(30), "
+                "styleQML TEXT, styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30), "
+                "update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))"
+            )
+            package.execute(
+                f"INSERT INTO {_STYLES} (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
+                "styleQML, styleSLD, useAsDefault, description, owner, ui) "
+                "VALUES ('', '', ?, 'geom', ?, ?, '', 1, 'Classes of the map', '', NULL)",
+                (_LAYER, _STYLE_NAME, qml),
+            )
+            package.execute(
+                "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES (?, 'attributes', ?)",
+                (_STYLES, _STYLES),
+            )
+    except sqlite3.OperationalError as error:
+        raise DataError(
+            f"{file.parent}: polygons could not be written; is the disk full? ({one_line(error)})"
+        ) from error
+
+
 def written_here(file: Path) -> bool:
     """Return whether a file holds nothing but polygons as ``PolygonWriter`` writes them."""
     kind = file.suffix.lower()
@@ -242,9 +272,14 @@ def written_here(file: Path) -> bool:
             with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as found:
                 layers = found.execute("SELECT table_name FROM gpkg_contents").fetchall()
                 columns = [row[1] for row in found.execute(f"PRAGMA table_info({_LAYER})")]
-            # A layer or a column that somebody added would be lost.
-            ours = columns in (["fid", "geom", *_COLUMNS], ["fid", "geom", *_COLUMNS, _CONFIDENCE])
-            return layers == [(_LAYER,)] and ours
+                styles: list[tuple[str]] = []
+                if layers == [(_LAYER,), (_STYLES,)]:
+                    styles = found.execute(f"SELECT styleName FROM {_STYLES}").fetchall()
+            # A layer, a column or a style that somebody added would be lost. Earlier versions wrote no style, and no
+            # confidence.
+            ours = [(_LAYER,), (_STYLES,)] if styles == [(_STYLE_NAME,)] else [(_LAYER,)]
+            named = columns in (["fid", "geom", *_COLUMNS], ["fid", "geom", *_COLUMNS, _CONFIDENCE])
+            return layers == ours and named
         if kind == ".parquet":
             from pyarrow import parquet
 

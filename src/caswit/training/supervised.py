@@ -11,27 +11,34 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from caswit.config import Recipe, TrainConfig
-from caswit.data.dataset import Dataset, load_dataset
-from caswit.data.reader import check_scenes, ground_size_m
+from caswit.data.dataset import Dataset
+from caswit.data.reader import check_scenes, ground_size_m, open_dataset_scene
 from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, DataError
 from caswit.evaluation.evaluate import scored_sample, scored_tiles
 from caswit.evaluation.metrics import Counts, boundary_band_px, score
 from caswit.evaluation.tile_pictures import grid_tiles, sheet, spread_tiles
 from caswit.files import atomic_write_bytes
+from caswit.inference.confidence import Confidence
 from caswit.inference.devices import uses_bf16
 from caswit.inference.predictor import Predictor
 from caswit.nn.baselines.smp import Network
 from caswit.nn.caswit import CASWiT
 from caswit.nn.losses import loss_normalizer, supervised_loss
+from caswit.raster.ground import Degrees, together
 from caswit.raster.windows import Tile
-from caswit.training.fabric import all_sum, is_first_process, launch, repeatable, stop_signal
-from caswit.training.loop import Batch, fit
+from caswit.training.fabric import all_sum, launch, repeatable, stop_signal
+from caswit.training.loop import Batch, fit, load_data
 from caswit.training.run_folder import RunFolder
 from caswit.viz.pictures import png_bytes
 from caswit.weights.initialize import start_from
 from caswit.weights.model_folder import ModelInfo, build, save_model
+
+_CONFIDENCE_TILES = 100
+"""Tiles over which the confidence of a finished model is averaged."""
+_MOST_SCENES = 500
+"""Scenes whose places are looked up."""
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
@@ -49,9 +56,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
         CaswitError: The recipe, the data or the folder cannot be used.
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
-    dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken).read_at(recipe.tile.read_gsd_m)
-    if is_first_process():
-        dataset.list_broken()
+    dataset = load_data(recipe)
     _check(recipe, dataset)
     folder = RunFolder(out)
     with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
@@ -98,15 +103,7 @@ class SupervisedTask:
         """Score the validation split and draw some of its tiles; nothing where the recipe names no such split."""
         if not self.validation_scenes:
             return {}
-        settings, device = self.recipe.train, self.fabric.device
-        predictor = Predictor(
-            network.eval(),
-            context_factor=self.recipe.tile.context_factor,
-            # The size of a training pass, which is known to fit into memory.
-            batch=settings.batch // (settings.accumulate * settings.devices),
-            device=device,
-            bf16=uses_bf16(settings.precision, device),
-        )
+        predictor = self._predictor(network)
         counts = self._counts(predictor)
         if stop_signal() is not None:
             return {}
@@ -121,17 +118,53 @@ class SupervisedTask:
             "val_accuracy": scores.overall_accuracy,
         }
 
+    def _predictor(self, network: Network) -> Predictor:
+        settings, device = self.recipe.train, self.fabric.device
+        return Predictor(
+            network.eval(),
+            context_factor=self.recipe.tile.context_factor,
+            # The size of a training pass, which is known to fit into memory.
+            batch=settings.batch // (settings.accumulate * settings.devices),
+            device=device,
+            bf16=uses_bf16(settings.precision, device),
+        )
+
+    def _confidence(self, network: Network) -> dict[str, Any]:
+        """Return the mean confidence of the finished model over some tiles spread over the validation split."""
+        # Of the model that is kept, which may be that of an earlier validation; some tiles tell a mean well enough.
+        tile_px, names = self.recipe.tile.tile_px, self.dataset.classes.names
+        tiles = spread_tiles(self.dataset, self.validation_scenes, tile_px, _CONFIDENCE_TILES)
+        band_px = boundary_band_px(tile_px, tile_px)
+        scored = scored_sample(self._predictor(network), self.dataset, tiles, band_px=band_px)
+        values = sum((tile.confidence for tile in scored), start=Confidence.zeros(len(names))).values(names)
+        return {"validation_confidence": values} if values else {}
+
+    def _train_scenes(self) -> Sequence[Scene]:
+        """Return the training scenes, or some hundreds spread over them: of half a million, opening all takes hours."""
+        scenes = self.dataset.split(self.recipe.data.train_split)
+        return scenes[:: -(-len(scenes) // _MOST_SCENES)]
+
+    def _degrees(self, scene: Scene) -> Degrees | None:
+        try:
+            with open_dataset_scene(self.dataset.read_at(None), scene) as opened:
+                return opened.image.grid.degrees
+        except DataError:  # broken, which a dataset may allow
+            return None
+
     def _counts(self, predictor: Predictor) -> Counts:
         """Count over the split or its sample, shared out over the devices of the run; every device gets the sum."""
         tile_px = self.recipe.tile.tile_px
         band_px = boundary_band_px(tile_px, tile_px)
-        part = self.fabric.global_rank, self.fabric.world_size
+        share: dict[str, Any] = {
+            "part": (self.fabric.global_rank, self.fabric.world_size),
+            "workers": self.recipe.data.workers,
+        }
         if self.validation_sample is None:
             tiles = scored_tiles(
-                predictor, self.dataset, self.validation_scenes, tile_px=tile_px, band_px=band_px, part=part
+                predictor, self.dataset, self.validation_scenes, tile_px=tile_px, band_px=band_px, **share
             )
         else:
-            tiles = scored_sample(predictor, self.dataset, self.validation_sample, band_px=band_px, part=part)
+            tiles = scored_sample(predictor, self.dataset, self.validation_sample, band_px=band_px, **share)
         # A device that was told to stop counts no further; it still has to meet the others in the sum below.
         counted = (tile.counts for tile in takewhile(lambda _: stop_signal() is None, tiles))
         # Counts of every device's share add up to those of the split; means of scores would not.
@@ -145,8 +178,15 @@ class SupervisedTask:
             atomic_write_bytes(file, png_bytes(sheet(predictor, self.dataset, tiles, tile.context_factor)))
 
     def save(self, network: Network, provenance: dict[str, Any]) -> None:
-        """Write the model folder."""
-        provenance = {"dataset": self.dataset.name, "best_val_miou": None, **provenance}
+        """Write the model folder, with where the model learned and how sure it is of validation data."""
+        area = together([bounds for scene in self._train_scenes() if (bounds := self._degrees(scene)) is not None])
+        provenance = {
+            "dataset": self.dataset.name,
+            "best_val_miou": None,
+            "learned": {"area": None if area is None else [round(x, 4) for x in area]},
+            **self._confidence(network),
+            **provenance,
+        }
         save_model(network, dataclasses.replace(self.info, provenance=provenance), self.folder.model)
 
 

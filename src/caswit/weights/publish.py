@@ -5,15 +5,15 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from caswit.config.renamed import with_new_names
-from caswit.errors import ConfigError, DataError, brief
-from caswit.files import atomic_path, read_yaml
+from caswit.errors import ConfigError, brief
+from caswit.files import atomic_path, checked, read_json, read_yaml
 from caswit.viz.pages import render
 from caswit.weights.hub import PREFIX, upload
 from caswit.weights.model_folder import (
@@ -52,6 +52,10 @@ class About:
     """Name of a file beside the YAML file: an image of the kind the model is for."""
     sample_gsd_m: float
     """Ground size of the sample's pixels, in metres."""
+    place: str | None = None
+    """Name of the place that the training images show, for the end of ``caswit predict``."""
+    area: tuple[float, float, float, float] | None = None
+    """West, south, east and north of the training images in degrees; None where they are not known."""
 
 
 def read_about(file: Path) -> About:
@@ -62,10 +66,10 @@ def read_about(file: Path) -> About:
     """
     content = read_yaml(file)
     content = with_new_names("about", content, str(file)) if isinstance(content, dict) else {}
-    names = {f.name for f in fields(About)}
-    if set(content) != names:
-        raise ConfigError(f"{file}: must have exactly {', '.join(sorted(names))}")
-    for name in names - {"gsd_m", "read_gsd_m", "pictures", "sample_gsd_m"}:
+    names = {f.name for f in fields(About) if f.default is MISSING}
+    if set(content) - {"place", "area"} != names:
+        raise ConfigError(f"{file}: must have exactly {', '.join(sorted(names))}; place and area may be there too")
+    for name in (names | content.keys()) - {"gsd_m", "read_gsd_m", "pictures", "sample_gsd_m", "area"}:
         if not isinstance(content[name], str):
             raise ConfigError(f"{file}: {name} must be text, got {brief(content[name])}")
     gsd_m, pictures = content["gsd_m"], content["pictures"]
@@ -77,10 +81,19 @@ def read_about(file: Path) -> About:
     for name in ("read_gsd_m", "sample_gsd_m"):
         if not isinstance(content[name], int | float) or not gsd_m[0] <= content[name] < gsd_m[1]:
             raise ConfigError(f"{file}: {name} must be metres within gsd_m, got {brief(content[name])}")
+    _check_area(content.get("area"), file)
     for name in (*pictures, content["sample"]):
         if Path(name).name != name or not file.with_name(name).is_file():
             raise ConfigError(f"{file}: {name} is not in the same folder")
     return About(**content | {"gsd_m": tuple(gsd_m)})
+
+
+def _check_area(area: Any, file: Path) -> None:
+    if area is None:
+        return
+    west, south, east, north = checked(tuple[float, float, float, float], area, f"{file}: area")
+    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+        raise ConfigError(f"{file}: area must be west, south, east, north in degrees, got {brief(area)}")
 
 
 def push(
@@ -128,8 +141,14 @@ def push(
             beside = [about.with_name(picture) for picture in {*said.pictures, said.sample}]
             kept = ("summary", "gsd_m", "sample", "sample_gsd_m")
             config["about"] = {key: getattr(said, key) for key in kept}
+            if said.place is not None or said.area is not None:
+                config["provenance"]["learned"] = {"name": said.place, "area": said.area}
             config["trained_gsd_m"] = config["tile"]["read_gsd_m"] = said.read_gsd_m
-        card = model_card(config, Path(name).name if local else name, _read_report(report), license_name, said)
+        scores = _read_report(report)
+        if scores is not None and "confidence" in scores:
+            # Beside which the end of a map puts the confidence that it has.
+            config["provenance"]["validation_confidence"] = scores["confidence"]
+        card = model_card(config, Path(name).name if local else name, scores, license_name, said)
     with nullcontext(name) if local else tempfile.TemporaryDirectory() as written:
         target = Path(written).expanduser()
         _fill(target, folder, config, card, beside, half)
@@ -184,11 +203,11 @@ def _read_report(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     file = path / "report.json" if path.is_dir() else path
-    try:
-        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        _ = report["miou"], report["per_class"], report["evaluated"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: not a report.json of caswit evaluate ({type(error).__name__})") from error
+    remedy = "give the report.json of caswit evaluate, or its folder"
+    report: dict[str, Any] = checked(dict[str, Any], read_json(file), str(file), remedy)
+    # Reports of all versions have these; the card takes what else there is.
+    for name, kind in (("miou", float), ("per_class", dict[str, Any]), ("evaluated", dict[str, Any])):
+        checked(kind, report.get(name), f"{file}: {name}", remedy)
     return report
 
 

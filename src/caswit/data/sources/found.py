@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from caswit.data.scene import Scene
 from caswit.files import atomic_path, atomic_write_bytes, cache_folder
-from caswit.raster.vrt import Affine, Part, mosaic_xml
+from caswit.raster.vrt import Affine, Part, mosaic_files
+
+_VERSION = 2
+"""Of the way in which mosaics are written: those of an earlier one are written anew."""
 
 
 class Found(NamedTuple):
@@ -53,13 +56,19 @@ class Mosaics:
         nodata: int | None = None,
         filled: bool = False,
     ) -> Path:
-        """Write a mosaic as ``mosaic_xml`` describes it, and return its path."""
+        """Write a mosaic as ``mosaic_files`` describes it, and return its path."""
         path = self.folder / f"{name}.vrt"
-        digest = hashlib.sha256(repr((*parts, size, bands, transform, crs, nodata, filled)).encode()).hexdigest()
+        digest = hashlib.sha256(
+            repr((_VERSION, *parts, size, bands, transform, crs, nodata, filled)).encode()
+        ).hexdigest()
         if self._digests.get(name) != digest or not path.exists():
-            with atomic_path(path) as partial:
-                xml = mosaic_xml(parts, size, bands=bands, transform=transform, crs=crs, nodata=nodata, filled=filled)
-                partial.write_text(xml, encoding="utf-8")
+            files = mosaic_files(
+                name, parts, size, bands=bands, transform=transform, crs=crs, nodata=nodata, filled=filled
+            )
+            for file, xml in files.items():  # the mosaic comes last, when its sheets are there
+                (self.folder / file).parent.mkdir(exist_ok=True)
+                with atomic_path(self.folder / file) as partial:
+                    partial.write_text(xml, encoding="utf-8")
             self._digests[name] = digest
             self._changed = True
         return path

@@ -78,8 +78,8 @@ class Worker:
             return BlockResult()
         try:
             with self._computing:
-                values = self._mapper.compute(block, pixels)
-            return BlockResult(write_loose(folder, number, encode_part(values)))
+                mapped = self._mapper.compute(block, pixels)
+            return BlockResult(write_loose(folder, number, encode_part(mapped.values, mapped.tags)))
         except FileNotFoundError:
             return BlockResult(failed=not_shared(folder, f"is not on {socket.gethostname()}"))
         except (CaswitError, OSError) as error:

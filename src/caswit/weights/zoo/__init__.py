@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, ModelError
+from caswit.weights.hub import is_on_hub
+from caswit.weights.learned import Learned
 
 _FOLDER = Path(__file__).parent
 
@@ -29,6 +31,21 @@ class ZooModel:
     """File of an image of the kind it is for."""
     sample_gsd_m: float
     """Ground size of the sample's pixels, in metres."""
+    read_gsd_m: float | None = None
+    """Ground size that images are resampled to; None: they are read as they are."""
+    learned: Learned = field(default_factory=Learned)
+    """Where it learned, and how sure it is of its validation data."""
+
+    def fits(self, gsd_m: float, models: "Sequence[ZooModel]") -> tuple[bool, str]:
+        """Return whether it is meant for pixels of a ground size, and why; finer ones are averaged by the finest."""
+        low, high = self.gsd_m
+        if gsd_m >= high:
+            return False, f"pixels of {gsd_m:.3g} m are coarser than its {low:g} to {high:g} m"
+        if gsd_m >= low:
+            return True, f"pixels of {gsd_m:.3g} m; it is for {low:g} to {high:g} m"
+        if self.read_gsd_m is None or low > min(model.gsd_m[0] for model in models):
+            return False, f"pixels of {gsd_m:.3g} m are finer than its {low:g} to {high:g} m"
+        return True, f"pixels of {gsd_m:.3g} m, which are averaged to the {self.read_gsd_m:g} m that it reads"
 
     def __str__(self) -> str:
         """Return its name and what it is for, in a line."""
@@ -53,6 +70,8 @@ def _read(file: Path) -> ZooModel:
         classes=tuple(c["name"] for c in config["classes"] if not c.get("ignore")),
         sample=file.with_name(about["sample"]),
         sample_gsd_m=about["sample_gsd_m"],
+        read_gsd_m=config["tile"].get("read_gsd_m", config["tile"].get("gsd_m")),  # as version 0.1.0 called it
+        learned=Learned.of(config.get("provenance", {})),
     )
 
 
@@ -61,6 +80,13 @@ def find(name: str | Path) -> Path | None:
     if Path(name).exists():
         return None
     return next((m.folder for m in zoo_models() if m.name == str(name)), None)
+
+
+def check_there(name: str | Path) -> None:
+    """Raise ModelError unless a model's name is one of the zoo, on the hub, or that of a file or folder."""
+    if not is_on_hub(name) and find(name) is None and not Path(name).exists():
+        names = ", ".join(m.name for m in zoo_models())
+        raise ModelError(f"{name}: no such model folder, and no model of the package ({names})")
 
 
 def choose(gsd_m: float | None, image: str, models: Sequence[ZooModel] | None = None) -> tuple[ZooModel, str]:
@@ -81,10 +107,9 @@ def choose(gsd_m: float | None, image: str, models: Sequence[ZooModel] | None = 
             f"{image}: the ground size of its pixels is unknown, so no model can be chosen; add --gsd-m METRES, or "
             f"--model NAME: {known}"
         )
-    fitting = [m for m in models if m.gsd_m[0] <= gsd_m < m.gsd_m[1]]
+    fitting = [m for m in models if m.fits(gsd_m, models)[0]]
     if len(fitting) != 1:
         many = "several models are" if fitting else "no model is"
         raise ConfigError(f"{image}: {many} meant for pixels of {gsd_m:.3g} m; choose one with --model: {known}")
     (model,) = fitting
-    reason = f"pixels of {gsd_m:.3g} m; it is for {model.gsd_m[0]:g} to {model.gsd_m[1]:g} m"
-    return model, reason
+    return model, model.fits(gsd_m, models)[1]
