@@ -22,7 +22,8 @@ INTRODUCTION = """\
 # Settings
 
 Every argument and setting of every command. The same text is the command's `--help`; hyphens and underscores are the
-same (`--gsd-m`, `--gsd_m`), and a setting that is true or false needs no value (`--blend`).
+same (`--gsd-m`, `--gsd_m`), and a setting that is true or false needs no value (`--blend`). Fields of a recipe stand
+under their section; on the command line, the field `size` of the section `model` is `--model.size`.
 
 <!-- Made by `python docs/settings_page.py` from the docstrings in src/caswit/config: edit those, not this page. -->
 """
@@ -39,7 +40,9 @@ def page() -> str:
     kinds = {f"Dataset: `source: {{kind: {kind}}}`": source for kind, source in SOURCES.items()}
     kinds |= {"Recipe: `row`, for `caswit table`": RowConfig, "Recipe: `init`": InitConfig}
     files = [f"### {title}\n\n{field_table(kind)}" for title, kind in kinds.items()]
-    return "\n".join([INTRODUCTION, *(section(command) for command in COMMANDS.values()), FILES, *files])
+    # The class keeps names of options in one line: docs/site.css.
+    parts = [INTRODUCTION, '<div class="options" markdown>\n', *(section(command) for command in COMMANDS.values())]
+    return "\n".join([*parts, FILES, *files, "</div>\n"])
 
 
 def section(command: Command) -> str:
@@ -53,12 +56,11 @@ def section(command: Command) -> str:
         if any("." in action.dest for action in actions):
             name = actions[0].dest.split(".")[0]
             parts.append(f"### `{name}` of `caswit {command.name}`: {group.title}\n")
+            parts.append(table("field", ((action.dest.removeprefix(f"{name}."), action) for action in actions)))
         elif actions and group.title in ("positional arguments", "options"):
             general += actions
-            continue
         elif actions:
             parts.append(f"{group.title}:\n")
-        if actions:
             parts.append(table("option", ((_option(action), action) for action in actions)))
     if general:
         parts.insert(len(command.help) + 2, table("argument", ((_option(action), action) for action in general)))

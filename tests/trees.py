@@ -38,6 +38,7 @@ def make_flair_hub(
     domain: str = DOMAIN,
     roi: str = ROI,
     patch_px: int = PATCH_PX,
+    x: float = 700_000,
 ) -> list[str]:
     """Cut (4, H, W) and (1, H, W) into patches whose names say nothing of their place; their patch ids.
 
@@ -51,7 +52,7 @@ def make_flair_hub(
                 continue
             place = f"{col + 3}-{rows - row}"
             cut = np.s_[:, row * patch_px : (row + 1) * patch_px, col * patch_px : (col + 1) * patch_px]
-            where = {"x": 700_000 + col * patch_px * GSD_M, "y": 6_600_000 - row * patch_px * GSD_M}
+            where = {"x": x + col * patch_px * GSD_M, "y": 6_600_000 - row * patch_px * GSD_M}
             for path, pixels in zip(flair_paths(place, domain, roi), (image[cut], label[cut]), strict=True):
                 write_tiff(root / path, pixels, **where)
             ids.append(f"{domain}_{roi}_{place}")

@@ -1,19 +1,20 @@
 """Land-cover maps from orthophotos of any size, with a network that sees the context of every tile.
 
-``CASWiT`` is the network, ``load_model`` reads a trained one. They are imported when first used, so that
-``import caswit`` stays instant.
+``CASWiT`` is the network. ``load_model`` reads a trained one, which labels arrays; ``predict``, ``train`` and
+``evaluate`` do what the commands of these names do. All are imported when first used, so that ``import caswit`` stays
+instant.
 """
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from caswit.cli.api import Model, evaluate, load_model, predict, train
     from caswit.nn.caswit import CASWiT
-    from caswit.weights.model_folder import load_model
 
 __version__ = version("caswit")
 
-__all__ = ["CASWiT", "__version__", "load_model"]
+__all__ = ["CASWiT", "Model", "__version__", "evaluate", "load_model", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,8 +22,12 @@ def __getattr__(name: str) -> Any:
         from caswit.nn.caswit import CASWiT
 
         return CASWiT
-    if name == "load_model":
-        from caswit.weights.model_folder import load_model
+    if name in __all__:
+        from caswit.cli import api
 
-        return load_model
+        return getattr(api, name)
     raise AttributeError(f"module 'caswit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

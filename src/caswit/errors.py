@@ -9,12 +9,30 @@ Values and foreign messages go into a line of ours through ``brief`` and ``one_l
 may be of any size, and another library's message may have a hundred lines.
 """
 
+import json
 import reprlib
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import distribution
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
 _MOST = 120
+
+EXTRAS = {
+    "train": {"lightning", "tensorboard"},
+    "vector": {"shapely", "pyogrio", "pyproj", "pyarrow"},
+    "ray": {"ray"},
+    "baselines": {"segmentation_models_pytorch"},
+    "export": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+    "serve": {"fastapi", "starlette", "uvicorn", "rio_tiler", "xstatic-leaflet"},
+}
+"""By extra of the package: the modules that it brings."""
 
 
 class CaswitError(Exception):
@@ -61,3 +79,32 @@ def one_line(said: object, most: int = 200) -> str:
     # What a terminal would obey is shown as its escape: names of files are not ours.
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(said)[: 4 * most].split()))
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+@contextmanager
+def naming_extras(what: str) -> Iterator[None]:
+    """Turn a missing module of an extra into a CaswitError that says how to install it.
+
+    Args:
+        what: What needs the module, for the message.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        extra = next((extra for extra, modules in EXTRAS.items() if missing in modules), None)
+        if extra is None:
+            raise
+        raise CaswitError(f"{what} needs {missing}, which comes with the extra {extra}: {install(extra)}") from error
+
+
+def install(extra: str) -> str:
+    """Return the command that installs an extra, as it works on this machine."""
+    # caswit is on no package index, so an extra is installed from where the package came from: pip notes it (PEP 610).
+    noted = json.loads(distribution("caswit").read_text("direct_url.json") or "{}")
+    address = str(noted.get("url", ""))
+    clone = Path(url2pathname(urlparse(address).path))
+    if address.startswith("file:") and (clone / "pyproject.toml").is_file():
+        editable = "--editable " if noted.get("dir_info", {}).get("editable") else ""
+        return f"pip install {editable}{shlex.quote(f'{clone}[{extra}]')}"
+    return f"pip install '.[{extra}]' in a clone of caswit, which is on no package index yet"

@@ -9,11 +9,13 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 
 import caswit
 from caswit.cli.commands import COMMANDS
 from caswit.cli.main import main
+from caswit.errors import install
 from conftest import georeference, picture
 
 pytestmark = pytest.mark.e2e
@@ -70,8 +72,11 @@ def test_python_dash_m_and_exit_status():
     assert done.stderr.startswith("caswit: no command 'nonsense'; commands are: ")
 
 
-def test_only_urur_can_be_prepared(capsys):
-    assert "only urur can be prepared, got 'flair_hub'" in refused(capsys, "prepare", "flair_hub", "x")
+def test_not_every_dataset_can_be_prepared(capsys, tmp_path):
+    message = refused(capsys, "prepare", "swissimage", "x")
+    assert "only flair_hub and urur can be prepared, got 'swissimage'" in message
+    for kind in ("flair_hub", "urur"):
+        assert "x: no such folder" in refused(capsys, "prepare", kind, str(tmp_path / "x"))
 
 
 def test_from_recipe_to_map(capsys, dataset_file, tmp_path):
@@ -278,7 +283,7 @@ def test_training_without_its_extra_says_what_to_install(capsys, tmp_path, datas
     monkeypatch.setitem(sys.modules, "lightning", None)  # importing it now fails as if it were not there
     (tmp_path / "r.yaml").write_text(f"data: {{dataset: {dataset_file}}}")
     message = refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
-    assert "pip install 'caswit[train]'" in message
+    assert install("train") in message
 
 
 @pytest.mark.data
@@ -298,6 +303,23 @@ def test_what_the_system_says_is_one_line(capsys, monkeypatch, number):
     message = run_raising(capsys, monkeypatch, OSError(number, os.strerror(number), "a\nb" * 2000))
     assert os.strerror(number) in message or len(message) > 2000
     assert len(message) < 2100
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: 9 bytes"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity of"),
+        MemoryError("Unable to allocate 9 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(capsys, monkeypatch, error):
+    """A recipe cut short is a good one of a network for a larger machine: its end was a traceback of torch."""
+    message = run_raising(capsys, monkeypatch, error)
+    assert message.startswith("caswit: not enough memory (")
+    assert "try smaller images or settings" in message
 
 
 def test_a_bug_stays_a_bug(capsys, monkeypatch):

@@ -8,6 +8,8 @@ import time
 import pytest
 
 from caswit.cli.signals import quiet_end
+from caswit.errors import DataError
+from caswit.raster.reader import Raster
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -52,3 +54,12 @@ def test_what_was_there_before_is_there_again():
 def test_errors_that_no_signal_caused_stay():
     with pytest.raises(ImportError), quiet_end():
         raise ImportError("a bug")
+
+
+def test_what_gdal_quotes_of_a_file_may_be_half_a_letter(tmp_path, capfd):
+    """GDAL quotes the first byte of é: rasterio's log printed a traceback of three lines beside our one."""
+    file = tmp_path / "odd.vrt"
+    file.write_text('<VRTDataset rasterXSize="9" rasterYSize="9"><VRTRasterBand é="Byte" band="1"/></VRTDataset>')
+    with quiet_end(), pytest.raises(DataError, match=r"odd.vrt: not a raster GDAL can open"):
+        Raster(file)
+    assert capfd.readouterr().err == ""

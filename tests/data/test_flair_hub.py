@@ -17,7 +17,15 @@ from caswit.errors import DataError
 from caswit.raster.resample import area_average
 from caswit.raster.windows import Window
 from conftest import picture
-from trees import PATCH_PX, flair_paths, make_flair_hub, write_dataset, write_flair_csv, write_flair_geopackage
+from trees import (
+    PATCH_PX,
+    flair_paths,
+    make_flair_hub,
+    write_dataset,
+    write_flair_csv,
+    write_flair_geopackage,
+    write_tiff,
+)
 
 ROWS, COLS = 4, 5
 HOLE = (1, 2)
@@ -201,9 +209,10 @@ def test_an_index_that_is_broken_is_made_anew(tree, cache):
     scenes = load(tree).scenes
     for file in cache.rglob("*.npz"):
         file.write_bytes(b"nothing")
-    for file in cache.rglob("digests.json"):
-        file.write_text("{")
-    assert load(tree).scenes == scenes
+    for damaged in ("{", "[]", '{"D012-2019": 5}'):
+        for file in cache.rglob("digests.json"):
+            file.write_text(damaged)
+        assert load(tree).scenes == scenes
 
 
 class TestBroken:
@@ -269,11 +278,6 @@ class TestBroken:
         self.write(tree, self.LABEL, ids[:, :PATCH_PX, :PATCH_PX], x=700_000.2)
         self.check(tree, self.LABEL, "lies elsewhere than its image")
 
-    def test_off_the_grid(self, tree, pixels, ids):
-        self.write(tree, self.IMAGE, pixels[:, :PATCH_PX, :PATCH_PX], x=700_000.07)
-        self.write(tree, self.LABEL, ids[:, :PATCH_PX, :PATCH_PX], x=700_000.07)
-        self.check(tree, self.IMAGE, "does not lie on the grid of")
-
     def test_two_patches_in_one_place(self, tree, pixels):
         self.write(tree, self.IMAGE, pixels[:, :PATCH_PX, :PATCH_PX], y=6_600_000)
         shutil.copy(tree / flair_paths("3-4")[1], tree / self.LABEL)
@@ -300,9 +304,187 @@ class TestBroken:
         assert self.LABEL in caplog.text
 
     def write(self, tree, path, pixels, *, x=700_000.0, y=6_600_000 - 3 * PATCH_PX * 0.2):
-        from trees import write_tiff
-
         write_tiff(tree / path, pixels, x=x, y=y)
+
+
+def tile_of(dataset, scene, window):
+    with open_dataset_scene(dataset, scene) as opened:
+        return opened.read(window, 2)
+
+
+def tiles(dataset, split):
+    """(scene, area) of every patch of a split."""
+    return [(scene, area) for scene in dataset.split(split) for area in scene.areas]
+
+
+class TestAcrossRegions:
+    """The patches of a domain and year are one mosaic, whichever region they belong to."""
+
+    REGIONS = ("AF-S1-27", "UU-S1-1")
+
+    def make(self, root, pixels, ids, *, splits=("TRAIN", "TRAIN"), second=None, **domains):
+        """Columns 0-2 are one region, the others a second one; ``second`` gives another image and labels of that."""
+        cells = [(row, col) for row in range(ROWS) for col in range(COLS)]
+        listed = []
+        for number, (roi, split) in enumerate(zip(self.REGIONS, splits, strict=True)):
+            holes = [cell for cell in cells if (cell[1] < 3) == bool(number)]
+            shown = second if second is not None and number else (pixels, ids)
+            listed.append((split, make_flair_hub(root, *shown, holes=holes, roi=roi, **domains)))
+        for split in set(splits):
+            patches = [patch for other, some in listed if other == split for patch in some]
+            write_flair_csv(root / f"FLAIR-HUB_TOY-DATASET_{split}.csv", patches)
+        return listed
+
+    def test_neighbours_in_another_region_are_seen(self, tmp_path, pixels, ids):
+        """They were black: the paper places patches by coordinates."""
+        self.make(tmp_path / "flair", pixels, ids)
+        dataset = load(tmp_path / "flair")
+        scene, region, labels = whole(dataset, "train")
+        np.testing.assert_array_equal(region.image, pixels[:3])
+        np.testing.assert_array_equal(labels, FLAIR_HUB_CLASSES.indices(ids[0], "x"))
+        assert len(scene.areas) == ROWS * COLS
+        padded = np.pad(pixels[:3], ((0, 0), (16, 16), (16, 16)))
+        for area in scene.areas:  # contexts are those of the image that the patches were cut from
+            wide = padded[:, area.row : area.row + 64, area.col : area.col + 64]
+            np.testing.assert_array_equal(tile_of(dataset, scene, area).context, area_average(wide, 2))
+
+    def test_other_years_and_domains_are_mosaics_of_their_own(self, tmp_path, pixels, ids):
+        self.make(tmp_path / "flair", pixels, ids)
+        other = make_flair_hub(tmp_path / "flair", 255 - pixels, ids, domain="D012-2022")
+        write_flair_csv(tmp_path / "flair" / "X_TEST.csv", other)
+        dataset = load(tmp_path / "flair")
+        assert [s.name for s in dataset.scenes] == ["D012-2019", "D012-2022"]
+        np.testing.assert_array_equal(whole(dataset, "test")[1].image, 255 - pixels[:3])
+
+    def test_same_split_shows_no_other(self, tmp_path, pixels, ids):
+        self.make(tmp_path / "flair", pixels, ids, splits=("TRAIN", "VALID"))
+        for neighbours, shown in (("same_split", pixels[:3, :, : 3 * PATCH_PX]), ("any", pixels[:3])):
+            dataset = load(tmp_path / "flair", neighbours=neighbours)
+            np.testing.assert_array_equal(whole(dataset, "train")[1].image, shown)
+
+    def test_many_patches_read_the_same(self, tmp_path, cache):
+        """More than a sheet holds."""
+        rows, cols = 10, 9
+        pixels = picture(rows * PATCH_PX, cols * PATCH_PX)
+        pixels = np.concatenate([pixels, 255 - pixels[:1]])
+        ids = (np.indices(pixels.shape[1:]).sum(0) // 9 % 15).astype(np.uint8)[None]
+        patches = make_flair_hub(tmp_path / "flair", pixels, ids)
+        write_flair_csv(tmp_path / "flair" / "X_TRAIN.csv", patches)
+        _, region, labels = whole(load(tmp_path / "flair"), "train")
+        np.testing.assert_array_equal(region.image, pixels[:3])
+        np.testing.assert_array_equal(labels, FLAIR_HUB_CLASSES.indices(ids[0], "x"))
+        sheets = [*cache.glob("flair_hub/*/any-*/D012-2019-*/*.vrt")]
+        assert len(sheets) == 4
+        # Clusters clean up by file; a mosaic that lacks a sheet is written again.
+        sheets[1].unlink()
+        np.testing.assert_array_equal(whole(load(tmp_path / "flair"), "train")[1].image, pixels[:3])
+        assert sheets[1].is_file()
+        times = {sheet: sheet.stat().st_mtime_ns for sheet in sheets}
+        load(tmp_path / "flair")
+        assert times == {sheet: sheet.stat().st_mtime_ns for sheet in sheets}
+
+    def test_a_patch_in_two_splits_is_in_both(self, tmp_path, pixels, ids):
+        patches = make_flair_hub(tmp_path / "flair", pixels, ids)
+        for split in ("VALID", "TEST"):
+            write_flair_csv(tmp_path / "flair" / f"X_{split}.csv", patches)
+        dataset = load(tmp_path / "flair")
+        assert len(tiles(dataset, "val")) == len(tiles(dataset, "test")) == ROWS * COLS
+
+
+class TestApart:
+    """What does not fit into the mosaic of its domain is scored all the same: official scores need every patch."""
+
+    PATCH = np.s_[:, 3 * PATCH_PX :, :PATCH_PX]  # row 3, column 0
+
+    def shift(self, tree, pixels, ids, x):
+        for path, array in zip(flair_paths("3-1"), (pixels, ids), strict=True):
+            write_tiff(tree / path, array[self.PATCH], x=x, y=6_600_000 - 3 * PATCH_PX * 0.2)
+
+    def test_a_patch_off_the_grid_has_black_context(self, tree, pixels, ids, caplog):
+        self.shift(tree, pixels, ids, 700_000.05)  # a quarter of a pixel
+        dataset = load(tree)
+        assert not dataset.broken
+        assert len(tiles(dataset, "train")) == ROWS * 3 - 1
+        main, apart = dataset.split("train")
+        assert (main.name, apart.name) == ("D012-2019", "D012-2019_2")
+        (area,) = apart.areas
+        sample = tile_of(dataset, apart, area)
+        np.testing.assert_array_equal(sample.tile, pixels[self.PATCH][:3])
+        np.testing.assert_array_equal(sample.label, FLAIR_HUB_CLASSES.indices(ids[self.PATCH][0], "x"))
+        np.testing.assert_array_equal(sample.context[:, 8:24, 8:24], area_average(pixels[self.PATCH][:3], 2))
+        sample.context[:, 8:24, 8:24] = 0
+        assert not sample.context.any()
+        (warning,) = caplog.messages
+        assert "1 of 19 patches lie off the pixel grid of their domain" in warning
+
+    def test_another_crs_too(self, tree, pixels, ids):
+        for path, array in zip(flair_paths("3-1"), (pixels, ids), strict=True):
+            write_tiff(tree / path, array[self.PATCH], x=1, y=1, crs="EPSG:2972")
+        assert len(tiles(load(tree), "train")) == ROWS * 3 - 1
+
+    def test_the_first_patch_may_be_the_one_that_is_off(self, tree, pixels, ids):
+        """Its name comes first: the grid is that of the others."""
+        place = "3-0"
+        for path, array in zip(flair_paths(place), (pixels, ids), strict=True):
+            write_tiff(tree / path, array[self.PATCH], x=690_000.05, y=6_600_000)
+        with (tree / "FLAIR-HUB_TOY-DATASET_TRAIN.csv").open("a") as lines:
+            image, label = flair_paths(place)
+            lines.write(f"x,,{label},{image},\r\n")
+        main, apart = load(tree).split("train")
+        assert (len(main.areas), len(apart.areas)) == (ROWS * 3 - 1, 1)
+
+    def test_a_region_on_a_grid_of_its_own_keeps_its_neighbours(self, tmp_path, pixels, ids, monkeypatch, caplog):
+        root = tmp_path / "flair"
+        patches = make_flair_hub(root, pixels, ids)
+        off = make_flair_hub(root, pixels[:, :64], ids[:, :64], roi="ZZ-S1-1", x=800_000.05)
+        write_flair_csv(root / "X_TRAIN.csv", patches + off)
+        dataset = load(root)
+        main, apart = dataset.split("train")
+        assert (len(main.areas), len(apart.areas)) == (ROWS * COLS, 2 * COLS)
+        with open_dataset_scene(dataset, apart) as opened:
+            image = opened.region(Window(0, 0, opened.height, opened.width)).image
+        np.testing.assert_array_equal(image, pixels[:3, :64])
+        assert f"{2 * COLS} of {(ROWS + 2) * COLS} patches" in caplog.text
+
+    def test_regions_that_overlap_show_each_its_own(self, tmp_path, pixels, ids):
+        """A patch under another one was scored on its own pixels while each region was a mosaic; it still is."""
+        root = tmp_path / "flair"
+        patches = make_flair_hub(root, pixels, ids)
+        over = make_flair_hub(root, 255 - pixels, 18 - ids, roi="ZZ-S1-1", x=700_000 + 10 * 0.2)
+        write_flair_csv(root / "X_TRAIN.csv", patches + over)
+        dataset = load(root)
+        main, apart = dataset.split("train")
+        for scene, image, label in ((main, pixels, ids), (apart, 255 - pixels, 18 - ids)):
+            with open_dataset_scene(dataset, scene) as opened:
+                region = opened.region(Window(0, 0, opened.height, opened.width))
+                np.testing.assert_array_equal(region.image, image[:3])
+                labels = opened.labels(region.window, region.valid)
+            np.testing.assert_array_equal(labels, FLAIR_HUB_CLASSES.indices(label[0], "x"))
+
+
+@pytest.mark.data
+def test_real_patches_in_two_regions_are_the_picture_they_were_cut_from(tmp_path, real_data):
+    """Beside GDAL's own mosaic of the same files."""
+    from rasterio.merge import merge
+
+    source, root = real_data / "herault_hub", tmp_path / "hub"
+    patches = []
+    for kind in ("AERIAL_RGBI", "AERIAL_LABEL-COSIA"):
+        for file in sorted(source.glob(f"*_{kind}/*/*.tif")):
+            place = file.stem.rsplit("_", 1)[1]
+            roi = "UU-S1-1" if place.endswith(("0", "1")) else "UU-S1-2"
+            folder = root / f"D034-2021_{kind}" / roi
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"D034-2021_{kind}_{roi}_{place}.tif").symlink_to(file)
+            patches += [f"D034-2021_{roi}_{place}"] * (kind == "AERIAL_RGBI")
+    write_flair_csv(root / "X_TRAIN.csv", patches)
+    dataset = load(root)
+    scene, region, labels = whole(dataset, "train")
+    assert len(scene.areas) == 25
+    image, _ = merge(sorted(source.glob("*_AERIAL_RGBI/*/*.tif")), indexes=[1, 2, 3])
+    ids, _ = merge(sorted(source.glob("*_AERIAL_LABEL-COSIA/*/*.tif")))
+    np.testing.assert_array_equal(region.image, image)
+    np.testing.assert_array_equal(labels, FLAIR_HUB_CLASSES.indices(ids[0], "x"))
 
 
 class TestRefusals:

@@ -1,14 +1,17 @@
 """Colours of classes that were given none."""
 
+import colorsys
 import itertools
 
 import numpy as np
 import pytest
 import yaml
 
-from caswit.data.classes import IGNORED, OKABE_ITO, ClassTable, default_color
+from caswit.data.classes import FLAIR_HUB_CLASSES, IGNORED, OKABE_ITO, ClassTable, default_color
 from caswit.data.dataset import load_dataset
 from caswit.errors import DataError
+from caswit.viz.pictures import IGNORED_COLOUR
+from caswit.weights.model_folder import load_model
 
 # Severity 1 of Machado, Oliveira and Fernandes (2009), for linear RGB.
 SEEN_BY = {
@@ -43,6 +46,34 @@ def test_eight_colours_are_told_apart_by_everyone(who):
 
 def test_the_bar_can_be_missed():
     assert closest(["#d7301f", "#4f7d1f", "#8c5a2b"], SEEN_BY["deuteranopes"]) < 9
+
+
+HUES = {"water": (190, 240), "vegetation": (90, 150), "building": (0, 20), "land": (25, 45)}
+"""Degrees on the wheel: blue, green, red, tan."""
+
+
+def test_the_model_of_dubai_has_colours_that_people_expect():
+    for each in load_model("caswit-nano-dubai").info.classes.predicted:
+        hue, _, strength = colorsys.rgb_to_hls(*(v / 255 for v in each.rgb))
+        if each.name == "road":
+            assert strength == 0, "roads are grey"
+        else:
+            least, most = HUES[each.name]
+            assert least <= 360 * hue <= most, each
+
+
+@pytest.mark.parametrize("who", SEEN_BY)
+def test_the_model_of_dubai_has_colours_that_everyone_tells_apart(who):
+    """From each other, and from the grey of pixels without a label."""
+    colors = [c.color for c in load_model("caswit-nano-dubai").info.classes.predicted]
+    assert closest(colors, SEEN_BY[who]) > 25
+    assert closest([*colors, "#" + bytes(IGNORED_COLOUR).hex()], SEEN_BY[who]) > 20
+
+
+@pytest.mark.data
+def test_herault_has_the_colours_of_ign(real_data):
+    table = load_dataset(real_data / "herault" / "dataset.yaml").classes
+    assert [(c.id, c.color) for c in table.classes] == [(c.id, c.color) for c in FLAIR_HUB_CLASSES.classes]
 
 
 def test_further_colours_differ():

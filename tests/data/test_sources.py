@@ -171,6 +171,23 @@ class TestSwissimage:
         assert near.areas == (Window(40, 0, 40, 40), Window(0, 40, 40, 40))
         assert read(dataset, far)[0].shape == (3, 40, 40)
 
+    def test_pixels_without_data_are_not_valid_and_all_others_are(self, root):
+        """In a window over two files with a nodata value, GDAL's mask was 0 below the first row."""
+        hole = np.s_[:, 3:9, 30:]
+        for east, north, value in ((2594, 1138, 60), (2595, 1138, 110)):
+            path = root / "new" / f"swissimage-dop10_2023_{east}-{north}_0.1_2056.tif"
+            pixels = np.full((3, 40, 40), value, np.uint8)
+            pixels[hole], pixels[0, 20, 20] = 255, 255
+            write_tiff(path, pixels, x=east * 1000, y=(north + 1) * 1000, crs="EPSG:2056", gsd=25, nodata=255)
+        dataset = load(root, "swissimage")
+        with open_dataset_scene(dataset, dataset.scenes[0]) as opened:
+            region = opened.region(Window(40, 0, 40, 80))
+        expected = np.ones((40, 80), bool)
+        for left in (0, 40):
+            expected[3:9, left + 30 : left + 40] = False
+        np.testing.assert_array_equal(region.valid, expected)
+        assert (region.image[1] == np.where(expected, np.where(np.arange(80) < 40, 60, 110), 0)).all()
+
     def test_it_is_read_averaged(self, root):
         dataset = load(root, "swissimage")
         coarse = dataset.read_at(50.0)

@@ -3,13 +3,14 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caswit.config import AugmentConfig
 from caswit.data.reader import Sample
-from caswit.data.transforms import augment, blurred, tone_curve, turned
-from caswit.raster.resample import area_average
+from caswit.data.transforms import augment, blurred, cut, tone_curve, turned
+from caswit.raster.resample import area_average, nearest
+from caswit.raster.windows import slice_middle
 
 
 @pytest.fixture
@@ -126,3 +127,37 @@ def test_masked_context_is_as_frequent_as_asked(sample):
     settings = AugmentConfig(context_dropout=0.25)
     hidden = [not augment(sample, settings, np.random.default_rng(s), factor=2).context[:, 0].any() for s in range(400)]
     assert 0.18 < np.mean(hidden) < 0.32
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.sampled_from([1, 2, 4]))
+def test_a_cut_is_black_and_ignored_at_the_same_place_in_tile_and_context(seed, factor):
+    rng = np.random.default_rng(seed)
+    wide = rng.integers(1, 255, (3, 64 * factor, 64 * factor), dtype=np.uint8)
+    inner = slice_middle(64 * factor, factor)
+    labels = rng.integers(0, 3, (64 * factor, 64 * factor), dtype=np.uint8)
+    sample = Sample(wide[:, inner, inner], area_average(wide, factor), labels[inner, inner], nearest(labels, factor))
+    found = cut(sample, rng, factor=factor)
+    away = (found.tile == 0).all(0)
+    assert away.mean() < 5 / 6
+    np.testing.assert_array_equal(found.tile, np.where(away, 0, sample.tile))
+    np.testing.assert_array_equal(found.label, np.where(away, 255, sample.label))
+    far = (found.context == 0).all(0)
+    np.testing.assert_array_equal(found.context, np.where(far, 0, sample.context))
+    np.testing.assert_array_equal(found.context_label, np.where(far, 255, sample.context_label))
+    # A context pixel is cut where its centre is: about where most of its tile pixels are.
+    middle = slice_middle(64, factor)
+    share = away.reshape(64 // factor, factor, 64 // factor, factor).mean((1, 3))
+    certain = (share == 0) | (share == 1)
+    np.testing.assert_array_equal(far[middle, middle][certain], share[certain] == 1)
+
+
+def test_holes_are_cut_into_their_share_of_samples_and_none_by_default():
+    sample = Sample(*(np.full(shape, 9, np.uint8) for shape in ((3, 32, 32), (3, 32, 32), (32, 32), (32, 32))))
+    rng = np.random.default_rng(0)
+    changed = [(augment(sample, AugmentConfig(holes=0.25), rng, factor=2).tile == 0).any() for _ in range(400)]
+    assert np.mean(changed) == pytest.approx(0.25, abs=0.06)
+    assert not any((augment(sample, AugmentConfig(), rng, factor=2).tile == 0).any() for _ in range(50))
+    empty = np.zeros((0, 0), np.uint8)
+    unlabelled = augment(sample._replace(label=empty, context_label=empty), AugmentConfig(holes=1), rng, factor=2)
+    assert unlabelled.label.shape == (0, 0)

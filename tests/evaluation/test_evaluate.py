@@ -1,6 +1,10 @@
 """Scores of a model folder on labelled scenes."""
 
+import dataclasses
 import json
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from caswit.config import EvaluateConfig
 from caswit.data.dataset import load_dataset
 from caswit.data.reader import open_dataset_scene
 from caswit.errors import ConfigError, DataError
-from caswit.evaluation.evaluate import count_scenes, scored_sample, scored_tiles
+from caswit.evaluation.evaluate import scored_sample, scored_tiles
 from caswit.evaluation.metrics import Counts
 from caswit.evaluation.run import evaluate
 from caswit.evaluation.tile_pictures import grid_tiles
@@ -24,6 +28,11 @@ from conftest import CLASSES, georeference
 pytestmark = pytest.mark.e2e
 
 EXACT = EvaluateConfig(precision="fp32", device="cpu", batch=3)
+
+
+def count_scenes(*arguments, **settings) -> Counts:
+    """The sum of the counts of ``scored_tiles``."""
+    return sum((tile.counts for tile in scored_tiles(*arguments, **settings)), start=Counts.zeros(3))
 
 
 @pytest.fixture
@@ -95,6 +104,62 @@ def test_parts_of_a_split_add_up_to_it(dataset_file, model_folder):
     np.testing.assert_array_equal(joined.confusion, whole.confusion)
     np.testing.assert_array_equal(joined.boundary_union, whole.boundary_union)
     assert counts((0, 2)).confusion.sum() < whole.confusion.sum()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_workers_change_no_count(dataset_file, model_folder, workers, parts):
+    """Neither do ranks, each with workers of its own: every tile has the same truth and prediction, to the pixel."""
+    dataset = load_dataset(dataset_file)
+    predictor, scenes = load_predictor(load_model(model_folder), EXACT), dataset.split("test") + dataset.split("train")
+    alone = list(scored_tiles(predictor, dataset, scenes, tile_px=32, band_px=2))
+    every = grid_tiles(dataset, scenes, 32)
+    sample = list(scored_sample(predictor, dataset, every[::2], band_px=2))
+    shared = [
+        tile
+        for n in range(parts)
+        for tile in scored_tiles(predictor, dataset, scenes, tile_px=32, band_px=2, part=(n, parts), workers=workers)
+    ]
+    assert len(shared) == len(alone) > 1
+
+    def known(tiles):
+        return {(id(t.scene), t.tile): (t.truth.tobytes(), t.prediction.tobytes()) for t in tiles}
+
+    assert known(shared) == known(alone)
+    joined, whole = (sum((t.counts for t in tiles), start=Counts.zeros(3)) for tiles in (shared, alone))
+    for name in ("confusion", "boundary_intersection", "boundary_union"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+    again = list(scored_sample(predictor, dataset, every[::2], band_px=2, workers=workers))
+    assert known(again) == known(sample)
+
+
+def test_a_report_does_not_tell_how_it_was_read(dataset_file, model_folder, tmp_path):
+    for name, workers in (("alone", 0), ("ahead", 2)):
+        evaluate(model_folder, dataset_file, tmp_path / name, settings=dataclasses.replace(EXACT, workers=workers))
+    alone, ahead = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("alone", "ahead"))
+    alone["evaluated"].pop("elapsed_s", None), ahead["evaluated"].pop("elapsed_s", None)
+    assert alone == ahead
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_is_one_error_whoever_reads_it(dataset_file, model_folder, tmp_path, workers):
+    content = (tmp_path / "scene_label.tif").read_bytes()
+    (tmp_path / "scene_label.tif").write_bytes(content[:-4000])  # the header is whole
+    with pytest.raises(DataError, match=r"scene_label.tif: cannot read rows"):
+        evaluate(model_folder, dataset_file, tmp_path / "r", settings=dataclasses.replace(EXACT, workers=workers))
+
+
+def test_a_worker_that_is_killed_is_one_line(dataset_file, model_folder):
+    dataset = load_dataset(dataset_file)
+    predictor = load_predictor(load_model(model_folder), EXACT)
+
+    def kill_the_workers() -> None:
+        for _ in scored_tiles(predictor, dataset, dataset.split("test") * 20, tile_px=32, band_px=2, workers=1):
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(DataError, match=r"process that reads ahead was ended from outside.*try fewer --workers"):
+        kill_the_workers()
 
 
 def test_single_tiles_count_as_they_do_in_their_blocks(dataset_file, model_folder):

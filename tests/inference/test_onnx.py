@@ -16,15 +16,15 @@ from caswit.cli.main import main
 from caswit.config import ModelConfig, TileConfig
 from caswit.data.reader import SceneReader, context_window
 from caswit.data.scene import Scene
-from caswit.errors import ConfigError, ModelError
+from caswit.errors import ConfigError, ModelError, install
 from caswit.inference.onnx import graphs, write
-from caswit.inference.onnx.graphs import InSlices, averaged, make_graph
+from caswit.inference.onnx.graphs import InSlices, averaged, deepness_window_px, make_graph
 from caswit.inference.onnx.metadata import overlap_percent
 from caswit.inference.onnx.write import export
 from caswit.inference.predictor import Predictor
 from caswit.nn.fusion import CrossAttention
 from caswit.raster.resample import area_average
-from caswit.raster.windows import Tile, Window
+from caswit.raster.windows import Tile, Window, starts
 from caswit.weights.model_folder import LoadedModel, ModelInfo, build, load_model, save_model
 from conftest import CLASSES, picture
 
@@ -150,30 +150,87 @@ def test_a_single_input_reads_as_the_map_does(tmp_path, make_raster, monkeypatch
     assert capsys.readouterr().out.strip() in ("building", "land", "water")
 
 
-def test_deepness_cuts_windows_that_make_the_map_of_the_network(tmp_path):
-    """Windows as the plugin cuts them: it keeps the middle of each."""
-    file = make_file(tmp_path, "deepness", tile_px=32, size="pico", decoder="segformer", fusion_stages=(1,))
-    said = file.metadata
-    size, overlap = said["tile_size"], said["tile_size"] * said["tiles_overlap"] // 100
-    assert (size, said["resolution"], said["model_type"]) == (64, 26.0, "Segmentor")
+def as_deepness_maps(file: File, image: np.ndarray, rim: int) -> np.ndarray:
+    """The map (H, W) that Deepness makes of an image (3, H, W) with a black rim, as its source cuts and joins windows.
+
+    It sees black beyond the end of a layer. Written for this test; what it leaves out is QGIS's resampling.
+    """
+    size, percent = file.metadata["tile_size"], file.metadata["tiles_overlap"]
+    overlap = int(size * percent / 100 * 2) // 2
+    step, half = size - overlap, overlap // 2
+    layer = np.pad(image, ((0, 0), (rim, rim), (rim, rim)))
+    height, width = layer.shape[1:]
+    rows, cols = (1 + max(0, -(-(length - size) // step)) for length in (height, width))
+    more = [(0, 0)] + [(0, max(0, (n - 1) * step + size - side)) for n, side in ((rows, height), (cols, width))]
+    layer = np.pad(layer, more)
+    found = np.full(layer.shape[1:], -1)
+    for i, j in np.ndindex(rows, cols):
+        window = layer[:, i * step : i * step + size, j * step : j * step + size]
+        best = file.run((window[None] / 255).astype(np.float32))[0].argmax(0)
+        # The middle of a window is kept, and at the border of the layer what lies beyond it too.
+        top, left = half * (i > 0), half * (j > 0)
+        bottom, right = size - half * (i < rows - 1), size - half * (j < cols - 1)
+        place = found[i * step + top : i * step + bottom, j * step + left : j * step + right]
+        place[:] = best[top:bottom, left:right]
+    return found[rim : rim + image.shape[1], rim : rim + image.shape[2]]
+
+
+@pytest.fixture(scope="module", params=[(1,), ()], ids=["context", "tile alone"])
+def for_deepness(request, tmp_path_factory) -> File:
+    settings = {"tile_px": 32, "size": "pico", "decoder": "segformer", "decoder_norm": "group"}
+    return make_file(tmp_path_factory.mktemp("deepness"), "deepness", **settings, fusion_stages=request.param)
+
+
+# Larger than a window or not, at and around multiples of the step; one is smaller than a tile.
+@pytest.mark.parametrize(("height", "width"), [(96, 131), (150, 57), (33, 200), (20, 64), (55, 32)])
+def test_deepness_shows_the_network_what_predict_shows_it(for_deepness, height, width):
+    """Every pixel is mapped, and as a tile of ``predict`` maps it: those at the right and below end with the image."""
+    said, tile_px = for_deepness.metadata, 32
+    assert (said["resolution"], said["model_type"]) == (26.0, "Segmentor")
     assert said["class_names"] == {"0": "not mapped", "1": "building", "2": "land", "3": "water"}
-    image = picture(size + 2 * (size - overlap), size + (size - overlap), 3)
-    found = np.zeros(image.shape[1:], int)
-    expected = np.zeros_like(found)
-    half = overlap // 2
-    for row in range(0, image.shape[1] - size + 1, size - overlap):
-        for col in range(0, image.shape[2] - size + 1, size - overlap):
-            window = image[None, :, row : row + size, col : col + size]
-            probabilities = file.run((window / 255).astype(np.float32))
-            np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
-            kept = np.s_[row + half : row + size - half, col + half : col + size - half]
-            found[kept] = probabilities[0].argmax(0)[half:-half, half:-half]
-            context = area_average(window[0], 2)[None]
-            of_tile = logits(file.model, np.ascontiguousarray(window[:, :, 16:48, 16:48]), context)[0].argmax(0)
-            expected[kept] = 1 + of_tile[half - 16 : 48 - half, half - 16 : 48 - half]
-            assert (probabilities[0].argmax(0)[:16] == 0).all()  # around the tile nothing is mapped
-    assert len(np.unique(expected)) >= 3
-    assert (found == expected).mean() > 0.999  # ties of the two most probable classes apart
+    image = picture(height, width, 3).clip(1)  # no pixel of the image is black
+    found = as_deepness_maps(for_deepness, image, said["rim_px"]) - 1
+    assert found.min() >= 0
+
+    size = said["tile_size"]
+    overlap = tile_px - (size - int(size * said["tiles_overlap"] / 100 * 2) // 2)
+    factor = said["context_factor"]
+    margin = (factor - 1) * tile_px // 2
+    beyond = np.pad(image, ((0, 0), (margin, margin + tile_px), (margin, margin + tile_px)))
+    by_tile = np.full((height, width), False)
+    for row in starts(height, tile_px, overlap):
+        for col in starts(width, tile_px, overlap):
+            window = beyond[:, row : row + factor * tile_px, col : col + factor * tile_px]
+            tile = np.ascontiguousarray(window[:, margin : margin + tile_px, margin : margin + tile_px])
+            given = (tile[None], area_average(window, factor)[None])[: 1 + (factor > 1)]
+            here = np.s_[row : min(height, row + tile_px), col : min(width, col + tile_px)]
+            classes = logits(for_deepness.model, *given)[0].argmax(0)[: height - row, : width - col]
+            by_tile[here] |= classes == found[here]
+    assert by_tile.mean() > 0.999  # ties of the two most probable classes apart
+    assert len(np.unique(found)) >= 2
+
+
+def test_without_the_rim_a_strip_is_not_mapped(for_deepness):
+    image = picture(96, 96, 3).clip(1)
+    found = as_deepness_maps(for_deepness, image, 0)
+    assert (found[: for_deepness.metadata["rim_px"]] == 0).all()
+
+
+def test_probabilities_add_up_and_each_image_of_a_batch_is_on_its_own(for_deepness):
+    size, rim = for_deepness.metadata["tile_size"], for_deepness.metadata["rim_px"]
+    windows = images(3, size, 3)
+    windows[1, :, :, : rim + 9] = 0  # the image begins inside the tile
+    windows[2, :, size - rim - 7 :] = 0  # or ends there
+    given = (windows / 255).astype(np.float32)
+    found = for_deepness.run(given)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(found, np.concatenate([for_deepness.run(each[None]) for each in given]), atol=1e-5)
+    places = [np.argwhere(each[0] == 0) for each in found]
+    assert [(p.min(0).tolist(), p.max(0).tolist()) for p in places] == [
+        ([rim, rim], [rim + 31, rim + 31]),
+        ([rim, rim + 9], [rim + 31, rim + 40]),
+        ([rim - 7, rim], [rim + 24, rim + 31]),
+    ]
 
 
 def test_a_model_without_context_takes_the_tile_alone(tmp_path):
@@ -214,11 +271,12 @@ def test_slices_of_attention_are_the_whole(monkeypatch):
 
 @pytest.mark.parametrize(("tile_px", "factor"), [(256, 1), (256, 2), (512, 2), (96, 3), (512, 4), (256, 8), (512, 16)])
 def test_with_the_proposed_overlap_only_tiles_are_kept(tile_px, factor):
-    window_px, percent = tile_px * factor, overlap_percent(tile_px, factor)
+    window_px, percent = deepness_window_px(tile_px, factor), overlap_percent(tile_px, factor)
     overlap = window_px * percent // 100
     margin = (window_px - tile_px) // 2
     assert overlap // 2 >= margin + tile_px // 8 - 1
     assert overlap < window_px
+    assert window_px - overlap <= 3 * tile_px // 4  # no window ends farther outside than a tile can be moved
     assert (window_px - overlap) * 2 > tile_px  # and yet more than half of each
 
 
@@ -251,7 +309,8 @@ def test_a_missing_extra_is_named(tmp_path, model_folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SystemExit):
         main(["export", str(model_folder), str(tmp_path / "model.onnx")])
-    assert capsys.readouterr().err == "caswit: export needs onnx, which comes with: pip install 'caswit[export]'\n"
+    message = f"caswit: export needs onnx, which comes with the extra export: {install('export')}\n"
+    assert capsys.readouterr().err == message
 
 
 def test_what_differs_or_is_too_large_is_not_written(tmp_path, model_folder, monkeypatch):

@@ -240,7 +240,8 @@ run()
 assert os.wait()[1] == 0
 for one, other in zip(state(), expected):
     np.testing.assert_array_equal(one, other)
-assert sorted(p.name for p in folder.iterdir()) == ["confidence.tif", "map.qml", "map.stac.json", "map.tif", "v.gpkg"]
+names = ["confidence.qml", "confidence.tif", "map.qml", "map.stac.json", "map.tif", "v.gpkg"]
+assert sorted(p.name for p in folder.iterdir()) == names
 print(kills, finished, resumed)
 """
 
@@ -406,7 +407,7 @@ class TestOutputs:
     def test_polygons_are_those_of_the_map(self, path, model_folder, tmp_path, expected):
         outputs = OutputConfig(vector=str(tmp_path / "v.gpkg"))
         predict(path, tmp_path / "map.tif", model_folder, BLOCKS, outputs)
-        table = pyogrio.read_dataframe(tmp_path / "v.gpkg")
+        table = pyogrio.read_dataframe(tmp_path / "v.gpkg", layer="landcover")
         with rasterio.open(tmp_path / "map.tif") as src:
             drawn = rasterio.features.rasterize(
                 zip(table.geometry, table["class"], strict=True), src.shape, fill=255, transform=src.transform

@@ -107,7 +107,7 @@ def test_polygons_that_somebody_added_to_are_kept(path, model_folder, tmp_path):
     file = tmp_path / "v.gpkg"
     outputs = OutputConfig(vector=str(file))
     predict(path, tmp_path / "map.tif", model_folder, EXACT, outputs)
-    pyogrio.write_dataframe(pyogrio.read_dataframe(file).head(1), file, layer="checked", append=True)
+    pyogrio.write_dataframe(pyogrio.read_dataframe(file, layer="landcover").head(1), file, layer="checked", append=True)
     with pytest.raises(ConfigError, match=r"v\.gpkg: exists, and caswit did not write it"):
         predict(path, tmp_path / "map.tif", model_folder, EXACT, outputs)
 

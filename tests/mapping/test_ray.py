@@ -14,7 +14,7 @@ import rasterio
 
 import caswit
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, install
 from caswit.mapping.local import LocalEngine
 from caswit.mapping.plan import make_plan
 from caswit.mapping.run import predict
@@ -36,7 +36,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def cluster():
     """Two cores' worth of cluster, started once, as a run without an address starts it."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'caswit[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
     import ray
 
     from caswit.mapping.ray.cluster import connect
@@ -129,7 +129,7 @@ def test_engines_go_on_from_each_others_blocks(cluster, path, model_folder, tmp_
 
 def test_a_plan_names_its_model_and_images_so_that_every_machine_finds_them(path, model_folder, tmp_path, monkeypatch):
     """A model of the zoo went to the workers as a folder that did not exist."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'caswit[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
     from caswit.mapping.ray.engine import _anywhere
 
     monkeypatch.chdir(model_folder.parent)
@@ -188,7 +188,7 @@ def test_what_a_worker_cannot_read_is_skipped_and_listed(cluster, path, make_ras
     ],
 )
 def test_where_no_cluster_is(address, said):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'caswit[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
     from caswit.mapping.ray.cluster import check_answers
 
     with pytest.raises(ConfigError, match=said):
@@ -200,7 +200,7 @@ def test_without_ray_the_command_says_what_to_install(path, model_folder, tmp_pa
     words = ["predict", path, tmp_path / "map.tif", "--model", model_folder, "--engine", "ray"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "caswit: predict needs ray, which comes with: pip install 'caswit[ray]'\n"
+    assert done.stderr == f"caswit: predict needs ray, which comes with the extra ray: {install('ray')}\n"
 
 
 def test_settings_of_a_cluster_need_the_engine():

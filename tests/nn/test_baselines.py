@@ -9,7 +9,7 @@ import segmentation_models_pytorch as smp
 import torch
 
 from caswit.config import EvaluateConfig, ModelConfig, PredictConfig, TileConfig
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, install
 from caswit.evaluation.run import evaluate
 from caswit.mapping.run import predict
 from caswit.nn.baselines.smp import Baseline
@@ -122,4 +122,4 @@ class TestRefusals:
         with pytest.raises(SystemExit) as stop:
             main(["info", str(folder[0])])
         assert stop.value.code == 2
-        assert "pip install 'caswit[baselines]'" in capsys.readouterr().err
+        assert install("baselines") in capsys.readouterr().err

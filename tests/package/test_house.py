@@ -5,6 +5,7 @@ import graphlib
 import importlib
 import importlib.metadata
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -71,7 +72,7 @@ def test_the_version_is_the_package_metadatas():
 
 
 def test_the_public_surface_is_as_listed():
-    assert sorted(caswit.__all__) == ["CASWiT", "__version__", "load_model"]
+    assert sorted(caswit.__all__) == ["CASWiT", "Model", "__version__", "evaluate", "load_model", "predict", "train"]
     assert all(hasattr(caswit, name) for name in caswit.__all__)
     assert not hasattr(caswit, "something_else")
 
@@ -83,9 +84,64 @@ def test_the_script_is_a_function():
 
 
 def test_extras_are_those_of_the_package():
-    from caswit.cli.main import EXTRAS
+    from caswit.errors import EXTRAS
 
-    assert EXTRAS.keys() <= PROJECT["project"]["optional-dependencies"].keys()
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert EXTRAS.keys() <= extras.keys()
+    for extra, modules in EXTRAS.items():
+        named = {re.match(r"[\w-]+", each)[0].replace("-", "_") for each in extras[extra]}
+        # starlette comes with fastapi.
+        assert {m.replace("-", "_") for m in modules} <= named | {"starlette"}, extra
+
+
+def test_what_is_said_about_an_extra_can_be_typed(monkeypatch, tmp_path):
+    """``pip install 'caswit[serve]'`` found nothing: the package is on no index."""
+    from caswit import errors
+
+    pip, verb, *options, what = shlex.split(errors.install("vector"))
+    assert (pip, verb) == ("pip", "install")
+    assert options in ([], ["--editable"])
+    clone, _, extra = what.removesuffix("]").rpartition("[")
+    assert extra == "vector"
+    assert tomllib.loads((Path(clone) / "pyproject.toml").read_text())["project"]["name"] == "caswit"
+
+    class Noted:
+        text = None
+
+        def read_text(self, name):
+            return self.text
+
+    monkeypatch.setattr(errors, "distribution", lambda name: Noted())
+    for text in (None, '{"url": "https://example.org/caswit.git"}', f'{{"url": "file://{tmp_path}/gone"}}'):
+        Noted.text = text
+        assert (
+            errors.install("vector") == "pip install '.[vector]' in a clone of caswit, which is on no package index yet"
+        )
+    clone = tmp_path / "a clone"
+    clone.mkdir()
+    (clone / "pyproject.toml").touch()
+    Noted.text = f'{{"dir_info": {{}}, "url": "{clone.as_uri()}"}}'
+    assert shlex.split(errors.install("ray")) == ["pip", "install", f"{clone}[ray]"]
+
+
+def test_every_extra_that_is_named_anywhere_exists():
+    """One function makes the messages; pages install from a clone, since no index has the package."""
+    root = SOURCE.parents[1]
+    files = [*SOURCE.rglob("*"), *(root / "docs").rglob("*.md"), *root.glob("*.md"), *(root / "tests").rglob("*.py")]
+    known, found = PROJECT["project"]["optional-dependencies"].keys(), set()
+    for file in files:
+        if file.suffix not in (".py", ".md", ".j2", ".html", ".js", ".yaml") or file == Path(__file__).resolve():
+            continue
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"caswit\[[a-z]", text), f"{file}: names an extra of a package that no index has"
+        assert not re.search(r"pip install caswit\b", text), file
+        for extras in re.findall(r"\.\[([a-z, ]+)\]'", text):
+            found |= set(extras.split(","))
+    assert found
+    assert found <= known
+    # Nobody but errors.install writes such a command for a terminal.
+    said = [f for f in SOURCE.rglob("*.py") if "pip install" in f.read_text() and f.name != "errors.py"]
+    assert not said
 
 
 def test_help_does_not_import_torch():

@@ -1,9 +1,13 @@
 """A Cloud-Optimized GeoTIFF out of parts."""
 
+import ctypes
 import resource
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 from rasterio.control import GroundControlPoint
@@ -12,7 +16,7 @@ from rio_cogeo import cog_validate
 from caswit.errors import DataError
 from caswit.raster.cog import PlacedPart, assemble, encode_part, read_part
 from caswit.raster.georef import Grid
-from caswit.raster.vrt import Band
+from caswit.raster.vrt import Band, TableRow
 from caswit.raster.windows import Window
 
 LAMBERT = rasterio.crs.CRS.from_epsg(2154)
@@ -95,6 +99,60 @@ def test_images_placed_by_control_points_or_not_at_all(values, tmp_path, recwarn
         there, crs = found.gcps
         assert crs.to_epsg() == 4326
         assert [(p.row, p.col, p.x, p.y) for p in there] == [(p.row, p.col, p.x, p.y) for p in points]
+
+
+TABLE = (TableRow(1, "a & <b>", (1, 2, 3, 0)), TableRow(7, "forêt", (4, 5, 6, 255)))
+
+
+def with_and_without_table(values, folder: Path) -> tuple[Path, Path]:
+    parts = parts_of(values, folder / "parts", [0, 1100], [0, 700])
+    grid = Grid(1100, 700, LAMBERT, PLACE, ([], None))
+    for name, band in (("plain", CLASSES), ("named", replace(CLASSES, table=TABLE))):
+        assemble(folder / f"{name}.tif", folder / "parts", grid, parts, [band], {})
+    return folder / "plain.tif", folder / "named.tif"
+
+
+def test_a_table_of_names_lies_inside_and_changes_nothing_else(values, tmp_path):
+    plain, named = with_and_without_table(values, tmp_path)
+    assert not [file for file in tmp_path.iterdir() if ".aux" in file.name]
+    assert cog_validate(named, strict=True, quiet=True) == (True, [], [])
+    for level in ({}, {"overview_level": 0}):
+        with rasterio.open(plain, **level) as one, rasterio.open(named, **level) as other:
+            np.testing.assert_array_equal(one.read(), other.read())
+            assert one.tags(1) == other.tags(1)  # versions of GDAL that do not know it pass over it
+            assert one.profile == other.profile
+            if not level:
+                assert one.colormap(1) == other.colormap(1)
+    content = named.read_bytes()
+    assert content.count(b"<GDALRasterAttributeTable") == 1
+    assert b'name="TABLE"' not in content
+
+
+@pytest.mark.equivalence
+def test_gdal_reads_the_table_from_the_file_alone(values, tmp_path):
+    """GDAL does from 3.12 on: rasterio's is older, so that which pyogrio brings is asked."""
+    _, named = with_and_without_table(values, tmp_path)
+    alone = named.rename(tmp_path / "mailed.tif")
+    libraries = list((Path(pyogrio.__file__).parents[1] / "pyogrio.libs").glob("libgdal*"))
+    if not libraries or pyogrio.__gdal_version__ < (3, 12):
+        pytest.skip("no GDAL from 3.12 on here")
+    gdal = ctypes.CDLL(str(libraries[0]))
+    for function in (gdal.GDALOpen, gdal.GDALGetRasterBand, gdal.GDALGetDefaultRAT):
+        function.restype = ctypes.c_void_p
+    gdal.GDALRATGetValueAsString.restype = ctypes.c_char_p
+    gdal.GDALAllRegister()
+    dataset = ctypes.c_void_p(gdal.GDALOpen(str(alone).encode(), 0))
+    band = ctypes.c_void_p(gdal.GDALGetRasterBand(dataset, 1))
+    table = ctypes.c_void_p(gdal.GDALGetDefaultRAT(band))
+    assert table.value
+    name, minmax, alpha = 2, 5, 9  # GDALRATFieldUsage
+    columns = [gdal.GDALRATGetColOfUsage(table, usage) for usage in (minmax, name, 6, 7, 8, alpha)]
+    rows = [
+        tuple(gdal.GDALRATGetValueAsString(table, row, column).decode() for column in columns)
+        for row in range(gdal.GDALRATGetRowCount(table))
+    ]
+    gdal.GDALClose(dataset)
+    assert rows == [(str(r.value), r.name, *map(str, r.rgba)) for r in TABLE]
 
 
 def test_no_part_at_all_is_nodata(tmp_path):

@@ -14,7 +14,7 @@ from caswit.errors import DataError
 from caswit.raster.gate import MAX_DEPTH, Gate
 from caswit.raster.overviews import Overviews
 from caswit.raster.reader import write_raster
-from caswit.raster.vrt import Part, mosaic_xml
+from caswit.raster.vrt import Part, mosaic_files
 from caswit.raster.windows import Window
 from conftest import picture
 
@@ -71,12 +71,18 @@ class TestAllowed:
             opened.close()
 
     def test_mosaics_of_ours(self, root):
-        parts = [Part(str(root / "a.tif"), Window(0, 0, 40, 50))]
-        xml = mosaic_xml(parts, (40, 50), bands=3, transform=(1, 0, 0, 0, -1, 0), crs="EPSG:2154", filled=True)
-        (root / "mosaic.vrt").write_text(xml)
-        pixels, valid = Overviews(root / "mosaic.vrt", Gate(root)).read(Window(0, 0, 40, 50), 40, 50, (1, 2, 3))
-        np.testing.assert_array_equal(pixels, picture(40, 50))
-        assert valid.all()
+        for name, count in (("mosaic", 1), ("of_sheets", 100)):
+            parts = [Part(str(root / "a.tif"), Window(0, 50 * number, 40, 50)) for number in range(count)]
+            size, where = (40, 50 * count), {"transform": (1, 0, 0, 0, -1, 0), "crs": "EPSG:2154"}
+            files = mosaic_files(name, parts, size, bands=3, filled=True, **where)
+            assert len(files) == (1 if count == 1 else 1 + -(-count // 8))
+            for file, xml in files.items():
+                (root / file).parent.mkdir(exist_ok=True)
+                (root / file).write_text(xml)
+            window = Window(0, 50 * (count - 1), 40, 50)
+            pixels, valid = Overviews(root / f"{name}.vrt", Gate(root)).read(window, 40, 50, (1, 2, 3))
+            np.testing.assert_array_equal(pixels, picture(40, 50))
+            assert valid.all()
 
     def test_xmp_of_a_drone(self, root):
         xmp = "<?xpacket begin='\ufeff' id='W5M0'?><x:xmpmeta xmlns:x='adobe:ns'><x:a/></x:xmpmeta><?xpacket end='w'?>"

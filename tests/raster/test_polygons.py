@@ -11,7 +11,7 @@ import rasterio
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rasterio.features import shapes
+from rasterio.features import rasterize, shapes
 
 from caswit.errors import ConfigError
 from caswit.raster.georef import Grid
@@ -29,7 +29,7 @@ def classes_of(seed: int, size: int, kinds: int) -> np.ndarray:
     return small.repeat(size, 0).repeat(size, 1)[:40, :50].astype(np.uint8)
 
 
-def by_blocks(classes, rows, cols, simplify_px=0.0, leave_out=()) -> list[ClassPolygon]:
+def by_blocks(classes, rows, cols, simplify_px=0.0, leave_out=(), confidence=None) -> list[ClassPolygon]:
     height, width = classes.shape
     tops, lefts = [0, *sorted(rows), height], [0, *sorted(cols), width]
     found = []
@@ -40,8 +40,9 @@ def by_blocks(classes, rows, cols, simplify_px=0.0, leave_out=()) -> list[ClassP
                 window = Window(tops[i], lefts[j], tops[i + 1] - tops[i], lefts[j + 1] - lefts[j])
                 if (i, j) in leave_out:
                     continue
-                part = classes[window.inside(Window(0, 0, height, width))]
-                found += merger.add(window, *fragments(part, window, simplify_px))
+                inside = window.inside(Window(0, 0, height, width))
+                sure = None if confidence is None else confidence[inside]
+                found += merger.add(window, fragments(classes[inside], window, simplify_px, sure))
         found += merger.finish()
         assert not merger._parent
         assert not merger._groups
@@ -95,6 +96,26 @@ def test_simplifying_straightens_stairs():
     assert corners[1] < corners[0] / 3
     for one, other in zip(sorted(exact), sorted(found), strict=True):
         assert one.shape.area == pytest.approx(other.shape.area, rel=0.05)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.sampled_from([1, 3, 7]), CUTS, CUTS, st.sampled_from([0.0, 2.0]))
+def test_confidence_is_the_mean_over_the_pixels_of_each_polygon(seed, size, rows, cols, simplify_px):
+    """However blocks cut it; simplified edges do not change which pixels are its own."""
+    classes = classes_of(seed, size, 4)
+    percent = np.random.default_rng(seed).integers(0, 101, classes.shape).astype(np.uint8)
+    found = by_blocks(classes, rows, cols, simplify_px, confidence=percent)
+    means = []
+    for value, shape, _ in of_whole(classes):  # independently: the pixels whose centres lie in the polygon
+        inside = rasterize([shape], out_shape=classes.shape).astype(bool)
+        assert set(classes[inside]) == {value}
+        means.append((value, percent[inside].mean()))
+    got = [(p.class_id, p.confidence) for p in found]
+    np.testing.assert_allclose(np.reshape(sorted(got), (-1, 2)), np.reshape(sorted(means), (-1, 2)), rtol=1e-12)
+
+
+def test_without_confidence_there_is_none():
+    assert all(np.isnan(p.confidence) for p in by_blocks(classes_of(0, 3, 4), [20], [25]))
 
 
 def test_blocks_that_never_come_end_polygons():
@@ -180,10 +201,64 @@ def test_every_format_holds_the_same(tmp_path, suffix, count, monkeypatch):
 class TestRefusals:
     def test_another_format(self, tmp_path):
         with pytest.raises(ConfigError, match=r"written as \.gpkg, \.parquet, \.geojson"):
-            check_vector(tmp_path / "a.shp", 0.5, 0, 0)
+            check_vector(tmp_path / "a.shp")
 
-    def test_metres_without_a_crs(self, tmp_path):
-        for sizes in ((5, 0), (0, 5)):
-            with pytest.raises(ConfigError, match="the ground size of the image's pixels is unknown"):
-                check_vector(tmp_path / "a.gpkg", grid(None).source_gsd_m, *sizes)
-            check_vector(tmp_path / "a.gpkg", 0.25, *sizes)
+
+@pytest.mark.parametrize("simplify_px", [0.0, 2.0])
+@pytest.mark.parametrize(
+    "where",
+    [
+        grid("EPSG:3857", 0.3, 9_520_461, 3_202_788),
+        grid("EPSG:4326", 3e-6, 85.5, 27.6),
+        grid("EPSG:32645", 0.3, 350_000, 3_055_000),
+        grid("EPSG:2154", 0.2, 720_000, 6_250_000),
+    ],
+    ids=lambda g: g.crs.to_string(),
+)
+def test_areas_of_a_map_add_up_to_that_of_its_image(where, simplify_px):
+    """Simplified holes were added instead of taken away (#17): they wind as GEOS left them."""
+    rows, cols = np.indices((40, 50))
+    rings = (np.hypot(rows - 20, cols - 25) // 4 % 3).astype(np.uint8)  # each inside the next
+    ground = Ground(where)
+    polygons = np.array([p.shape for p in by_blocks(rings, [], [], simplify_px)], object)
+    assert any(len(shape.interiors) for shape in polygons)
+    expected = 2000 * where.transform.a**2  # a projected CRS is taken at its word
+    if ground.crs.to_epsg() in (3857, 4326):  # independently of any rule for rings: planar on an equal-area projection
+        image = ground.place(np.array([shapely.box(0, 0, 50, 40)]))
+        to_equal = pyproj.Transformer.from_crs(ground.crs, 6933, always_xy=True)
+        expected = shapely.area(shapely.transform(image, to_equal.transform, interleaved=False))[0]
+    assert ground.areas_m2(ground.place(polygons)).sum() == pytest.approx(expected, rel=1e-3)
+    # The smallest area by its size too: --min-area compares this number.
+    smallest = polygons[shapely.area(polygons).argmin()]
+    share = shapely.area(smallest) / 2000
+    assert ground.areas_m2(ground.place(np.array([smallest])))[0] == pytest.approx(expected * share, rel=2e-3)
+
+
+def test_min_area_compares_the_area_without_the_holes(tmp_path):
+    """A ring of 36 m2 around a hole of 64 m2 that winds the same way is smaller than 50 m2 (#17)."""
+    ring = shapely.Polygon([(0, 0), (0, 10), (10, 10), (10, 0)], [[(1, 1), (1, 9), (9, 9), (9, 1)]])
+    where = grid("EPSG:3857", 1.0, 0, 0)  # on the equator
+    with PolygonWriter(tmp_path / "v.gpkg", ".gpkg", Ground(where), {3: "water"}, 50) as writer:
+        writer.add(ClassPolygon(3, ring))
+        writer.add(ClassPolygon(3, shapely.box(20, 0, 28, 8)))
+    assert writer.count == 1
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".parquet", ".geojson"])
+def test_polygons_of_an_image_without_georeference_lie_where_qgis_shows_it(tmp_path, suffix, monkeypatch, recwarn):
+    """They were mirrored above it (#17): QGIS puts row r of such an image at y = -r."""
+    monkeypatch.setattr("caswit.raster.vector_files._AT_ONCE", 1)  # appends, of which pyogrio warned
+    file = tmp_path / f".v{suffix}.0.tmp"
+    where = Grid(40, 50, None, rasterio.Affine.identity(), ([], None))
+    with PolygonWriter(file, suffix, Ground(where), {3: "water"}, 0) as writer:
+        for i in range(3):
+            writer.add(ClassPolygon(3, shapely.box(10, 5 + i, 20, 6 + i)))
+    assert not [str(warning.message) for warning in recwarn]
+    file = file.rename(tmp_path / f"v{suffix}")
+    if suffix == ".parquet":
+        import geopandas
+
+        table = geopandas.read_parquet(file)
+    else:
+        table = pyogrio.read_dataframe(file)
+    assert tuple(table.total_bounds) == (10, -8, 20, -5)

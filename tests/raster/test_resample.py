@@ -104,6 +104,31 @@ def test_reading_in_parts_equals_reading_at_once(open_at):
     np.testing.assert_array_equal(labels, open_at.labels(whole, once.valid))
 
 
+@pytest.mark.parametrize("ratio", [2.0, 2.4, 1.5, 0.7])
+def test_a_pixel_is_the_same_in_whatever_window_it_is_read(make_raster, ratio):
+    """Gaps elsewhere in a window, ground outside the raster and the number of rows change no byte of it."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(1, 256, (3, 900, 90), dtype=np.uint8)
+    pixels[:, 40:60, 20:50] = 0
+    path = make_raster(pixels, **georeference(), nodata=0)
+    with SceneReader(Scene(image=path), read_gsd_m=0.5 * ratio) as scene:
+        assert scene.ratio == pytest.approx(ratio)
+        whole = scene.region(Window(0, 0, scene.height, scene.width))
+        assert not whole.valid.all()
+        for _ in range(100):
+            row, col = rng.integers(-100, scene.height), rng.integers(-30, scene.width)
+            window = Window(int(row), int(col), *(int(side) for side in rng.integers(1, 100, 2)))
+            part = window.clipped(scene.height, scene.width)
+            found, black = scene.region(window), scene.region(window).image.copy()
+            if part.height and part.width:
+                where, there = part.inside(window), part.inside(whole.window)
+                np.testing.assert_array_equal(found.image[:, *where], whole.image[:, *there])
+                np.testing.assert_array_equal(found.valid[where], whole.valid[there])
+                black[:, *where] = 0
+            assert not black.any()
+            assert found.valid.sum() == whole.valid[part.inside(whole.window)].sum()
+
+
 def test_labels_are_those_under_the_centres(open_at, label):
     whole = Window(0, 0, open_at.height, open_at.width)
     region = open_at.region(whole)

@@ -5,7 +5,7 @@ import pytest
 import rasterio
 
 from caswit.errors import DataError
-from caswit.raster.tiff_header import read_header
+from caswit.raster.tiff_header import _nodata, read_header
 from conftest import georeference
 
 
@@ -33,6 +33,7 @@ def test_it_says_what_gdal_says(make_raster, options, dtype):
         assert (header.height, header.width, header.bands, header.dtype) == (*src.shape, src.count, src.dtypes[0])
         assert header.transform == pytest.approx(tuple(src.transform)[:6])
         assert header.crs == src.crs.to_string()
+        assert header.nodata == (None if src.nodata is None else int(src.nodata))
 
 
 def test_pixel_is_point_and_tags_far_from_the_start(make_raster):
@@ -44,6 +45,13 @@ def test_pixel_is_point_and_tags_far_from_the_start(make_raster):
         assert src.tags()["AREA_OR_POINT"] == "Point"
         assert read_header(path).transform == pytest.approx(tuple(src.transform)[:6])
     assert read_header(path).height == 3000
+
+
+@pytest.mark.parametrize(
+    ("nodata", "read"), [("0", 0), ("255", 255), (" 7 ", 7), ("-9999", None), ("nan", None), ("1.5", None), ("?", None)]
+)
+def test_a_nodata_value_is_one_that_a_byte_can_have(nodata, read):
+    assert _nodata(nodata.encode() + b"\0") == read
 
 
 def test_without_a_georeference(make_raster):

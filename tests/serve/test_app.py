@@ -7,17 +7,29 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import pyogrio.raw
 import pytest
+import shapely
 import yaml
 from PIL import Image
+from pyproj import Geod, Transformer
+from rasterio import CRS, Affine
+from rasterio import open as rasterio_open
+from rasterio.shutil import copy as rasterio_copy
+from shapely.affinity import affine_transform
 
-from caswit.config import ComputeConfig, PredictConfig, ServeConfig
-from caswit.errors import ConfigError, DataError
+from caswit.config import ComputeConfig, OutputConfig, PredictConfig, ServeConfig
+from caswit.data.classes import ClassTable, LandClass
+from caswit.errors import ConfigError, DataError, install
 from caswit.mapping.run import predict
+from caswit.raster import geopackage
+from caswit.raster.georef import Grid
 from caswit.raster.overviews import Overviews
 from caswit.raster.reader import write_raster
+from caswit.raster.web_mercator import mercator_fit, terms
 from caswit.raster.windows import Window, block_windows
 from caswit.serve.app import make_app, max_zoom, min_zoom
 from caswit.serve.collection import Collection
@@ -116,6 +128,32 @@ def test_tiles_are_the_pixels_of_the_layers(client, folder, image, label):
     np.testing.assert_array_equal((errors[..., 0] == 226) & (errors[..., 3] == 255), wrong)
     assert wrong.any()
     assert not errors[..., 3][classes == label[0]].any()
+
+
+def test_a_class_of_255_is_drawn_counted_and_compared(tmp_path):
+    """Masks are often 0 and 255, while 255 is nodata in maps, where that class has another value."""
+    table = ClassTable(
+        (LandClass(id=0, name="ground", color="#112233"), LandClass(id=255, name="roof", color="#ffcc00"))
+    )
+    mask = np.where(np.indices((40, 50)).sum(0) % 10 < 5, 0, 255).astype(np.uint8)
+    mapped = table.ids[table.indices(mask, "x")]
+    assert set(np.unique(mapped)) == {0, 1}
+    mapped[:3] = 1 - mapped[:3]  # wrong in three rows
+    for name, pixels in (("a.tif", picture(40, 50)), ("a_label.tif", mask[None]), ("a_map.tif", mapped[None])):
+        write_raster(tmp_path / name, pixels, crs="EPSG:2154", gsd_m=0.5)
+    scenes = [{"image": "a.tif", "label": "a_label.tif", "split": "test"}]
+    content = {"name": "masks", "classes": table.to_dicts(), "scenes": scenes}
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(content))
+    client = TestClient(make_app(Collection(tmp_path, table=ClassTable(table.mapped))))
+    view = views(client)["a.tif"]
+    truth, errors = (tile(client, view, kind)[:40, :50] for kind in ("truth", "errors"))
+    np.testing.assert_array_equal((truth == (255, 204, 0, 255)).all(2), mask == 255)
+    assert errors[:3, :, 3].all()
+    assert not errors[3:, :, 3].any()
+    areas = client.get(f"/api/views/{view['key']}/layers/{layer(view, 'truth')['key']}/areas").json()
+    assert [each["pixels"] for each in areas] == [(mask == 0).sum(), (mask == 255).sum()]
+    point = client.get(f"/api/views/{view['key']}/point", params={"row": 0, "col": 7}).json()
+    assert point["layers"][layer(view, "truth")["key"]]["name"] == "roof"
 
 
 def test_points_say_class_place_and_confidence(client, label):
@@ -250,7 +288,7 @@ def test_other_names_for_this_machine_are_refused(folder):
 
 def test_openapi_describes_every_address(client):
     paths = client.get("/openapi.json").json()["paths"]
-    assert len(paths) == 5
+    assert len(paths) == 7
     assert all(operation["summary"] for path in paths.values() for operation in path.values())
 
 
@@ -380,7 +418,7 @@ class TestRefusals:
             Collection(tmp_path / "none")
 
     def test_a_folder_without_images(self, tmp_path):
-        with pytest.raises(ConfigError, match="holds no image to show"):
+        with pytest.raises(ConfigError, match="holds no image or map to show"):
             serve(tmp_path, None, ServeConfig(), say=print)
 
     def test_a_port_that_is_taken(self, folder):
@@ -402,7 +440,7 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path):
     code = "import sys; sys.modules['fastapi'] = None; from caswit.cli.main import main; main(['serve', sys.argv[1]])"
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "caswit: serve needs fastapi, which comes with: pip install 'caswit[serve]'\n"
+    assert done.stderr == f"caswit: serve needs fastapi, which comes with the extra serve: {install('serve')}\n"
 
 
 def test_labels_listed_in_a_dataset_need_no_telling_name(folder, model_folder):
@@ -415,3 +453,259 @@ def test_labels_listed_in_a_dataset_need_no_telling_name(folder, model_folder):
     file.write_text(yaml.safe_dump(content))
     assert load_model(model_folder).info.classes == CLASSES
     assert layer(views(TestClient(make_app(Collection(folder))))["scene.tif"], "truth")["title"] == "what_we_drew.tif"
+
+
+class TestNamedFiles:
+    """Files of several folders: exactly those that are named, and their sidecars."""
+
+    @pytest.fixture
+    def two(self, tmp_path, made):
+        """An image in one folder, its map under another name in another, and neighbours that nobody named."""
+        for name in ("images", "maps"):
+            (tmp_path / name).mkdir()
+        for folder in ("images", "maps"):
+            Image.fromarray(np.moveaxis(picture(90, 130, 9), 0, -1)).save(tmp_path / folder / "neighbour.png")
+        image = shutil.copy(made / "scene.tif", tmp_path / "images" / "ortho.tif")
+        return image, shutil.copy(made / "scene_map.tif", tmp_path / "maps" / "result.tif")
+
+    def listed(self, *where, **options) -> dict[str, list[str]]:
+        collection = Collection(where if len(where) > 1 else where[0], **options)
+        found = views(TestClient(make_app(collection)))
+        return {title: [f"{each['kind']} {each['title']}" for each in view["layers"]] for title, view in found.items()}
+
+    def test_an_image_and_its_map_from_two_folders(self, two):
+        assert self.listed(*two) == {"ortho.tif": ["image ortho.tif", "map result.tif"]}
+
+    def test_without_a_georeference_too(self, two, tmp_path):
+        image, mapped = tmp_path / "images" / "photo.png", tmp_path / "maps" / "classes.png"
+        Image.fromarray(np.moveaxis(picture(90, 130), 0, -1)).save(image)
+        Image.fromarray(np.ones((90, 130), np.uint8)).save(mapped)
+        assert self.listed(image, mapped) == {"photo.png": ["image photo.png", "map classes.png"]}
+
+    def test_a_map_of_another_place_is_a_view_of_its_own(self, two, tmp_path):
+        write_raster(tmp_path / "images" / "far.tif", picture(90, 130), crs="EPSG:2154", gsd_m=0.25)
+        found = self.listed(tmp_path / "images" / "far.tif", two[1])
+        assert found == {"far.tif": ["image far.tif"], "result.tif": ["map result.tif"]}
+
+    def test_a_map_alone_is_shown(self, two):
+        collection = Collection(two[1])
+        client = TestClient(make_app(collection))
+        view = views(client)["result.tif"]
+        assert [each["kind"] for each in view["layers"]] == ["map"]
+        assert tile(client, view, "map").shape == (256, 256, 4)
+        point = client.get(f"/api/views/{view['key']}/point?row=5&col=5").json()
+        assert point["layers"][layer(view, "map")["key"]]["name"] in ("building", "land", "water")
+        reply = client.get(f"/api/views/{view['key']}/attention?row=5&col=5")
+        assert reply.status_code == 404
+
+    def test_a_model_reads_no_image_that_is_not_there(self, two, live):
+        client = TestClient(make_app(Collection(two[1]), live))
+        (view,) = views(client).values()
+        assert client.get(f"/api/views/{view['key']}/point?row=5&col=5").json()["model"] is None
+        assert "without its image" in client.get(f"/api/views/{view['key']}/attention?row=5&col=5").json()["detail"]
+
+    def test_a_map_beside_its_image_is_shown_with_it_alone(self, folder):
+        shutil.copy(folder / "scene.tif", folder / "other.tif")
+        found = self.listed(folder / "scene_map.tif")
+        assert list(found) == ["scene.tif"]
+
+    def test_folders_and_files_together(self, two, folder):
+        titles = self.listed(folder, *two)
+        assert {"ortho.tif", "shown/scene.tif", "shown/photo.png"} == set(titles)
+
+    def test_sidecars_of_named_files_are_read_and_links_to_elsewhere_are_not(self, two, tmp_path):
+        image = tmp_path / "images" / "ortho.tif"
+        shutil.copy(image, tmp_path / "images" / "ortho.tif.ovr")
+        assert list(self.listed(*two)) == ["ortho.tif"]
+        (tmp_path / "images" / "ortho.tif.ovr").replace(tmp_path / "else.ovr")
+        (tmp_path / "images" / "ortho.tif.ovr").symlink_to(tmp_path / "else.ovr")
+        with pytest.raises(DataError, match=r"ortho\.tif\.ovr beside it is not a file"):
+            Collection(two)
+
+    def test_a_virtual_raster_of_a_neighbour_is_refused(self, two, tmp_path):
+        virtual = tmp_path / "images" / "mosaic.vrt"
+        rasterio_copy(tmp_path / "images" / "neighbour.png", virtual, driver="VRT")
+        with pytest.raises(DataError, match="outside the folder"):
+            Collection([virtual, two[1]])
+        assert list(self.listed(tmp_path / "images" / "neighbour.png", virtual)) == ["neighbour.png", "mosaic.vrt"]
+
+    @pytest.mark.parametrize("missing", [0, 1])
+    def test_a_file_that_is_missing_is_said(self, two, missing):
+        names = [str(two[0]), str(two[1])]
+        names[missing] = "nowhere.tif"
+        with pytest.raises(DataError, match=r"nowhere\.tif: no such"):
+            Collection([Path(name) for name in names])
+
+
+def test_hidden_classes_are_clear(client):
+    scene = views(client)["scene.tif"]
+    key = layer(scene, "map")["key"]
+    both = tile(client, scene, "map")
+    water = [int(part, 16) for part in ("e2", "a9", "29")]
+    reply = client.get(f"/api/views/{scene['key']}/layers/{key}/tiles/0/0/0?hide=7,200")
+    without = np.asarray(Image.open(io.BytesIO(reply.content)))
+    of_class = (both[..., :3] == water).all(-1) & (both[..., 3] > 0)
+    assert of_class.any()
+    assert not without[of_class, 3].any()
+    np.testing.assert_array_equal(without[~of_class], both[~of_class])
+    for wrong in ("x", "1,", "-1", "1" * 300, "1,,2"):
+        reply = client.get(f"/api/views/{scene['key']}/layers/{key}/tiles/0/0/0?hide={wrong}")
+        assert reply.status_code == 422, wrong
+
+
+class TestMeasures:
+    @pytest.mark.parametrize("crs", ["EPSG:2154", "EPSG:3857", "EPSG:4326", "EPSG:32631"])
+    def test_metres_are_those_of_the_ellipsoid(self, tmp_path, crs):
+        gsd = 1e-5 if crs == "EPSG:4326" else 0.5
+        origin = (3.0, 43.0) if crs == "EPSG:4326" else (700_000, 6_600_000)
+        transform = Affine(gsd, 0, origin[0], 0, -gsd, origin[1])
+        profile = {"driver": "GTiff", "height": 90, "width": 130, "count": 3, "dtype": "uint8"}
+        with rasterio_open(tmp_path / "a.tif", "w", crs=crs, transform=transform, **profile) as dst:
+            dst.write(picture(90, 130))
+        client = TestClient(make_app(Collection(tmp_path)))
+        places = [(5, 7.25), (80, 20), (60, 120), (-3, 60)]
+        (key,) = (view["key"] for view in views(client).values())
+        text = ",".join(str(number) for place in places for number in place)
+        found = client.get(f"/api/views/{key}/measure?places={text}").json()
+        to_degrees = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
+        lon, lat = to_degrees.transform(*zip(*(transform @ (c, r) for r, c in places), strict=True))
+        earth = Geod(ellps="WGS84")
+        area, perimeter = earth.polygon_area_perimeter(lon, lat)
+        assert found["unit"] == "m"
+        assert found["length"] == pytest.approx(earth.line_length(lon, lat), rel=1e-6)
+        assert found["perimeter"] == pytest.approx(perimeter, rel=1e-6)
+        assert found["area"] == pytest.approx(abs(area), rel=1e-6)
+
+    def test_pixels_without_a_georeference(self, client):
+        key = views(client)["photo.png"]["key"]
+        found = client.get(f"/api/views/{key}/measure?places=0,0,0,30,40,30").json()
+        assert found == {"unit": "px", "length": 70, "perimeter": 120, "area": 600}
+
+    @pytest.mark.parametrize(
+        "places", ["", "1", "1,2", "1,2,3", "nan,1,2,3", "1e9,1,1,1", "9" * 400 + ",1,1,1", "1,2,"]
+    )
+    def test_other_places_are_refused(self, client, places):
+        key = views(client)["photo.png"]["key"]
+        assert client.get(f"/api/views/{key}/measure?places={places}").status_code == 422
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory, model_folder):
+    """A map whose polygons lie beside it, and what another library reads of them."""
+    where = tmp_path_factory.mktemp("polygons")
+    write_raster(where / "scene.tif", picture(90, 130), crs="EPSG:2154", gsd_m=0.5)
+    outputs = OutputConfig(vector=where / "scene_map.gpkg")
+    predict(where / "scene.tif", where / "scene_map.tif", model_folder, EXACT, outputs)
+    _, _, geometry, fields = pyogrio.raw.read(where / "scene_map.gpkg", columns=["class"])
+    matrix = [2, 0, 0, -2, -1_400_000, 13_200_000]  # of 0.5 m pixels
+    shapes = np.array([affine_transform(shape, matrix) for shape in shapely.from_wkb(geometry)])
+    return where, shapes, fields[0]
+
+
+class TestPolygons:
+    def asked(self, where, query="row=0&col=0&height=90&width=130&px=0.01"):
+        client = TestClient(make_app(Collection(where)))
+        (view,) = views(client).values()
+        (polygons,) = view["polygons"]
+        assert polygons["title"] == "scene_map.gpkg"
+        return client, view, client.get(f"/api/views/{view['key']}/polygons/{polygons['key']}?{query}").json()
+
+    def test_they_are_those_that_another_library_reads(self, mapped):
+        where, shapes, ids = mapped
+        _, _, found = self.asked(where)
+        assert found["left_out"] == 0
+        drawn = [shapely.Polygon(p[0], p[1:]) for f in found["polygons"] for p in f["rings"]]
+        # Rings hold (row, column), shapes (column, row).
+        drawn = shapely.transform(drawn, lambda xy: xy[:, ::-1])
+        for number in set(ids):
+            ours = shapely.union_all([d for d, f in zip(drawn, found["polygons"], strict=True) if f["id"] == number])
+            theirs = shapely.union_all(shapes[ids == number])
+            assert shapely.area(shapely.symmetric_difference(ours, theirs)) < 1
+
+    def test_a_part_is_cut_off_at_its_edges(self, mapped):
+        _, _, found = self.asked(mapped[0], "row=20&col=30&height=30&width=40&px=0.01")
+        corners = np.array([c for f in found["polygons"] for p in f["rings"] for ring in p for c in ring])
+        assert (corners.min(0).tolist(), corners.max(0).tolist()) == ([20, 30], [50, 70])
+
+    def test_answers_are_bounded_and_say_what_is_missing(self, mapped, monkeypatch):
+        everything = len(self.asked(mapped[0])[2]["polygons"])
+        monkeypatch.setattr(geopackage, "MAX_POLYGONS", 3)
+        found = self.asked(mapped[0])[2]
+        assert (len(found["polygons"]), found["left_out"]) == (3, everything - 3)
+        monkeypatch.setattr(geopackage, "MAX_POLYGONS", 4000)
+        monkeypatch.setattr(geopackage, "MAX_CORNERS", 40)
+        found = self.asked(mapped[0])[2]
+        assert sum(len(ring) for f in found["polygons"] for p in f["rings"] for ring in p) <= 40
+        assert found["left_out"] == everything - len(found["polygons"]) > 0
+
+    def test_a_pixel_lies_in_the_polygon_of_its_class(self, mapped):
+        client, view, _ = self.asked(mapped[0])
+        for row, col in ((3, 4), (50, 100), (89, 129)):
+            layers = client.get(f"/api/views/{view['key']}/point?row={row}&col={col}").json()["layers"]
+            polygon = layers[view["polygons"][0]["key"]]
+            assert polygon["id"] == layers[layer(view, "map")["key"]]["id"]
+            assert polygon["area_m2"] > 0
+
+    def test_polygons_elsewhere_are_not_shown(self, mapped, tmp_path):
+        shutil.copy(mapped[0] / "scene_map.gpkg", tmp_path / "scene.gpkg")
+        write_raster(tmp_path / "scene.tif", picture(90, 130), crs="EPSG:32631", gsd_m=0.5)
+        (view,) = views(TestClient(make_app(Collection(tmp_path)))).values()
+        assert view["polygons"] == []
+
+    def test_those_of_a_named_map_come_with_it(self, mapped):
+        where = mapped[0]
+        client = TestClient(make_app(Collection([where / "scene.tif", where / "scene_map.tif"])))
+        (view,) = views(client).values()
+        assert [each["title"] for each in view["polygons"]] == ["scene_map.gpkg"]
+
+
+class TestBasemap:
+    def test_nobody_is_asked_unless_told(self, folder):
+        client = TestClient(make_app(Collection(folder)))
+        policy = client.get("/").headers["content-security-policy"]
+        assert "http" not in policy
+        assert client.get("/api/views").json()["basemap"] is None
+
+    def test_only_its_host_is_let_in_and_only_pictures(self, folder):
+        basemap = ServeConfig(basemap="https://tiles.example:8443/a/{z}/{x}/{y}.png?k=1").background
+        client = TestClient(make_app(Collection(folder), basemap=basemap))
+        policy = client.get("/").headers["content-security-policy"]
+        (pictures,) = (part for part in policy.split(";") if "https" in part)
+        assert pictures.split() == ["img-src", "'self'", "data:", "blob:", "https://tiles.example:8443"]
+        assert client.get("/api/views").json()["basemap"]["credit"] == "tiles.example:8443"
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "tiles.example/{z}/{x}/{y}.png",
+            "https://tiles.example/{z}/{x}.png",
+            "https://{s}.tiles.example/{z}/{x}/{y}.png",
+            "https://*/{z}/{x}/{y}.png",
+            "https://a.example https://b.example/{z}/{x}/{y}.png",
+            "https://a.example/{z}/{x}/{y}.png; script-src *",
+            "https://a.example/{z}/{x}/{y}.png\r\nSet-Cookie: a=b",
+            "https://user@a.example/{z}/{x}/{y}.png",
+            "javascript:{z}{x}{y}",
+        ],
+    )
+    def test_what_is_no_address_is_refused(self, url):
+        with pytest.raises(ConfigError, match="basemap must be one http or https address"):
+            ServeConfig(basemap=url)
+
+    @pytest.mark.parametrize("crs", ["EPSG:2154", "EPSG:3857", "EPSG:4326", "EPSG:32631"])
+    def test_the_polynomial_is_the_projection(self, crs):
+        gsd = 1e-5 if crs == "EPSG:4326" else 1.0
+        origin = (3.0, 43.0) if crs == "EPSG:4326" else (700_000, 4_800_000) if crs == "EPSG:32631" else (7e5, 6.3e6)
+        grid = Grid(9000, 12_000, CRS.from_string(crs), Affine(gsd, 0, origin[0], 0, -gsd, origin[1]), ([], None))
+        fit = mercator_fit(grid)
+        rows, cols = (
+            each.ravel() for each in np.meshgrid(np.linspace(-2000, 11_000, 7), np.linspace(-2000, 14_000, 7))
+        )
+        world = Transformer.from_crs(crs, "EPSG:3857", always_xy=True)
+        x, y = world.transform(origin[0] + gsd * cols, origin[1] - gsd * rows)
+        side = 2 * np.pi * 6_378_137
+        expected = np.stack([x / side + 0.5, 0.5 - y / side], -1)
+        found = terms(cols / grid.width, rows / grid.height) @ np.transpose(fit.to_world) * fit.scale + fit.origin
+        assert np.abs(found - expected).max() * side < 0.5  # metres of Web Mercator, which are longer than ours
+        back = terms(*((expected - fit.origin) / fit.scale).T) @ np.transpose(fit.to_image)
+        assert np.abs(back * [grid.width, grid.height] - np.stack([cols, rows], -1)).max() < 0.5

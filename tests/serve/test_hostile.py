@@ -1,10 +1,13 @@
 """Folders with files that nobody should make, and requests that nobody should send."""
 
+import dataclasses
 import json
 import os
 import shutil
 import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +19,9 @@ from PIL import Image
 from caswit.config import ComputeConfig
 from caswit.errors import CaswitError
 from caswit.raster.reader import write_raster
-from caswit.serve.app import WAITING, make_app
-from caswit.serve.collection import Collection
+from caswit.raster.windows import Window
+from caswit.serve.app import READERS, WAITING, WAITING_READS, make_app
+from caswit.serve.collection import Collection, View
 from caswit.serve.live import LiveModel
 from conftest import CLASSES, picture
 
@@ -208,6 +212,43 @@ def test_few_questions_wait_and_the_rest_is_told_to_come_later(folder):
         thread.join()
     assert [reply.status_code for reply in replies] == [200] * (1 + WAITING)
     assert client.get(address).status_code == 200
+
+
+class _SlowPixels:
+    """Pixels that come when they are let go."""
+
+    def __init__(self) -> None:
+        self.go, self.asked = threading.Event(), threading.Semaphore(0)
+
+    def read(self, window: Window, height: int, width: int, bands=(1,), *, average: bool = False):
+        self.asked.release()
+        self.go.wait(30)
+        return np.zeros((len(bands), height, width), np.uint8), np.ones((height, width), bool)
+
+
+def test_few_tiles_wait_and_the_rest_is_told_to_come_later(folder, monkeypatch):
+    """A thread of the server waits for each, so without a bound 40 slow tiles would stop all other answers."""
+    collection, pixels = Collection(folder), _SlowPixels()
+    (view,) = collection.views().values()
+    layers = {str(n): dataclasses.replace(view.image, source=pixels, path=Path(str(n))) for n in range(60)}
+    monkeypatch.setattr(View, "layer", lambda self, key: layers.get(key))
+    client = TestClient(make_app(collection))
+
+    def ask(number: int):
+        return client.get(f"/api/views/{view.key}/layers/{number}/tiles/0/0/0")
+
+    with ThreadPoolExecutor(READERS + WAITING_READS) as pool:
+        waiting = [pool.submit(ask, number) for number in range(READERS + WAITING_READS)]
+        for _ in range(READERS):
+            assert pixels.asked.acquire(timeout=30)
+        time.sleep(1)  # the others are waiting by then
+        refused = ask(59)
+        areas = client.get(f"/api/views/{view.key}/layers/59/areas")
+        pixels.go.set()
+        assert [reply.result().status_code for reply in waiting] == [200] * (READERS + WAITING_READS)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+    assert areas.status_code == 404  # an image has no classes; nothing was read to find out
+    assert ask(59).status_code == 200
 
 
 def test_the_model_reads_no_image_that_was_exchanged(folder, model_folder):

@@ -320,6 +320,7 @@ def test_processes_of_srun_train_one_run_and_the_first_speaks(dataset_file, tmp_
     (status, printed, said), (other, *silent) = map(finish, both)
     assert (status, other) == (0, 0), (said, silent)
     assert printed.startswith("model: ")
+    assert f"2 processes, one for each device, on {nodes} machine" in said
     assert silent == ["", ""]
     assert losses(out, "step") == [str(step) for step in range(1, 9)]
 
@@ -345,6 +346,17 @@ def test_one_process_of_srun_starts_the_others_itself(dataset_file, tmp_path):
     status, printed, said = finish(start(words, **srun(0, 1)))
     assert status == 0, said
     assert printed.startswith("model: ")
+    assert "2 processes, one for each device, on 1 machine\n" in said
+
+
+def test_fewer_processes_than_devices_are_refused(dataset_file, tmp_path, port):
+    """Half of each batch would be read by nobody: torchrun with one process, and two devices."""
+    words = command(dataset_file, tmp_path / "out", "--train.max_steps", "2", "--train.devices", "2")
+    torchrun = {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    more = {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    status, _, said = finish(start(words, **torchrun, **more))
+    assert status == 2, said
+    assert "train.devices is 2, but 1 processes were started" in said.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from caswit.config import DataConfig, Recipe, TrainConfig
 from caswit.errors import ConfigError
-from caswit.training.loop import Batch, fit
+from caswit.training.loop import Batch, Loop, fit
 from caswit.training.run_folder import RunFolder, read_log
 from caswit.weights.model_folder import torch_load
 
@@ -143,3 +143,101 @@ def test_a_setting_that_an_old_recipe_does_not_know_counts_as_its_default(tmp_pa
     stopped_run_of_version_0_1_0(tmp_path)
     with pytest.raises(ConfigError, match=r"train\.deterministic=None, got True"):
         run(tmp_path, deterministic=True)
+
+
+# Longer runs
+
+
+class Again(Line):
+    """Writes its model over an older one."""
+
+    def save(self, network: nn.Module, provenance: dict[str, Any]) -> None:
+        self.folder.model.mkdir(exist_ok=True)
+        super_seen, self.provenance = self.seen, provenance
+        super_seen.append(weights(network))
+
+
+def rates(path: Path) -> list[float]:
+    return [float(row["lr"]) for row in read_log(path / "log.csv")]
+
+
+def go_on(path: Path, **settings) -> Line:
+    recipe, folder = make_recipe(**settings), RunFolder(path)
+    folder.check(recipe, resume=True)
+    task = Again(folder)
+    with torch.random.fork_rng():
+        fit(Fabric(accelerator="cpu"), recipe, folder, task, line_network())
+    return task
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 6}, {"max_steps": None, "epochs": 6.0}], ids=["steps", "epochs"])
+def test_a_finished_run_can_be_trained_longer(tmp_path, caplog, length):
+    """The rate of each step is that of the longer schedule from there on, and a line says what it does."""
+    caplog.set_level("INFO")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    longer = {name: value and 2 * value for name, value in length.items()}
+    go_on(out, **length)
+    assert "longer" not in caplog.text
+    go_on(whole, **longer)
+    task = go_on(out, **longer)
+    assert task.provenance["step"] in range(1, 13)
+    assert [row["step"] for row in read_log(out / "log.csv")] == [str(n) for n in range(1, 13)]
+    assert rates(out)[6:] == rates(whole)[6:]
+    was, now = rates(out)[5:7]
+    assert now > was
+    (said,) = [m for m in caplog.messages if "longer" in m]
+    assert said.startswith(f"the run is longer than it was: after step 6 the learning rate rises from {was:.3g} to")
+    # Interrupted on the way, it goes on like any other.
+    with pytest.raises(KeyError):
+        run(tmp_path / "killed", fails_at=9, **longer)
+    go_on(tmp_path / "killed", **longer)
+    assert read_losses(tmp_path / "killed") == read_losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "says"),
+    [
+        ({"max_steps": 6}, {"max_steps": 4}, "max_steps=6, got max_steps=4; on resuming the length can only be raised"),
+        ({"max_steps": 6}, {"max_steps": None}, "max_steps=6, got max_steps=None"),
+        ({"max_steps": 6}, {"epochs": 40.0}, "max_steps=6, got max_steps=6; on resuming"),
+        ({"max_steps": None, "epochs": 6.0}, {"max_steps": None, "epochs": 3.0}, "epochs=6.0, got epochs=3.0"),
+        ({"max_steps": None, "epochs": 6.0}, {"max_steps": 9, "epochs": 6.0}, "epochs=6.0, got max_steps=9"),
+    ],
+)
+def test_a_run_is_not_made_shorter_or_measured_otherwise(tmp_path, was, now, says):
+    run(tmp_path, **was)
+    with pytest.raises(ConfigError, match=says):
+        RunFolder(tmp_path).check(make_recipe(**now), resume=True)
+
+
+def test_a_table_does_not_make_runs_longer(tmp_path):
+    run(tmp_path)
+    RunFolder(tmp_path).check(make_recipe(max_steps=12), resume=True)
+    with pytest.raises(ConfigError, match=r"train\.max_steps=6, got 12"):
+        RunFolder(tmp_path).check(make_recipe(max_steps=12), resume=True, longer=False)
+    assert not RunFolder(tmp_path).finished(make_recipe(max_steps=12))
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize(("millions", "seconds"), [(1, 120), (51, 900)])
+def test_large_networks_are_saved_every_fifteen_minutes(tmp_path, monkeypatch, millions, seconds):
+    network = line_network()
+    monkeypatch.setattr(nn.Parameter, "numel", lambda self: millions * 1_000_000 // 6)
+    recipe, folder = make_recipe(save_every_s=None), RunFolder(tmp_path)
+    loop = Loop(Fabric(accelerator="cpu"), recipe, folder, Line(folder), network)
+    assert loop.save_every_s == seconds
+    assert (
+        Loop(Fabric(accelerator="cpu"), make_recipe(save_every_s=7.0), folder, Line(folder), network).save_every_s == 7
+    )
+
+
+def test_a_validation_is_followed_by_a_checkpoint(tmp_path, monkeypatch):
+    saved = []
+    save = RunFolder.save
+    monkeypatch.setattr(
+        RunFolder, "save", lambda self, file, x: (saved.append((file.stem, x["step"])), save(self, file, x))
+    )
+    run(tmp_path, save_every_s=1e6, val_every_steps=2)
+    assert [step for name, step in saved if name == "last"] == [2, 4, 6]

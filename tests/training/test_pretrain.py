@@ -32,10 +32,13 @@ from caswit.config import (
     TileConfig,
     TrainConfig,
 )
-from caswit.data.dataset import load_dataset
+from caswit.data.classes import ClassTable
+from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError, ModelError
 from caswit.progress import Progress
-from caswit.training.pretrain import MaskedSamples, pretrain
+from caswit.raster.windows import Window
+from caswit.training.pretrain import MaskedSamples, _scenes, pretrain
 from caswit.training.reconstruct import HIDDEN
 from caswit.training.supervised import train
 from caswit.weights.model_folder import load_model, load_pretrained
@@ -244,6 +247,9 @@ def test_learning_rates_grow_with_the_batch_as_in_simmim():
     assert settings.warmup_steps == 100
     own = PretrainConfig(batch=8, lr_batch=None, warmup_steps=7).resolve_schedule(steps_per_epoch=10, max_steps=1000)
     assert (own.lr, own.warmup_steps) == (2e-4, 7)
+    none = PretrainConfig(warmup_steps=0).resolve_schedule(steps_per_epoch=10, max_steps=1000)
+    assert none.warmup_steps == 0
+    assert PretrainConfig(warmup_steps=None).resolve_schedule(10, 1000).warmup_steps == 100
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("pretrain-*.yaml"))
@@ -266,6 +272,22 @@ def test_drop_path_is_0_unless_the_recipe_says_otherwise(tmp_path):
     assert (settings.model.size, settings.model.drop_path) == ("nano", 0.0)
 
 
+def test_every_area_of_a_mosaic_is_trained_on_and_an_image_in_two_splits_once():
+    """Of a mosaic in two splits, such as a domain of FLAIR-HUB, only the areas of the last one were."""
+    left, right = (Window(0, 0, 64, 64),), (Window(0, 64, 64, 64),)
+    mosaic, whole = Path("mosaic.vrt"), Path("whole.tif")
+    scenes = (
+        Scene(image=mosaic, split="train", areas=left),
+        Scene(image=mosaic, split="val", areas=right),
+        Scene(image=whole, split="train"),
+        Scene(image=whole, split="val"),
+    )
+    dataset = Dataset(name="x", path=Path("d.yaml"), classes=ClassTable(()), scenes=scenes)
+    found = _scenes(PretrainRecipe(data=ImageryConfig(dataset="x")), dataset)
+    assert sorted((s.image.name, s.areas) for s in found[:2]) == [("mosaic.vrt", left), ("mosaic.vrt", right)]
+    assert [s.image for s in found[2:]] == [whole]
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["dubai", "banepa"])
 def test_the_recipes_of_the_repository_pretrain_on_every_image(name, tmp_path, real_data, monkeypatch):
@@ -277,3 +299,33 @@ def test_the_recipes_of_the_repository_pretrain_on_every_image(name, tmp_path, r
     main(["pretrain", str(recipe), "--out", str(tmp_path / "run"), *small, "--train.accelerator", "cpu"])
     assert len(losses(tmp_path / "run")) == 2
     assert {s.image for s in seen} == {s.image for s in load_dataset(real_data / name / "dataset.yaml").scenes}
+
+
+@pytest.mark.parametrize("said", [None, 0])
+def test_a_run_of_version_0_1_0_keeps_its_warm_up(dataset_file, tmp_path, monkeypatch, said):
+    """It wrote ``warmup_steps: 0`` for what is null now, and its checkpoint noted no warm-up."""
+    settings = {"warmup_epochs": 1.0, "save_every_s": 0.0}
+    pretrain(make_recipe(dataset_file, **settings), tmp_path / "whole")
+    out = tmp_path / "old"
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", _die_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(make_recipe(dataset_file, **settings), out)
+    last, recipe = out / "checkpoints" / "last.pt", out / "recipe.yaml"
+    checkpoint = torch.load(last, weights_only=True)
+    assert checkpoint.pop("warmup_steps") == 3
+    torch.save(checkpoint, last)
+    old = yaml.safe_load(recipe.read_text())
+    old["train"]["warmup_steps"] = 0
+    recipe.write_text(yaml.safe_dump(old))
+    pretrain(make_recipe(dataset_file, warmup_steps=said, **settings), out, resume=True)
+    assert losses(out) == losses(tmp_path / "whole")
+
+
+def test_a_run_that_has_begun_keeps_its_warm_up(dataset_file, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", _die_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(make_recipe(dataset_file, warmup_epochs=1.0, warmup_steps=0, save_every_s=0.0), tmp_path)
+    with pytest.raises(ConfigError, match=r"warm-up of 0 steps, got 3; resume with train.warmup_steps=0"):
+        pretrain(make_recipe(dataset_file, warmup_epochs=1.0, save_every_s=0.0), tmp_path, resume=True)

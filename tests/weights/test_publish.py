@@ -104,6 +104,15 @@ def test_folders_of_the_maker_are_not_handed_on(model_folder, tmp_path):
     assert load_file(private / "model.safetensors").keys() == load_file(tmp_path / "out" / "model.safetensors").keys()
 
 
+def test_statements_that_are_not_there(model_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["push", str(model_folder), str(tmp_path / "town"), "--about", str(tmp_path / "none.yaml")])
+    said = capsys.readouterr().err
+    assert (end.value.code, said.count("\n")) == (2, 1)
+    assert "none.yaml: cannot be read (No such file or directory)" in said
+    assert not (tmp_path / "town").exists()
+
+
 def test_refusals_are_one_line(hub, model_folder, tmp_path, monkeypatch):
     def refused(kind, says, call):
         with pytest.raises(kind, match=says) as caught:
@@ -114,7 +123,17 @@ def test_refusals_are_one_line(hub, model_folder, tmp_path, monkeypatch):
     refused(ModelError, rf"{nowhere}: cannot be fetched \(OSError: 404", lambda: load_model(nowhere))
     refused(ModelError, "hf:owner/name or hf:owner/name@revision", lambda: load_model("hf:nothing"))
     refused(ConfigError, "give owner/name on the hub, or a folder as ./name", lambda: push(model_folder, "town"))
-    refused(DataError, "not a report.json", lambda: push(model_folder, "a/b", report=tmp_path))
+    refused(
+        DataError, r"report.json: cannot be read \(No such file", lambda: push(model_folder, "a/b", report=tmp_path)
+    )
+    for text, says in (
+        ("[]", "must be"),
+        ("{}", "miou.*caswit evaluate"),
+        ("[" * 100_000, "not JSON"),
+        ("\x00", "not JSON"),
+    ):
+        (tmp_path / "bad.json").write_text(text)
+        refused(DataError, says, lambda: push(model_folder, "a/b", report=tmp_path / "bad.json"))
     refused(ModelError, "no model folder", lambda: push(tmp_path, "a/b"))
 
     def no_network(*_, **__):

@@ -4,12 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from caswit.config import ModelConfig, TileConfig
+from caswit.config import MaskConfig, ModelConfig, TileConfig
 from caswit.data.classes import ClassTable, LandClass
 from caswit.nn.decoders import UPerNetHead
 from caswit.nn.fusion import CrossAttention
 from caswit.nn.swin import Block
-from caswit.weights.model_folder import LoadedModel, ModelInfo, build, save_model
+from caswit.weights.model_folder import (
+    LoadedModel,
+    ModelInfo,
+    PretrainedInfo,
+    build,
+    build_simmim,
+    save_model,
+    save_pretrained,
+)
 from caswit.weights.summary import costs, describe
 
 CLASSES = ClassTable(tuple(LandClass(id=i, name=f"class {i}", color="#102030") for i in range(5)))
@@ -90,12 +98,45 @@ def test_fusion_at_stage_1_costs_its_formula():
 
 
 def test_page_says_what_the_model_is(tmp_path):
-    model = loaded(fusion_stages=(1, 2), gated=True)
+    model = loaded(fusion_stages=(1, 2), gated=True, stem="conv", feed_forward=False)
+    torch.nn.init.constant_(model.network.fusion["2"].gate, 0.5)
     save_model(model.network, model.info, tmp_path / "model")
     page = describe(tmp_path / "model")
     parameters = sum(p.numel() for p in model.network.parameters())
-    assert f"{parameters / 1e6:.2f} M" in page
-    assert "CASWiT-nano, upernet, fusion after stages [1, 2], gated" in page
-    assert "tile 64 x 64 px" in page
-    assert "128 x 128 px around it, averaged by 2" in page
-    assert all(f"{c.id:>3}  {c.color}  {c.name}" in page for c in CLASSES.predicted)
+    for said in (
+        f"{parameters / 1e6:.2f} M",
+        "network        CASWiT-nano\n",
+        "conv stem, windows of 8 x 8 tokens",
+        "widths 32 64 128 256; blocks 2 2 4 2; heads 1 2 4 8",
+        f"after stages 1, 2, for the decoder only; gates tanh(g) 0.000 (stage 1), {math.tanh(0.5):.3f} (stage 2)",
+        "upernet, 16 channels, batch norm",
+        "bands [1, 2, 3]",
+        "tile 64 x 64 px",
+        "128 x 128 px around it, averaged by 2 (the context factor)",
+        "ground pixel   unknown",
+        *(f"{c.id:>3}  {c.color}  {c.name}" for c in CLASSES.predicted),
+    ):
+        assert said in page, said
+
+
+@pytest.mark.parametrize(("stages", "said"), [((), "fusion       none"), ((4,), "after stage 4, feeding")])
+def test_page_of_a_pretrained_model(tmp_path, stages, said):
+    info = PretrainedInfo(
+        model=ModelConfig(size="pico", fusion_stages=stages),
+        tile=TileConfig(tile_px=64, context_factor=4, read_gsd_m=0.3),
+        mask=MaskConfig(ratio=0.6),
+        bands=(4, 1, 2),
+    )
+    network = build_simmim(info)
+    save_pretrained(network, info, tmp_path / "model")
+    page = describe(tmp_path / "model")
+    assert said in page
+    assert f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M" in page
+    assert "pretrained without labels" in page
+    assert "CASWiT-pico" in page
+    assert "widths 24 48 96 192" in page
+    assert "bands [4, 1, 2]" in page
+    assert "0.3 m, which images are resampled to" in page
+    assert "0.6 of the tile, in cells of 32 px" in page
+    assert "decoder" not in page
+    assert ("256 x 256 px around it" in page) == bool(stages)

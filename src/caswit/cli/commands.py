@@ -41,6 +41,14 @@ _TABLE = (
     Command(training.train, _RUN, (Recipe,), reads_recipe=True),
     Command(training.pretrain, _RUN, (PretrainRecipe,), reads_recipe=True),
     Command(
+        training.recipe,
+        (
+            _LABELLED,
+            argument("--from", "model to start from: folder, run, hf:... or name", required=True, metavar="MODEL"),
+            argument("--out", "file to write; without it the recipe is printed", metavar="RECIPE.yaml"),
+        ),
+    ),
+    Command(
         training.reconstruct,
         (
             argument("model", "model/ of a caswit pretrain run, or hf:owner/name"),
@@ -104,7 +112,7 @@ _TABLE = (
     Command(
         maps.serve,
         (
-            argument("where", "folder of images and maps, or one image"),
+            argument("where", "folders, images and maps; of one image, what belongs to it is shown too", nargs="+"),
             argument("--model", "model folder, for confidence and attention at a click"),
         ),
         (ServeConfig,),
@@ -136,8 +144,8 @@ _TABLE = (
     Command(
         training.prepare,
         (
-            argument("kind", "the dataset", metavar="urur"),
-            argument("root", "folder that holds train/, val/ and test/"),
+            argument("kind", "the dataset: flair_hub or urur"),
+            argument("root", "folder of the zip files; of URUR, the one that holds train/, val/ and test/"),
             argument("--workers", "files written at the same time", int, default=2),
             _SKIP_BROKEN,
         ),

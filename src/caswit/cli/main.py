@@ -17,9 +17,9 @@ from caswit import __version__
 from caswit.cli.commands import COMMANDS
 from caswit.cli.inputs import check_inputs
 from caswit.cli.parsing import closest, current_words, parse, with_options
-from caswit.cli.recipe import with_recipe
+from caswit.cli.recipe import inherited_defaults, with_recipe
 from caswit.cli.signals import quiet_end
-from caswit.errors import CaswitError, ConfigError, Stopped, brief, one_line
+from caswit.errors import CaswitError, ConfigError, Stopped, brief, naming_extras, one_line
 
 _OURS = {errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK}
 """Errors of the system that a program makes by itself; all others are what files, disks, limits and networks say."""
@@ -35,16 +35,6 @@ _KEEP = {"predict": "finished blocks are kept", "demo": "finished steps are kept
 """Commands that go on by themselves, and what they have when they end at any moment."""
 _LONGEST = 500
 """Characters of a command that is worth repeating: a shell may have written ten thousand names of files into it."""
-
-EXTRAS = {
-    "train": {"lightning", "tensorboard"},
-    "vector": {"shapely", "pyogrio", "pyproj", "pyarrow"},
-    "ray": {"ray"},
-    "baselines": {"segmentation_models_pytorch"},
-    "export": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
-    "serve": {"fastapi", "starlette", "uvicorn", "rio_tiler", "xstatic-leaflet"},
-}
-"""By extra, as in ``pip install 'caswit[EXTRA]'``: the modules that it brings."""
 
 _QUIET = {
     "rasterio": logging.CRITICAL,  # what GDAL says is part of our errors
@@ -120,11 +110,17 @@ def _users_fault(error: Exception, words: Sequence[str]) -> str | None:
                     f", then {_again(words, _GO_ON.get(words[0]))}" if goes_on else " and try again"
                 )
             return f"{error.filename or 'cannot write'}: {error.strerror}{hint}"
-        case MemoryError():
-            return f"not enough memory ({one_line(error)}); try smaller images or settings, e.g. --batch 1"
+        case MemoryError() | RuntimeError() if _is_out_of_memory(error):
+            return f"not enough memory ({one_line(error, 200)}); try smaller images or settings, e.g. --batch 1"
         case RecursionError():
             return "a value is nested too deeply; write it in fewer levels"
     return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has no MemoryError: it names its own class on a GPU, and its allocator in a RuntimeError on a CPU.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "DefaultCPUAllocator" in str(error)
 
 
 def _run(name: str, words: Sequence[str]) -> None:
@@ -135,17 +131,12 @@ def _run(name: str, words: Sequence[str]) -> None:
     if command.reads_recipe:
         words = with_recipe(words, command.settings[0])
     try:
-        settings, arguments = parse(command, words)
+        settings, arguments = parse(command, words, inherited_defaults if command.reads_recipe else None)
         check_inputs(settings, arguments)
-        command.run(*settings, **arguments)
+        with naming_extras(name):
+            command.run(*settings, **arguments)
     except ConfigError as error:
         raise ConfigError(with_options(str(error), command)) from error
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        extra = next((extra for extra, modules in EXTRAS.items() if missing in modules), None)
-        if extra is None:
-            raise
-        raise CaswitError(f"{name} needs {missing}, which comes with: pip install 'caswit[{extra}]'") from error
 
 
 def _stop(words: Sequence[str], stopped: Stopped) -> None:

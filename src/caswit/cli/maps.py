@@ -30,7 +30,7 @@ def predict(
 ) -> None:
     """Map the land cover of images of any size.
 
-    The same call goes on where an interrupted one stopped.
+    After an interruption, the same command continues where it stopped.
     """
     if list:
         from caswit.raster.image_list import list_images
@@ -112,9 +112,9 @@ def _warn(result: "MapResult") -> None:
 
 
 def explain(settings: ComputeConfig, *, image: str, model: str, out: str, **place: float | None) -> None:
-    """Show which places the network read when it labelled a pixel.
+    """Show what the network attended to when it labelled a pixel.
 
-    Also shows what it would say with masked context.
+    Also shows the class with masked context.
     """
     pairs = (("row", "col"), ("x", "y"), ("lon", "lat"))
     given = {name: value for pair in pairs for name in pair if (value := place[name]) is not None}
@@ -128,7 +128,7 @@ def explain(settings: ComputeConfig, *, image: str, model: str, out: str, **plac
     print(out)
 
 
-def serve(settings: ServeConfig, *, where: str, model: str | None) -> None:
+def serve(settings: ServeConfig, *, where: list[str], model: str | None) -> None:
     """Show images and maps in a browser.
 
     Swipe between them, measure areas, and see confidence, errors and the attention behind a pixel.
@@ -136,13 +136,13 @@ def serve(settings: ServeConfig, *, where: str, model: str | None) -> None:
     from caswit.serve.server import serve
 
     folder = None if model is None else Path(model)
-    serve(Path(where), folder, settings, say=lambda line: print(line, flush=True))
+    serve([Path(place) for place in where], folder, settings, say=lambda line: print(line, flush=True))
 
 
 def inspect(settings: InspectConfig, *, dataset: str, split: str, n: int, out: str, skip_broken: bool) -> None:
-    """Show tiles, contexts, labels and figures of a dataset.
+    """Show tiles, contexts, labels and statistics of a dataset.
 
-    See that it is right before training on it.
+    For a check before training on it.
     """
     from caswit.evaluation.inspect import inspect
 

@@ -9,7 +9,7 @@ from caswit.errors import ModelError
 def models(*, name: str | None) -> None:
     """List the models that come with caswit.
 
-    Every command takes their names.
+    Every command accepts their names in place of a model folder.
     """
     from caswit.weights.zoo import zoo_models
 
@@ -37,7 +37,7 @@ def _card(name: str) -> str:
 
 
 def info(*, model: str) -> None:
-    """Say what a model is, what it costs and what it expects."""
+    """Describe a model: its architecture, size, arithmetic, and the images it expects; trained or pretrained."""
     from caswit.weights.summary import describe
 
     print(describe(Path(model)))
@@ -46,8 +46,8 @@ def info(*, model: str) -> None:
 def export(*, model: str, out: str, single_input: bool, deepness: bool) -> None:
     """Write a model as an ONNX file for other programs and QGIS.
 
-    ONNX Runtime is seen to compute the same with it as PyTorch. The file takes a tile and its context, uint8, and gives
-    the tile's logits; normalisation is inside.
+    It is written only if ONNX Runtime computes the same with it as PyTorch. The file takes a tile and its context,
+    uint8, and gives the tile's logits; normalisation is inside.
     """
     from caswit.inference.onnx.graphs import Form
     from caswit.inference.onnx.write import export
@@ -70,9 +70,9 @@ def export(*, model: str, out: str, single_input: bool, deepness: bool) -> None:
 def push(
     *, model: str, repo: str, report: str | None, license: str | None, about: str | None, half: bool, private: bool
 ) -> None:
-    """Put a model and a card about it on the Hugging Face hub.
+    """Publish a model with a model card on the Hugging Face hub.
 
-    hf:owner/name is then a model. Log in first with: hf auth login.
+    Others can then use it as hf:owner/name. Log in first with: hf auth login.
     """
     from caswit.weights.publish import push
 

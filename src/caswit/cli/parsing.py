@@ -162,8 +162,15 @@ def _repeated(words: Iterable[str]) -> list[str]:
     return found
 
 
-def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+def parse(
+    command: Command, words: Sequence[str], follow: Callable[[Namespace], dict[str, Any]] | None = None
+) -> tuple[list[Any], dict[str, Any]]:
     """Return an object of each of a command's settings, and its other arguments by name.
+
+    Args:
+        command: Of the table.
+        words: What follows its name.
+        follow: Given what the words say, returns the defaults that follow from it, by name.
 
     Raises:
         CaswitError: A word is unknown, missing, or not a value that is allowed.
@@ -176,6 +183,8 @@ def parse(command: Command, words: Sequence[str]) -> tuple[list[Any], dict[str, 
         for word, following in zip(words, [*words[1:], ""], strict=False)
     ]
     try:
+        if follow is not None:
+            parser.set_defaults(follow(parser.parse_args(complete, defaults=False)))
         found = parser.instantiate(parser.parse_args(complete))
     except ArgumentError as error:
         raise CaswitError(_command_message(str(error), parser)) from error

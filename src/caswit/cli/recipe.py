@@ -1,18 +1,21 @@
 """Recipe files: read with what they inherit, and checked before they are parsed so that a mistake is one clear line."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from caswit.cli.parsing import plain_message
-from caswit.config import Recipe, RowConfig
+from caswit.config import ModelConfig, Recipe, RowConfig, TileConfig, parse_init
 from caswit.config.renamed import with_new_names
 from caswit.errors import CaswitError, ConfigError, brief
 from caswit.files import read_yaml
+
+log = logging.getLogger(__name__)
 
 BASE, ROW = "base", "row"
 
@@ -51,6 +54,37 @@ def with_recipe(words: Sequence[str], kind: type) -> list[str]:
     return complete
 
 
+def inherited_defaults(said: Namespace) -> dict[str, Any]:
+    """Return the settings of a training that follow from the weights it starts from, by name; to be its defaults.
+
+    Args:
+        said: What the words and the recipe of ``train`` or ``pretrain`` say, without defaults.
+
+    Raises:
+        CaswitError: ``init``, or the config of the model that it names, is wrong.
+    """
+    if said.get("init") is None:
+        return {}
+    from caswit.training.fabric import is_first_process
+    from caswit.training.run_folder import RunFolder
+    from caswit.weights.inherited import INHERITED, inherited_settings
+
+    run = RunFolder(Path(said.out))
+    # What the run began with is in its folder; what it started from may have changed since, or be gone.
+    if said.get("resume") and run.last.is_file():
+        return {name: value for name, value in run.settings().items() if name in INHERITED}
+    found = inherited_settings(parse_init(said.init))
+    usual = {"model": ModelConfig(), "tile": TileConfig()}
+    news = []
+    for name, value in found.items():
+        section, _, field = name.partition(".")
+        if name not in said and section in usual and value != getattr(usual[section], field):
+            news.append(f"{name}={list(value) if isinstance(value, tuple) else value}")
+    if news and is_first_process():
+        log.info("init: as in %s, because the recipe does not say: %s", brief(said.init), ", ".join(news))
+    return found
+
+
 def parse_recipe(content: Mapping[str, Any], where: Path) -> Recipe:
     """Return the settings that ``read_recipe`` found as config classes.
 
@@ -58,6 +92,14 @@ def parse_recipe(content: Mapping[str, Any], where: Path) -> Recipe:
         ConfigError: A value is not allowed, or one is missing.
     """
     sections = {name: value for name, value in content.items() if name in _names(Recipe)}
+    if sections.get("init") is not None:
+        from caswit.weights.inherited import inherited_settings
+
+        followed: dict[str, Any] = {}
+        for name, value in inherited_settings(parse_init(sections["init"])).items():
+            section, _, field = name.partition(".")
+            followed.setdefault(section, {})[field] = value
+        sections = merge(followed, sections)
     recipe: Recipe = _parse(Recipe, sections, where)
     return recipe
 

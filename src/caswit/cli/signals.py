@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 _AGAIN_S = 0.1
@@ -25,6 +25,34 @@ def quiet_end() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    with _quiet_rasterio(), _ending():
+        yield
+
+
+@contextmanager
+def _quiet_rasterio() -> Iterator[None]:
+    """Let rasterio print nothing where it cannot read what GDAL says."""
+    # GDAL quotes files byte by byte, half letters too, and rasterio makes text of it where nothing can be raised, to
+    # log what we say in our own words. Python then calls both hooks. What ends the process comes after this context.
+    printed, unraisable = sys.excepthook, sys.unraisablehook
+
+    def quiet_printed(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+        if kind is not UnicodeDecodeError:
+            printed(kind, value, trace)
+
+    def quiet_unraisable(what: Any) -> None:
+        if what.object != "rasterio._env.log_error" or not isinstance(what.exc_value, UnicodeDecodeError):
+            unraisable(what)
+
+    sys.excepthook, sys.unraisablehook = quiet_printed, quiet_unraisable
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = printed, unraisable
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
     came: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:

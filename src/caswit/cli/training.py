@@ -56,6 +56,24 @@ def pretrain(recipe: PretrainRecipe, *, out: str, resume: bool) -> None:
         print(f"weights: {model}, for init: in a training recipe\nlog:     {model.parent / 'log.csv'}")
 
 
+def recipe(*, dataset: str, out: str | None, **start: str) -> None:
+    """Write a recipe that fine-tunes a model on a dataset.
+
+    It can be given to caswit train as it is.
+    """
+    from caswit.files import atomic_write_bytes
+    from caswit.training.fine_tuning import fine_tuning_recipe
+
+    text = fine_tuning_recipe(start["from"], dataset)
+    if out is None:
+        print(text, end="")
+        return
+    file = Path(out)
+    check(not file.exists(), f"{out}: exists already; give another --out")
+    atomic_write_bytes(file, text.encode())
+    print(f"{out}; train with: caswit train {out} --out runs/{file.stem}")
+
+
 def reconstruct(*, model: str, image: str, out: str, tiles: int, seed: int, device: str) -> None:
     """Draw tiles of an image as pretrained weights reconstruct them.
 
@@ -94,7 +112,7 @@ def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, 
 def table(settings: TableConfig, *, recipes: list[str], out: str, over: str | None) -> None:
     """Train and score rows of the paper's tables, beside the paper's figures.
 
-    Called again with the same folder, it continues.
+    After an interruption, the same command continues.
     """
     from caswit.experiments.paper_tables import TableRow, table
     from caswit.experiments.table_format import markdown
@@ -122,11 +140,16 @@ def figures(settings: FiguresConfig, *, model: str, dataset: str, out: str, base
 
 
 def prepare(*, kind: str, root: str, workers: int, skip_broken: bool) -> None:
-    """Write URUR's PNG files as tiled GeoTIFFs, once.
+    """Unpack FLAIR-HUB's zip files, or tile URUR's PNG files.
 
-    Windows of these can be read quickly. Interrupted, it continues.
+    Needed once, since no part of these can be read without the rest. Interrupted, it continues.
     """
+    from caswit.data.sources.flair_zips import prepare_flair_hub
     from caswit.data.sources.urur import prepare_urur
 
-    check(kind == "urur", f"only urur can be prepared, got {brief(kind)}; other datasets need no preparation")
-    print(prepare_urur(Path(root), workers=workers, skip_broken=skip_broken))
+    prepared = {"flair_hub": prepare_flair_hub, "urur": prepare_urur}
+    others = "other datasets need no preparation"
+    check(kind in prepared, f"only {' and '.join(prepared)} can be prepared, got {brief(kind)}; {others}")
+    folder = Path(root)
+    check(folder.is_dir(), f"{root}: no such folder; give the one that holds the download")
+    print(prepared[kind](folder, workers=workers, skip_broken=skip_broken))

@@ -12,7 +12,7 @@ LabelValues = Literal["auto", "ids", "colors"]
 
 @dataclass(frozen=True, kw_only=True)
 class FlairHubSource:
-    """FLAIR-HUB as downloaded, its zip files unpacked side by side."""
+    """FLAIR-HUB as downloaded, after ``caswit prepare flair_hub ROOT``."""
 
     root: str
     """Folder that holds D004-2021_AERIAL_RGBI/ and so on."""

@@ -25,13 +25,16 @@ class EvaluateConfig(TTAConfig):
     pictures: int = 6
     """Number of tiles shown in the report: half of them the worst, half the best."""
     masked_context: bool = False
-    """Score a second time with the context around every tile blacked out, to show its worth; doubles the time."""
+    """Score a second time with the context around every tile blacked out, to show what it adds; doubles the time."""
     skip_broken: bool = False
     """Leave out files that are missing or broken, and list them."""
+    workers: int = 0
+    """Processes that read ahead of the network, each up to two blocks of 2048 pixels a side; 0 reads in turns."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for settings that cannot be scored with."""
         super().__post_init__()
+        check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
         check(self.pictures >= 0, f"pictures must be 0 or more, got {self.pictures}")
         allowed = get_args(ProtocolName)
         check(

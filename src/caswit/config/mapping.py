@@ -9,6 +9,7 @@ from typing import Literal
 
 from caswit.config.checks import KEEPS_MAP, check
 from caswit.config.inference import TTAConfig
+from caswit.errors import brief
 
 OnError = Literal["stop", "skip"]
 Engine = Literal["local", "ray"]
@@ -24,19 +25,25 @@ class PredictConfig(TTAConfig):
     """Average overlapping tiles with weights that fall towards their edges, instead of each keeping its half."""
     # Changes no pixel, but which of them a part holds, so it must be the same in a run that goes on.
     block_px: int = 4096
-    """Largest side, in pixels, of the part of the map that is stored as one; it is in memory with its context."""
+    """Largest side, in pixels, of a block: what is read, predicted and stored as one. Changes memory, not the map."""
     bands: tuple[int, int, int] | None = None
     """Bands of the image that are red, green and blue, from 1. Null: those the model was trained on."""
     # Acts through the ground size that is read alone, which the plan resolves and the manifest has.
     match_gsd: bool = field(default=False, metadata=KEEPS_MAP)
     """Resample the image while it is read, to the ground size that the model was trained on."""
     gsd_m: float | None = None
-    """Ground size of the image's pixels in metres; wins over what the image says. Null: what the image says."""
+    """Ground size of the image's pixels in metres, in place of what the image says. Null: what the image says."""
     rescale: tuple[float, float] | Literal["auto"] | None = None
     """Values of the image that become 0 and 255, for pixels that are not 8 bit; auto: those between which 98 of 100
     lie, in a sample of all images."""
-    nodata: float | None = None
-    """Value of pixels without data, in all bands read, where the image does not say so: 255 for white holes."""
+    nodata: float | Literal["auto"] | None = None
+    """Value of pixels without data, in all bands read, where the image does not say so: 255 for white holes. auto:
+    white or black areas, as a sample of the image shows them, with what compression left of them around."""
+    ignore_alpha: bool = False
+    """Take the band that the image calls alpha for a band like any other, such as near infrared."""
+    fill: Literal["black", "mirror"] | None = None
+    """What the network sees where there is no data, in holes and around the image: black, or the image mirrored at its
+    edge. Null: mirror with nodata auto, else black."""
     min_confidence: int = 0
     """Pixels whose class is less probable than this many percent become nodata."""
 
@@ -51,6 +58,10 @@ class PredictConfig(TTAConfig):
         check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0, got {self.gsd_m}; try 0.25")
         percent = self.min_confidence
         check(0 <= percent <= 100, f"min_confidence must be a percentage, 0 to 100, got {percent}; try 70")
+        check(self.fill in (None, "black", "mirror"), f"fill must be black or mirror, got {brief(self.fill)}")
+        value = self.nodata
+        check(value is None or value == "auto" or not isinstance(value, str),
+              f"nodata must be a number or auto, got {brief(value)}; try 255")  # fmt: skip
         low, high = self.rescale if isinstance(self.rescale, tuple) else (0, 255)
         check(low < high, f"rescale must be two numbers, the lower one first, got {self.rescale}")
 
@@ -65,16 +76,27 @@ class OutputConfig:
     """GeoTIFF of the probabilities of all classes, 0-100, one band each."""
     vector: str | None = field(default=None, metadata=KEEPS_MAP)
     """Polygons of the map: a file that ends in .gpkg, .parquet or .geojson."""
+    background: bool = field(default=False, metadata=KEEPS_MAP)
+    """Write polygons of background too: of classes named background or other, or so marked in the class table."""
+    classes: str | None = field(default=None, metadata=KEEPS_MAP)
+    """Names or ids of the classes whose polygons are written, with commas between: building,road. Null: all but
+    background."""
+    separate: str | None = field(default=None, metadata=KEEPS_MAP)
+    """Names or ids of classes whose touching polygons are cut apart at their necks, such as building. An estimate."""
     min_area: float = field(default=0.0, metadata=KEEPS_MAP)
     """Polygons below this many square metres are left out."""
     simplify: float = field(default=0.0, metadata=KEEPS_MAP)
     """Metres below which corners of polygons are straightened, without gaps between neighbours. 0: pixel edges."""
+    # Acts on the finished parts, so that it may differ when a run goes on; the map's tags name it all the same.
+    sieve: float = field(default=0.0, metadata=KEEPS_MAP)
+    """Areas of the map below this many square metres become part of their largest neighbour; polygons follow."""
 
     def __post_init__(self) -> None:
         """Refuse sizes below zero and files that are no GeoTIFFs."""
-        for name in ("min_area", "simplify"):
+        for name in ("min_area", "simplify", "sieve"):
             check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
-            check(self.vector is not None or getattr(self, name) == 0, f"{name} is about polygons; add --vector FILE")
+        for name in ("min_area", "simplify", "background", "classes", "separate"):
+            check(self.vector is not None or not getattr(self, name), f"{name} is about polygons; add --vector FILE")
         for name in ("confidence", "probabilities"):
             file = getattr(self, name)
             fits = file is None or file.lower().endswith((".tif", ".tiff"))
@@ -88,13 +110,13 @@ class MapRunConfig:
     aoi: str | None = None
     """Vector file with the area of interest: outside its polygons, the map is nodata."""
     restart: bool = field(default=False, metadata=KEEPS_MAP)
-    """Discard what an earlier run of this output finished."""
+    """Discard the finished blocks of an earlier run with this output."""
     overwrite: bool = field(default=False, metadata=KEEPS_MAP)
     """Replace files with the names of the outputs even if caswit did not write them."""
     yes: bool = field(default=False, metadata=KEEPS_MAP)
     """Begin even if the image has more than a million blocks."""
     on_error: OnError = field(default="stop", metadata=KEEPS_MAP)
-    """A block that cannot be read: stop ends the run; skip makes it nodata, and the exit status 3."""
+    """What to do if a block cannot be read: stop the run, or skip the block (nodata; exit status 3)."""
     engine: Engine = field(default="local", metadata=KEEPS_MAP)
     """local: this process; ray: workers on a Ray cluster, or on all of this machine."""
     address: str | None = field(default=None, metadata=KEEPS_MAP)
@@ -102,7 +124,7 @@ class MapRunConfig:
     workers: int | None = field(default=None, metadata=KEEPS_MAP)
     """Processes that hold the model, with --engine ray. Null: one per GPU; without GPUs one per worker_cpus cores."""
     worker_cpus: int = field(default=4, metadata=KEEPS_MAP)
-    """Cores of each worker on machines without GPUs; fewer where no machine has that many."""
+    """Cores of each worker on machines without GPUs; fewer if no machine has that many."""
 
     def __post_init__(self) -> None:
         """Refuse impossible workers, and settings of a cluster without one."""

@@ -12,6 +12,12 @@ from caswit.config.weights import InitConfig, parse_init
 from caswit.errors import brief
 
 
+def _check_bands(bands: tuple[int, int, int] | None) -> None:
+    check(
+        bands is None or min(bands) >= 1, f"data.bands must be three numbers from 1, got {brief(bands)}; try [1, 2, 3]"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The data to train on."""
@@ -27,12 +33,15 @@ class DataConfig:
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
     label_fraction: float = 1.0
-    """Share of the grid's training tiles whose labels are used; the seed says which. All other labels are ignored."""
+    """Share of the grid's training tiles whose labels are used, chosen by the seed. All other labels are ignored."""
+    bands: tuple[int, int, int] | None = None
+    """Bands of the images that are red, green and blue, from 1, where the dataset.yaml names none; null: 1, 2 and 3."""
     skip_broken: bool = False
     """Leave out files that are missing or broken, and list them."""
 
     def __post_init__(self) -> None:
-        """Refuse a negative number of workers, and a training without labels."""
+        """Refuse a negative number of workers, bands that do not exist, and a training without labels."""
+        _check_bands(self.bands)
         check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
         check(
             0 < self.label_fraction <= 1,
@@ -47,7 +56,7 @@ class AugmentConfig:
     spatial: bool = False
     """One of the eight flips and quarter turns."""
     scale: float = 0.0
-    """Read pixels whose ground size is larger or smaller by up to this share: 0.25 is 1 / 1.25 to 1.25 times."""
+    """Read pixels whose ground size is larger or smaller by up to this share: 0.25 means 1 / 1.25 to 1.25 times."""
     brightness: float = 0.0
     """Add up to this share of 255, either way."""
     contrast: float = 0.0
@@ -55,15 +64,17 @@ class AugmentConfig:
     gamma: float = 0.0
     """Raise to a power between 1 / (1 + gamma) and 1 + gamma."""
     tint: float = 0.0
-    """Multiply each band by its own factor between 1 / (1 + tint) and 1 + tint: other cameras, haze, evening."""
+    """Multiply each band by its own factor between 1 / (1 + tint) and 1 + tint: imitates other cameras and light."""
     saturation: float = 0.0
     """Move colours towards grey, or away from it, by up to this share."""
     blur: float = 0.0
-    """Blur every other sample with a Gaussian of up to so many pixels: softer cameras, enlarged images."""
+    """Blur every other sample with a Gaussian of up to this many pixels: imitates softer cameras, enlarged images."""
     noise: float = 0.0
     """Add noise of a standard deviation up to this share of 255 to the tile."""
     context_dropout: float = 0.0
     """Share of samples with masked context: black around the tile, as around a small image."""
+    holes: float = 0.0
+    """Share of samples with a hole or an edge cut into tile and context: black, and its labels ignored."""
 
     def __post_init__(self) -> None:
         """Refuse strengths that would wipe out the image."""
@@ -71,6 +82,7 @@ class AugmentConfig:
             value = getattr(self, name)
             check(0 <= value < 1, f"{name} must be in [0, 1), got {value}; try {0.05 if name == 'noise' else 0.2}")
         check(0 <= self.context_dropout <= 1, f"context_dropout must be in [0, 1], got {self.context_dropout}; try 0.1")
+        check(0 <= self.holes <= 1, f"holes must be in [0, 1], got {self.holes}; try 0.25")
         for name, most in (("scale", 3), ("gamma", 4), ("tint", 4), ("blur", 16)):
             value = getattr(self, name)
             check(0 <= value <= most, f"{name} must be in [0, {most}], got {value}; try 0.25")
@@ -88,11 +100,14 @@ class ImageryConfig:
     """grid: every tile of a fixed grid once an epoch; random: windows anywhere, scenes by area."""
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
+    bands: tuple[int, int, int] | None = None
+    """Bands of the images that are red, green and blue, from 1, where the dataset.yaml names none; null: 1, 2 and 3."""
     skip_broken: bool = False
     """Leave out files that are missing or broken, and list them."""
 
     def __post_init__(self) -> None:
-        """Refuse a negative number of workers."""
+        """Refuse a negative number of workers, and bands that do not exist."""
+        _check_bands(self.bands)
         check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
 
 
@@ -111,16 +126,16 @@ class LearningConfig:
     max_steps: int | None = None
     """Length of the run in optimiser steps; null takes it from epochs."""
     max_minutes: float | None = None
-    """Stop after so many minutes; the learning rate falls with the clock where that is ahead of the steps."""
+    """Finish within this many minutes: the learning-rate schedule follows the clock if it is ahead of the steps."""
     stop_minutes: float | None = None
-    """Save and end this job after so many minutes; --resume goes on in the next, on the schedule of the whole run."""
+    """Save and end this job after this many minutes; --resume continues, with the schedule of the whole run."""
     lr: float = 6e-5
     """Highest learning rate of AdamW."""
     min_lr: float = 1e-6
     """Learning rate at the end of the cosine."""
     warmup_lr: float = 0.0
     """Learning rate from which the linear rise begins."""
-    warmup_steps: int = 0
+    warmup_steps: int | None = 0
     """Steps over which the learning rate first rises linearly."""
     weight_decay: float = 0.01
     """AdamW weight decay; biases, norms and position biases are exempt."""
@@ -135,9 +150,10 @@ class LearningConfig:
     checkpoint_gradients: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     deterministic: bool | None = None
-    """Only operations that repeat to the bit on the same machine; null: on the CPU, where they all exist."""
-    save_every_s: float = 120.0
-    """Write the checkpoint that --resume continues from this often, in seconds."""
+    """Use only operations that give identical bits in every run on the same machine; null: on the CPU only."""
+    save_every_s: float | None = None
+    """Seconds between two writes of the checkpoint that --resume continues from; null: 120, or 900 for networks of over
+    50 million weights. A checkpoint is also written after each validation."""
     pictures: int = 4
     """Number of tiles in each picture that is drawn during the run."""
     accelerator: str = "auto"
@@ -166,7 +182,8 @@ class LearningConfig:
             f"warmup_lr must be in [0, lr], got {self.warmup_lr} with lr={self.lr}; try 0",
         )
         for name in ("seed", "warmup_steps"):
-            check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
+            value = getattr(self, name)
+            check(value is None or value >= 0, f"{name} must be 0 or more, got {value}")
         check(
             all(0 <= b < 1 for b in self.betas),
             f"betas must be two numbers in [0, 1), got {list(self.betas)}; try [0.9, 0.999]",
@@ -176,7 +193,7 @@ class LearningConfig:
     def resolve_schedule(self, steps_per_epoch: int, max_steps: int) -> Self:
         """Return the settings with learning rates for this batch and warm-up in steps, as these are already."""
         _ = steps_per_epoch, max_steps
-        return self
+        return dataclasses.replace(self, warmup_steps=self.warmup_steps or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +205,7 @@ class TrainConfig(LearningConfig):
     class_weights: tuple[float, ...] | None = None
     """Weights of the classes in the loss, in the order of the class table without ignored ones."""
     ema_decay: float | None = None
-    """Share of the past in the exponential moving average of the weights (EMA), e.g. 0.99: the average is validated and
+    """Decay of the exponential moving average of the weights (EMA), e.g. 0.99: the average is validated and
     becomes the model, while training goes on unchanged. Null: no EMA."""
     val_every_steps: int | None = None
     """Optimiser steps between validations; null: once an epoch."""
@@ -291,6 +308,8 @@ class PretrainConfig(LearningConfig):
     """Learning rates grow with the batch and are stated for this one; null: they are used as they are."""
     warmup_epochs: float = 10.0
     """Epochs over which the learning rate first rises linearly, unless warmup_steps is set."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate first rises linearly, 0 for none; null takes it from warmup_epochs."""
     weight_decay: float = 0.05
     """AdamW weight decay; biases, norms, position biases and mask tokens are exempt."""
     clip_norm: float | None = 5.0
@@ -331,7 +350,7 @@ class PretrainConfig(LearningConfig):
         # SimMIM's linear rule: a learning rate is stated for a batch and grows with it.
         scale = 1.0 if self.lr_batch is None else self.batch / self.lr_batch
         rates = {name: getattr(self, name) * scale for name in ("lr", "min_lr", "warmup_lr")}
-        steps = self.warmup_steps or round(self.warmup_epochs * steps_per_epoch)
+        steps = round(self.warmup_epochs * steps_per_epoch) if self.warmup_steps is None else self.warmup_steps
         check(
             steps < max_steps,
             f"the warm-up of {steps} steps does not end before the run of {max_steps} does; "

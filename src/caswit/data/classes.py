@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit.config import IGNORE_INDEX
-from caswit.errors import DataError, brief
+from caswit.errors import ConfigError, DataError, brief
 from caswit.files import checked, only_keys
 
 _UNKNOWN = 254
 _MAX_ID = 65_535
+_BACKGROUND = ("background", "other", "others")
+"""Names of classes that are background unless the class table says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,13 @@ class LandClass:
     """As #rrggbb."""
     ignore: bool = False
     """Ignored in loss and scores, never predicted."""
+    background: bool | None = None
+    """Everything that is none of the other classes: transparent in styles, no polygons. None: as the name says."""
+
+    @property
+    def is_background(self) -> bool:
+        """Whether this is the class of all that is none of the others."""
+        return self.name.lower() in _BACKGROUND if self.background is None else self.background
 
     @property
     def rgb(self) -> tuple[int, int, int]:
@@ -109,6 +118,21 @@ class ClassTable:
         table[: len(self)] = [c.id for c in self.mapped]
         return table
 
+    def named(self, words: str) -> tuple[int, ...]:
+        """Return the values in maps of classes that a user names, by names or ids with commas between.
+
+        Raises:
+            ConfigError: There is no such class.
+        """
+        by_word = {str(c.id): c.id for c in self.mapped} | {c.name.casefold(): c.id for c in self.mapped}
+        # A name may have a comma itself.
+        given = [words] if words.strip().casefold() in by_word else words.split(",")
+        for word in given:
+            if word.strip().casefold() not in by_word:
+                known = ", ".join(f"{c.id} {c.name}" for c in self.mapped)
+                raise ConfigError(f"no class of the model is called {brief(word.strip())}; it has {known}")
+        return tuple(dict.fromkeys(by_word[word.strip().casefold()] for word in given))
+
     @cached_property
     def _indices(self) -> NDArray[np.uint8]:
         table = np.full(_MAX_ID + 1, _UNKNOWN, np.uint8)
@@ -173,7 +197,11 @@ class ClassTable:
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return the rows of dataset.yaml and config.json."""
         plain = [{"id": c.id, "name": c.name, "color": c.color} for c in self.classes]
-        return [d | ({"ignore": True} if c.ignore else {}) for d, c in zip(plain, self.classes, strict=True)]
+        said = [
+            ({"ignore": True} if c.ignore else {}) | ({} if c.background is None else {"background": c.background})
+            for c in self.classes
+        ]
+        return [row | more for row, more in zip(plain, said, strict=True)]
 
     @staticmethod
     def from_dicts(rows: Sequence[Mapping[str, Any]], path: str) -> "ClassTable":
@@ -181,7 +209,7 @@ class ClassTable:
         classes: list[LandClass] = []
         for number, row in enumerate(rows, 1):
             where = f"{path}: class {number}"
-            only_keys(row, {"id", "name"}, {"color", "ignore"}, where)
+            only_keys(row, {"id", "name"}, {"color", "ignore", "background"}, where)
             if not _is_color(row.get("color", IGNORED)):
                 raise DataError(f'{where}: color must look like "#3c1098", got {brief(row["color"])}')
             if type(row["id"]) is not int or not 0 <= row["id"] <= _MAX_ID:
@@ -189,7 +217,9 @@ class ClassTable:
             default = IGNORED if row.get("ignore") else default_color(sum(not c.ignore for c in classes))
             name = str(checked(str | int | float | bool, row["name"], f"{where}: name"))
             ignore = bool(checked(bool | int, row.get("ignore", False), f"{where}: ignore"))
-            classes.append(LandClass(id=row["id"], name=name, color=row.get("color", default), ignore=ignore))
+            background = checked(bool | None, row.get("background"), f"{where}: background")
+            color = row.get("color", default)
+            classes.append(LandClass(id=row["id"], name=name, color=color, ignore=ignore, background=background))
         try:
             return ClassTable(tuple(classes))
         except DataError as error:

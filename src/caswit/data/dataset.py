@@ -27,6 +27,8 @@ class Dataset:
     scenes: tuple[Scene, ...]
     bands: tuple[int, int, int] = (1, 2, 3)
     """Bands of the images that are red, green and blue, from 1."""
+    names_bands: bool = False
+    """True where the file names them."""
     read_gsd_m: float | None = None
     """Ground size in metres of the pixels that are read; None reads native pixels."""
     skip_broken: bool = False
@@ -34,9 +36,14 @@ class Dataset:
     broken: tuple[str, ...] = ()
     """Files that are missing or broken and were left out, a line each."""
 
-    def read_at(self, read_gsd_m: float | None) -> "Dataset":
-        """Return the same scenes, read at another ground size of a pixel."""
-        return replace(self, read_gsd_m=read_gsd_m)
+    def read_at(self, read_gsd_m: float | None, bands: tuple[int, int, int] | None = None) -> "Dataset":
+        """Return the same scenes, read at another ground size and, where the file names none, in other bands."""
+        if bands is None or (self.names_bands and bands == self.bands):
+            return replace(self, read_gsd_m=read_gsd_m)
+        if self.names_bands:
+            log.info("bands %s are read, which %s names, not %s", list(self.bands), self.path, list(bands))
+            return replace(self, read_gsd_m=read_gsd_m)
+        return replace(self, read_gsd_m=read_gsd_m, bands=bands)
 
     def list_broken(self) -> None:
         """Log what was left out."""
@@ -95,6 +102,7 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
         classes=classes,
         scenes=scenes,
         bands=(bands[0], bands[1], bands[2]),
+        names_bands="bands" in content,
         skip_broken=skip_broken,
         broken=broken,
     )

@@ -62,6 +62,13 @@ class Region(NamedTuple):
         """Return the context of a tile, averaged to the tile's size: (3, H, W)."""
         return area_average(self.tile(context_window(tile, factor)), factor)
 
+    def known(self, window: Window, factor: int = 1) -> Bool:
+        """Return which squares of factor x factor pixels of a window have data throughout: (H, W) squares."""
+        rows, cols = window.height // factor, window.width // factor
+        squares = self.valid[window.inside(self.window)].reshape(rows, factor, cols, factor)
+        known: Bool = np.logical_and.reduce(squares, axis=(1, 3))
+        return known
+
 
 class SceneReader:
     """A scene whose files are open. Use as a context manager.
@@ -165,6 +172,17 @@ class SceneReader:
 
     def region(self, window: Window) -> Region:
         """Read a window of the image; it may reach outside."""
+        # A wide context may lie outside the raster for the most part, where there is nothing to decode or to average.
+        part = window.clipped(self.height, self.width)
+        if part == window or not (part.height and part.width):
+            return self._region(window)
+        image = np.zeros((3, window.height, window.width), np.uint8)
+        valid = np.zeros((window.height, window.width), bool)
+        rows, cols = part.inside(window)
+        _, image[:, rows, cols], valid[rows, cols] = self._region(part)
+        return Region(window, image, valid)
+
+    def _region(self, window: Window) -> Region:
         if self.ratio == 1:
             return Region(window, *self.native_image(window))
         image, valid = self.native_image(self._source(window))
@@ -181,6 +199,14 @@ class SceneReader:
 
     def labels(self, window: Window, valid: Bool) -> UInt8:
         """Read class indices of a window: (H, W), nearest; IGNORE_INDEX outside, at nodata, and where not ``valid``."""
+        labels = np.full((window.height, window.width), IGNORE_INDEX, np.uint8)
+        part = window.clipped(self.height, self.width)
+        if part.height and part.width:
+            where = part.inside(window)
+            labels[where] = self._labels(part, valid[where])
+        return labels
+
+    def _labels(self, window: Window, valid: Bool) -> UInt8:
         if self.ratio == 1:
             return self.native_labels(window, valid)
         source = self._source(window)
@@ -188,7 +214,7 @@ class SceneReader:
         found = self.native_labels(source, np.ones((source.height, source.width), bool))
         rows = self.rows.nearest(window.row, window.row + window.height)
         cols = self.cols.nearest(window.col, window.col + window.width)
-        return np.where(valid, found[rows[:, None], cols], IGNORE_INDEX).astype(np.uint8)
+        return np.where(valid, found[rows[:, None], cols], np.uint8(IGNORE_INDEX))
 
     def native_labels(self, window: Window, valid: Bool) -> UInt8:
         """Read class indices of a native window: (H, W); IGNORE_INDEX as in ``labels``."""

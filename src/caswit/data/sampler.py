@@ -217,11 +217,12 @@ def training_loader(
         cast(TorchDataset[dict[str, torch.Tensor]], samples),
         batch_sampler=batches,
         num_workers=workers,
-        worker_init_fn=_begin_worker if workers else None,
+        worker_init_fn=begin_worker if workers else None,
     )
 
 
-def _begin_worker(_worker: int) -> None:
+def begin_worker(_worker: int) -> None:
+    """Make a process one that reads for another: it leaves signals to that one, and computes in one thread."""
     # Ctrl-C and the signals of a cluster reach every process of a run. The training process saves first, for which it
     # still needs its workers; they end when it does.
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):

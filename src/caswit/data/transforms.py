@@ -58,7 +58,42 @@ def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *
     # The noise of a context pixel, a mean over many, would hardly be seen. Drawn last: its count depends on the tile.
     if settings.noise:
         tile = noisy(tile, rng.uniform() * settings.noise, rng)
-    return sample._replace(tile=tile, context=context)
+    sample = sample._replace(tile=tile, context=context)
+    # After all that changes colours, so that black stays black.
+    if settings.holes and rng.uniform() < settings.holes:
+        sample = cut(sample, rng, factor=factor)
+    return sample
+
+
+def cut(sample: Sample, rng: np.random.Generator, *, factor: int = 1) -> Sample:
+    """Return a sample with a hole or an edge of the image in its tile, at the same place in its context.
+
+    What is cut away is black, as pixels without data are read, and its labels are ignored. At least a sixth of the tile
+    is left.
+    """
+    side, angle = sample.tile.shape[-1], rng.uniform(0, 2 * np.pi)
+    at_edge = rng.uniform() < 0.5
+    (across, along), (wide, long) = rng.uniform(-0.28, 0.28, 2) * side, rng.uniform(0.05, 0.4, 2) * side
+
+    def is_cut(pixels: int, pixel: int) -> NDArray[np.bool_]:
+        """Return which of pixels x pixels squares, each ``pixel`` wide, lie in the part that is cut away."""
+        at = (np.arange(pixels) + 0.5 - pixels / 2) * pixel
+        x = at * np.cos(angle) + at[:, None] * np.sin(angle) - across
+        y = at[:, None] * np.cos(angle) - at * np.sin(angle) - along
+        return x > 0 if at_edge else (x / wide) ** 2 + (y / long) ** 2 < 1
+
+    in_tile, in_context = is_cut(side, 1), is_cut(sample.context.shape[-1], factor)
+    return Sample(
+        tile=np.where(in_tile, 0, sample.tile).astype(np.uint8),
+        context=np.where(in_context, 0, sample.context).astype(np.uint8),
+        label=_ignored(sample.label, in_tile),
+        context_label=_ignored(sample.context_label, in_context),
+    )
+
+
+def _ignored(label: UInt8, where: NDArray[np.bool_]) -> UInt8:
+    # Unlabelled samples have empty labels.
+    return np.where(where, IGNORE_INDEX, label).astype(np.uint8) if label.size else label
 
 
 def coloured(image: UInt8, *, gains: FloatArray, saturation: float) -> UInt8:

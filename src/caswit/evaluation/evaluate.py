@@ -3,7 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from caswit.errors import DataError, brief
 from caswit.evaluation.boundary_errors import EdgeCounts, count_edges
 from caswit.evaluation.metrics import Counts, boundary_band_px, count
 from caswit.evaluation.protocols import Scored, scored_classes
+from caswit.evaluation.read_ahead import Job, LabelledBlocks, ReadBlock
 from caswit.evaluation.report import Evaluation, Example
 from caswit.evaluation.tile_pictures import tile_picture
 from caswit.inference.confidence import Confidence
@@ -48,9 +51,18 @@ def evaluate_scenes(
     sure = Confidence.zeros(len(loaded.info.classes))
     # Only positions are kept; the few tiles that are shown are predicted again.
     candidates: list[tuple[float, int, Scene, Tile]] = []
+    tiles_of = partial(
+        scored_tiles,
+        dataset=data,
+        scenes=scenes,
+        tile_px=tile_px,
+        band_px=band_px,
+        scored=classes,
+        workers=settings.workers,
+    )
     total_mpx = sum(_megapixels(data, scene) for scene in scenes)
     with Progress(f"evaluate {data.name} {split}", total_mpx, "Mpx") as progress:
-        for scored in scored_tiles(predictor, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes):
+        for scored in tiles_of(predictor):
             counts += scored.counts
             sure += scored.confidence
             edges += count_edges(scored.prediction, scored.truth, band_px)
@@ -65,7 +77,7 @@ def evaluate_scenes(
     if settings.masked_context and masked is not None:
         with Progress(f"evaluate {data.name} {split}, masked context", total_mpx, "Mpx") as progress:
             masked_counts = Counts.zeros(len(classes.classes))
-            for scored in scored_tiles(masked, data, scenes, tile_px=tile_px, band_px=band_px, scored=classes):
+            for scored in tiles_of(masked):
                 masked_counts += scored.counts
                 progress.advance(scored.truth.size / 1e6)
     return Evaluation(
@@ -157,6 +169,7 @@ def scored_tiles(
     band_px: int,
     part: tuple[int, int] = (0, 1),
     scored: Scored | None = None,
+    workers: int = 0,
 ) -> Iterator[ScoredTile]:
     """Predict and compare the non-overlapping tiles of scenes; every labelled native pixel is counted once.
 
@@ -168,17 +181,20 @@ def scored_tiles(
         band_px: Width of the boundary band within each owned part.
         part: (index, count): take every ``count``-th block, to share the work among that many processes.
         scored: Classes that count; None: those of the dataset, which are the model's.
+        workers: Processes that read ahead.
     """
-    scored = scored or scored_classes(dataset.classes, dataset, None)
-    number = 0
-    for scene in scenes:
-        with open_dataset_scene(dataset, scene) as opened:
+
+    blocks = LabelledBlocks(dataset, scenes, predictor.context_factor, workers)
+
+    def jobs() -> Iterator[Job]:
+        for number in range(len(scenes)):
             # Tiles do not overlap, as in section 4.2, although those of a map do.
-            for block in area_blocks(opened.areas, tile_px, _BLOCK_PX):
-                number += 1
-                # Blocks are dealt out in turn, so that every process gets a share of every scene.
-                if number % part[1] == part[0]:
-                    yield from _scored_block(predictor, dataset, opened, block, band_px, scored)
+            for block in area_blocks(blocks.opened(number).areas, tile_px, _BLOCK_PX):
+                yield number, block
+
+    # Blocks are dealt out in turn, so that every process gets a share of every scene.
+    share = islice(jobs(), part[0], None, part[1])
+    yield from _scored_blocks(predictor, blocks, share, band_px, scored)
 
 
 def scored_sample(
@@ -188,58 +204,57 @@ def scored_sample(
     *,
     band_px: int,
     part: tuple[int, int] = (0, 1),
+    workers: int = 0,
 ) -> Iterator[ScoredTile]:
     """Predict and compare some tiles of the grid, one by one; otherwise as ``scored_tiles``."""
-    scored = scored_classes(dataset.classes, dataset, None)
-    for scene, tile in tiles[part[0] :: part[1]]:
-        with open_dataset_scene(dataset, scene) as opened:
-            yield from _scored_block(predictor, dataset, opened, Block(tile.owned, (tile,)), band_px, scored)
+    some = tiles[part[0] :: part[1]]
+    scenes = {id(scene): scene for scene, _ in some}
+    numbers = {scene: number for number, scene in enumerate(scenes)}
+    jobs = ((numbers[id(scene)], Block(tile.owned, (tile,))) for scene, tile in some)
+    blocks = LabelledBlocks(dataset, [*scenes.values()], predictor.context_factor, workers)
+    yield from _scored_blocks(predictor, blocks, jobs, band_px, None)
+
+
+def _scored_blocks(
+    predictor: Predictor, blocks: LabelledBlocks, jobs: Iterable[Job], band_px: int, scored: Scored | None
+) -> Iterator[ScoredTile]:
+    """Predict and compare the tiles that have labels; broken ones are left out where the dataset allows."""
+    scored = scored or scored_classes(blocks.dataset.classes, blocks.dataset, None)
+    for read in blocks.read(jobs):
+        for each in _readable(blocks, read):
+            yield from _scored_block(predictor, blocks.opened(each.scene), each, band_px, scored)
+
+
+def _readable(blocks: LabelledBlocks, read: ReadBlock) -> Iterator[ReadBlock]:
+    """Yield a block, or those of its tiles that can be read; raise DataError unless the dataset leaves others out."""
+    if not read.error:
+        yield read
+    elif not blocks.dataset.skip_broken:
+        raise DataError(read.error)
+    elif len(read.block.tiles) == 1:
+        log.warning("skipped: %s", read.error)
+    else:
+        # One broken file of a mosaic makes the whole block unreadable: try its tiles one by one.
+        for tile in read.block.tiles:
+            yield from _readable(blocks, blocks[read.scene, Block(tile.owned, (tile,))])
 
 
 def _scored_block(
-    predictor: Predictor, dataset: Dataset, opened: SceneReader, block: Block, band_px: int, scored: Scored
-) -> list[ScoredTile]:
-    """Predict and compare the tiles of a block that have labels; broken ones are left out where the dataset allows."""
-    try:
-        predicted, percent = predictor.sure_classes(opened, block)
-        native = opened.native(block.window)
+    predictor: Predictor, opened: SceneReader, read: ReadBlock, band_px: int, scored: Scored
+) -> Iterator[ScoredTile]:
+    """Predict and compare the tiles of a block that have labels."""
+    assert read.pixels is not None
+    assert read.truth is not None
+    predicted, percent = predictor.sure_classes(opened, read.block, read.pixels)
+    for tile in read.block.tiles:
         # Scores count native pixels, so that models of different ground sizes are compared on the same labels.
-        _, valid = opened.native_image(native)
-        classes = predictor.network.num_classes
-        truth = opened.native_labels(native, valid)
-    except DataError as error:
-        if not dataset.skip_broken:
-            raise
-        if len(block.tiles) == 1:
-            log.warning("skipped: %s", error)
-            return []
-        # One broken file of a mosaic makes the whole block unreadable: try its tiles one by one.
-        alone = (Block(tile.owned, (tile,)) for tile in block.tiles)
-        return [tile for each in alone for tile in _scored_block(predictor, dataset, opened, each, band_px, scored)]
-    tiles = []
-    for tile in block.tiles:
-        where = opened.native(tile.owned).inside(native)
-        there, found = scored.pair(truth[where], predicted[where])
+        where = opened.native(tile.owned).inside(read.pixels.native)
+        there, found = scored.pair(read.truth[where], predicted[where])
         # Nothing to count, and it would be listed among the worst tiles, with no pixel right.
         if (there == IGNORE_INDEX).all():
             continue
         counts = count(found, there, num_classes=len(scored.classes), band_px=band_px, ignore_index=IGNORE_INDEX)
-        sure = Confidence.count(predicted[where], percent[where], valid[where], classes)
-        tiles.append(ScoredTile(opened.scene, tile, there, found, counts, sure))
-    return tiles
-
-
-def count_scenes(
-    predictor: Predictor,
-    dataset: Dataset,
-    scenes: Sequence[Scene],
-    *,
-    tile_px: int,
-    band_px: int,
-    part: tuple[int, int] = (0, 1),
-    scored: Scored | None = None,
-) -> Counts:
-    """Return the sum of the counts of ``scored_tiles``, which takes the same arguments."""
-    scored = scored or scored_classes(dataset.classes, dataset, None)
-    tiles = scored_tiles(predictor, dataset, scenes, tile_px=tile_px, band_px=band_px, part=part, scored=scored)
-    return sum((t.counts for t in tiles), start=Counts.zeros(len(scored.classes)))
+        sure = Confidence.count(
+            predicted[where], percent[where], read.pixels.valid[where], predictor.network.num_classes
+        )
+        yield ScoredTile(opened.scene, tile, there, found, counts, sure)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from caswit.config import IGNORE_INDEX
 from caswit.evaluation.boundary_errors import EdgeCounts
-from caswit.evaluation.metrics import Counts, score
+from caswit.evaluation.metrics import Counts, Scores, score
 from caswit.files import atomic_write_bytes
 from caswit.viz.pages import hex_colour, percent, render
 from caswit.viz.pictures import Image, colourise, data_uri, error_map, shrink
@@ -74,6 +74,11 @@ class Evaluation:
     """Mean confidence of the model in percent: over all pixels, and by class that it predicts."""
     model_sha256: str = ""
     """First digits of the SHA-256 of the model's weights."""
+
+    @property
+    def scores(self) -> Scores:
+        """The scores, as fractions of 0..1: ``miou``, ``mf1``, ``mbiou``, ``overall_accuracy``, and those by class."""
+        return score(self.counts)
 
 
 class Panel(NamedTuple):

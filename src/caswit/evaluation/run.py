@@ -13,7 +13,7 @@ from caswit.weights.model_folder import load_model
 
 
 def evaluate(
-    model: Path, dataset: Path, out: Path, *, split: str = "test", settings: EvaluateConfig | None = None
+    model: Path, dataset: Path, out: Path | None, *, split: str = "test", settings: EvaluateConfig | None = None
 ) -> Evaluation:
     """Score a model on a split and write report.json, report.md and report.html.
 
@@ -23,27 +23,31 @@ def evaluate(
     Args:
         model: Model folder.
         dataset: dataset.yaml.
-        out: Folder of the report.
+        out: Folder of the report; None writes none.
         split: Split whose scenes are scored.
         settings: How to compute.
 
     Returns:
-        The counts and how they came about; ``caswit.evaluation.metrics.score(evaluation.counts)`` are the scores.
+        The counts and how they came about; ``evaluation.scores`` are the scores.
 
     Raises:
         CaswitError: The model, the data or the folder cannot be used, or their classes differ.
     """
     settings = settings or EvaluateConfig()
     loaded = load_model(model)
-    data = load_dataset(dataset, skip_broken=settings.skip_broken).read_at(loaded.info.tile.read_gsd_m)
+    data = load_dataset(dataset, skip_broken=settings.skip_broken).read_at(
+        loaded.info.tile.read_gsd_m, loaded.info.bands
+    )
     data.list_broken()
     scenes = data.split(split)
     scored_classes(loaded.info.classes, data, settings.protocol)  # refuse before anything is written
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{out}: is a file, or lies in one; give a folder for the report") from error
     predictor = load_predictor(loaded, settings)
     evaluation = evaluate_scenes(predictor, loaded, data, scenes, split=split, settings=settings)
-    write_report(evaluation, out)
+    if out is not None:
+        write_report(evaluation, out)
     return evaluation

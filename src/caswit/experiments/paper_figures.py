@@ -78,7 +78,7 @@ def figures(
     """
     settings = settings or FiguresConfig()
     loaded = load_model(model)
-    data = load_dataset(dataset).read_at(loaded.info.tile.read_gsd_m)
+    data = load_dataset(dataset).read_at(loaded.info.tile.read_gsd_m, loaded.info.bands)
     check_same_classes(loaded.info.classes, data)
     ours = load_predictor(loaded, settings)
     check_reads_context(ours)

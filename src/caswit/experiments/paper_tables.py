@@ -109,7 +109,10 @@ def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: Table
     digest = file_digest(model)
     split = settings.split or ("test" if settings.dataset == LANDSCAPES else row.row.split)
     protocol = settings.protocol or (None if settings.dataset else row.row.protocol)
-    scoring = {f.name: getattr(settings, f.name) for f in fields(EvaluateConfig)} | {"protocol": protocol}
+    scoring = {f.name: getattr(settings, f.name) for f in fields(EvaluateConfig)} | {
+        "protocol": protocol,
+        "workers": settings.workers or recipe.data.workers,
+    }
     scores = out / "scores" / slug(dataset.name) / f"{name}-{slug(split)}"
     report = _scored_report(model, digest, dataset, scores, split, EvaluateConfig(**scoring), recipe.tile.tile_px)
     memory = so_far.memory
@@ -178,6 +181,8 @@ def _trained_model(recipe: Recipe, row: TableRow, folder: Path) -> Path:
     if run.finished(recipe):
         log.info("%s: already trained", folder)
         return run.model
+    # Rows of a table are compared, so none of them may be a shorter run that was made longer.
+    run.check(recipe, resume=True, longer=False)
     start = recipe.start
     if start is not None and start.source == "caswit" and start.path is not None:
         # A variable that is not set stays in the path, which then does not exist: one message for both.

@@ -1,6 +1,6 @@
 """The predictor of a loaded model: which device, which precision, and whether the network is arranged for it."""
 
-from caswit.config import ComputeConfig
+from caswit.config import ComputeConfig, PredictConfig
 from caswit.config.inference import TTAConfig
 from caswit.inference.cpu.network import arranged_network
 from caswit.inference.devices import pick_device, uses_bf16
@@ -27,4 +27,5 @@ def load_predictor(loaded: LoadedModel, settings: ComputeConfig) -> Predictor:
         bf16=bf16,
         arranged=arranged,
         tta=settings.tta if isinstance(settings, TTAConfig) else 1,
+        mirror=isinstance(settings, PredictConfig) and settings.fill == "mirror",
     )

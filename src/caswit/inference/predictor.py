@@ -21,6 +21,7 @@ from caswit.config import IGNORE_INDEX
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.inference.devices import autocast
 from caswit.nn.baselines.smp import Network
+from caswit.raster.mirror import mirrored
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window, slice_middle
 
@@ -100,6 +101,18 @@ class BlockPixels(NamedTuple):
     """(H, W): which of them have data."""
 
 
+def read_block(scene: SceneReader, block: Block, context_factor: int) -> BlockPixels:
+    """Read everything that a block of a scene needs for a network with this context factor; 1 reads no context."""
+    tile_px = block.tiles[0].window.height
+    margin = tile_px * (context_factor - 1) // 2
+    region = scene.region(block.reach.grown(margin))
+    native = scene.native(block.window)
+    if scene.ratio == 1:
+        return BlockPixels(region, native, region.valid[native.inside(region.window)])
+    # The region's mask has the resolution that is read; the map needs the native one.
+    return BlockPixels(region, native, scene.native_image(native)[1])
+
+
 class Prediction(NamedTuple):
     """Scores of the classes in a part of a block."""
 
@@ -130,6 +143,7 @@ class Predictor:
         arranged: The same network in another form, which is run instead; None runs ``network`` itself.
         tta: Symmetries over which ``TestTimeAugmentation`` averages: 1, 2, 4 or 8.
         masked_context: Black out the context around every tile.
+        mirror: Show the network the image mirrored where it has no data, instead of black.
     """
 
     def __init__(
@@ -143,12 +157,13 @@ class Predictor:
         arranged: Forward | None = None,
         tta: int = 1,
         masked_context: bool = False,
+        mirror: bool = False,
     ) -> None:
         self.network, self.arranged = network.to(device), arranged
         # The baseline reads no margin: with a factor of 1, the context window is the tile itself.
         self.context_factor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
-        self.tta, self.masked_context = TestTimeAugmentation(tta), masked_context
+        self.tta, self.masked_context, self.mirror = TestTimeAugmentation(tta), masked_context, mirror
 
     def with_masked_context(self) -> "Predictor":
         """Return the same predictor with masked context; it shares the network."""
@@ -158,11 +173,18 @@ class Predictor:
 
     def logits(self, region: Region, tiles: Sequence[Tile]) -> Tensor:
         """Return fp32 logits (B, K, T, T) of tiles whose context lies in ``region``."""
-        hr = self._stack([region.tile(t.window) for t in tiles])
+        hr = self._stack([self._shown(region, region.tile(t.window), t.window) for t in tiles])
         context = None
         if self.network.reads_context:
-            context = self._stack([region.context(t.window, self.context_factor) for t in tiles])
+            factor = self.context_factor
+            wide = [(region.context(t.window, factor), context_window(t.window, factor)) for t in tiles]
+            context = self._stack([self._shown(region, image, window, factor) for image, window in wide])
         return self.image_logits(hr, context)
+
+    def _shown(self, region: Region, image: UInt8, window: Window, factor: int = 1) -> UInt8:
+        """Return a tile or context as the network is to see it."""
+        # From the tile's own pixels alone, so that it does not depend on the block that is read.
+        return mirrored(image, region.known(window, factor)) if self.mirror else image
 
     @torch.inference_mode()
     def image_logits(self, hr: Tensor, context: Tensor | None) -> Tensor:
@@ -188,11 +210,10 @@ class Predictor:
 
     def classes(self, scene: SceneReader, block: Block) -> UInt8:
         """Read and label a block: class indices (H, W) of its native pixels, IGNORE_INDEX without data."""
-        return self.sure_classes(scene, block)[0]
+        return self.sure_classes(scene, block, self.read(scene, block))[0]
 
-    def sure_classes(self, scene: SceneReader, block: Block) -> tuple[UInt8, UInt8]:
-        """Read and label a block: class indices as ``classes`` returns them, and confidence in percent, (H, W)."""
-        pixels = self.read(scene, block)
+    def sure_classes(self, scene: SceneReader, block: Block, pixels: BlockPixels) -> tuple[UInt8, UInt8]:
+        """Label a block that was read: class indices as ``classes`` returns them, and confidence in percent, (H, W)."""
         classes = np.full(pixels.valid.shape, IGNORE_INDEX, np.uint8)
         percent = np.zeros(pixels.valid.shape, np.uint8)
         for part in self.block(scene, block, pixels):
@@ -203,14 +224,7 @@ class Predictor:
 
     def read(self, scene: SceneReader, block: Block) -> BlockPixels:
         """Read everything that a block needs of its scene; one thread may read while another computes."""
-        tile_px = block.tiles[0].window.height
-        margin = tile_px * (self.context_factor - 1) // 2
-        region = scene.region(block.reach.grown(margin))
-        native = scene.native(block.window)
-        if scene.ratio == 1:
-            return BlockPixels(region, native, region.valid[native.inside(region.window)])
-        # The region's mask has the resolution that is read; the map needs the native one.
-        return BlockPixels(region, native, scene.native_image(native)[1])
+        return read_block(scene, block, self.context_factor)
 
     def block(
         self, scene: SceneReader, block: Block, pixels: BlockPixels, *, blend: bool = False

@@ -13,7 +13,7 @@ import torch
 from caswit.errors import ModelError
 from caswit.inference.confidence import Confidence
 from caswit.inference.load import load_predictor
-from caswit.inference.predictor import BlockPixels, Prediction
+from caswit.inference.predictor import BlockPixels, Prediction, Predictor
 from caswit.mapping.plan import MapPlan
 from caswit.raster.cog import NODATA
 from caswit.raster.reader import UInt8
@@ -47,12 +47,13 @@ class BlockMapper:
     Args:
         plan: Images, model and settings.
         loaded: The plan's model, where it is loaded already.
+        predictor: Of that model and the plan's settings, where there is one already.
     """
 
-    def __init__(self, plan: MapPlan, loaded: LoadedModel | None = None) -> None:
+    def __init__(self, plan: MapPlan, loaded: LoadedModel | None = None, predictor: Predictor | None = None) -> None:
         self.plan = plan
         loaded = loaded or load_model(plan.model)
-        self.predictor = load_predictor(loaded, plan.settings)
+        self.predictor = predictor or load_predictor(loaded, plan.settings)
         self.ids = torch.from_numpy(loaded.info.classes.ids).to(self.predictor.device)
         self.classes = len(loaded.info.classes)
         self.bands = plan.bands.count(self.classes)

@@ -38,6 +38,8 @@ _MOST_SHOWN = 8
 """Differing settings that an error names: a manifest of something else differs in all."""
 _SINCE_0_1 = ("layout", "context_factor", "model_config", "sidecars_and_sources")
 """Entries that older manifests lack: those that agree in all others are taken to agree in these."""
+_BEFORE = {"ignore_alpha": "False", "fill": "black"}
+"""What older manifests, which lack these entries, were made with."""
 _SEALED = {"parts": "sealed"}
 """Entry of manifests whose parts all have seals; without it, parts are checked and sealed when a run goes on."""
 _OURS = re.compile(r"(\d{7,}\.(tif|none|skipped)|row-\d+\.vrt|mosaic\.vrt)(\.aux\.xml)?|\..*\.tmp|manifest\.json|lock")
@@ -139,6 +141,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return {_RENAMED.get(name, name): value for name, value in content.items()}
 
 
+def has_confidence(out: Path) -> bool | None:
+    """Return whether the parts that an earlier run of an output left have confidence; None where there are none."""
+    with suppress(DataError):  # ``open_journal`` says that the manifest is damaged
+        return {"True": True, "False": False}.get(str((read_manifest(_folder(out)) or {}).get("confidence")))
+    return None
+
+
 @contextmanager
 def open_journal(
     out: Path,
@@ -160,7 +169,7 @@ def open_journal(
     Raises:
         ConfigError: Another run is at work on this output, or left parts of another map, or the folder is not ours.
     """
-    folder = out.with_name(out.name + SUFFIX)
+    folder = _folder(out)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is in the way of the folder for parts of the map; move it")
     _check_ours(folder, out)
@@ -189,6 +198,10 @@ def open_journal(
         # Usually gone already, or not empty; after a finished run on Windows it is still there.
         with suppress(OSError):
             folder.rmdir()
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(out.name + SUFFIX)
 
 
 def _lock(folder: Path, out: Path) -> FileLock:
@@ -270,7 +283,8 @@ def _check_manifest(folder: Path, out: Path, manifest: Mapping[str, Any], *, res
         _clear(folder)
         return True
     parts = old.pop("parts", None)
-    if (old := {name: manifest[name] for name in _SINCE_0_1 if name in manifest} | old) != manifest:
+    before = {name: value for name, value in _BEFORE.items() if name in manifest}
+    if (old := {name: manifest[name] for name in _SINCE_0_1 if name in manifest} | before | old) != manifest:
         names = [name for name in sorted({*old, *manifest}) if old.get(name) != manifest.get(name)]
         names = [name for name in names if name != "layout"] or names  # where blocks lie follows from other entries
         shown = [{n: one_line(m.get(n, "not set")) for n in names} for m in (old, manifest)]

@@ -7,6 +7,7 @@ from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from caswit.config import OutputConfig
+from caswit.data.classes import ClassTable
 from caswit.errors import ConfigError
 from caswit.files import atomic_path, atomic_write_bytes, try_writing
 from caswit.mapping.blocks import CONFIDENCE
@@ -14,7 +15,8 @@ from caswit.mapping.disk import saying_what_is_needed
 from caswit.mapping.journal import SUFFIX, Journal
 from caswit.mapping.own_files import may_replace
 from caswit.mapping.plan import MapPlan, PlannedBlock
-from caswit.mapping.sidecars import class_band, qgis_style, stac_item, tags
+from caswit.mapping.sidecars import class_band, stac_item, tags
+from caswit.mapping.styles import confidence_style, map_style, polygon_style, style_file
 from caswit.mapping.summary import confidence_of
 from caswit.raster.cog import PlacedPart, assemble, read_part, read_tags
 from caswit.raster.georef import Grid
@@ -82,10 +84,21 @@ class Targets(NamedTuple):
                     "command line) or the file, or replace it with --overwrite"
                 )
 
-    @property
-    def style(self) -> Path:
-        """The QGIS style of the map."""
-        return self.map.with_suffix(".qml")
+    def styles(self, table: ClassTable) -> dict[Path, bytes]:
+        """Return the QGIS styles to write, content by file: one that layers of the same name share draws all of them.
+
+        A GeoPackage carries its style. It is beside it too where another layer has its name, whose style it would take.
+        """
+        parts = {self._style(self.map): map_style(table)}
+        if self.confidence is not None:
+            parts.setdefault(self._style(self.confidence), confidence_style())
+        if self.vector is not None and (self.vector.suffix.lower() != ".gpkg" or self._style(self.vector) in parts):
+            parts[self._style(self.vector)] = parts.get(self._style(self.vector), "") + polygon_style(table)
+        return {file: style_file(part) for file, part in parts.items()}
+
+    @staticmethod
+    def _style(layer: Path) -> Path:
+        return layer.with_suffix(".qml")
 
     @property
     def item(self) -> Path:
@@ -94,7 +107,7 @@ class Targets(NamedTuple):
 
     def beside(self) -> list[Path]:
         """Return every file but the map."""
-        return [self.style, self.item, *self.others().values()]
+        return [*self.styles(ClassTable(())), self.item, *self.others().values()]
 
     def others(self) -> dict[str, Path]:
         """Return the files that were asked for beside the map, by kind."""
@@ -122,16 +135,33 @@ def write_outputs(
     targets: Targets, plan: MapPlan, blocks: Sequence[PlannedBlock], journal: Journal, loaded: LoadedModel
 ) -> None:
     """Make everything that was asked for out of the parts. The map comes last: when it is there, all is."""
-    table = loaded.info.classes
     parts = [PlacedPart(block.native, file) for block in blocks if (file := journal.part(block.number)) is not None]
+    if not plan.sieve_px:
+        _write_all(targets, plan, parts, parts, journal, loaded)
+        return
+    from caswit.raster.sieve import sieved_parts
+
+    with sieved_parts(journal.folder, *plan.grid[:2], parts, plan.sieve_px) as sieved:
+        _write_all(targets, plan, parts, sieved, journal, loaded)
+
+
+def _write_all(
+    targets: Targets,
+    plan: MapPlan,
+    parts: Sequence[PlacedPart],
+    classes: Sequence[PlacedPart],
+    journal: Journal,
+    loaded: LoadedModel,
+) -> None:
+    """Write every file; ``classes`` are parts with the classes of the map, side by side with those of the network."""
+    table = loaded.info.classes
     confidence = confidence_of(parts, len(table))
     about = tags(plan, loaded) | ({} if confidence is None else {CONFIDENCE: confidence.text()})
     if not journal.skipped:
         about[_DIGEST] = plan.digest(loaded)
     place = journal.folder, plan.grid
     if targets.vector is not None:
-        names = {c.id: c.name for c in table.mapped}
-        _write_polygons(targets.vector, plan, parts, journal.folder, names)
+        _write_polygons(targets.vector, plan, parts, classes, journal.folder, table)
     # Bands of a part: 1 class ids, 2 confidence if asked for, then the probabilities (``mapping.blocks``).
     if targets.confidence is not None:
         _write_raster(targets.confidence, *place, parts, [Band(source=2, name="confidence, percent")], about)
@@ -143,9 +173,10 @@ def write_outputs(
             Band(source=i, name=n, color=c) for i, (n, c) in enumerate(zip(table.names, colors, strict=True), first)
         ]
         _write_raster(targets.probabilities, *place, parts, bands, about)
-    atomic_write_bytes(targets.style, qgis_style(table))
+    for file, style in targets.styles(table).items():
+        atomic_write_bytes(file, style)
     atomic_write_bytes(targets.item, stac_item(targets.map, plan, loaded, targets.others()))
-    _write_raster(targets.map, *place, parts, [class_band(table)], about)
+    _write_raster(targets.map, *place, classes, [class_band(table)], about)
 
 
 def _bytes_of(files: Sequence[Path]) -> int:
@@ -162,26 +193,44 @@ def _write_raster(
 
 
 def _write_polygons(
-    file: Path, plan: MapPlan, parts: Sequence[PlacedPart], folder: Path, names: dict[int, str]
+    file: Path,
+    plan: MapPlan,
+    parts: Sequence[PlacedPart],
+    classes: Sequence[PlacedPart],
+    folder: Path,
+    table: ClassTable,
 ) -> None:
     from caswit.raster.polygons import ClassPolygon, Merger, fragments
-    from caswit.raster.vector_files import Ground, PolygonWriter
+    from caswit.raster.separate import separated
+    from caswit.raster.vector_files import Ground, PolygonWriter, embed_style
 
+    names = {c.id: c.name for c in table.mapped}
+
+    names = {c.id: c.name for c in table.mapped}
     # Without a ground size there is nothing to simplify: ``make_plan`` has refused it.
     simplify_px = plan.outputs.simplify / (plan.source_gsd_m or 1.0)
-    ground = Ground(plan.grid, plan.source_gsd_m)
+    ground, wanted = Ground(plan.grid, plan.source_gsd_m), plan.vector_classes
 
     def polygons() -> Iterator[ClassPolygon]:
         # In the folder of parts, which has room; a system's temporary folder may be in memory.
         with TemporaryFile(dir=folder) as waiting:
             merger = Merger(waiting, plan.grid.height, plan.grid.width)
-            for window, part in parts:
-                yield from merger.add(window, *fragments(read_part(part), window, simplify_px))
+            for (window, of_classes), (_, part) in zip(classes, parts, strict=True):
+                confidence = read_part(part, 2) if plan.bands.confidence else None
+                found = fragments(read_part(of_classes), window, simplify_px, confidence)
+                # Left out only now: simplifying needs the neighbours too.
+                yield from merger.add(window, found if wanted is None else found.only(wanted))
             yield from merger.finish()
 
-    with (
-        atomic_path(file) as unfinished,
-        PolygonWriter(unfinished, file.suffix.lower(), ground, names, plan.outputs.min_area) as writer,
-    ):
-        for polygon in polygons():
-            writer.add(polygon)
+    kind = file.suffix.lower()
+    with atomic_path(file) as unfinished:
+        with PolygonWriter(
+            unfinished, kind, ground, names, plan.outputs.min_area, confidence=plan.bands.confidence
+        ) as writer:
+            for polygon in polygons():
+                # Of a whole polygon, so that blocks leave no trace.
+                apart = separated(polygon.shape) if polygon.class_id in plan.separated_classes else [polygon.shape]
+                for shape in apart:
+                    writer.add(polygon._replace(shape=shape))
+        if kind == ".gpkg":
+            embed_style(unfinished, style_file([polygon_style(table)]).decode())

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from caswit.errors import DataError
 from caswit.files import read_json
+from caswit.mapping.styles import MARK
 from caswit.raster.cog import read_tags
 
 _STYLE = (
     '<qgis styleCategories="Symbology" version="3.28"><pipe>'
     '<rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1" nodataColor="">'
 )
-"""How the styles of ``sidecars.qgis_style`` begin. QGIS itself writes more attributes, and more lines."""
+"""How the styles of earlier versions begin. QGIS itself writes more attributes, and more lines."""
 
 
 def may_replace(file: Path, out: Path) -> bool:
@@ -25,7 +26,8 @@ def may_replace(file: Path, out: Path) -> bool:
         return _is_map(file)
     if file.suffix == ".qml":
         # A style that was changed and saved beside our map goes with the map, as it always has.
-        return _STYLE in _begin(file) or _is_map(out)
+        begin = _begin(file)
+        return MARK in begin or _STYLE in begin or _is_map(out)
     if file.name.endswith(".stac.json"):
         return _is_item(file) or _is_map(out)
     from caswit.raster.vector_files import written_here

@@ -18,7 +18,7 @@ from caswit.raster.reader import Bool
 from caswit.raster.windows import Window
 
 MAX_BLOCKS = 500_000
-"""Blocks up to which a layout is laid out: more than a map of a million pixels a side has."""
+"""Blocks, and tiles along a side, up to which a layout is laid out: more than a map of a million pixels a side has."""
 
 
 class PartialMap(NamedTuple):
@@ -51,11 +51,9 @@ def read_partial_map(folder: Path, grid: Grid, gate: Gate | None = None) -> Part
         manifest = read_manifest(folder) or {}
         layout = BlockLayout(**manifest["layout"]) if "layout" in manifest else _old_layout(manifest, grid)
         # Sizes first: a damaged layout may have more blocks than can be counted.
-        if layout[:2] != grid[:2] or min(layout.block_px, layout.tile_px) < 1 or not 1e-3 < layout.ratio < 1e3:
+        if layout[:2] != grid[:2] or not _can_be_laid_out(layout):
             return None
         finished = finished_parts(folder)
-        if _block_count(layout) > MAX_BLOCKS:
-            return None
         windows = [block.native for block in layout.blocks()]
     # A manifest holds any JSON, and what follows from its values fails in any way.
     except (
@@ -86,17 +84,16 @@ def _old_layout(manifest: Mapping[str, Any], grid: Grid) -> BlockLayout:
     return BlockLayout.of(grid, told_m or grid.source_gsd_m, read_m, *sizes)
 
 
-def _block_count(layout: BlockLayout) -> float:
-    """Return about how many blocks a layout has; infinity for numbers that are no layout."""
-    step = layout.tile_px - layout.overlap_px
-    whole = all(isinstance(px, int) for px in (layout.tile_px, layout.overlap_px, layout.block_px))
-    if not (whole and layout.overlap_px >= 0 and step > 0 and layout.block_px > 0 and layout.ratio > 0):
-        return float("inf")
-    tiles = [max(1, side / layout.ratio / step) for side in layout[:2]]
-    if max(tiles) > MAX_BLOCKS:
-        return float("inf")
-    together = max(1, (layout.block_px - layout.overlap_px) // step)
-    return max(1, tiles[0] / together) * max(1, tiles[1] / together)
+def _can_be_laid_out(layout: BlockLayout) -> bool:
+    """Return whether a layout is one, with no more tiles along a side and no more blocks than can be listed."""
+    sizes = layout.tile_px, layout.overlap_px, layout.block_px
+    # A ratio that is no number compares as False.
+    if not (all(isinstance(px, int) for px in sizes) and 1e-3 < layout.ratio < 1e3):
+        return False
+    if not (0 <= layout.overlap_px < layout.tile_px and layout.block_px >= 1):
+        return False
+    along = max(layout.height, layout.width) / layout.ratio / (layout.tile_px - layout.overlap_px)
+    return along <= MAX_BLOCKS and layout.number_of_blocks() <= MAX_BLOCKS
 
 
 def _size(part: Path, gate: Gate | None) -> tuple[int, int] | None:

@@ -8,14 +8,17 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from caswit.config import MapRunConfig, OutputConfig, Precision, PredictConfig, TileConfig
 from caswit.config.checks import check, map_settings
+from caswit.data.classes import ClassTable
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, DataError
+from caswit.raster.blanks import Blanks, find_blanks
 from caswit.raster.georef import Grid
 from caswit.raster.ground import distance_km
 from caswit.raster.image_files import describe, files_behind
@@ -27,7 +30,7 @@ from caswit.raster.windows import Window, block_windows, count_blocks
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
 from caswit.weights.zoo import choose
 
-if TYPE_CHECKING:  # needs caswit[vector]
+if TYPE_CHECKING:  # needs the extra vector
     from caswit.raster.aoi import AreaOfInterest
 
 log = logging.getLogger(__name__)
@@ -138,11 +141,28 @@ class MapPlan:
     layout: BlockLayout
     area: "AreaOfInterest | None" = None
     """Area of interest; None: the whole image."""
+    blank: int | None = None
+    """White (255) or black (0), where a look at the images took its areas for missing data (``--nodata auto``)."""
+    vector_classes: tuple[int, ...] | None = None
+    """Values in the map of the classes whose polygons are written; None: all."""
+    separated_classes: tuple[int, ...] = ()
+    """Values in the map of the classes whose touching polygons are cut apart."""
+    confidence_in_parts: bool | None = None
+    """Whether the parts that an earlier run left have confidence; None where there are none."""
 
     @property
     def bands(self) -> Bands:
         """The bands of a part that the outputs need."""
-        return Bands(self.outputs.confidence is not None, self.outputs.probabilities is not None)
+        # Polygons carry confidence wherever it costs no block that is finished: older parts go on as they were begun.
+        wanted = self.outputs.vector is not None if self.confidence_in_parts is None else self.confidence_in_parts
+        return Bands(self.outputs.confidence is not None or wanted, self.outputs.probabilities is not None)
+
+    @property
+    def sieve_px(self) -> int:
+        """Pixels of the smallest area of the map that ``--sieve`` keeps; 0: all are kept."""
+        # Without a ground size nothing is sieved: ``make_plan`` has refused it. An exact multiple of a pixel's area,
+        # but for rounding, is that many pixels.
+        return ceil(self.outputs.sieve / (self.source_gsd_m or 1.0) ** 2 * (1 - 1e-9))
 
     @property
     def title(self) -> str:
@@ -157,7 +177,7 @@ class MapPlan:
             Scene(image=Path(self.sources[0].path)),
             bands=self.settings.bands,
             read_gsd_m=self.read_gsd_m,
-            image=open_image(self.sources, self.grid, _encoding(self.settings)),
+            image=open_image(self.sources, self.grid, _encoding(self.settings, self.blank)),
             # An image of unknown ground size counts as one of the size the model sees: make_plan has said so once.
             source_gsd_m=self.source_gsd_m or self.read_gsd_m,
         )
@@ -172,9 +192,15 @@ class MapPlan:
         return replace(self, settings=replace(self.settings, precision=cast("Precision", precision)))
 
     def facts(self) -> dict[str, Any]:
-        """Return every setting that changes the map, as it was resolved, by name."""
+        """Return every setting that changes the map, as it was resolved, by name; None where it does nothing."""
+        return self._facts_of_parts() | {"sieve": self.outputs.sieve or None}
+
+    def _facts_of_parts(self) -> dict[str, Any]:
         tile = {"tile_px": self.tile.tile_px, "context_factor": self.tile.context_factor}
-        return map_settings(self.settings) | {"read_gsd_m": self.read_gsd_m} | tile
+        facts = map_settings(self.settings) | {"read_gsd_m": self.read_gsd_m} | tile
+        if self.settings.nodata == "auto":
+            facts["nodata"] = f"auto {'none' if self.blank is None else self.blank}"
+        return facts
 
     def manifest(self, loaded: LoadedModel) -> dict[str, Any]:
         """Return all on which a part depends, by names that a user understands, and where the blocks lie."""
@@ -184,7 +210,7 @@ class MapPlan:
             "sidecars_and_sources": self.state.sidecars_and_sources,
             "model": f"{loaded.name} ({loaded.digest})",
             "model_config": loaded.config_digest,
-            **self.facts(),
+            **self._facts_of_parts(),
             **map_settings(self.run),
             **map_settings(self.outputs),
             # Parts have these bands or not; the names of the files that are made of them do not matter.
@@ -201,7 +227,7 @@ class MapPlan:
 
 def make_plan(
     images: Sequence[str],
-    model: str | None,
+    model: str | LoadedModel | None,
     settings: PredictConfig,
     outputs: OutputConfig,
     run: MapRunConfig,
@@ -209,20 +235,22 @@ def make_plan(
 ) -> tuple[MapPlan, LoadedModel]:
     """Read the headers of images and model (None: one of the zoo), and resolve all that the settings leave open.
 
-    ``load`` loads a model by its folder or name; one that remembers loads it once for many maps.
+    A model that is loaded already can be run in this process only: the plan knows it by its name. ``load`` loads one by
+    its folder or name; a function that remembers loads it once for many maps.
 
     Raises:
         CaswitError: Images, model and settings cannot be used, or not together.
     """
     # Before anything is opened: what is rewritten from here on is noticed at the end.
     state = ImageState.of(images)
-    loaded = None if model is None else load(model)
+    loaded = load(model) if isinstance(model, str) else model
     # A model of the zoo is chosen by what the headers say, so they are read with the usual bands before it is known.
     bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
     sources, grid = build_mosaic(images, bands, _encoding(settings))
     if settings.rescale == "auto":
         # One range for the whole image: blocks that are stretched each for itself would have borders.
-        settings = replace(settings, rescale=usual_range(sources, grid, bands, settings.nodata))
+        settings = replace(settings, rescale=usual_range(sources, grid, bands, _encoding(settings)))
+    blank = _look(sources, grid, bands, settings)
     # The user knows better than the file, which may lack its ground size or have a wrong one: here, and so everywhere.
     source_gsd_m = settings.gsd_m or grid.source_gsd_m
     if loaded is None:
@@ -230,15 +258,17 @@ def make_plan(
         learned, bounds = chosen.learned, grid.degrees
         where = learned.where(distance_km(bounds, learned.area) if bounds and learned.area else None)
         log.info("model: %s (%s%s)", chosen.name, reason, where and f"; {where}")
-        model, loaded = chosen.name, load(chosen.name)
+        model = loaded = load(chosen.name)
+    # What black around an image does to its edges was measured (docs/log.md); maps without the newer option keep it.
+    fill = settings.fill or ("mirror" if settings.nodata == "auto" else "black")
     info = loaded.info
     overlap_px, read_gsd_m = _overlap_px(settings, info.tile.tile_px), _read_gsd_m(info, settings, source_gsd_m)
     plan = MapPlan(
         sources=sources,
         state=state,
         grid=grid,
-        model=str(model),
-        settings=replace(settings, bands=settings.bands or info.bands, overlap_px=overlap_px),
+        model=model if isinstance(model, str) else loaded.name,
+        settings=replace(settings, bands=settings.bands or info.bands, overlap_px=overlap_px, fill=fill),
         outputs=outputs,
         run=run,
         source_gsd_m=source_gsd_m,
@@ -247,18 +277,78 @@ def make_plan(
         tile=info.tile,
         layout=BlockLayout.of(grid, source_gsd_m, read_gsd_m, info.tile.tile_px, overlap_px, settings.block_px),
         area=_area(run, grid),
+        blank=blank,
+        vector_classes=_vector_classes(outputs, info.classes),
+        separated_classes=() if outputs.separate is None else info.classes.named(outputs.separate),
     )
     _warn_of_ground_sizes(plan)
-    if outputs.vector is not None:
-        from caswit.raster.vector_files import check_vector
-
-        check_vector(Path(outputs.vector), source_gsd_m, outputs.min_area, outputs.simplify)
+    _check_outputs(outputs, source_gsd_m)
     return plan, loaded
 
 
-def _encoding(settings: PredictConfig) -> PixelEncoding:
+def _vector_classes(outputs: OutputConfig, table: ClassTable) -> tuple[int, ...] | None:
+    """Return the values in the map of the classes whose polygons are written; None: all."""
+    if outputs.classes is not None:
+        return table.named(outputs.classes)
+    return None if outputs.background else tuple(c.id for c in table.mapped if not c.is_background)
+
+
+def _check_outputs(outputs: OutputConfig, source_gsd_m: float | None) -> None:
+    """Raise ConfigError unless these files can be made of pixels of this ground size."""
+    for name in ("simplify", "min_area", "sieve"):
+        if getattr(outputs, name) > 0 and source_gsd_m is None:
+            raise ConfigError(
+                "the ground size of the image's pixels is unknown; add --gsd-m METRES (1 makes metres pixels), or "
+                f"leave out --{name.replace('_', '-')}"
+            )
+    if outputs.vector is not None:
+        from caswit.raster.vector_files import check_vector
+
+        check_vector(Path(outputs.vector))
+
+
+def _encoding(settings: PredictConfig, blank: int | None = None) -> PixelEncoding:
+    nodata = None if settings.nodata == "auto" else settings.nodata
     # Where the range is still to be found, any will do to look at headers.
-    return PixelEncoding((0.0, 1.0) if settings.rescale == "auto" else settings.rescale, settings.nodata)
+    rescale = (0.0, 1.0) if settings.rescale == "auto" else settings.rescale
+    return PixelEncoding(rescale, nodata, blank, settings.ignore_alpha)
+
+
+def _look(sources: Sequence[Source], grid: Grid, bands: tuple[int, int, int], settings: PredictConfig) -> int | None:
+    """Look at a sample of the images; warn of what they do not declare, and return what ``--nodata auto`` finds."""
+    name = sources[0].path if len(sources) == 1 else f"{sources[0].path} and {len(sources) - 1} more"
+    with open_image(sources, grid, _encoding(settings)) as image:
+        try:
+            blanks = find_blanks(image, bands)
+        except DataError:  # a block that cannot be read is the run's business: it may be told to skip it
+            return None
+    if blanks.half_transparent > _MOST_HALF_TRANSPARENT:
+        log.warning(
+            "%s: %.0f %% of the values of its alpha band lie between transparent and opaque, as near infrared does; "
+            "where it is 0 (%.2g %% of the pixels), the map is nodata: add --ignore-alpha if it is a band of colour",
+            name, 100 * blanks.half_transparent, 100 * blanks.transparent,
+        )  # fmt: skip
+    found = next(iter(blanks.shares), None) if settings.nodata == "auto" else None
+    if settings.nodata == "auto":
+        say = "no white or black areas" if found is None else f"{_BLANKS[found]} areas ({_percent(blanks, found)})"
+        log.info("nodata: %s", say)
+    for value in blanks.shares:
+        if value != found:
+            log.warning(
+                "%s: about %s of its pixels are in %s areas (%d in all bands) that it does not declare as nodata; they "
+                "are mapped like all others: add --nodata auto, or --nodata %d for each such pixel",
+                name, _percent(blanks, value), _BLANKS[value], value, value,
+            )  # fmt: skip
+    return found
+
+
+_BLANKS = {255: "white", 0: "black"}
+_MOST_HALF_TRANSPARENT = 0.05
+"""Share of half transparent pixels beyond which an alpha band is doubted: soft edges have few."""
+
+
+def _percent(blanks: Blanks, value: int) -> str:
+    return f"{100 * blanks.shares[value]:.2g} %"
 
 
 def _overlap_px(settings: PredictConfig, tile_px: int) -> int:

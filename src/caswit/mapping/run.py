@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from caswit.errors import ConfigError, DataError
 from caswit.inference.confidence import Confidence
 from caswit.mapping.blocks import CONFIDENCE
 from caswit.mapping.disk import bytes_of_parts, bytes_to_come, saying_what_is_needed
-from caswit.mapping.journal import Journal, open_journal
+from caswit.mapping.journal import Journal, has_confidence, open_journal
 from caswit.mapping.local import Engine, LocalEngine
 from caswit.mapping.outputs import Targets, is_finished, write_outputs
 from caswit.mapping.plan import ImageState, MapPlan, PlannedBlock, make_plan
@@ -82,6 +83,8 @@ def predict(
     # Everything that a user can have got wrong is refused from here to the journal: before hours of work, not after.
     start_engine = _engine(run)
     plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run, load)
+    if not run.restart:
+        plan = replace(plan, confidence_in_parts=has_confidence(targets.map))
     _check_size(plan)
     blocks = plan.blocks()
     with ExitStack() as stack:

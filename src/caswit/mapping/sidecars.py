@@ -1,4 +1,4 @@
-"""The description of a map: tags inside it; beside it a QGIS style, and a STAC item that describes map and model."""
+"""The description of a map: tags inside it, and beside it a STAC item that describes map and model."""
 
 import datetime
 import json
@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import torch
 
@@ -14,7 +13,7 @@ from caswit import __version__
 from caswit.data.classes import ClassTable
 from caswit.mapping.plan import MapPlan
 from caswit.raster.cog import NODATA
-from caswit.raster.vrt import Band
+from caswit.raster.vrt import Band, TableRow
 from caswit.weights.model_folder import WEIGHTS, LoadedModel
 
 _SCHEMAS = ("mlm/v1.4.0", "classification/v2.0.0", "projection/v2.0.0", "processing/v1.2.0", "file/v2.1.0")
@@ -44,27 +43,14 @@ def _text(value: Any) -> str:
 
 
 def class_band(table: ClassTable) -> Band:
-    """Describe the band of class ids: palette and names."""
+    """Describe the band of class ids: palette, names, and a table of both."""
     return Band(
         source=1,
         name="land cover class",
         palette={c.id: c.rgb for c in table.mapped},
         tags={f"CLASS_{c.id}": c.name for c in table.mapped},
+        table=[TableRow(c.id, c.name, (*c.rgb, 0 if c.is_background else 255)) for c in table.mapped],
     )
-
-
-def qgis_style(table: ClassTable) -> bytes:
-    """Write the style that QGIS applies to the raster of the same name: colours and names of the classes."""
-    entries = "".join(
-        f'<paletteEntry value="{c.id}" label={quoteattr(c.name)} color="{c.color}" alpha="255"/>' for c in table.mapped
-    )
-    text = (
-        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
-        '<qgis styleCategories="Symbology" version="3.28"><pipe>'
-        '<rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1" nodataColor="">'
-        f"<colorPalette>{entries}</colorPalette></rasterrenderer></pipe></qgis>\n"
-    )
-    return text.encode()
 
 
 def stac_item(out: Path, plan: MapPlan, loaded: LoadedModel, others: Mapping[str, Path]) -> bytes:
@@ -79,7 +65,7 @@ def stac_item(out: Path, plan: MapPlan, loaded: LoadedModel, others: Mapping[str
         "bands": bands,
         "proj:shape": [grid.height, grid.width],
         "proj:transform": [round(v, 9) for v in grid.matrix.flatten().tolist()],
-        "proj:wkt2": grid.crs.to_wkt() if grid.crs else None,
+        "proj:wkt2": grid.crs.to_wkt(version="WKT2_2019") if grid.crs else None,
         "caswit:settings": {name: value for name, value in plan.facts().items() if value is not None},
         **_model(loaded),
     }

@@ -138,6 +138,12 @@ class CASWiT(nn.Module):
         """True for a network with a context branch; the baseline takes the tile alone."""
         return self.context_encoder is not None
 
+    @property
+    def gates(self) -> dict[int, float]:
+        """The gates tanh(g) by fusion stage, -1..1, of which 0 is closed; empty where fusion is not gated."""
+        gates = {stage: self.fusion[str(stage)].gate for stage in self.fusion_stages}
+        return {stage: float(g.detach().tanh()) for stage, g in gates.items() if isinstance(g, Tensor)}
+
     def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor | TrainingLogits:
         """Label a batch of tiles.
 

@@ -70,7 +70,9 @@ def read_aoi(file: Path, grid: Grid) -> AreaOfInterest:
     if grid.crs is None:
         raise DataError(f"{file}: the image has no CRS, so an area cannot be placed on it")
     try:
-        meta, _, geometry, _ = pyogrio.raw.read(file, columns=[])
+        # A GeoPackage from QGIS, or from us, has its styles in a second layer, which pyogrio would warn of.
+        layers = [name for name, kind in pyogrio.list_layers(file) if kind]
+        meta, _, geometry, _ = pyogrio.raw.read(file, layer=layers[0] if layers else None, columns=[])
         found = shapely.from_wkb(geometry)
         if not np.isfinite(shapely.get_coordinates(found)).all():
             raise DataError(f"{file}: has corners whose coordinates are not finite")

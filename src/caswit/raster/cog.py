@@ -3,7 +3,9 @@
 A part is (bands, H, W) uint8; NODATA where it has no value. Parts that are missing are nodata.
 """
 
+import mmap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +18,7 @@ from rasterio.io import MemoryFile
 from caswit.errors import DataError
 from caswit.raster.georef import Grid
 from caswit.raster.reader import GDAL_ERRORS, IncompleteFile, UInt8, check_complete, one_line, quiet
-from caswit.raster.vrt import Band, Part, metadata_xml, vrt_xml
+from caswit.raster.vrt import Band, Part, TableRow, metadata_xml, vrt_xml
 from caswit.raster.windows import Window
 
 NODATA = 255
@@ -79,7 +81,7 @@ def read_part(file: Path, band: int = 1) -> UInt8:
 def assemble(
     out: Path, folder: Path, grid: Grid, parts: Sequence[PlacedPart], bands: Sequence[Band], tags: Mapping[str, str]
 ) -> None:
-    """Write a COG: overviews (most frequent class, mean of measured values), statistics, palette, names.
+    """Write a COG: overviews (most frequent class, mean of measured values), statistics, palette, names, table.
 
     Memory is bounded by GDAL's cache.
 
@@ -108,11 +110,55 @@ def assemble(
     }
     try:
         with quiet():
-            mosaic = _write_mosaic(folder, grid, parts, bands, tags)
+            mosaic = _write_mosaic(folder, grid, parts, [_with_room(band) for band in bands], tags)
             rasterio.shutil.copy(mosaic, out, driver="COG", **options)
     except GDAL_ERRORS as error:
         raise IncompleteFile(out, one_line(error)) from error
     check_complete(out, sparse=True)
+    for number, band in enumerate(bands):
+        if band.table:
+            _write_table(out, number, band)
+
+
+# GDAL writes raster attribute tables into a TIFF from 3.12 on; before, into an .aux.xml that gets lost. So it is given
+# a tag as long as the table, and the table then takes the tag's place: nothing in the file moves.
+_ROOM = "TABLE"
+
+
+def _with_room(band: Band) -> Band:
+    """Return a band with a tag as long as its table."""
+    room = {_ROOM: "." * len(_table_item(0, band.table))} if band.table else {}
+    return replace(band, tags={**band.tags, **room})
+
+
+def _write_table(file: Path, number: int, band: Band) -> None:
+    """Put the table of a band (from 0) in the place of its tag."""
+    begin, end = f'<Item name="{_ROOM}" sample="{number}">'.encode(), b"</Item>"
+    with file.open("r+b") as opened:
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.find(begin)  # in the header, which comes before the pixels
+            stop = content.find(end, start) + len(end)
+        assert start >= 0, "GDAL writes tags as it always has"
+        opened.seek(start)
+        opened.write(_table_item(number, band.table).ljust(stop - start))
+
+
+def _table_item(number: int, table: Sequence[TableRow]) -> bytes:
+    """Return the XML of a raster attribute table, as GDAL 3.12 reads it in a TIFF: integers 0, texts 2; usages."""
+    columns = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Alpha", 0, 9))
+    heads = "".join(
+        f'<FieldDefn index="{i}"><Name>{name}</Name><Type>{kind}</Type><Usage>{usage}</Usage></FieldDefn>'
+        for i, (name, kind, usage) in enumerate(columns)
+    )
+    rows = "".join(
+        f'<Row index="{i}">' + "".join(f"<F>{escape(str(v))}</F>" for v in (row.value, row.name, *row.rgba)) + "</Row>"
+        for i, row in enumerate(table)
+    )
+    text = (
+        f'<Item name="DEFAULT_RASTER_ATTRIBUTE_TABLE" sample="{number}" role="rat">'
+        f'<GDALRasterAttributeTable tableType="thematic">{heads}{rows}</GDALRasterAttributeTable></Item>'
+    )
+    return text.encode()
 
 
 def _write_mosaic(

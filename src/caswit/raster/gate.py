@@ -23,6 +23,7 @@ from cachetools import LRUCache
 
 from caswit.errors import DataError
 from caswit.raster.reader import GDAL_ERRORS, quiet
+from caswit.raster.vrt_sources import FILES, Named, elements, named
 
 RASTERS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt")
 """Endings of the files that are looked at."""
@@ -50,7 +51,6 @@ _DRIVERS: tuple[tuple[bytes, tuple[str, ...]], ...] = (
 # GDAL takes elements and attributes for one another and ignores case, so names are compared in lower case, and what
 # names a file may not be an attribute. Elements that are missing here name other files (raw bands, elevation models,
 # geolocation arrays, tables of processed datasets), run code, or are of no use to a picture.
-_FILES = {"sourcefilename", "sourcedataset"}
 _OTHER_ELEMENTS = """
     vrtdataset vrtrasterband srs geotransform gcplist gcp metadata mdi description unittype offset scale nodatavalue
     hidenodatavalue categorynames category colortable entry colorinterp histograms histitem histmin histmax bucketcount
@@ -67,7 +67,7 @@ _OTHER_ELEMENTS = """
     srcalphaband dstalphaband multiband cutline cutlineblenddist pansharpeningoptions algorithm algorithmoptions weights
     resampling numthreads bitdepth spatialextentadjustment panchroband spectralband
 """
-_ELEMENTS = _FILES | set(_OTHER_ELEMENTS.split())
+_ELEMENTS = FILES | set(_OTHER_ELEMENTS.split())
 _ATTRIBUTE_NAMES = """
     rasterxsize rasterysize subclass datatype band blockxsize blockysize relativetovrt shared domain format key name
     xoff yoff xsize ysize dataaxistosrsaxismapping coordinateepoch projection id info pixel line x y z c1 c2 c3 c4
@@ -95,21 +95,29 @@ _CRS = re.compile(r"(?:EPSG|OGC|ESRI|IGNF):[\w:]+|[A-Z_0-9]+\[.*|\+proj=[^/\\]*"
 
 
 class Gate:
-    """The rasters inside a folder that may be opened.
+    """The files that may be opened: all in some folders, and single files with the sidecars beside them.
 
     Args:
-        root: The folder, with its links resolved.
+        places: Folders and files, with their links resolved.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, *places: Path) -> None:
+        self.folders = [place for place in places if place.is_dir()]
+        self.files = [place for place in places if not place.is_dir()]
         # A mosaic's thousands of files are looked into once, and again when they change.
         self._looked_into: LRUCache[Any, None] = LRUCache(100_000)
 
+    def __str__(self) -> str:
+        """Name the places, for messages."""
+        return ", ".join(str(place) for place in (*self.folders, *self.files))
+
     def is_inside(self, path: Path | str) -> bool:
-        """Return whether a path lies in the folder once all links are followed."""
+        """Return whether a path lies in one of the folders, or is one of the files, once all links are followed."""
         # Path.resolve raises where links form a loop; realpath stops there, and nothing opens such a path.
-        return Path(os.path.realpath(path)).is_relative_to(self.root)
+        real = Path(os.path.realpath(path))
+        return any(real.is_relative_to(folder) for folder in self.folders) or any(
+            real == file or (real.parent == file.parent and _is_sidecar(real.name, file)) for file in self.files
+        )
 
     def is_file(self, path: Path) -> bool:
         """Return whether a path is an ordinary file in the folder: no pipe, which would hang whoever opens it."""
@@ -204,26 +212,23 @@ class _Visit:
             for file in folder.iterdir():
                 names.setdefault(file.name.split(".")[0].lower(), []).append(file.name)
             self.beside[folder] = names
-        stem, own = path.stem.lower(), path.stem.split(".")[0].lower()
+        own = path.stem.split(".")[0].lower()
         candidates = self.beside[folder].get(own, [])
         coefficients = self.beside[folder].get(f"{own}_rpc", [])
-        return [
-            name
-            for name in candidates
-            if name != path.name and name.lower().startswith(stem + ".") and not name.lower().endswith(RASTERS)
-        ] + [name for name in coefficients if name.lower() == f"{stem}_rpc.txt"]
+        return [name for name in (*candidates, *coefficients) if name != path.name and _is_sidecar(name, path)]
 
     def _virtual(self, xml: bytes, folder: Path | None, name: str, depth: int) -> None:
         """Check a virtual raster; ``folder`` is where its relative names begin, None where they have no meaning."""
         _check_names_no_overviews(xml, name)
         sources: set[str] = set()
-        for element in _elements(_parsed(xml, name)):
-            tag = element.tag.lower()
-            _check_element(element, tag, name)
-            if tag in _FILES:
-                sources.add(_source_path(element, folder, name))
-        for source in sorted(sources):
-            self._source(source, name, depth)
+        for element in elements(_parsed(xml, name)):
+            _check_element(element, element.tag.lower(), name)
+            if source := named(element):
+                if len(element):
+                    raise DataError(f"{name}: names a file in an unknown way")
+                sources.add(_source_path(source, folder, name))
+        for path in sorted(sources):
+            self._source(path, name, depth)
 
     def _source(self, source: str, name: str, depth: int) -> None:
         if source.startswith("<VRTDataset"):
@@ -239,6 +244,12 @@ class _Visit:
         # A mosaic with a missing file can still be seen where the others lie.
         if os.path.lexists(path):
             self.raster(path, depth + 1)
+
+
+def _is_sidecar(name: str, raster: Path) -> bool:
+    """Return whether GDAL may open a file of this name along with a raster in its folder."""
+    stem, name = raster.stem.lower(), name.lower()
+    return name == f"{stem}_rpc.txt" or (name.startswith(stem + ".") and not name.endswith(RASTERS))
 
 
 def driver_of(start: bytes) -> str | None:
@@ -302,16 +313,6 @@ def _parsed(xml: bytes, name: str) -> ElementTree.Element:
         raise DataError(f"{name}: not a virtual raster ({error})") from error
 
 
-def _elements(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
-    """Yield all elements, without those inside tags that are XML themselves, such as XMP, which GDAL only hands on."""
-    pending = [root]
-    while pending:
-        element = pending.pop()
-        yield element
-        if not (element.tag.lower() == "metadata" and element.get("format") == "xml"):
-            pending += element
-
-
 def _check_element(element: ElementTree.Element, tag: str, name: str) -> None:
     if tag not in _ELEMENTS:
         raise DataError(f"{name}: <{tag[:40]}> is not shown in virtual rasters")
@@ -335,14 +336,12 @@ def _check_element(element: ElementTree.Element, tag: str, name: str) -> None:
         raise DataError(f"{name}: has a CRS that is neither a code nor WKT")
 
 
-def _source_path(element: ElementTree.Element, folder: Path | None, name: str) -> str:
-    """Return the absolute path that an element names, or XML of a virtual raster within this one."""
-    text = element.text or ""
-    flags = {key.lower(): value for key, value in element.attrib.items()}
-    relative = flags.get("relativetovrt", "0")
-    if len(element) or relative not in ("0", "1"):
+def _source_path(source: Named, folder: Path | None, name: str) -> str:
+    """Return the absolute path of a source, or XML of a virtual raster within this one."""
+    text, relative = source
+    if relative not in ("0", "1"):
         raise DataError(f"{name}: names a file in an unknown way")
-    if text.startswith("<VRTDataset"):
+    if source.is_xml:
         return text
     match = _DIRECTORY.match(text)
     path = text[match.end() :] if match else text

@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from caswit.raster.reader import is_remote
+from caswit.raster.vrt_sources import Named, elements, named
 
 _AFTER = (".msk", ".aux.xml")
 """Endings that GDAL puts after the name of a file: its mask, and what GDAL notes of it (nodata, colours, CRS)."""
@@ -21,7 +22,6 @@ _INSTEAD = ("wld", "prj", "aux", "tab", "hdr", "ige")
 """Endings in place of that of a file: its place on the ground, and the pixels of large .img files."""
 _RASTERS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".webp", ".img")
 """Endings of files that are taken for no VRT without a look inside."""
-_SOURCES = ("SourceFilename", "SourceDataset")
 
 
 def files_behind(names: Iterable[str]) -> list[Path]:
@@ -101,22 +101,28 @@ def _vrt_sources(file: Path) -> Iterator[str]:
     """Yield the names of the sources of a virtual raster, those of virtual rasters inside it included."""
     if file.suffix.lower() in _RASTERS:
         return
-    try:
-        with file.open("rb") as opened:
-            if b"<VRTDataset" not in opened.read(1024):
-                return
-            opened.seek(0)
-            for _, element in ElementTree.iterparse(opened):
-                if element.tag in _SOURCES and (name := (element.text or "").strip()):
-                    beside = element.get("relativeToVRT", element.get("relativetoVRT")) == "1"
-                    yield str(file.parent / name) if beside else name
-                    # A source may be a virtual raster itself, written out in place of a name.
-                    yield from re.findall(r"<Source(?:Filename|Dataset)[^>]*>([^<]+)<", name)
-                # The XML of ten thousand sources is not held.
-                if element.tag.endswith("Source"):
-                    element.clear()
-    except (OSError, ElementTree.ParseError):
-        return  # GDAL will say so when it opens the file
+    # GDAL will say what is wrong when it opens the file.
+    with suppress(OSError, ElementTree.ParseError), file.open("rb") as opened:
+        if b"<VRTDataset" not in opened.read(1024):
+            return
+        opened.seek(0)
+        for _, element in ElementTree.iterparse(opened):
+            if source := named(element):
+                yield from _paths(source, file.parent)
+            # The XML of ten thousand sources is not held.
+            if element.tag.lower().endswith("source"):
+                element.clear()
+
+
+def _paths(source: Named, folder: Path | None) -> Iterator[str]:
+    """Yield the name of a source as GDAL opens it; of a virtual raster in place of a name, the names in that."""
+    text, _ = source = source._replace(text=source.text.strip())
+    if source.is_xml:
+        for element in elements(ElementTree.fromstring(text)):
+            if inner := named(element):
+                yield from _paths(inner, None)
+    elif text:
+        yield str(folder / text) if folder and source.relative == "1" else text
 
 
 def _without_statistics(content: bytes) -> bytes:

@@ -1,5 +1,7 @@
 """Label rasters that hold colours, and the file of a mosaic that a pixel comes from."""
 
+import html
+import math
 import re
 from typing import Any
 
@@ -49,17 +51,24 @@ class ColorLabel:
 
 
 def file_at(path: str, row: int, col: int) -> str:
-    """Return the file that a pixel comes from: the raster itself, or a part of it if it is a VRT.
+    """Return the file that a pixel comes from: the raster itself, or a part of it if it is a VRT, or a part of that.
 
-    Names the patch to repair in errors: a mosaic of a region has thousands.
+    Names the patch to repair in errors: a mosaic has thousands.
     """
     try:
         with quiet(), rasterio.open(path) as raster:
             said = raster.get_tag_item(f"Pixel_{col}_{row}", "LocationInfo", bidx=1)
+            found = re.search(r"<File>(.*?)</File>", said or "")
+            if not found or (part := html.unescape(found[1])) == path:
+                return path
+            place = raster.transform * (col + 0.5, row + 0.5)
+            if not part.endswith(".vrt"):
+                return part
+            with rasterio.open(part) as sheet:
+                inner_col, inner_row = (math.floor(at) for at in ~sheet.transform * place)
     except GDAL_ERRORS:
         return path
-    found = re.search(r"<File>(.*?)</File>", said or "")
-    return found[1].replace("&amp;", "&") if found else path
+    return file_at(part, inner_row, inner_col)
 
 
 def _palette(path: str) -> Palette | None:

@@ -5,9 +5,10 @@ Footprints are found once, from the headers; files are opened when a window firs
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from caswit.errors import DataError
 from caswit.raster.georef import Grid
@@ -78,6 +79,15 @@ class Mosaic:
             np.copyto(image[:, rows, cols], pixels, where=has_data)
             valid[rows, cols] |= has_data
         return image, valid
+
+    def read_alpha(self, window: Window) -> NDArray[Any] | None:
+        """Read alpha where the first file that a window touches has it, as ``Raster.read_alpha``."""
+        for number in self._touched(window)[:1]:
+            covers = self.sources[number].window
+            part = window.common(covers)
+            there = part._replace(row=part.row - covers.row, col=part.col - covers.col)
+            return self._raster(number).read_alpha(there)
+        return None
 
     def is_empty(self, window: Window) -> bool:
         """Return whether a window surely has no data, as far as that is known without reading pixels."""

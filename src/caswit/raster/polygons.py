@@ -5,17 +5,18 @@ border of their block wait until every block beside them was seen, and are then 
 borders are whole numbers, so nothing is lost or doubled there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
+import cv2
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 from rasterio.features import shapes
 
 from caswit.raster.cog import NODATA
-from caswit.raster.reader import UInt8
+from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Window
 
 Ints = NDArray[np.int64]
@@ -26,6 +27,27 @@ class ClassPolygon(NamedTuple):
 
     class_id: int
     shape: Any
+    confidence: float = np.nan
+    """Mean over its pixels, in the unit of what ``fragments`` was given; NaN where it was given nothing."""
+
+
+class Fragments(NamedTuple):
+    """The polygons of one block, side by side."""
+
+    shapes: Any
+    ids: NDArray[np.uint8]
+    pixels: Ints
+    """Pixels of each of which the confidence is known."""
+    total: Ints
+    """Sum of their confidences, from which those of polygons follow exactly, however blocks cut them."""
+
+    def only(self, class_ids: Collection[int]) -> "Fragments":
+        """Return those of some classes."""
+        return self.where(np.isin(self.ids, list(class_ids)))
+
+    def where(self, chosen: Bool) -> "Fragments":
+        """Return those for which ``chosen`` is True."""
+        return Fragments(self.shapes[chosen], self.ids[chosen], self.pixels[chosen], self.total[chosen])
 
 
 class _Edges(NamedTuple):
@@ -36,17 +58,30 @@ class _Edges(NamedTuple):
     fragment: Ints
 
 
-def fragments(classes: UInt8, window: Window, simplify_px: float) -> tuple[Any, NDArray[np.uint8]]:
+def fragments(classes: UInt8, window: Window, simplify_px: float, confidence: UInt8 | None = None) -> Fragments:
     """Return the polygons of one block and their classes.
 
-    ``simplify_px`` moves edges between classes for both sides alike, and never those on the block's border.
+    Args:
+        classes: (H, W) class ids, NODATA where there is none.
+        window: Where they lie.
+        simplify_px: Moves edges between classes for both sides alike, and never those on the block's border.
+        confidence: (H, W) of each pixel, to be averaged.
     """
+    # A number for each area instead of its class makes no other polygons, but tells which pixels are in which.
+    values = classes if confidence is None else _areas(classes)
     # Simplifying needs nodata areas too: edges beside a gap would count as the outside and not be simplified.
     # Connectivity 4, since areas that touch only at a corner would form an invalid polygon.
-    found = list(shapes(classes, mask=None if simplify_px else classes != NODATA, connectivity=4))
+    found = list(shapes(values, mask=None if simplify_px else classes != NODATA, connectivity=4))
     if not found:
-        return np.array([], object), np.array([], np.uint8)
-    ids = np.array([value for _, value in found]).astype(np.uint8)
+        return Fragments(np.array([], object), np.array([], np.uint8), *np.zeros((2, 0), np.int64))
+    numbers = np.array([value for _, value in found]).astype(np.int64)
+    ids, pixels, total = numbers.astype(np.uint8), np.zeros_like(numbers), np.zeros_like(numbers)
+    if confidence is not None:
+        class_of = np.zeros(values.max() + 1, np.uint8)
+        class_of[values] = classes
+        ids, pixels = class_of[numbers], np.bincount(values.ravel())[numbers]
+        # Sums of whole numbers below 2**53, so exact.
+        total = np.bincount(values.ravel(), confidence.ravel())[numbers].astype(np.int64)
     rings = [ring for shape, _ in found for ring in shape["coordinates"]]
     owner = np.repeat(np.arange(len(found)), [len(shape["coordinates"]) for shape, _ in found])
     points = np.concatenate([np.asarray(ring) for ring in rings])
@@ -57,9 +92,19 @@ def fragments(classes: UInt8, window: Window, simplify_px: float) -> tuple[Any, 
     polygons = shapely.polygons(shapely.linearrings(points, indices=ring_of), indices=owner)
     if simplify_px:
         polygons = shapely.coverage_simplify(polygons, simplify_px, simplify_boundary=False)
-        with_class = ids != NODATA
-        polygons, ids = polygons[with_class], ids[with_class]
-    return polygons, ids
+        return Fragments(polygons, ids, pixels, total).where(ids != NODATA)
+    return Fragments(polygons, ids, pixels, total)
+
+
+def _areas(classes: UInt8) -> NDArray[np.int32]:
+    """Return (H, W) numbers from 0: pixels of one class that are connected by their sides have the same."""
+    numbers, count = np.zeros(classes.shape, np.int32), 0
+    for class_id in np.unique(classes):
+        found, areas = cv2.connectedComponents((classes == class_id).astype(np.uint8), connectivity=4)
+        inside = areas > 0
+        numbers[inside] = areas[inside] + (count - 1)
+        count += found - 1
+    return numbers
 
 
 def _with_junctions(points: Ints, ring_of: Ints, classes: UInt8) -> tuple[Ints, Ints]:
@@ -106,15 +151,17 @@ class Merger:
         self._below: list[tuple[Window, _Edges]] = []  # lower borders that were not met yet
         self._right: tuple[Window, _Edges] | None = None
 
-    def add(self, window: Window, polygons: Any, ids: NDArray[np.uint8]) -> Iterator[ClassPolygon]:
+    def add(self, window: Window, found: Fragments) -> Iterator[ClassPolygon]:
         """Take the fragments of the next block and yield all polygons that are now complete."""
+        polygons = found.shapes
         bottom, right = window.row + window.height, window.col + window.width
         bounds = shapely.bounds(polygons).reshape(-1, 4)
         waits = (bounds[:, 0] == window.col) & (window.col > 0) | (bounds[:, 1] == window.row) & (window.row > 0)
         waits |= (bounds[:, 2] == right) & (right < self.width) | (bounds[:, 3] == bottom) & (bottom < self.height)
-        for shape, class_id in zip(polygons[~waits], ids[~waits], strict=True):
-            yield ClassPolygon(int(class_id), shape)
-        names = self._store(polygons[waits], ids[waits])
+        whole = (column[~waits].tolist() for column in found[1:])
+        for shape, class_id, pixels, total in zip(polygons[~waits], *whole, strict=True):
+            yield ClassPolygon(class_id, shape, total / pixels if pixels else np.nan)
+        names = self._store(found.where(waits))
         left_edges, top_edges, right_edges, bottom_edges = _border_edges(polygons[waits], names, window)
         touched = set(names.tolist())
         # Counted before fragments are united: until then, each is a group under its own name.
@@ -135,14 +182,17 @@ class Merger:
             group.borders = 0
         yield from self._complete(set(self._groups))
 
-    def _store(self, polygons: Any, ids: NDArray[np.uint8]) -> Ints:
-        names = np.arange(self._count, self._count + len(polygons))
-        self._count += len(polygons)
+    def _store(self, found: Fragments) -> Ints:
+        names = np.arange(self._count, self._count + len(found.ids))
+        self._count += len(found.ids)
         self.waiting.seek(self._end)
-        for name, content, class_id in zip(names.tolist(), shapely.to_wkb(polygons), ids.tolist(), strict=True):
+        others = (column.tolist() for column in found[1:])
+        for name, content, class_id, pixels, total in zip(
+            names.tolist(), shapely.to_wkb(found.shapes), *others, strict=True
+        ):
             self.waiting.write(content)
             self._parent[name] = name
-            self._groups[name] = _Group(class_id, [name], [(self._end, len(content))])
+            self._groups[name] = _Group(class_id, [name], [(self._end, len(content))], pixels, total)
             self._end += len(content)
         return names
 
@@ -207,6 +257,8 @@ class Merger:
         self._groups[keep].names += gone.names
         self._groups[keep].places += gone.places
         self._groups[keep].borders += gone.borders
+        self._groups[keep].pixels += gone.pixels
+        self._groups[keep].total += gone.total
 
     def _complete(self, names: set[int]) -> Iterator[ClassPolygon]:
         for root in sorted({self._root(name) for name in names}):
@@ -214,7 +266,8 @@ class Merger:
                 group = self._groups.pop(root)
                 for name in group.names:
                     del self._parent[name]
-                yield ClassPolygon(group.class_id, self._together(group.places))
+                mean = group.total / group.pixels if group.pixels else np.nan
+                yield ClassPolygon(group.class_id, self._together(group.places), mean)
 
     def _together(self, places: list[tuple[int, int]]) -> Any:
         contents = []
@@ -233,6 +286,9 @@ class _Group:
     names: list[int]
     places: list[tuple[int, int]]
     """Offset and length of each in the file."""
+    pixels: int
+    total: int
+    """As in ``Fragments``."""
     borders: int = 0
     """Number of borders across which it may still go on."""
 

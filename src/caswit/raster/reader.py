@@ -24,6 +24,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from caswit.errors import DataError
 from caswit.errors import one_line as shortened
+from caswit.raster.blanks import REACH_PX, blank_areas
 from caswit.raster.georef import Grid, check_grid
 from caswit.raster.windows import Window
 
@@ -65,6 +66,10 @@ class PixelEncoding(NamedTuple):
     """(low, high): the values that become 0 and 255, for pixels that are not uint8."""
     nodata: float | None = None
     """A pixel with this value in all bands that are read has no data."""
+    blank: int | None = None
+    """White (255) or black (0), where whole areas of it have no data (``raster.blanks``)."""
+    ignore_alpha: bool = False
+    """The band that the file calls alpha says nothing of where there is data."""
 
 
 DEFAULT_ENCODING = PixelEncoding()
@@ -111,6 +116,12 @@ class Raster:
         except GDAL_ERRORS as error:
             raise DataError(f"{path}: not a raster GDAL can open ({one_line(error)})") from error
         check_grid(self.grid, self.path)
+        if self.dtype.startswith("complex"):
+            self.close()
+            raise DataError(
+                f"{path}: pixels are {self.dtype}, which are neither colours nor class ids; "
+                "try gdal_translate -ot Byte with real values"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -167,7 +178,7 @@ class Raster:
         part = window.clipped(self.height, self.width)
         if not (part.height and part.width):
             return True
-        flags = self._src.mask_flag_enums[0]
+        flags = [] if self._without_alpha else self._src.mask_flag_enums[0]
         # Without nodata or alpha, a block that was never written is black pixels, not a hole.
         if self._src.driver != "GTiff" or not (MaskFlags.nodata in flags or MaskFlags.alpha in flags):
             return False
@@ -176,6 +187,16 @@ class Raster:
         cols = range(part.col // width, (part.col + part.width - 1) // width + 1)
         tags = ((f"BLOCK_OFFSET_{col}_{row}", band) for row in rows for col in cols for band in self._src.indexes)
         return all(self._src.get_tag_item(tag, "TIFF", bidx=band) is None for tag, band in tags)
+
+    def read_alpha(self, window: Window) -> NDArray[Any] | None:
+        """Read the alpha band of a window inside the raster: (H, W); None where none says which pixels have data."""
+        if self.encoding.ignore_alpha or MaskFlags.alpha not in self._src.mask_flag_enums[0]:
+            return None
+        return self._read(window, self._src.colorinterp.index(ColorInterp.alpha) + 1)
+
+    @property
+    def _without_alpha(self) -> bool:
+        return self.encoding.ignore_alpha and MaskFlags.alpha in self._src.mask_flag_enums[0]
 
     def read_ids(self, window: Window) -> tuple[NDArray[Any], Bool]:
         """Read band 1 as it is, 0 outside the raster, and where it has a value: (H, W) both."""
@@ -214,6 +235,16 @@ class Raster:
 
     def _colours(self, part: Window, bands: tuple[int, int, int]) -> tuple[UInt8, Bool]:
         """Read (3, H, W), black where not valid, and where it is valid, of a window inside the raster."""
+        if self.encoding.blank is None:
+            return self._declared(part, bands)
+        wide = part.grown(REACH_PX).clipped(self.height, self.width)
+        image, valid = self._declared(wide, bands)
+        valid &= ~blank_areas(image, self.encoding.blank)
+        here = part.inside(wide)
+        return image[:, *here] * valid[here], valid[here]
+
+    def _declared(self, part: Window, bands: tuple[int, int, int]) -> tuple[UInt8, Bool]:
+        """Read as ``_colours``; valid is what the file or the user says is."""
         valid = self._valid(part)
         if self._palette is not None:
             index = self._read(part, 1)
@@ -260,7 +291,7 @@ class Raster:
 
     def _valid(self, part: Window) -> Bool:
         """Read where the raster has data by its own mask: nodata, alpha or internal."""
-        if MaskFlags.all_valid in self._src.mask_flag_enums[0]:
+        if MaskFlags.all_valid in self._src.mask_flag_enums[0] or self._without_alpha:
             return np.ones((part.height, part.width), bool)
         # dataset_mask: any band valid, so that a single black channel is not taken for nodata.
         with self._reading(part):

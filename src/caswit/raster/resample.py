@@ -7,6 +7,7 @@ resampling is unknown.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,9 @@ _WHOLE = 0.02
 _MOST_RATIO = 500
 _TIE = 1e-6
 """Rounding error of floating point: an edge this close to a pixel's counts as lying on it."""
+
+_CHUNK = 64
+"""Rows that are resampled at a time."""
 
 # 255 x 16 x 16, and half of 16 x 16 to round, is the last of these sums that fits into 16 bits.
 MOST_AVERAGED = 16
@@ -61,11 +65,24 @@ class Taps(NamedTuple):
 
     def rows(self, values: NDArray[Any]) -> Floats:
         """Combine rows: (..., h, w) -> (..., N, w)."""
-        return sum(values[..., p, :] * share[:, None] for p, share in zip(self.pixels, self.shares, strict=True))
+        return _sum(values[..., p, :] * share[:, None] for p, share in zip(self.pixels, self.shares, strict=True))
 
     def cols(self, values: NDArray[Any]) -> Floats:
         """Combine columns: (..., h, w) -> (..., h, N)."""
-        return sum(values[..., p] * share for p, share in zip(self.pixels, self.shares, strict=True))
+        return _sum(values[..., p] * share for p, share in zip(self.pixels, self.shares, strict=True))
+
+    def chunks(self, count: int) -> Iterator[tuple[slice, "Taps"]]:
+        """Yield ``count`` of the sums at a time: which of the N they are, and their taps."""
+        for first in range(0, self.pixels.shape[1], count):
+            part = slice(first, first + count)
+            yield part, Taps(self.pixels[:, part], self.shares[:, part])
+
+
+def _sum(terms: Iterator[Floats]) -> Floats:
+    total = next(terms)
+    for term in terms:
+        total += term
+    return total
 
 
 class Axis(NamedTuple):
@@ -145,14 +162,27 @@ def resample_image(
     """
     top, bottom, left, right = window
     down, across = rows.taps(top, bottom), cols.taps(left, right)
-    mean = across.cols(down.rows(image * valid))
-    if valid.all():
-        return np.floor(mean + 0.5).astype(np.uint8), np.ones(mean.shape[1:], bool)
-    # A sum over valid pixels, divided by their weight: nodata is black and would darken the edges of an image.
-    cover = across.cols(down.rows(valid.astype(np.float32)))
-    kept = cover >= 0.5 - _TIE
-    mean /= np.maximum(cover, 0.5 - _TIE)
-    return (np.floor(mean + 0.5) * kept).astype(np.uint8), kept
+    whole = bool(valid.all())
+    resampled = np.empty((len(image), bottom - top, right - left), np.uint8)
+    kept = np.ones((bottom - top, right - left), bool)
+    # Some rows at a time, so that the sums in floating point stay in the processor's cache: several times as fast.
+    for part, taps in down.chunks(_CHUNK):
+        first, end = int(taps.pixels.min()), int(taps.pixels.max()) + 1
+        taps = taps._replace(pixels=taps.pixels - first)
+        source, known = image[:, first:end], valid[first:end]
+        if whole or known.all():
+            mean = across.cols(taps.rows(source))
+        else:
+            # A sum over valid pixels, divided by their weight: nodata is black and would darken the edges of an image.
+            cover = across.cols(taps.rows(known.astype(np.float32)))
+            # Shares of a whole pixel add up to 1 but for rounding: it must not depend on gaps elsewhere in the window.
+            cover[cover > 1 - _TIE] = 1
+            kept[part] = cover >= 0.5 - _TIE
+            mean = across.cols(taps.rows(source * known)) / np.maximum(cover, 0.5 - _TIE)
+        mean += np.float32(0.5)
+        resampled[:, part] = np.floor(mean, out=mean)
+    resampled *= kept
+    return resampled, kept
 
 
 def area_average(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ which opens the file in the end.
 
 import os
 import struct
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ _FORMATS = dict(zip(_TYPES, "BcHIbhifdIQqQ", strict=True))  # of struct
 _WIDTH, _HEIGHT, _BITS, _SAMPLES, _SAMPLE_FORMAT = 256, 257, 258, 277, 339
 _OFFSETS, _COUNTS = (273, 324), (279, 325)
 _PIXEL_SCALE, _TIEPOINT, _MATRIX, _GEO_KEYS = 33550, 33922, 34264, 34735
+_NODATA = 42113
 _RASTER_TYPE_KEY, _GEOGRAPHIC_KEY, _PROJECTED_KEY = 1025, 2048, 3072
 _USER_DEFINED = 32767
 _KINDS = {1: "uint", 2: "int", 3: "float"}
@@ -36,6 +38,8 @@ class Header(NamedTuple):
     """Affine, as rasterio has it: x = a col + b row + c, y = d col + e row + f. None without a georeference."""
     crs: str
     """EPSG:number, or empty where the file gives none."""
+    nodata: int | None = None
+    """The value of pixels without data, if it is one that uint8 can have."""
 
 
 def read_header(path: Path | str) -> Header:
@@ -118,7 +122,15 @@ def _header(tags: _Tags) -> Header:
         dtype=f"{_KINDS.get(kind, 'kind' + str(kind))}{bits}",
         transform=_transform(tags, pixel_is_point=geo.get(_RASTER_TYPE_KEY) == 2),
         crs="" if code == _USER_DEFINED else f"EPSG:{code}",
+        nodata=_nodata(b"".join(tags.values(_NODATA, ()))),
     )
+
+
+def _nodata(text: bytes) -> int | None:
+    with suppress(ValueError):
+        value = float(text.strip(b"\0 "))
+        return int(value) if value.is_integer() and 0 <= value <= 255 else None
+    return None
 
 
 def _transform(tags: _Tags, *, pixel_is_point: bool) -> tuple[float, float, float, float, float, float] | None:

@@ -1,10 +1,14 @@
 """Virtual rasters (VRT): many GeoTIFFs as one raster, written as XML from what is known of them.
 
-Nothing is opened here, so a mosaic of ten thousand files is written in a second.
+Nothing is opened here, so a mosaic of ten thousand files is written in a second. A large one is cut into sheets,
+virtual rasters of a few dozen files each: GDAL opens only those that a window touches.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from statistics import median_low
 from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
@@ -13,6 +17,8 @@ from caswit.raster.windows import Window, bounds
 Affine = tuple[float, float, float, float, float, float]
 """x = a col + b row + c, y = d col + e row + f."""
 _OFF_GRID_PX = 0.1
+SHEET_PARTS = 8
+"""Parts along a side of a sheet. A mosaic of no more than a sheet holds is one file."""
 _FILLED = (
     '<VRTDataset rasterXSize="1" rasterYSize="1"><VRTRasterBand dataType="Byte" band="1">'
     "<NoDataValue>255</NoDataValue></VRTRasterBand></VRTDataset>"
@@ -27,6 +33,17 @@ class Part(NamedTuple):
     """Absolute, or a name in the folder of the virtual raster where the writer is told so."""
     window: Window
     """The pixels of the virtual raster that it covers."""
+    nodata: int | None = None
+    """Its value of pixels without data; None where it has none, or a mask."""
+
+
+class TableRow(NamedTuple):
+    """What a value of a band means: a row of a raster attribute table."""
+
+    value: int
+    name: str
+    rgba: tuple[int, int, int, int]
+    """Red, green, blue, opacity, 0-255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +61,8 @@ class Band:
     nodata: int | None = 255
     """Value of gaps; None where the raster has a mask."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    table: Sequence[TableRow] = ()
+    """Its raster attribute table, for ``raster.cog``: a virtual raster does not hold it."""
 
 
 def place(transform: Affine, origin: Affine, height: int, width: int) -> Window | None:
@@ -62,12 +81,18 @@ def shifted(parts: Sequence[Part], origin: Affine) -> tuple[tuple[Part, ...], Af
     """Return the parts with the mosaic's upper left corner at (0, 0), its transform, and its (height, width)."""
     a, b, c, d, e, f = origin
     frame = bounds([part.window for part in parts])
-    moved = tuple(Part(path, w._replace(row=w.row - frame.row, col=w.col - frame.col)) for path, w in parts)
+    moved = tuple(_moved(part, frame) for part in parts)
     transform = (a, b, c + frame.col * a + frame.row * b, d, e, f + frame.col * d + frame.row * e)
     return moved, transform, (frame.height, frame.width)
 
 
-def mosaic_xml(
+def _moved(part: Part, frame: Window) -> Part:
+    """Return a part with its place counted from the upper left corner of a window."""
+    return part._replace(window=part.window._replace(row=part.window.row - frame.row, col=part.window.col - frame.col))
+
+
+def mosaic_files(
+    name: str,
     parts: Sequence[Part],
     size: tuple[int, int],
     *,
@@ -76,11 +101,15 @@ def mosaic_xml(
     crs: str,
     nodata: int | None = None,
     filled: bool = False,
-) -> str:
-    """Return the XML of a mosaic of uint8 GeoTIFFs anywhere on the disk.
+) -> dict[str, str]:
+    """Return the XML of a mosaic of uint8 GeoTIFFs anywhere on the disk, by the names of its files in one folder.
+
+    The last file is the mosaic, NAME.vrt; those before it are its sheets. A window reads the same, to the bit, however
+    the mosaic is cut.
 
     Args:
-        parts: Its files, by absolute paths; later ones lie on top.
+        name: Name of the mosaic.
+        parts: Its files, by absolute paths; later ones lie on top. Those with a nodata value lie beside one another.
         size: (height, width).
         bands: Number of bands of each file.
         transform: Affine transform of the mosaic.
@@ -88,18 +117,49 @@ def mosaic_xml(
         nodata: Value of gaps. None: gaps are black, and not valid by a mask.
         filled: The files have data everywhere, whatever GDAL takes their masks to be. Otherwise their own masks count.
     """
-    a, b, c, d, e, f = transform
     header = f"<SRS>{escape(crs)}</SRS>" if crs else ""
-    header += "<GeoTransform>" + ", ".join(f"{x:.17g}" for x in (c, a, b, f, d, e)) + "</GeoTransform>"
-    # GDAL calls the fourth band of four alpha unless it is told otherwise; in orthophotos it is near infrared.
-    colors = ("Red", "Green", "Blue", "Undefined") if nodata is None and 3 <= bands <= 4 else ("",) * bands
-    described = [Band(source=i, color=color, nodata=nodata) for i, color in enumerate(colors[:bands], 1)]
-    mask = ""
-    if nodata is None and filled:
-        mask = "".join(_filling(window) for window in _joined([part.window for part in parts]))
-    elif nodata is None:
-        mask = "".join(_source(part, "mask,1", _ANYWHERE) for part in parts)
-    return vrt_xml(parts, size, described, header=header, mask=mask)
+
+    def xml(parts: Sequence[Part], size: tuple[int, int], row: int, col: int, *, of_sheets: bool = False) -> str:
+        a, b, c, d, e, f = transform
+        corner = c + col * a + row * b, a, b, f + col * d + row * e, d, e
+        placed = header + "<GeoTransform>" + ", ".join(f"{x:.17g}" for x in corner) + "</GeoTransform>"
+        # GDAL calls the fourth band of four alpha unless it is told otherwise; in orthophotos it is near infrared.
+        colors = ("Red", "Green", "Blue", "Undefined") if nodata is None and 3 <= bands <= 4 else ("",) * bands
+        described = [Band(source=i, color=color, nodata=nodata) for i, color in enumerate(colors[:bands], 1)]
+        mask = ""
+        if nodata is None and filled and not of_sheets:
+            windows = [part.window.clipped(*size) for part in parts]
+            mask = "".join(_filling(window) for window in _joined(windows))
+        elif nodata is None:
+            template = _BESIDE if of_sheets else _ANYWHERE
+            mask = "".join(_mask(part, bands, template, size) for part in parts)
+        return vrt_xml(parts, size, described, header=placed, mask=mask, beside=of_sheets)
+
+    whole = f"{name}.vrt"
+    if len(parts) <= SHEET_PARTS**2:
+        return {whole: xml(parts, size, 0, 0)}
+    files, sheets = {}, []
+    # Named by its content, so that a process that reads the mosaic as it was before never opens a sheet of another.
+    version = hashlib.sha256(repr((*parts, size, bands, transform, crs, nodata, filled)).encode()).hexdigest()[:12]
+    for window, inside in _sheets(parts, size):
+        file = f"{name}-{version}/{window.row}-{window.col}.vrt"
+        files[file] = xml(inside, window[2:], window.row, window.col)
+        sheets.append(Part(file, window))
+    return files | {whole: xml(sheets, size, 0, 0, of_sheets=True)}
+
+
+def _sheets(parts: Sequence[Part], size: tuple[int, int]) -> list[tuple[Window, list[Part]]]:
+    """Return rectangles that share no pixel and the parts that touch each, in their order and on its pixels."""
+    # The middle size, not the largest: one long file must not make a single sheet of thousands of small ones.
+    height, width = (SHEET_PARTS * median_low([part.window[side] for part in parts]) for side in (2, 3))
+    sheets: dict[Window, list[Part]] = {}
+    for part in parts:
+        row, col, bottom, right = *part.window[:2], *(sum(part.window[side::2]) for side in (0, 1))
+        rows, cols = range(row // height, -(-bottom // height)), range(col // width, -(-right // width))
+        for i, j in product(rows, cols):
+            sheet = Window(i * height, j * width, height, width).clipped(*size)
+            sheets.setdefault(sheet, []).append(_moved(part, sheet))
+    return sorted(sheets.items())
 
 
 def vrt_xml(
@@ -115,7 +175,7 @@ def vrt_xml(
     """Return the XML of a virtual raster.
 
     Args:
-        parts: Its files; later ones lie on top.
+        parts: Its files; later ones lie on top. They may reach outside.
         size: (height, width).
         bands: What to make of the bands of the files.
         header: XML of the whole raster: its place and its metadata.
@@ -128,7 +188,8 @@ def vrt_xml(
     lines = [f'<VRTDataset rasterXSize="{size[1]}" rasterYSize="{size[0]}">{header}']
     for number, band in enumerate(bands, 1):
         lines.append(f'<VRTRasterBand dataType="Byte" band="{number}"{blocks}>{_about(band)}')
-        lines += [_source(part, str(band.source), template, blocks.replace("block", "Block")) for part in parts]
+        block = blocks.replace("block", "Block")
+        lines += [_source(part, str(band.source), template, size, block) for part in parts]
         lines.append("</VRTRasterBand>")
     if mask:
         lines.append(f'<MaskBand><VRTRasterBand dataType="Byte">{mask}</VRTRasterBand></MaskBand>')
@@ -155,20 +216,31 @@ def _about(band: Band) -> str:
 # time of opening a mosaic. Files that are not shared may be read by several threads at once.
 _PIXELS = (
     '<SourceBand>{band}</SourceBand><SourceProperties RasterXSize="{w}" RasterYSize="{h}" DataType="Byte"{blocks}/>'
-    '<SrcRect xOff="0" yOff="0" xSize="{w}" ySize="{h}"/>'
-    '<DstRect xOff="{col}" yOff="{row}" xSize="{w}" ySize="{h}"/></SimpleSource>'
+    '<SrcRect xOff="{left}" yOff="{top}" xSize="{width}" ySize="{height}"/>'
+    '<DstRect xOff="{col}" yOff="{row}" xSize="{width}" ySize="{height}"/></SimpleSource>'
 )
 _ANYWHERE = (
     '<SimpleSource><SourceFilename relativeToVRT="0" shared="0">{path}</SourceFilename>'
     '<OpenOptions><OOI key="GEOREF_SOURCES">NONE</OOI></OpenOptions>' + _PIXELS
 )
-_BESIDE = '<SimpleSource><SourceFilename relativeToVRT="1">{path}</SourceFilename>' + _PIXELS
+_BESIDE = '<SimpleSource><SourceFilename relativeToVRT="1" shared="0">{path}</SourceFilename>' + _PIXELS
 
 
-def _source(part: Part, band: str, template: str, blocks: str = "") -> str:
-    row, col, height, width = part.window
-    place = {"row": row, "col": col, "h": height, "w": width}
+def _source(part: Part, band: str, template: str, size: tuple[int, int], blocks: str = "") -> str:
+    whole, seen = part.window, part.window.clipped(*size)
+    place = {"row": seen.row, "col": seen.col, "height": seen.height, "width": seen.width}
+    place |= {"top": seen.row - whole.row, "left": seen.col - whole.col, "h": whole.height, "w": whole.width}
     return template.format(path=escape(part.path), band=band, blocks=blocks, **place)
+
+
+def _mask(part: Part, bands: int, template: str, size: tuple[int, int]) -> str:
+    """Return the sources of the mask of one file: valid is where any band has data."""
+    if part.nodata is None:
+        return _source(part, "mask,1", template, size)
+    # The mask that GDAL 3.10 makes of a nodata value is 0 below its first row where a window reaches into another file.
+    value = f"<NODATA>{part.nodata}</NODATA><ScaleOffset>255</ScaleOffset><ScaleRatio>0</ScaleRatio></ComplexSource>"
+    sources = "".join(_source(part, str(band), template, size) for band in range(1, bands + 1))
+    return sources.replace("<SimpleSource>", "<ComplexSource>").replace("</SimpleSource>", value)
 
 
 def _joined(windows: Sequence[Window]) -> list[Window]:

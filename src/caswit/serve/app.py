@@ -8,7 +8,8 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import distribution
 from io import BytesIO
 from pathlib import Path
@@ -24,9 +25,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caswit import __version__
+from caswit.config.serve import Basemap
 from caswit.errors import CaswitError
+from caswit.raster.geopackage import rings
 from caswit.raster.georef import ground_of, lonlat_of
+from caswit.raster.measure import measure
 from caswit.raster.reader import UInt8
+from caswit.raster.web_mercator import mercator_fit
 from caswit.raster.windows import Window
 from caswit.serve.collection import Collection, View
 from caswit.serve.layers import NO_CLASS, Layer, class_name
@@ -36,40 +41,68 @@ log = logging.getLogger(__name__)
 
 TILE_PX = 256
 READERS = 4
-"""Tiles that are read at once; further requests wait."""
+"""Tiles that are read at once, and areas that are counted."""
+WAITING_READS = 24
+"""Tiles and areas that wait while others are read; further ones are refused for a moment."""
 KEPT_TILES = 2048
 """Drawn tiles that are kept in memory, some 20 kB each."""
 WAITING = 2
 """Questions about attention that wait while one is answered; further ones are refused for a moment."""
+POLYGON_READERS = 2
+"""Questions about polygons that are answered at once."""
+MOST_PLACES = 500
+"""Places of a line that is measured."""
 _FINEST_READ = 32
 """Pixels that a tile may read for each pixel that it draws, along one axis, after overviews are used."""
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
 
+_FARTHEST = 1e9
+"""Pixels from the image's corner that a place on the page can be."""
+
 Pixel = Annotated[int, Query(ge=0, description="From 0, in pixels of the image")]
+Place = Annotated[int, Query(ge=-_FARTHEST, le=_FARTHEST, description="In pixels of the image")]
+Side = Annotated[int, Query(ge=1, le=_FARTHEST, description="In pixels of the image")]
+Scale = Annotated[float, Query(gt=0, le=1e6, description="Pixels of the image for each pixel of the screen")]
+Classes = Annotated[
+    str, Query(pattern=r"^(\d{1,3}(,\d{1,3}){0,255})?$", description="Class ids that are not drawn: 1,4")
+]
+Places = Annotated[
+    str, Query(max_length=20_000, pattern=r"^-?\d+(\.\d+)?(,-?\d+(\.\d+)?)*$", description="row,column,row,column,...")
+]
 
 
-def make_app(collection: Collection, live: LiveModel | None = None, hosts: tuple[str, ...] = ("*",)) -> FastAPI:
+def make_app(
+    collection: Collection,
+    live: LiveModel | None = None,
+    hosts: tuple[str, ...] = ("*",),
+    basemap: Basemap | None = None,
+) -> FastAPI:
     """Make the application.
 
     Args:
         collection: Views to show.
         live: Model that answers questions about pixels.
         hosts: Host names that requests may use, against pages elsewhere that point their own name at this machine.
+        basemap: A web map that the page may show under the images; None contacts nobody.
     """
     # FastAPI's /docs page loads its scripts from the network; /openapi.json has the same content without.
     title = "caswit serve"
     app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None, default_response_class=_Json)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_middleware(SameOrigin)  # added last, so it comes first and its headers are on every answer
+    app.add_middleware(
+        SameOrigin, pictures_from=basemap.origin if basemap else ""
+    )  # added last, so it comes first and its headers are on every answer
     app.add_exception_handler(CaswitError, _unprocessable)
     app.add_exception_handler(OSError, _unavailable)
     app.add_exception_handler(MemoryError, _unavailable)
     if live is not None:
         live.gate = collection.gate
     _add_page(app)
-    _add_views(app, collection, live)
-    _add_points(app, collection, live)
+    _add_views(app, collection, live, basemap)
+    polygon_readers = _Queue(POLYGON_READERS, WAITING_READS, "too many polygons are asked for at once")
+    _add_points(app, collection, live, polygon_readers)
+    _add_polygons(app, collection, polygon_readers)
     return app
 
 
@@ -87,15 +120,17 @@ def _add_page(app: FastAPI) -> None:
         return Response(files[name].read_bytes(), media_type=_TYPES[files[name].suffix])
 
 
-def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None) -> None:
-    draw = _tile_drawer()
+def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None, basemap: Basemap | None) -> None:
+    readers = _Queue(READERS, WAITING_READS, "too many tiles are asked for at once")
+    draw = _tile_drawer(readers)
 
     @app.get("/api/views", summary="Every image and what can be laid over it")
     def views() -> dict[str, Any]:
         return {
             "model": None if live is None else live.loaded.name,
             "explains": live is not None and live.explains,
-            "views": [_view_json(view) for view in collection.views(refresh=True).values()],
+            "basemap": basemap and {"url": basemap.url, "credit": basemap.credit},
+            "views": [_view_json(view, basemap is not None) for view in collection.views(refresh=True).values()],
         }
 
     @app.get(
@@ -104,7 +139,7 @@ def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None) -> 
         response_class=Response,
         responses={200: {"content": {"image/png": {}, "image/jpeg": {}}}},
     )
-    def tile(view: str, layer: str, zoom: int, col: int, row: int) -> Response:
+    def tile(view: str, layer: str, zoom: int, col: int, row: int, hide: Classes = "") -> Response:
         drawn = _layer(collection, view, layer)
         largest = max_zoom(drawn)
         side = TILE_PX * 2 ** (largest - zoom) if 0 <= zoom <= largest else 0
@@ -112,7 +147,8 @@ def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None) -> 
             raise HTTPException(404, f"no tile {zoom}/{col}/{row}: zoom is 0-{largest}, and it lies outside the image")
         if zoom < min_zoom(drawn):
             raise HTTPException(404, f"{drawn.title} has no overviews for zoom {zoom}; make some with gdaladdo")
-        content, kind = draw(drawn, zoom, col, row)
+        hidden = frozenset(min(int(each), NO_CLASS) for each in hide.split(",") if each)
+        content, kind = draw(drawn, zoom, col, row, hidden)
         # A finished map has its revision in the address of its tiles. One that is being computed may get another block
         # between the listing and this request, so its tiles must not be kept under the revision of the listing.
         keep = "max-age=3600" if drawn.done == 1 else "no-store"
@@ -123,23 +159,29 @@ def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None) -> 
         counted = _layer(collection, view, layer)
         if counted.kind not in ("map", "truth"):
             raise HTTPException(404, f"{counted.title} has no classes to count")
-        return counted.areas(_view(collection, view).grid)
+        with readers.place():
+            return counted.areas(_view(collection, view).grid)
 
 
-def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None) -> None:
-    places = threading.BoundedSemaphore(1 + WAITING)
+def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None, polygon_readers: "_Queue") -> None:
+    # The model answers one at a time, and each that waits holds a thread, which tiles and points need too.
+    questions = _Queue(1 + WAITING, 0, "the model is busy")
 
     @app.get("/api/views/{view}/point", summary="Place, classes and confidence of a pixel")
     def point(view: str, row: Pixel, col: Pixel) -> dict[str, Any]:
         shown = _view_of_pixel(collection, view, row, col)
         values = {layer.key: _value(layer, row, col) for layer in shown.overlays if layer.kind != "errors"}
+        for outlines in shown.outlines:
+            with polygon_readers.place():
+                found = outlines.polygons.at(row, col)
+            values[outlines.key] = found and {"id": found.class_id, "name": found.name, **found.about}
         return {
             "row": row,
             "col": col,
             "xy": ground_of(shown.grid, row + 0.5, col + 0.5),
             "lonlat": lonlat_of(shown.grid, row + 0.5, col + 0.5),
             "layers": {key: value for key, value in values.items() if value is not None},
-            "model": None if live is None else live.confidence(shown.image.path, row, col),
+            "model": live.confidence(shown.image.path, row, col) if live and shown.image else None,
         }
 
     @app.get("/api/views/{view}/attention", summary="Cross-attention of a pixel, and its class with other context")
@@ -147,13 +189,55 @@ def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None) ->
         shown = _view_of_pixel(collection, view, row, col)
         if live is None:
             raise HTTPException(404, "no model was given: start caswit serve with --model MODEL")
-        # The model answers one at a time, and each that waits holds a thread, which tiles and points need too.
-        if not places.acquire(blocking=False):
-            raise HTTPException(503, "the model is busy; try again in a moment", headers={"Retry-After": "2"})
-        try:
+        if shown.image is None:
+            raise HTTPException(404, f"{shown.base.title} is shown without its image, which the model would read")
+        with questions.place():
             return live.attention(shown.image.path, row, col)
+
+    @app.get("/api/views/{view}/measure", summary="Length of a line and the area that it encloses, on the ground")
+    def measured(view: str, places: Places) -> dict[str, Any]:
+        numbers = [float(number) for number in places.split(",")]
+        if len(numbers) % 2 or not 4 <= len(numbers) <= 2 * MOST_PLACES or max(map(abs, numbers)) > _FARTHEST:
+            raise HTTPException(422, f"places are 2-{MOST_PLACES} pairs of row,column, got {len(numbers)} numbers")
+        pairs = [*zip(numbers[::2], numbers[1::2], strict=True)]
+        return measure(_view(collection, view).grid, pairs)._asdict()
+
+
+class _Queue:
+    """Lets some requests work at once and some wait; the others are told to come again.
+
+    Each that waits holds one of the server's threads, of which there are 40 for all requests together.
+    """
+
+    def __init__(self, at_once: int, waiting: int, full: str) -> None:
+        self._places, self._working = threading.BoundedSemaphore(at_once + waiting), threading.BoundedSemaphore(at_once)
+        self._full = full
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the places for work, or raise HTTPException where even those for waiting are taken."""
+        if not self._places.acquire(blocking=False):
+            raise HTTPException(503, f"{self._full}; try again in a moment", headers={"Retry-After": "2"})
+        try:
+            with self._working:
+                yield
         finally:
-            places.release()
+            self._places.release()
+
+
+def _add_polygons(app: FastAPI, collection: Collection, readers: "_Queue") -> None:
+
+    @app.get("/api/views/{view}/polygons/{key}", summary="Polygons of a part of the image, the largest first")
+    def polygons(
+        view: str, key: str, row: Place, col: Place, height: Side, width: Side, px: Scale = 1.0
+    ) -> dict[str, Any]:
+        shown = _view(collection, view)
+        outlines = next((each for each in shown.outlines if each.key == key), None)
+        if outlines is None:
+            raise HTTPException(404, "no such polygons; /api/views lists them")
+        with readers.place():
+            found, more = outlines.polygons.inside(Window(row, col, height, width), px)
+        return {"left_out": more, "polygons": [{"id": p.class_id, "rings": rings(p.shape)} for p in found]}
 
 
 def max_zoom(layer: Layer) -> int:
@@ -172,16 +256,15 @@ def min_zoom(layer: Layer) -> int:
     return zoom
 
 
-def _tile_drawer() -> Callable[[Layer, int, int, int], tuple[bytes, str]]:
+def _tile_drawer(readers: _Queue) -> Callable[[Layer, int, int, int, frozenset[int]], tuple[bytes, str]]:
     """Return a function that draws a tile, or finds it among those drawn lately."""
-    readers = threading.BoundedSemaphore(READERS)
 
     # The revision makes tiles of a changed raster miss; they are dropped like all others, the oldest first.
-    @cached(LRUCache(KEPT_TILES), key=lambda layer, *place: (layer.key, layer.revision, *place), lock=threading.Lock())
-    def draw(layer: Layer, zoom: int, col: int, row: int) -> tuple[bytes, str]:
+    @cached(LRUCache(KEPT_TILES), key=lambda layer, *what: (layer.key, layer.revision, *what), lock=threading.Lock())
+    def draw(layer: Layer, zoom: int, col: int, row: int, hidden: frozenset[int]) -> tuple[bytes, str]:
         side = TILE_PX * 2 ** (max_zoom(layer) - zoom)
-        with readers:
-            return _encoded(layer.picture(Window(row * side, col * side, side, side), TILE_PX, TILE_PX))
+        with readers.place():
+            return _encoded(layer.picture(Window(row * side, col * side, side, side), TILE_PX, TILE_PX, hidden))
 
     return draw
 
@@ -197,18 +280,23 @@ def _encoded(picture: UInt8) -> tuple[bytes, str]:
     return file.getvalue(), "image/png"
 
 
-def _view_json(view: View) -> dict[str, Any]:
+def _view_json(view: View, on_basemap: bool) -> dict[str, Any]:
     bounds = [lonlat_of(view.grid, *corner) for corner in ((0, 0), (view.grid.height, view.grid.width))]
+    fit = mercator_fit(view.grid) if on_basemap else None
     return {
         "key": view.key,
-        "title": view.image.title,
+        "title": view.base.title,
         "height": view.grid.height,
         "width": view.grid.width,
         "gsd_m": view.grid.source_gsd_m,
         "corners": None if None in bounds else bounds,
-        "max_zoom": max_zoom(view.image),
-        "min_zoom": min_zoom(view.image),
-        "layers": [_layer_json(layer) for layer in (view.image, *view.overlays)],
+        "mercator": fit and fit._asdict(),
+        "max_zoom": max_zoom(view.base),
+        "min_zoom": min_zoom(view.base),
+        "layers": [_layer_json(layer) for layer in view.layers],
+        "polygons": [
+            {"key": each.key, "title": each.title, "revision": str(each.polygons.revision)} for each in view.outlines
+        ],
     }
 
 
@@ -249,7 +337,7 @@ def _view_of_pixel(collection: Collection, view: str, row: int, col: int) -> Vie
     shown = _view(collection, view)
     if row >= shown.grid.height or col >= shown.grid.width:
         size = f"{shown.grid.height} rows and {shown.grid.width} columns"
-        raise HTTPException(404, f"row {row}, column {col} lie outside {shown.image.title}, which has {size}")
+        raise HTTPException(404, f"row {row}, column {col} lie outside {shown.base.title}, which has {size}")
     return shown
 
 
@@ -295,8 +383,10 @@ class SameOrigin:
         ),
     }
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, pictures_from: str = "") -> None:
         self.app = app
+        policy = self.HEADERS["Content-Security-Policy"]
+        self.headers = {**self.HEADERS, "Content-Security-Policy": policy.replace("blob:", f"blob: {pictures_from}", 1)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -306,7 +396,7 @@ class SameOrigin:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self.HEADERS)
+                MutableHeaders(scope=message).update(self.headers)
             await send(message)
 
         headers = Headers(scope=scope)

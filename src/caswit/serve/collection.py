@@ -1,7 +1,7 @@
-"""The views of a folder: its images, each with the maps, labels and confidences that belong to it.
+"""The views of folders and files: images, each with the maps, labels, confidences and polygons that belong to it.
 
-Nothing outside the folder is opened: every raster passes the gate (``raster.gate``), and every other file is looked at
-before it is read. A file that cannot be shown is left out with a line in the log, whatever is wrong with it.
+Nothing else is opened: every raster passes the gate (``raster.gate``), and every other file is looked at before it is
+read. A file that cannot be shown is left out with a line in the log, whatever is wrong with it.
 """
 
 import logging
@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +20,16 @@ from caswit.files import expand_path, read_yaml
 from caswit.mapping.journal import SUFFIX
 from caswit.mapping.partial_map import PartsSource, read_partial_map
 from caswit.raster.gate import RASTERS, Gate
+from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid, lonlat_of
 from caswit.raster.overviews import Overviews, RasterInfo
-from caswit.serve.layers import Kind, Layer, error_layer, raster_layer
+from caswit.serve.layers import Kind, Layer, Outlines, error_layer, raster_layer, truth_layer
 
 log = logging.getLogger(__name__)
 
 MAX_FILES = 5000
 _DATASET = "dataset.yaml"
+_POLYGONS = ".gpkg"
 _FRESH_S = 2.0
 """Age up to which a listing is used again, in seconds."""
 
@@ -40,31 +42,44 @@ Labelled = tuple[Path, Dataset]
 class View:
     """An image and what can be laid over it, all on one grid."""
 
-    image: Layer
+    image: Layer | None
+    """None where a map is shown without its image."""
     grid: Grid
     overlays: tuple[Layer, ...]
+    outlines: tuple[Outlines, ...] = ()
+
+    @property
+    def base(self) -> Layer:
+        """The image, or without one the first overlay, after which the view is called."""
+        return self.image or self.overlays[0]
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The image, if there is one, and the overlays."""
+        return self.overlays if self.image is None else (self.image, *self.overlays)
 
     @property
     def key(self) -> str:
         """Name in addresses."""
-        return self.image.key
+        return self.base.key
 
     def layer(self, key: str) -> Layer | None:
         """Return the image or the overlay with this key."""
-        return next((each for each in (self.image, *self.overlays) if each.key == key), None)
+        return next((each for each in self.layers if each.key == key), None)
 
 
 @dataclass
 class Collection:
-    """The views of a folder.
+    """The views of folders and files.
 
     Args:
-        where: A folder, or one raster, which is shown with what belongs to it.
+        where: A folder; or one raster, which is shown with what belongs to it in its folder; or several of either,
+            of which only these folders and these files with their sidecars are opened.
         table: Classes of the model, for maps that do not name theirs.
         bands: Bands of the images that are red, green and blue, from 1.
     """
 
-    where: Path
+    where: Path | Sequence[Path]
     table: ClassTable | None = None
     bands: tuple[int, int, int] = (1, 2, 3)
     _overviews: dict[Path, tuple[int, Overviews]] = field(default_factory=dict)
@@ -74,14 +89,18 @@ class Collection:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        """Raise DataError unless there is a folder or a raster."""
-        if not self.where.exists():
-            raise DataError(f"{self.where}: no such folder or raster")
-        self.only = None if self.where.is_dir() else self.where.resolve()
-        self.root = self.where.resolve() if self.only is None else self.only.parent
-        self.gate = Gate(self.root)
-        if self.only is not None:
-            Overviews(self.only, self.gate).close()
+        """Raise DataError unless there are folders and rasters."""
+        given = [self.where] if isinstance(self.where, Path) else list(self.where)
+        for place in given:
+            if not place.exists():
+                raise DataError(f"{place}: no such folder or raster")
+        places = [*dict.fromkeys(place.resolve() for place in given)]
+        self.named = [place for place in places if not place.is_dir()]
+        self.only = self.named[0] if len(places) == len(self.named) == 1 else None
+        self.gate = Gate(*places) if self.only is None else Gate(self.only.parent)
+        for file in self.named:
+            if file.suffix.lower() != _POLYGONS:
+                Overviews(file, self.gate).close()
 
     def views(self, *, refresh: bool = False) -> Mapping[str, View]:
         """Return every view by its key.
@@ -108,45 +127,94 @@ class Collection:
         # A dataset that lists a label wins over what the raster looks like: it may have three bands, or any name.
         images = {p: overviews for p, overviews in rasters.items() if p not in labels and _is_image(overviews.info)}
         overlays: dict[Path, list[tuple[Path, Overviews]]] = {image: [] for image in images}
+        alone: list[list[tuple[Path, Overviews]]] = []
         for path, overviews in rasters.items():
             if path in labels or (path not in images and _is_classes(overviews.info)):
-                image = labels[path][0] if path in labels else _image_of(path, overviews.info, images)
+                image = labels[path][0] if path in labels else self._image_of(path, overviews.info, images)
                 if image in overlays:
                     overlays[image].append((path, overviews))
+                elif path in self.named or (path not in labels and _is_ours(overviews.info)):
+                    _put_together(alone, path, overviews)
         views: list[View] = []
-        for path, overviews in images.items():
-            if self.only in (None, path) or self.only not in images:
+        for first, belonging in (*overlays.items(), *((group[0][0], group) for group in alone)):
+            if self.only in (None, first, *(file for file, _ in belonging)):
                 try:
-                    views.append(self._view(path, overviews, overlays[path], labels, files.journals))
+                    views.append(self._view(first, images.get(first), belonging, labels, files.journals))
                 except Exception as error:
-                    self._not_shown(path, error)
-        return views
+                    self._not_shown(first, error)
+        return self._with_outlines(views, files.polygons)
+
+    def _image_of(self, path: Path, about: RasterInfo, images: Mapping[Path, Overviews]) -> Path | None:
+        """Return the image that a map belongs to; None if no rule leaves exactly one."""
+        image = _image_of(path, about, images)
+        if image is None and path in self.named:
+            # Who names a map beside an image says that they belong together, unless their grids say otherwise.
+            grids = {image: overviews.info.grid for image, overviews in images.items()}
+            fit = [i for i, grid in grids.items() if i in self.named and grid[:2] == about.grid[:2]]
+            fit = [i for i in fit if not (grids[i].crs and about.grid.crs) or grids[i].same_place(about.grid)]
+            image = fit[0] if len(fit) == 1 else None
+        return image
 
     def _view(
         self,
         path: Path,
-        overviews: Overviews,
+        overviews: Overviews | None,
         belonging: Sequence[tuple[Path, Overviews]],
         labels: Mapping[Path, Labelled],
         journals: Sequence[Path],
     ) -> View:
-        about = overviews.info
+        """Make the view of an image, or without one that of a map."""
+        about = (overviews or belonging[0][1]).info
         # A transform may be any numbers: where places cannot be computed, the raster is left out, here and not later.
         for corner in ((0.0, 0.0), (float(about.grid.height), float(about.grid.width))):
             lonlat_of(about.grid, *corner)
-        bands = self.bands if about.bands >= max(self.bands) else (1, 2, 3)
-        image = raster_layer("image", str(path.relative_to(self.root)), overviews, bands=bands)
+        image = None
+        if overviews is not None:
+            bands = self.bands if about.bands >= max(self.bands) else (1, 2, 3)
+            image = raster_layer("image", self._title(path), overviews, bands=bands)
         overlays = []
         for file, raster in belonging:
-            kind = _kind(file, raster.info, file in labels)
-            table = labels[file][1].classes.classes if file in labels else self._classes(raster.info)
-            classes = table if kind != "confidence" else ()
-            overlays.append(raster_layer(kind, str(file.relative_to(self.root)), raster, classes=classes))
-        overlays += self._partial_maps(path, about.grid, journals, {layer.path for layer in overlays})
+            kind, title = _kind(file, raster.info, file in labels), self._title(file)
+            if file in labels:
+                overlays.append(truth_layer(title, raster, labels[file][1].classes))
+                continue
+            classes = self._classes(raster.info) if kind != "confidence" else ()
+            overlays.append(raster_layer(kind, title, raster, classes=classes))
+        if image is not None:
+            overlays += self._partial_maps(path, about.grid, journals, {layer.path for layer in overlays})
         truth = next((layer for layer in overlays if layer.kind == "truth"), None)
         if truth is not None:
             overlays += [error_layer(layer, truth) for layer in overlays if layer.kind == "map"]
         return View(image=image, grid=about.grid, overlays=tuple(overlays))
+
+    def _title(self, path: Path) -> str:
+        """Return the name of a file on the page: as short as tells it from the others."""
+        for folder in self.gate.folders:
+            if path.is_relative_to(folder):
+                several = len(self.gate.folders) > 1 or self.gate.files
+                return str(path.relative_to(folder.parent if several else folder))
+        same = [file for file in self.gate.files if file.name == path.name]
+        return path.name if len(same) < 2 else f"{path.parent.name}/{path.name}"
+
+    def _with_outlines(self, views: Sequence[View], files: Sequence[Path]) -> list[View]:
+        """Add the polygons of each file to the view they belong to."""
+        found: dict[str, list[Outlines]] = {view.key: [] for view in views}
+        for file in files:
+            said = None
+            fit = []
+            for view in _candidates(file, views):
+                try:
+                    polygons = PolygonFile(file, view.grid)
+                    if polygons.overlaps:
+                        fit.append((view, polygons))
+                except Exception as error:
+                    said = error
+            if len(fit) == 1:
+                ((view, polygons),) = fit
+                found[view.key].append(Outlines(self._title(file), polygons))
+            elif said is not None and not fit:
+                self._not_shown(file, said)
+        return [replace(view, outlines=tuple(found[view.key])) for view in views]
 
     def _partial_maps(self, image: Path, grid: Grid, journals: Sequence[Path], finished: set[Path]) -> Iterator[Layer]:
         for folder in journals:
@@ -155,7 +223,7 @@ class Collection:
                 continue
             yield Layer(
                 kind="map",
-                title=str(partial.out.relative_to(self.root)),
+                title=self._title(partial.out),
                 path=partial.out,
                 source=PartsSource(partial.parts, self.gate),
                 height=grid.height,
@@ -178,9 +246,20 @@ class Collection:
         )
 
     def _files(self) -> "_Files":
-        """Walk the folder, without what is a link to the outside or no ordinary file."""
-        found = _Files([], [], [])
-        for folder, folders, names in os.walk(self.root):
+        """List the files, without what is a link to the outside or no ordinary file."""
+        found = _Files([], [], [], [])
+        for folder in self.gate.folders:
+            self._walk(folder, found)
+        for file in self.gate.files:
+            # Polygons go by the name of their map, as its sidecars do.
+            for path in (file, file.with_suffix(_POLYGONS)):
+                listed = found.polygons if path.suffix.lower() == _POLYGONS else found.rasters
+                if path not in listed and self.gate.is_file(path):
+                    listed.append(path)
+        return found
+
+    def _walk(self, root: Path, found: "_Files") -> None:
+        for folder, folders, names in os.walk(root):
             for name in [*sorted(names), *sorted(folders)]:
                 path = Path(folder, name)
                 # Names may be any bytes; those that are not text can neither be sent to a browser nor given to GDAL.
@@ -191,13 +270,13 @@ class Collection:
                         found.journals.append(path)
                 elif name == _DATASET and self.gate.is_file(path):
                     found.datasets.append(path)
-                elif path.suffix.lower() in RASTERS and not name.startswith(".") and self.gate.is_file(path):
-                    if len(found.rasters) == MAX_FILES:
-                        self._tell(f"all of %s: it holds more than {MAX_FILES} rasters", self.root)
-                        return found
-                    found.rasters.append(path)
+                elif path.suffix.lower() in (*RASTERS, _POLYGONS) and not name.startswith("."):
+                    if self.gate.is_file(path):
+                        (found.rasters if path.suffix.lower() in RASTERS else found.polygons).append(path)
+                    if len(found.rasters) > MAX_FILES or len(found.polygons) > MAX_FILES:
+                        self._tell(f"all of %s: it holds more than {MAX_FILES} rasters", root)
+                        return
             folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(SUFFIX) and _is_text(f))
-        return found
 
     def _open(self, path: Path) -> Overviews | None:
         """Open a raster, again if its file has changed; None if it cannot be shown."""
@@ -209,7 +288,7 @@ class Collection:
             overviews = Overviews(path, self.gate)
             if not all(self.gate.is_inside(file) for file in overviews.info.files):
                 overviews.close()
-                raise DataError(f"is made of files outside {self.root}")
+                raise DataError(f"is made of files outside {self.gate}")
         except Exception as error:
             self._not_shown(path, error)
             return None
@@ -247,7 +326,7 @@ class Collection:
                 places = [splits] if isinstance(splits, str) else [*splits.values()] if splits else []
                 for place in (source.get("root"), *places):
                     if not self.gate.is_inside(file.parent / expand_path(str(place))):
-                        raise DataError(f"its source lies outside {self.root}")
+                        raise DataError(f"its source lies outside {self.gate}")
             return load_dataset(file, skip_broken=True)
         except Exception as error:
             self._not_shown(file, error)
@@ -261,6 +340,7 @@ class _Files(NamedTuple):
     datasets: list[Path]
     journals: list[Path]
     """Folders with the parts of a map."""
+    polygons: list[Path]
 
 
 def _real(path: Path) -> Path:
@@ -289,6 +369,34 @@ def _image_of(path: Path, about: RasterInfo, images: Mapping[Path, Overviews]) -
     named_on_grid = [image for image in named if image in same_grid]
     rules = (in_folder, named_on_grid, named, [] if named else same_grid)
     return next((candidates[0] for candidates in rules if len(candidates) == 1), None)
+
+
+def _is_ours(about: RasterInfo) -> bool:
+    """Return whether ``caswit predict`` wrote a raster, so that it is worth showing without its image."""
+    return "CASWIT_IMAGE" in about.tags or any(tag.startswith("CLASS_") for tag in about.tags)
+
+
+def _put_together(groups: list[list[tuple[Path, Overviews]]], path: Path, raster: Overviews) -> None:
+    """Add a map without an image to those at its place on the ground, or begin a group."""
+    for group in groups:
+        other_path, other = group[0]
+        if other.info.grid[:2] == raster.info.grid[:2] and other.info.grid.same_place(raster.info.grid):
+            # Without a georeference, equal sizes mean little.
+            alike = path.parent == other_path.parent and path.stem.startswith(other_path.stem)
+            if raster.info.grid.crs or alike:
+                group.append((path, raster))
+                return
+    groups.append([(path, raster)])
+
+
+def _candidates(file: Path, views: Sequence[View]) -> Sequence[View]:
+    """Return the views that polygons may belong to, by their name: that of the map, or else one that begins alike."""
+    paths = {view.key: {layer.path for layer in view.layers} for view in views}
+    own = [view for view in views if file.with_suffix("") in {path.with_suffix("") for path in paths[view.key]}]
+    beside = [(len(view.base.path.stem), view) for view in views if view.base.path.parent == file.parent]
+    alike = [(length, view) for length, view in beside if file.stem.startswith(view.base.path.stem)]
+    longest = max((length for length, _ in alike), default=0)
+    return own or [view for length, view in alike if length == longest] or views
 
 
 def _is_image(about: RasterInfo) -> bool:

@@ -5,7 +5,7 @@ layers. Shapes: H/W rows and columns of the picture that is asked for.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from caswit.data.classes import LandClass
+from caswit.data.classes import ClassTable, LandClass
 from caswit.explain.figure import ramp_colours
+from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid
 from caswit.raster.overviews import Overviews
 from caswit.raster.reader import Bool, UInt8
@@ -75,13 +76,15 @@ class Layer:
                 table[c.id] = (*c.rgb, 90 if c.ignore else 255)
         return table
 
-    def picture(self, window: Window, height: int, width: int) -> UInt8:
-        """Draw a window as (H, W, 4): red, green, blue, opacity."""
+    def picture(self, window: Window, height: int, width: int, hidden: Iterable[int] = ()) -> UInt8:
+        """Draw a window as (H, W, 4): red, green, blue, opacity. Hidden classes are clear."""
         match self.kind:
             case "image":
                 return self._photograph(window, height, width)
             case "map" | "truth":
-                return self._palette[self.values(window, height, width)]
+                palette = self._palette.copy()
+                palette[[*hidden]] = 0
+                return palette[self.values(window, height, width)]
             case "confidence":
                 return self._confidence(window, height, width)
             case "errors":
@@ -134,6 +137,19 @@ class Layer:
         ]
 
 
+@dataclass(frozen=True, eq=False)
+class Outlines:
+    """Polygons of a map, drawn by the page."""
+
+    title: str
+    polygons: PolygonFile
+
+    @cached_property
+    def key(self) -> str:
+        """Name in addresses, as a layer's."""
+        return hashlib.sha256(f"polygons:{self.polygons.path}".encode()).hexdigest()[:12]
+
+
 def raster_layer(
     kind: Kind, title: str, overviews: Overviews, *, classes: tuple[LandClass, ...] = (), bands: tuple[int, ...] = (1,)
 ) -> Layer:
@@ -151,6 +167,34 @@ def raster_layer(
         coarsest=about.coarsest,
         revision=overviews.path.stat().st_mtime_ns,
     )
+
+
+def truth_layer(title: str, overviews: Overviews, table: ClassTable) -> Layer:
+    """Make a layer of a label raster, with the values that its classes have in maps.
+
+    In maps 255 is nodata, while a label may well be 255: such values are replaced as maps replace them.
+    """
+    mapped = dict(zip(table.predicted, table.mapped, strict=True))
+    layer = raster_layer("truth", title, overviews, classes=tuple(mapped.get(c, c) for c in table.classes))
+    replaced = {before.id: after.id for before, after in mapped.items() if before.id != after.id}
+    return replace(layer, source=_Replaced(overviews, replaced)) if replaced else layer
+
+
+class _Replaced:
+    """A source some of whose values stand for others."""
+
+    def __init__(self, source: Source, replaced: Mapping[int, int]) -> None:
+        self.source, self.replaced = source, replaced
+
+    def read(
+        self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
+    ) -> tuple[NDArray[Any], Bool]:
+        """Read a window, as ``Source``."""
+        values, valid = self.source.read(window, height, width, bands, average=average)
+        found = values.copy()
+        for before, after in self.replaced.items():
+            found[values == before] = after
+        return found, valid
 
 
 def error_layer(predicted: Layer, truth: Layer) -> Layer:

@@ -1,7 +1,7 @@
 """caswit serve: listen, print the address, answer until interrupted."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -18,11 +18,13 @@ _MAX_CONNECTIONS = 500
 """Connections beyond this number are answered with status 503."""
 
 
-def serve(where: Path, model: Path | None, settings: ServeConfig, *, say: Callable[[str], None]) -> None:
-    """Serve a folder or a raster until interrupted.
+def serve(
+    where: Path | Sequence[Path], model: Path | None, settings: ServeConfig, *, say: Callable[[str], None]
+) -> None:
+    """Serve folders and rasters until interrupted.
 
     Args:
-        where: Folder or raster to show.
+        where: What to show: a folder, a raster with what belongs to it in its folder, or several of either.
         model: Model folder; without one there is no attention and no live confidence.
         settings: Where to listen and how to compute.
         say: Called with the lines to print, the address among them.
@@ -34,7 +36,7 @@ def serve(where: Path, model: Path | None, settings: ServeConfig, *, say: Callab
         _serve(where, model, settings, say)
 
 
-def _serve(where: Path, model: Path | None, settings: ServeConfig, say: Callable[[str], None]) -> None:
+def _serve(where: Path | Sequence[Path], model: Path | None, settings: ServeConfig, say: Callable[[str], None]) -> None:
     live = None if model is None else LiveModel(model, settings)
     info = None if live is None else live.loaded.info
     collection = Collection(
@@ -44,22 +46,36 @@ def _serve(where: Path, model: Path | None, settings: ServeConfig, say: Callable
     )
     count = len(collection.views())
     if not count:
-        raise ConfigError(f"{where}: holds no image to show; give a folder with RGB uint8 rasters, or one of them")
+        names = where if isinstance(where, Path) else " ".join(map(str, where))
+        raise ConfigError(
+            f"{names}: holds no image or map to show; give a folder with RGB uint8 rasters or maps, or these files"
+        )
     # A page elsewhere can point its own name at this machine and ask the visitor's browser to read from it. On the
     # loopback only loopback names are answered; on another address the names of the machine are not known.
     hosts = (*_LOOPBACK, "[::1]") if settings.host in _LOOPBACK else ("*",)
     server = uvicorn.Server(
         uvicorn.Config(
-            make_app(collection, live, hosts), log_level="warning", access_log=False, limit_concurrency=_MAX_CONNECTIONS
+            make_app(collection, live, hosts, settings.background),
+            log_level="warning",
+            access_log=False,
+            limit_concurrency=_MAX_CONNECTIONS,
         )
     )
     with _bound(settings) as listening:
         address, port = listening.getsockname()[:2]
-        say(f"{count} image{'s' * (count > 1)}: http://{f'[{address}]' if ':' in address else address}:{port}")
+        say(f"{_counted(collection)}: http://{f'[{address}]' if ':' in address else address}:{port}")
         if settings.host not in _LOOPBACK:
             say("every machine that can reach this one can read what is served; there is no password")
         say("stop with Ctrl-C")
         server.run(sockets=[listening])
+
+
+def _counted(collection: Collection) -> str:
+    """Return how many images are shown, and how many maps without one."""
+    views = collection.views().values()
+    images = sum(view.image is not None for view in views)
+    numbers = {"image": images, "map": len(views) - images}
+    return ", ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in numbers.items() if n)
 
 
 def _bound(settings: ServeConfig) -> socket.socket:

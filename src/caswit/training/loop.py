@@ -5,10 +5,11 @@ is a function of (recipe, step, weights): samples and random numbers come from (
 weights, optimiser and step is all there is to resume from.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from signal import SIGINT
 from typing import Any, Protocol
@@ -19,17 +20,24 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from caswit import __version__
-from caswit.config import LearningConfig, PretrainRecipe
+from caswit.config import LearningConfig, PretrainConfig, PretrainRecipe, TrainConfig
+from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.sampler import Samples, training_loader
 from caswit.errors import ConfigError, Stopped
 from caswit.files import checked
 from caswit.progress import Progress
-from caswit.training.fabric import all_sum, stop_signal
+from caswit.training.fabric import all_sum, is_first_process, stop_signal
 from caswit.training.optim import EMA, adamw, learning_rate
 from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
 from caswit.weights.model_folder import is_complete, torch_load
 
+log = logging.getLogger(__name__)
+
 Batch = dict[str, Tensor]
+_LARGE = 50_000_000
+"""Weights above which a network is large: its checkpoint, with the optimiser's state, takes most of a gigabyte."""
+_SAVE_S, _SAVE_LARGE_S = 120.0, 900.0
+"""Seconds between checkpoints unless the recipe says otherwise."""
 
 
 class Task(Protocol):
@@ -60,6 +68,19 @@ class Task(Protocol):
         """Write the finished model. Called once, on the first device."""
 
 
+def load_data(recipe: AnyRecipe) -> Dataset:
+    """Return the dataset of a recipe, with its bands and at its ground size; the first process lists what was left out.
+
+    Raises:
+        DataError: The dataset cannot be used.
+    """
+    data = recipe.data
+    dataset = load_dataset(data.dataset, skip_broken=data.skip_broken).read_at(recipe.tile.read_gsd_m, data.bands)
+    if is_first_process():
+        dataset.list_broken()
+    return dataset
+
+
 def fit(fabric: Fabric, recipe: AnyRecipe, folder: RunFolder, task: Task, network: nn.Module) -> None:
     """Train from the last checkpoint of the run folder, or from the start, until the model is written.
 
@@ -82,12 +103,15 @@ class Loop:
     def __init__(self, fabric: Fabric, recipe: AnyRecipe, folder: RunFolder, task: Task, network: nn.Module) -> None:
         self.fabric, self.recipe, self.folder, self.task, self.network = fabric, recipe, folder, task, network
         self.steps_per_epoch, self.max_steps = length(recipe.train, task.samples.tiles_per_epoch)
-        settings = self.settings = recipe.train.resolve_schedule(self.steps_per_epoch, self.max_steps)
+        checkpoint = fabric.broadcast(folder.begin(recipe) if fabric.is_global_zero else None)
+        settings = self.settings = self._schedule(checkpoint)
+        weights = sum(p.numel() for p in network.parameters())
+        usual_s = _SAVE_LARGE_S if weights > _LARGE else _SAVE_S
+        self.save_every_s = usual_s if settings.save_every_s is None else settings.save_every_s
         self.validate_every = settings.validate_every or self.steps_per_epoch
         self.step, self.elapsed_s, self.best_miou = 0, 0.0, -1.0
         self.row: dict[str, float] | None = None
         """Columns for the log of a step that is taken and not yet validated; None between steps."""
-        checkpoint = fabric.broadcast(folder.begin(recipe) if fabric.is_global_zero else None)
         self.model, self.optimizer = fabric.setup(network, adamw(network, settings))
         self.ema = None if settings.ema_decay is None else EMA(network, settings.ema_decay)
         if checkpoint is not None:
@@ -95,6 +119,20 @@ class Loop:
                 self._load(checkpoint)
         self.began_s = time.perf_counter()
         self.started_s = self.began_s - self.elapsed_s
+
+    def _schedule(self, checkpoint: dict[str, Any] | None) -> TrainConfig | PretrainConfig:
+        """Return the settings with their schedule resolved, that of a run which version 0.1.0 began as it was."""
+        settings: TrainConfig | PretrainConfig = self.recipe.train
+        noted = None if checkpoint is None else checkpoint.get("warmup_steps")
+        if checkpoint is not None and noted is None and isinstance(settings, PretrainConfig):
+            settings = replace(settings, warmup_steps=settings.warmup_steps or None)  # 0 was null then
+        resolved = settings.resolve_schedule(self.steps_per_epoch, self.max_steps)
+        if noted is not None and noted != resolved.warmup_steps:
+            raise ConfigError(
+                f"{self.folder.path}: its run has a warm-up of {noted} steps, got {resolved.warmup_steps}; resume with "
+                f"train.warmup_steps={noted}, or give another --out"
+            )
+        return resolved
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
         # After fabric.setup, which moves parameters and not the optimiser's state: loading takes the state to where
@@ -108,8 +146,22 @@ class Loop:
         self.best_miou = checkpoint.get("best_miou", self.best_miou)
         self.row = checkpoint.get("row")
 
+    def _say_if_longer(self) -> None:
+        """Say what the learning rate does where a run goes on and has been made longer: its cosine ends later now."""
+        settings, was = self.settings, self.optimizer.param_groups[0]["lr"]
+        if not (settings.warmup_steps or 0) < self.step < self.max_steps:
+            return
+        now = learning_rate(settings, self.step, self._progress())
+        # Between two steps of one schedule it only falls.
+        if now > was * (1 + 1e-9):
+            log.info(
+                "the run is longer than it was: after step %d the learning rate rises from %.3g to %.3g, where the "
+                "schedule of %d steps has it, and falls to %.3g at the end",
+                *(self.step, was, now, self.max_steps, settings.min_lr),
+            )
+
     @property
-    def ema_weights(self) -> nn.Module:
+    def validated_network(self) -> nn.Module:
         """The network that is validated and becomes the model: with EMA weights where the recipe asks for them."""
         # A network of its own: validation cannot leave the wrong weights in the one that learns.
         return self.network if self.ema is None else self.ema.module
@@ -118,6 +170,7 @@ class Loop:
         """Run the steps that are left, validating and saving on the way, then write the model."""
         if self.step >= self.max_steps and self.row is None and is_complete(self.folder.model):
             return
+        self._say_if_longer()
         first = self.fabric.is_global_zero
         label = "pretrain" if isinstance(self.recipe, PretrainRecipe) else "train"
         # purge_step hides what a killed run logged after its checkpoint; those steps are taken again.
@@ -148,7 +201,8 @@ class Loop:
                 self.row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
             # Before the checkpoint: a run that dies while it validates takes the step and the validation again.
             done = self.step == self.max_steps or self._out_of_time()
-            if self.step % self.validate_every == 0 or done:
+            validated = self.step % self.validate_every == 0 or done
+            if validated:
                 scores = None if stop else self._validate(progress)
                 if scores is None:
                     self._save()
@@ -158,7 +212,7 @@ class Loop:
                 self._log(self.row, writer)
             progress.advance(1, f"loss {self.row['loss']:.3f}, {self.row['tiles_per_s']:.1f} tiles/s")
             self.row = None
-            if done or stop or time.perf_counter() - saved_s >= self.settings.save_every_s:
+            if stop or validated or time.perf_counter() - saved_s >= self.save_every_s:
                 self._save()
                 saved_s = time.perf_counter()
             if stop:
@@ -242,7 +296,7 @@ class Loop:
 
     def _validate(self, progress: Progress) -> dict[str, float] | None:
         """Validate, and keep the best weights so far in a checkpoint of their own; None if a signal cut it short."""
-        scores = self.task.validate(self.ema_weights, self.step)
+        scores = self.task.validate(self.validated_network, self.step)
         # Asked of all, since a device with a signal has left out some of its share.
         if all_sum(self.fabric, torch.tensor(float(stop_signal() is not None))) > 0:
             return None
@@ -254,7 +308,7 @@ class Loop:
         if miou > self.best_miou:
             self.best_miou = miou
             if first:
-                best = {"model": self.ema_weights.state_dict(), "step": self.step, "val_miou": miou}
+                best = {"model": self.validated_network.state_dict(), "step": self.step, "val_miou": miou}
                 self.folder.save(self.folder.best, best)
         return scores
 
@@ -273,6 +327,7 @@ class Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "elapsed_s": self._elapsed_s(),
+                "warmup_steps": self.settings.warmup_steps,
                 "best_miou": self.best_miou,
                 **({} if self.row is None else {"row": self.row}),
                 **({} if self.ema is None else {"ema": self.ema.module.state_dict()}),
@@ -280,7 +335,7 @@ class Loop:
             self.folder.save(self.folder.last, checkpoint)
 
     def _write_model(self) -> None:
-        network, step = self.ema_weights, self.step
+        network, step = self.validated_network, self.step
         if self.settings.keep == "best" and self.folder.best.exists():
             best = checked(Best, torch_load(self.folder.best), str(self.folder.best))
             with checkpoint_errors(self.folder.best):

@@ -30,7 +30,7 @@ def learning_rate(settings: LearningConfig, step: int, progress: float) -> float
     """
     cosine = (1 + math.cos(math.pi * progress)) / 2
     falling = settings.min_lr + (settings.lr - settings.min_lr) * cosine
-    warm = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    warm = min(1.0, (step + 1) / ((settings.warmup_steps or 0) + 1))
     return settings.warmup_lr * (1 - warm) + falling * warm
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from caswit.config import DataConfig, PretrainRecipe
-from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.dataset import Dataset
 from caswit.data.reader import check_scenes, ground_size_m
 from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
@@ -20,8 +20,8 @@ from caswit.files import atomic_write_bytes
 from caswit.inference.devices import uses_bf16
 from caswit.nn.caswit import CASWiT
 from caswit.nn.simmim import SimMIM, masked_l1_sum, pixel_mask, random_cells
-from caswit.training.fabric import is_first_process, launch, repeatable
-from caswit.training.loop import Batch, fit, length
+from caswit.training.fabric import launch, repeatable
+from caswit.training.loop import Batch, fit, length, load_data
 from caswit.training.reconstruct import Reconstructor, sheet
 from caswit.training.run_folder import LOOP_COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
@@ -44,9 +44,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, resume: bool = False) -> Path
         CaswitError: The recipe, the data or the folder cannot be used.
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
-    dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken).read_at(recipe.tile.read_gsd_m)
-    if is_first_process():
-        dataset.list_broken()
+    dataset = load_data(recipe)
     scenes = _scenes(recipe, dataset)
     check_scenes(dataset, scenes)
     folder = RunFolder(out, LOOP_COLUMNS)
@@ -167,7 +165,8 @@ def _network(recipe: PretrainRecipe, info: PretrainedInfo, *, new: bool) -> SimM
 
 
 def _scenes(recipe: PretrainRecipe, dataset: Dataset) -> tuple[Scene, ...]:
-    """Return the scenes of the splits, or all; an image that is in several splits counts once."""
+    """Return the scenes of the splits, or all; an image that is whole in several splits counts once."""
     splits = recipe.data.splits
     found = [s for name in splits for s in dataset.split(name, labelled=False)] if splits else list(dataset.scenes)
-    return tuple({scene.image: scene for scene in found}.values())
+    # Two splits may have different areas of one mosaic.
+    return tuple({(scene.image, scene.areas): scene for scene in found}.values())

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from caswit.config import PretrainRecipe, Recipe
 from caswit.config.renamed import with_new_names
-from caswit.errors import ConfigError, DataError, ModelError, one_line
+from caswit.errors import CaswitError, ConfigError, DataError, ModelError, one_line
 from caswit.files import (
     atomic_path,
     atomic_write_bytes,
@@ -48,6 +48,8 @@ FREE_TO_CHANGE = {
     *("accelerator", "devices", "accumulate"),
 }
 """Settings that may differ between a run and its continuation."""
+LENGTH = ("train.max_steps", "train.epochs")
+"""Settings that may be raised: a run, finished or not, goes on for longer."""
 
 
 class Checkpoint(TypedDict):
@@ -61,6 +63,8 @@ class Checkpoint(TypedDict):
     ema: NotRequired[dict[str, torch.Tensor]]
     average: NotRequired[dict[str, torch.Tensor]]
     """Name of ``ema`` in version 0.1.0."""
+    warmup_steps: NotRequired[int]
+    """Length of the warm-up, which version 0.1.0 did not note."""
     row: NotRequired[dict[str, float] | None]
     """Columns for the log of a step that was taken and not yet validated."""
 
@@ -98,8 +102,14 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.model = path / "model"
 
-    def check(self, recipe: AnyRecipe, *, resume: bool) -> None:
-        """Raise ConfigError if a run of this recipe cannot begin, or be resumed, in the folder."""
+    def check(self, recipe: AnyRecipe, *, resume: bool, longer: bool = True) -> None:
+        """Raise ConfigError if a run of this recipe cannot begin, or be resumed, in the folder.
+
+        Args:
+            recipe: Of the run that is to begin or go on.
+            resume: Go on with the run that is there.
+            longer: It may be longer than the run was.
+        """
         if not self.last.exists() and not self.best.exists():
             return  # nothing was saved, so nothing can be lost
         if not resume:
@@ -109,10 +119,35 @@ class RunFolder:
         except DataError as error:
             raise DataError(f"{error}; {_ANOTHER}") from error
         for name, was, value in _differences(before, recipe):
+            if longer and name in LENGTH:
+                self._check_longer(_settings_of(before, recipe), recipe)
+                continue
             raise ConfigError(
                 f"{self.path}: its run has {name}={one_line(was)}, got {one_line(value)}; resume with the run's own "
                 f"recipe ({self.recipe}), or give another --out"
             )
+
+    def _check_longer(self, before: Mapping[str, Any], recipe: AnyRecipe) -> None:
+        """Raise ConfigError unless the run gets longer, by the setting that says how long it is."""
+        # Epochs and steps cannot be compared without the data, and epochs count only where there are no steps.
+        name = "max_steps" if before["train.max_steps"] is not None else "epochs"
+        was, value = before[f"train.{name}"], getattr(recipe.train, name)
+        other = name == "epochs" and recipe.train.max_steps is not None
+        if not isinstance(was, int | float):
+            raise DataError(f"{self.recipe}: train.{name} must be a number, got {one_line(was)}; {_ANOTHER}")
+        if other or value is None or value <= was:
+            got = f"max_steps={recipe.train.max_steps}" if other else f"{name}={value}"
+            raise ConfigError(
+                f"{self.path}: its run has train.{name}={was}, got {got}; on resuming the length can only be raised: "
+                f"--train.{name} {2 * was}"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the folder's run by section.name; none where its recipe cannot be read."""
+        try:
+            return _flat(checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe)))
+        except CaswitError:
+            return {}
 
     @contextmanager
     def opened(self, recipe: AnyRecipe, *, resume: bool) -> Iterator[None]:
@@ -166,6 +201,8 @@ class RunFolder:
         checkpoint: Any = None
         if self.last.exists():
             checkpoint = checked(Checkpoint, torch_load(self.last), str(self.last), _ANOTHER)
+            if checkpoint["step"] < 0:
+                raise DataError(f"{self.last}: step must be 0 or more, got {checkpoint['step']}; {_ANOTHER}")
         self._cut_log(0 if checkpoint is None else checkpoint["step"])
         return checkpoint
 
@@ -207,12 +244,19 @@ def read_log(file: Path) -> list[dict[str, str]]:
 
 def _differences(before: dict[str, Any], recipe: AnyRecipe) -> Iterator[tuple[str, Any, Any]]:
     """Yield the settings that matter and differ: name, value before, value now."""
+    old = _settings_of(before, recipe)
+    for name, value in _flat(_plain(asdict(recipe))).items():
+        # In version 0.1.0 a pretraining took 0 for what is null now; the checkpoint knows how long its warm-up was.
+        unsaid = name == "train.warmup_steps" and not value and not old[name]
+        if old[name] != value and not unsaid and name.rpartition(".")[2] not in FREE_TO_CHANGE:
+            yield name, old[name], value
+
+
+def _settings_of(before: dict[str, Any], recipe: AnyRecipe) -> dict[str, Any]:
+    """Return all settings of a run folder's recipe by section.name."""
     # A setting that is missing was not known to the version that wrote the folder, which did what is now the default.
     defaults = type(recipe)(data=type(recipe.data)(dataset=""))  # type: ignore[arg-type]
-    old = _flat(_plain(asdict(defaults))) | _flat(before)
-    for name, value in _flat(_plain(asdict(recipe))).items():
-        if old[name] != value and name.rpartition(".")[2] not in FREE_TO_CHANGE:
-            yield name, old[name], value
+    return _flat(_plain(asdict(defaults))) | _flat(before)
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:

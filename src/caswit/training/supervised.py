@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from caswit.config import Recipe, TrainConfig
-from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.dataset import Dataset
 from caswit.data.reader import check_scenes, ground_size_m, open_dataset_scene
 from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
@@ -28,8 +28,8 @@ from caswit.nn.caswit import CASWiT
 from caswit.nn.losses import loss_normalizer, supervised_loss
 from caswit.raster.ground import Degrees, together
 from caswit.raster.windows import Tile
-from caswit.training.fabric import all_sum, is_first_process, launch, repeatable, stop_signal
-from caswit.training.loop import Batch, fit
+from caswit.training.fabric import all_sum, launch, repeatable, stop_signal
+from caswit.training.loop import Batch, fit, load_data
 from caswit.training.run_folder import RunFolder
 from caswit.viz.pictures import png_bytes
 from caswit.weights.initialize import start_from
@@ -56,9 +56,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
         CaswitError: The recipe, the data or the folder cannot be used.
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
-    dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken).read_at(recipe.tile.read_gsd_m)
-    if is_first_process():
-        dataset.list_broken()
+    dataset = load_data(recipe)
     _check(recipe, dataset)
     folder = RunFolder(out)
     with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
@@ -157,13 +155,16 @@ class SupervisedTask:
         """Count over the split or its sample, shared out over the devices of the run; every device gets the sum."""
         tile_px = self.recipe.tile.tile_px
         band_px = boundary_band_px(tile_px, tile_px)
-        part = self.fabric.global_rank, self.fabric.world_size
+        share: dict[str, Any] = {
+            "part": (self.fabric.global_rank, self.fabric.world_size),
+            "workers": self.recipe.data.workers,
+        }
         if self.validation_sample is None:
             tiles = scored_tiles(
-                predictor, self.dataset, self.validation_scenes, tile_px=tile_px, band_px=band_px, part=part
+                predictor, self.dataset, self.validation_scenes, tile_px=tile_px, band_px=band_px, **share
             )
         else:
-            tiles = scored_sample(predictor, self.dataset, self.validation_sample, band_px=band_px, part=part)
+            tiles = scored_sample(predictor, self.dataset, self.validation_sample, band_px=band_px, **share)
         # A device that was told to stop counts no further; it still has to meet the others in the sum below.
         counted = (tile.counts for tile in takewhile(lambda _: stop_signal() is None, tiles))
         # Counts of every device's share add up to those of the split; means of scores would not.

@@ -159,7 +159,7 @@ def load_model(folder: Path | str) -> LoadedModel:
     """
     given = str(folder)
     folder = model_folder(folder)
-    info = _read_info(folder / CONFIG)
+    info = read_info(folder)
     if isinstance(info, PretrainedInfo):
         raise ModelError(
             f"{folder / CONFIG}: pretrained without labels, it knows no classes; train with init: {folder}, "
@@ -195,7 +195,7 @@ def load_pretrained(path: Path | str) -> LoadedPretrained:
         ModelError: There is no pretrained model, or its weights do not fit its config.
     """
     folder = model_folder(path)
-    info = _read_info(folder / CONFIG)
+    info = read_info(folder)
     if isinstance(info, ModelInfo):
         raise ModelError(
             f"{folder / CONFIG}: a trained model cannot reconstruct; give the model/ of a caswit pretrain run"
@@ -296,8 +296,13 @@ def _to_json(info: ModelInfo | PretrainedInfo) -> dict[str, Any]:
     }
 
 
-def _read_info(file: Path) -> ModelInfo | PretrainedInfo:
-    """Read the config of either kind of model."""
+def read_info(folder: Path) -> ModelInfo | PretrainedInfo:
+    """Read the config of a model folder of either kind, and no weights.
+
+    Raises:
+        ModelError: It is missing, or is no config of caswit.
+    """
+    file = folder / CONFIG
     with config_errors(file):
         content = checked(_Config, read_config(file), str(file))
         shared: dict[str, Any] = {name: content[name] for name in _SHARED}

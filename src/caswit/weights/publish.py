@@ -12,8 +12,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from caswit.config.renamed import with_new_names
-from caswit.errors import ConfigError, DataError, brief
-from caswit.files import atomic_path, checked, read_yaml
+from caswit.errors import ConfigError, brief
+from caswit.files import atomic_path, checked, read_json, read_yaml
 from caswit.viz.pages import render
 from caswit.weights.hub import PREFIX, upload
 from caswit.weights.model_folder import (
@@ -203,11 +203,11 @@ def _read_report(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     file = path / "report.json" if path.is_dir() else path
-    try:
-        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        _ = report["miou"], report["per_class"], report["evaluated"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: not a report.json of caswit evaluate ({type(error).__name__})") from error
+    remedy = "give the report.json of caswit evaluate, or its folder"
+    report: dict[str, Any] = checked(dict[str, Any], read_json(file), str(file), remedy)
+    # Reports of all versions have these; the card takes what else there is.
+    for name, kind in (("miou", float), ("per_class", dict[str, Any]), ("evaluated", dict[str, Any])):
+        checked(kind, report.get(name), f"{file}: {name}", remedy)
     return report
 
 

@@ -1,13 +1,26 @@
-"""Summary of a model for ``caswit info``: its network, its size and arithmetic, and the images it expects."""
+"""Summary of a model for ``caswit info``: its whole architecture, its costs, and the images it expects."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from caswit.config import ModelConfig
-from caswit.weights.model_folder import LoadedModel, build, load_model
+from caswit.nn.caswit import SIZES, CASWiT
+from caswit.weights.model_folder import (
+    LoadedModel,
+    ModelInfo,
+    PretrainedInfo,
+    build,
+    file_digest,
+    load_model,
+    load_pretrained,
+    model_folder,
+    read_info,
+)
 
 PARTS = {
     "encoder": ("network.encoder",),
@@ -15,7 +28,9 @@ PARTS = {
     "context encoder": ("context_encoder",),
     "fusion": ("fusion",),
     "decoder": ("decoder", "hr_norms", "network.decoder", "network.segmentation_head"),
+    "reconstruction": ("head", "norm", "hr_token", "context_token"),
 }
+"""By part: beginnings of the names of its parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,57 +45,107 @@ class Costs:
 
 def costs(loaded: LoadedModel) -> Costs:
     """Count the parameters of each part, and the FLOPs of one tile with tensors that have no memory."""
-    network = loaded.network
-    parameters = {
-        part: sum(p.numel() for n, p in network.named_parameters() if n.startswith(tuple(f"{x}." for x in prefixes)))
-        for part, prefixes in PARTS.items()
-    }
-    assert sum(parameters.values()) == sum(p.numel() for p in network.parameters())
     side = loaded.info.tile.tile_px
     image = torch.empty(1, 3, side, side, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         build(loaded.info).eval().to("meta")(image, image)
-    return Costs(parameters={k: v for k, v in parameters.items() if v}, flops=counter.get_total_flops())
+    return Costs(parameters=count_parameters(loaded.network), flops=counter.get_total_flops())
+
+
+def count_parameters(network: nn.Module) -> dict[str, int]:
+    """Return the number of parameters of each part that a network has."""
+    own = "network.hr_encoder."  # of a network for pretraining, which holds the other
+    inner = any(name.startswith(own) for name, _ in network.named_parameters())
+    sizes = {n.removeprefix("network.") if inner else n: p.numel() for n, p in network.named_parameters()}
+    parameters = {
+        part: sum(size for n, size in sizes.items() if f"{n}.".startswith(tuple(f"{x}." for x in prefixes)))
+        for part, prefixes in PARTS.items()
+    }
+    assert sum(parameters.values()) == sum(sizes.values())
+    return {part: count for part, count in parameters.items() if count}
 
 
 def describe(model: Path) -> str:
-    """Return a readable page about a model folder."""
+    """Return a readable page about a model folder, trained or pretrained.
+
+    Raises:
+        ModelError: There is no model folder, or its weights do not fit its config.
+    """
+    folder = model_folder(model)
+    info = read_info(folder)
+    if isinstance(info, PretrainedInfo):
+        pretrained = load_pretrained(model).network
+        lines = [f"model          {model}, pretrained without labels (sha256 {file_digest(folder)})"]
+        return "\n".join([*lines, *_page(info, pretrained.network, count_parameters(pretrained), [])])
     loaded = load_model(model)
-    info, cost = loaded.info, costs(loaded)
+    cost = costs(loaded)
+    lines = [f"model          {loaded.name} (sha256 {loaded.digest})"]
+    arithmetic = [f"arithmetic     {cost.flops / 1e9:.1f} GFLOP per tile"]
+    return "\n".join([*lines, *_page(loaded.info, loaded.network, cost.parameters, arithmetic)])
+
+
+def _page(
+    info: ModelInfo | PretrainedInfo, network: nn.Module, parameters: dict[str, int], arithmetic: list[str]
+) -> Iterator[str]:
     tile, made = info.tile, info.provenance
-    gsd = "unknown" if info.trained_gsd_m is None else f"{info.trained_gsd_m:.3g} m"
-    sees = (
-        f"{tile.context_px} x {tile.context_px} px around it, averaged by {tile.context_factor}"
-        if loaded.network.reads_context
-        else "the tile alone"
-    )
-    lines = [
-        f"model          {loaded.name} (sha256 {loaded.digest})",
-        f"network        {_network(info.model)}",
-        f"parameters     {sum(cost.parameters.values()) / 1e6:.2f} M",
-        *(f"  {part:<15}{count / 1e6:8.3f} M" for part, count in cost.parameters.items()),
-        f"arithmetic     {cost.flops / 1e9:.1f} GFLOP per tile",
-        f"input          bands {list(info.bands)} as RGB, uint8; tile {tile.tile_px} x {tile.tile_px} px",
-        f"sees           {sees}",
-        f"ground pixel   {gsd}{', which images are resampled to' if tile.read_gsd_m else ''}",
-        f"normalisation  mean {_numbers(info.model.mean)}, std {_numbers(info.model.std)}",
-        f"classes        {len(info.classes)}",
-        *(f"  {c.id:>3}  {c.color}  {c.name}" for c in info.classes.predicted),
-    ]
+    yield from _architecture(info.model, network, decoder=isinstance(info, ModelInfo))
+    yield f"parameters     {sum(parameters.values()) / 1e6:.2f} M"
+    yield from (f"  {part:<15}{count / 1e6:8.3f} M" for part, count in parameters.items())
+    yield from arithmetic
+    yield f"input          bands {list(info.bands)} as RGB, uint8; tile {tile.tile_px} x {tile.tile_px} px"
+    sees = f"{tile.context_px} x {tile.context_px} px around it, averaged by {tile.context_factor} (the context factor)"
+    yield f"sees           {sees if info.model.reads_context else 'the tile alone'}"
+    yield f"ground pixel   {_ground_size(info)}"
+    yield f"normalisation  mean {_numbers(info.model.mean)}, std {_numbers(info.model.std)}"
+    if isinstance(info, ModelInfo):
+        yield f"classes        {len(info.classes)}"
+        yield from (f"  {c.id:>3}  {c.color}  {c.name}" for c in info.classes.predicted)
+    else:
+        yield "classes        none: it reconstructs images; training starts from it with init"
+        mask = info.mask
+        yield f"masked         {mask.ratio:g} of the tile, in cells of {mask.mask_cell_px} px; the context's middle"
     if made:
         score = made.get("best_val_miou")
-        lines.append(
-            f"made from      {made.get('dataset')}, step {made.get('step')}"
-            + (f", best validation mIoU {score:.4f}" if score is not None else "")
-        )
-    return "\n".join(lines)
+        scored = "" if score is None else f", best validation mIoU {score:.4f}"
+        yield f"made from      {made.get('dataset')}, step {made.get('step')}{scored}"
 
 
-def _network(model: ModelConfig) -> str:
+def _architecture(model: ModelConfig, network: nn.Module, *, decoder: bool) -> Iterator[str]:
+    """Yield the lines about the network."""
     if model.arch != "caswit":
-        return f"{model.arch} with encoder {model.encoder} (segmentation_models_pytorch)"
-    stages = list(model.fusion_stages) or "none"
-    return f"CASWiT-{model.size}, {model.decoder}, fusion after stages {stages}{', gated' if model.gated else ''}"
+        yield f"network        {model.arch} with encoder {model.encoder} (segmentation_models_pytorch)"
+        return
+    assert isinstance(network, CASWiT)
+    size = SIZES[model.size]
+    widths = [size["embed_dim"] * 2**stage for stage in range(len(size["depths"]))]
+    yield f"network        CASWiT-{model.size}{'' if model.fusion_stages else ', without a context branch'}"
+    yield f"  encoders     {model.stem} stem, windows of {size['window_size']} x {size['window_size']} tokens"
+    yield f"  by stage     widths {_list(widths)}; blocks {_list(size['depths'])}; heads {_list(size['num_heads'])}"
+    yield f"  fusion       {_fusion(model, network)}"
+    if decoder:
+        width = model.decoder_channels or size["decoder_channels"]
+        yield f"  decoder      {model.decoder}, {width} channels, {model.decoder_norm} norm"
+
+
+def _fusion(model: ModelConfig, network: CASWiT) -> str:
+    if not model.fusion_stages:
+        return "none"
+    gates = ", ".join(f"{gate:.3f} (stage {stage})" for stage, gate in network.gates.items())
+    return (
+        f"after stage{'s' * (len(model.fusion_stages) > 1)} {', '.join(map(str, model.fusion_stages))}, "
+        f"{'feeding the next stage' if model.feed_forward else 'for the decoder only'}; "
+        f"{f'gates tanh(g) {gates}' if gates else 'not gated'}"
+    )
+
+
+def _ground_size(info: ModelInfo | PretrainedInfo) -> str:
+    if info.tile.read_gsd_m is not None:
+        return f"{info.tile.read_gsd_m:.3g} m, which images are resampled to"
+    return "unknown" if info.trained_gsd_m is None else f"{info.trained_gsd_m:.3g} m"
+
+
+def _list(values: Iterable[int]) -> str:
+    return " ".join(map(str, values))
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -1,13 +1,17 @@
-"""FLAIR-HUB as downloaded: each region (ROI) is one virtual mosaic of its patches, which are the areas to tile.
+"""FLAIR-HUB, unpacked: the patches of a domain and year are one virtual mosaic, and the areas to tile.
 
-A scene is the patches of one split in one region; its context reaches into neighbouring patches. Patches are placed by
-their geotransforms: their names do not tell where they lie.
+A scene is the patches of one split in one mosaic; its context reaches into neighbouring patches, those of other regions
+(ROI) too. Patches are placed by their geotransforms: their names do not tell where they lie. What does not fit into the
+mosaic of its domain is a mosaic apart.
 """
 
 import hashlib
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from caswit.config import FlairHubSource
 from caswit.data.scene import Scene
@@ -21,11 +25,15 @@ from caswit.raster.tiff_header import Header
 from caswit.raster.vrt import Affine, Part, place, shifted
 from caswit.raster.windows import Window
 
+log = logging.getLogger(__name__)
+
 _NO_LABEL = 255
+_CANDIDATES = 16
+"""Patches that are tried as the first of a grid."""
 
 
 def find(source: FlairHubSource) -> Found:
-    """Return the scenes of all splits, region by region.
+    """Return the scenes of all splits, domain by domain.
 
     Raises:
         DataError: The folder holds no FLAIR-HUB, or no splits.
@@ -33,26 +41,47 @@ def find(source: FlairHubSource) -> Found:
     root = Path(source.root)
     folders = sorted(f.name for kind in (IMAGES, LABELS) for f in root.glob(f"*_{kind}"))
     if not any(name.endswith(IMAGES) for name in folders):
-        raise DataError(f"{root}: no folder is named like D004-2021_{IMAGES}; unpack the zip files there")
+        raise DataError(f"{root}: no folder is named like D004-2021_{IMAGES}; unpack: caswit prepare flair_hub {root}")
     listed = read_splits(source.splits, root)
     cache = source_cache("flair_hub", root)
     headers = read_headers(root, list_files(root, folders), cache / "headers.npz")
     tree = _Tree(root, headers)
     tree.check_images()
     usable = [patch for patch in listed if tree.check(patch)]
-    tree.place_all()
-    by_region: dict[str, dict[str, list[Listed]]] = {}
+    by_image: dict[str, list[Listed]] = {}
     for patch in usable:
-        if patch.image in tree.windows:
-            by_region.setdefault(_region(patch.image), {}).setdefault(patch.split, []).append(patch)
+        by_image.setdefault(patch.image, []).append(patch)
+    same_split = source.neighbours == "same_split"
     mosaics = Mosaics(cache / f"{source.neighbours}-{_digest(listed)}")
-    scenes = [
-        _scene(tree, region, split, patches, mosaics, same_split=source.neighbours == "same_split")
-        for region, splits in sorted(by_region.items())
-        for split, patches in sorted(splits.items())
-    ]
+    scenes, apart = [], 0
+    for domain, paths in sorted(tree.domains.items()):
+        for number, layer in enumerate(tree.layers(paths), 1):
+            splits: dict[str, list[Listed]] = {}
+            for path in layer.windows:
+                for patch in by_image.get(path, ()):
+                    splits.setdefault(patch.split, []).append(patch)
+            apart += (number > 1) * sum(map(len, splits.values()))
+            name = domain if number == 1 else f"{domain}_{number}"
+            scenes += [
+                _scene(tree, layer, name, split, patches, mosaics, same_split=same_split)
+                for split, patches in sorted(splits.items())
+            ]
     mosaics.close()
+    if apart:
+        log.warning(
+            "%s: %d of %d patches lie off the pixel grid of their domain or over another patch; they are scored, but "
+            "their context is black where only the other patches of the domain lie",
+            *(root, apart, len(usable)),
+        )
     return Found(tuple(scenes), tuple(tree.broken))
+
+
+class _Layer(NamedTuple):
+    """Patches that lie on one grid, none over another."""
+
+    origin: Affine
+    windows: dict[str, Window]
+    """Their pixels on that grid, by path."""
 
 
 class _Tree:
@@ -62,12 +91,8 @@ class _Tree:
         self.root, self.headers = root, headers
         self.images: dict[str, Header] = {}
         """Whole images by path."""
-        self.windows: dict[str, Window] = {}
-        """Their pixels on the grid of their region."""
-        self.origins: dict[str, Affine] = {}
-        """Transform of the grid by region."""
-        self.regions: dict[str, list[str]] = {}
-        """Images by region."""
+        self.domains: dict[str, list[str]] = {}
+        """Their paths by domain and year, such as D012-2019."""
         self.broken: list[str] = []
 
     def check_images(self) -> None:
@@ -84,7 +109,7 @@ class _Tree:
                 self.broken.append(f"{self.root / path}: has no georeference, so its place in the mosaic is unknown")
             else:
                 self.images[path] = header
-                self.regions.setdefault(_region(path), []).append(path)
+                self.domains.setdefault(path.split("/")[0].removesuffix(f"_{IMAGES}"), []).append(path)
 
     def check(self, patch: Listed) -> bool:
         """Return whether a listed patch has an image and a label that fit each other; note what is wrong if not."""
@@ -112,30 +137,41 @@ class _Tree:
             return f"{label_path}: lies elsewhere than its image {patch.image}"
         return None
 
-    def place_all(self) -> None:
-        """Place every whole image on the grid of its region."""
-        for region, paths in self.regions.items():
-            first, windows = self._grid(paths)
-            origin = self.images[first].transform
-            assert origin is not None
-            self.origins[region] = origin
-            taken: dict[Window, str] = {}
-            for path, window in windows.items():
-                if window is None:
-                    self.broken.append(f"{self.root / path}: does not lie on the grid of {first}")
-                elif window in taken:
-                    self.broken.append(f"{self.root / path}: lies where {taken[window]} lies")
-                else:
-                    taken[window] = path
-                    self.windows[path] = window
+    def layers(self, paths: Sequence[str]) -> Iterator[_Layer]:
+        """Yield all images of a domain in layers; most are in the first unless they lie on several grids.
 
-    def _grid(self, paths: Sequence[str]) -> tuple[str, dict[str, Window | None]]:
-        """Return the first patch on whose grid half of them lie, and their windows on it: the very first may be off."""
-        for first in paths:
+        An image in the very place of another one of its region is no layer: one of the two should not be there.
+        """
+        places: dict[tuple[str, Affine | None], str] = {}
+        left = []
+        for path in paths:
+            there = places.setdefault((path.rsplit("/", 1)[0], self.images[path].transform), path)
+            if there == path:
+                left.append(path)
+            else:
+                self.broken.append(f"{self.root / path}: lies where {there} lies")
+        tries = _CANDIDATES
+        while left:
+            origin, windows = self._grid(left, tries)
+            placed: dict[str, Window] = {}
+            corners: dict[tuple[int, int], Window] = {}
+            for path, window in windows.items():
+                if window is not None and _is_free(window, corners):
+                    corners[window.row // window.height, window.col // window.width] = window
+                    placed[path] = window
+            yield _Layer(origin, placed)
+            left = [path for path in left if path not in placed]
+            tries = 1  # what is left are few, or many grids
+
+    def _grid(self, paths: Sequence[str], tries: int) -> tuple[Affine, dict[str, Window | None]]:
+        """Return the grid of one of the first patches and all windows on it: of one that suits half of them, if any."""
+        for first in paths[:tries]:
             windows = {path: self._on_grid(path, first) for path in paths}
             if 2 * sum(map(bool, windows.values())) >= len(paths):
                 break
-        return first, windows
+        origin = self.images[first].transform
+        assert origin is not None
+        return origin, windows
 
     def _on_grid(self, path: str, first: str) -> Window | None:
         header, origin = self.images[path], self.images[first]
@@ -151,28 +187,28 @@ class _Tree:
 
 
 def _scene(
-    tree: _Tree, region: str, split: str, patches: Sequence[Listed], mosaics: Mosaics, *, same_split: bool
+    tree: _Tree, layer: _Layer, name: str, split: str, patches: Sequence[Listed], mosaics: Mosaics, *, same_split: bool
 ) -> Scene:
-    """Write image and label mosaic of a region's patches of one split, on one grid, and return their scene."""
-    shown = [p.image for p in patches] if same_split else [p for p in tree.regions[region] if p in tree.windows]
+    """Write image and label mosaic of a layer's patches of one split, on one grid, and return their scene."""
+    shown = [p.image for p in patches] if same_split else list(layer.windows)
     header = tree.images[shown[0]]
     crs = header.crs or _crs(tree.root / shown[0])
-    parts, transform, size = shifted([tree.part(p, tree.windows[p]) for p in shown], tree.origins[region])
+    parts, transform, size = shifted([tree.part(p, layer.windows[p]) for p in shown], layer.origin)
     windows = dict(zip(shown, (part.window for part in parts), strict=True))
     labels = [tree.part(p.label, windows[p.image]) for p in patches]
-    flat = region.replace("/", "_")
-    name = f"{flat}_{split}" if same_split else flat
-    label_name = f"{flat}_{split}_label"
-    image = mosaics.write(name, parts, size, bands=header.bands, transform=transform, crs=crs, filled=True)
+    image_name = f"{name}_{split}" if same_split else name
+    label_name = f"{name}_{split}_label"
+    image = mosaics.write(image_name, parts, size, bands=header.bands, transform=transform, crs=crs, filled=True)
     label = mosaics.write(label_name, labels, size, bands=1, transform=transform, crs=crs, nodata=_NO_LABEL)
     areas = tuple(sorted(windows[p.image] for p in patches))
     return Scene(image=image, label=label, split=split, areas=areas, checked=True)
 
 
-def _region(image: str) -> str:
-    """Return DOMAIN/ROI of an image path."""
-    folder, roi, _ = image.split("/")
-    return f"{folder.removesuffix('_' + IMAGES)}/{roi}"
+def _is_free(window: Window, corners: Mapping[tuple[int, int], Window]) -> bool:
+    """Return whether a window shares no pixel with others of its size, given by the cell that their corner lies in."""
+    row, col = window.row // window.height, window.col // window.width
+    around = (corners.get((row + i, col + j)) for i, j in product((-1, 0, 1), repeat=2))
+    return not any(other and all(window.common(other)[2:]) for other in around)
 
 
 def _same_place(transform: Affine, image: Header) -> bool:

@@ -56,7 +56,7 @@ def _look_for(root: Path) -> str | dict[str, str]:
 
 def _from_geopackage(file: Path, root: Path) -> Iterable[Listed]:
     """Yield the patches of the domains that are in ``root``: a few of the 74 are enough to train."""
-    import pyogrio  # comes with caswit[train]
+    import pyogrio  # comes with the extra train
 
     if not file.is_file():
         raise DataError(f"{file}: no such GeoPackage of splits")

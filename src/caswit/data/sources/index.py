@@ -14,7 +14,7 @@ from caswit.files import atomic_path
 from caswit.progress import Progress
 from caswit.raster.tiff_header import Header, read_header
 
-_VERSION = 1
+_VERSION = 2
 _AT_ONCE = 16
 """Threads that read headers; most of the time they wait for the disk."""
 _CHUNK = 256
@@ -93,6 +93,7 @@ def _save(cache: Path, files: Sequence[File], found: dict[str, Found]) -> None:
         "dtypes": _text([h.dtype for h in headers]),
         "transforms": np.array([h.transform or nowhere for h in headers], np.float64).reshape(-1, 6),
         "crs": _text([h.crs for h in headers]),
+        "nodata": np.array([-1 if h.nodata is None else h.nodata for h in headers], np.int64),
         "errors": _text(["" if isinstance(e, Header) else e.replace("\n", " ") for e in entries]),
     }
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -114,10 +115,11 @@ def _load(cache: Path) -> dict[str, tuple[File, Found]]:
                 tuple(t) if there else None for t, there in zip(columns["transforms"].tolist(), placed, strict=True)
             ]
             sizes = columns["sizes"].tolist()
+            nodata = [None if value < 0 else value for value in columns["nodata"].tolist()]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
-    rows = zip(files, sizes, dtypes, transforms, crs, errors, strict=True)
-    return {f.path: (f, error or Header(h, w, n, dtype, at, epsg)) for f, (h, w, n), dtype, at, epsg, error in rows}
+    rows = zip(files, sizes, dtypes, transforms, crs, nodata, errors, strict=True)
+    return {f.path: (f, error or Header(*size, *about)) for f, size, *about, error in rows}
 
 
 def _text(lines: list[str]) -> Any:

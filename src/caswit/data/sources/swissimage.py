@@ -43,7 +43,7 @@ def find(source: SwissimageSource) -> Found:
         elif header.transform is None or header[2:4] != (3, "uint8"):
             broken.append(f"{root / path}: is no georeferenced image of three uint8 bands")
         else:
-            placed[path] = _Placed(header.height, header.width, header.transform)
+            placed[path] = _Placed(header.height, header.width, header.transform, header.nodata)
             newest[int(match["east"]), int(match["north"])] = path  # the newest year comes last, and stays
     mosaics = Mosaics(cache / "mosaics")
     scenes = []
@@ -55,7 +55,7 @@ def find(source: SwissimageSource) -> Found:
             if window is None:
                 broken.append(f"{root / path}: does not lie on the grid of {newest[group[0]]}")
             else:
-                parts.append(Part(str((root / path).absolute()), window))
+                parts.append(Part(str((root / path).absolute()), window, placed[path].nodata))
         moved, transform, size = shifted(parts, origin)
         name = f"swissimage_{group[0][0]}-{group[0][1]}"
         image = mosaics.write(name, moved, size, bands=3, transform=transform, crs=_CRS)
@@ -65,11 +65,12 @@ def find(source: SwissimageSource) -> Found:
 
 
 class _Placed(NamedTuple):
-    """Size and place of a file."""
+    """Size and place of a file, and its value of pixels without data."""
 
     height: int
     width: int
     transform: Affine
+    nodata: int | None
 
 
 def _groups(kilometres: Iterable[Kilometre]) -> Iterator[list[Kilometre]]:

@@ -3,7 +3,8 @@
 ``TileAndContext`` leaves everything to the program. ``SingleInput`` takes one window of an image and makes tile and
 context of it. ``Deepness`` is that with the conventions of a QGIS plugin.
 
-Shapes: B batch, T tile_px, f context_factor, S = f T side of the context window (T without a context), K classes.
+Shapes: B batch, T tile_px, f context_factor, S = f T side of the context window (T without a context), K classes, W
+side of the window that Deepness gives.
 """
 
 import copy
@@ -90,16 +91,80 @@ class SingleInput(nn.Module):
         return window.shape[2] * (self.factor - 1) // (2 * self.factor)
 
 
+def deepness_slack_px(tile_px: int) -> int:
+    """Return by how many pixels a tile can be moved in the window of Deepness: at most as far as its windows lie apart.
+
+    Deepness lets its last windows end outside the image, ``caswit predict`` moves its last tiles back into it: a tile
+    that is half black is nothing that the network has learned from. So the graph moves tiles too, together with their
+    context, which the window has to hold.
+    """
+    return 3 * tile_px // 4
+
+
+def deepness_window_px(tile_px: int, factor: int) -> int:
+    """Return the side of the windows that Deepness gives: a tile with its context, wherever it may be moved to."""
+    return factor * tile_px + 2 * deepness_slack_px(tile_px)
+
+
 class Deepness(SingleInput):
-    """The single input with the conventions of the QGIS plugin Deepness: inputs of 0-1, outputs as large as inputs."""
+    """The single input with the conventions of the QGIS plugin Deepness: inputs of 0-1, outputs as large as inputs.
+
+    Args:
+        network: Network in evaluation mode.
+        factor: context_factor; 1 without a context.
+        tile_px: Side of a tile.
+    """
+
+    def __init__(self, network: Network, factor: int, tile_px: int) -> None:
+        super().__init__(network, factor)
+        self.tile_px, self.slack_px = tile_px, deepness_slack_px(tile_px)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map windows (B, 3, S, S), 0-1, to probabilities (B, 1 + K, S, S); the first class is all around the tile."""
-        window = (image * 255).round().clamp(0, 255)
-        probabilities = super().forward(window).softmax(1)
-        around = (self.margin_px(window),) * 4
-        not_mapped = F.pad(torch.zeros_like(probabilities[:, :1]), around, value=1.0)
-        return torch.cat([not_mapped, F.pad(probabilities, around)], dim=1)
+        """Map windows (B, 3, W, W), 0-1, to probabilities (B, 1 + K, W, W); the first class is all around the tile."""
+        pixels = (image * 255).round().clamp(0, 255)
+        seen = pixels.amax(1)
+        row, col = self._moved(seen.amax(2)), self._moved(seen.amax(1))
+        context_px = self.factor * self.tile_px
+        probabilities = super().forward(_cut(pixels, self.slack_px + row, self.slack_px + col, context_px)).softmax(1)
+        margin = self.slack_px + self.margin_px(torch.empty(1, 1, context_px))
+        return _placed(probabilities, margin + row, margin + col, image.shape[-1])
+
+    def _moved(self, brightest: Tensor) -> Tensor:
+        """Return (B, 1), by how much a tile is moved: into the image, which ends where all is black.
+
+        Args:
+            brightest: (B, W), the largest value in every row, or in every column, of the windows.
+        """
+        side = brightest.shape[1]
+        place = torch.arange(side)
+        image = (brightest > 0).long()
+        first = side - (image * (side - place)).amax(1, keepdim=True)
+        end = (image * (place + 1)).amax(1, keepdim=True)
+        start = (side - self.tile_px) // 2
+        forward = (first - start).clamp(0, self.slack_px)
+        # Not beyond where the image begins: one smaller than a tile lies at the tile's beginning.
+        back = torch.minimum(start + self.tile_px - end, start - first).clamp(0, self.slack_px)
+        return forward - back
+
+
+def _cut(pixels: Tensor, row: Tensor, col: Tensor, side: int) -> Tensor:
+    """Cut squares (B, C, side, side) out of (B, C, W, W), each at a place of its own (B, 1)."""
+    batch, bands, width = pixels.shape[0], pixels.shape[1], pixels.shape[-1]
+    rows, cols = row + torch.arange(side), col + torch.arange(side)
+    number = torch.arange(batch)[:, None, None] * width**2 + rows[:, :, None] * width + cols[:, None, :]
+    table = pixels.permute(0, 2, 3, 1).reshape(-1, bands)
+    return F.embedding(number, table).permute(0, 3, 1, 2)
+
+
+def _placed(probabilities: Tensor, row: Tensor, col: Tensor, side: int) -> Tensor:
+    """Lay squares (B, K, T, T) into (B, 1 + K, side, side), each at a place of its own (B, 1)."""
+    batch, classes, tile_px = probabilities.shape[:3]
+    mapped = F.pad(probabilities, (0, 0, 0, 0, 1, 0)).permute(0, 2, 3, 1).reshape(-1, 1 + classes)
+    table = torch.cat([mapped, F.pad(torch.ones(1, 1), (0, classes))])  # the last row is what is not mapped
+    rows, cols = torch.arange(side) - row, torch.arange(side) - col
+    inside = ((rows >= 0) & (rows < tile_px))[:, :, None] & ((cols >= 0) & (cols < tile_px))[:, None, :]
+    number = torch.arange(batch)[:, None, None] * tile_px**2 + rows[:, :, None] * tile_px + cols[:, None, :]
+    return F.embedding(torch.where(inside, number, batch * tile_px**2), table).permute(0, 3, 1, 2)
 
 
 def averaged(window: Tensor, factor: int) -> Tensor:
@@ -126,4 +191,6 @@ def make_graph(loaded: LoadedModel, form: Form) -> Graph:
         return Graph(TileAndContext(network), inputs, "logits", 1)
     if form == "single input":
         return Graph(SingleInput(network, factor).eval(), {"window": window}, "logits", 1)
-    return Graph(Deepness(network, factor).eval(), {"image": window.float()}, "probabilities", 255)
+    side = deepness_window_px(tile_px, factor)
+    image = torch.zeros(2, 3, side, side)
+    return Graph(Deepness(network, factor, tile_px).eval(), {"image": image}, "probabilities", 255)

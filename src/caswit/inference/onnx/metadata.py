@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from caswit.inference.onnx.graphs import Form
+from caswit.inference.onnx.graphs import Form, deepness_window_px
 from caswit.weights.model_folder import LoadedModel
 
 NOT_MAPPED = "not mapped"
@@ -43,11 +43,12 @@ def describe_model(loaded: LoadedModel, form: Form, provenance: dict[str, Any]) 
 
 def deepness(tile_px: int, factor: int, trained_gsd_m: float | None) -> dict[str, Any]:
     """Return the settings that Deepness takes from a file and proposes to its user."""
-    window_px = factor * tile_px
+    window_px = deepness_window_px(tile_px, factor)
     settings: dict[str, Any] = {
         "model_type": "Segmentor",
         "tile_size": window_px,
         "tiles_overlap": overlap_percent(tile_px, factor),
+        "rim_px": (window_px - tile_px) // 2,  # not read by Deepness: the black rim that a layer needs
         "seg_thresh": 0,  # every pixel gets its most probable class
         "seg_small_segment": 0,  # and keeps it: anything else smooths the map
     }
@@ -58,5 +59,5 @@ def overlap_percent(tile_px: int, factor: int) -> int:
     """Return the overlap of windows, in whole percent, at which tiles overlap by a quarter as in ``caswit predict``."""
     # Deepness keeps of each window what lies at least half the overlap away from its edges. That must lie in the tile,
     # and an eighth of the tile's side away from its edges too, where it sees less around a pixel.
-    window_px = factor * tile_px
+    window_px = deepness_window_px(tile_px, factor)
     return math.ceil(100 * (window_px - tile_px + tile_px / 4) / window_px)

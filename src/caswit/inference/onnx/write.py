@@ -157,10 +157,11 @@ def _compare(file: Path, graph: Graph, loaded: LoadedModel) -> Exported:
 
 
 def _random_images(batch: int, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw images (B, 3, side, side): patches of colour with noise, and black at the left as outside of an image."""
+    """Draw images (B, 3, side, side): patches of colour with noise, and black at their edges as outside of an image."""
     patches = rng.integers(0, 256, (batch, 3, side // 8 + 1, side // 8 + 1)).repeat(8, 2).repeat(8, 3)
     noisy = patches[:, :, :side, :side] + rng.integers(-30, 31, (batch, 3, side, side))
     noisy[:, :, :, : side // 8] = 0
+    noisy[1:, :, 5 * side // 8 :] = 0  # not the same in all images of a batch
     return noisy.clip(0, 255).astype(np.uint8)
 
 

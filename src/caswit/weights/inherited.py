@@ -1,0 +1,57 @@
+"""What a recipe takes over from the model that it starts from, where it does not say otherwise.
+
+Weights fit only the network that they were learned in, and expect its input: a recipe with ``init`` need not repeat
+the size, stem, fusion stages and gate of that network, its tiles, its ground size and its bands.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from caswit.config import InitConfig
+from caswit.errors import CaswitError
+from caswit.weights.convert import find_weights
+from caswit.weights.hub import fetch, is_on_hub
+from caswit.weights.model_folder import CONFIG, ModelInfo, read_info
+
+_NETWORK = ("size", "stem", "fusion_stages", "gated", "feed_forward", "decoder_norm", "mean", "std")
+"""Settings that encoders and fusion were learned with; ``drop_path`` is one of the training."""
+_DECODER = ("decoder", "decoder_channels")
+_TILE = ("tile_px", "context_factor", "read_gsd_m")
+
+INHERITED = (*(f"model.{name}" for name in (*_NETWORK, *_DECODER)), *(f"tile.{name}" for name in _TILE), "data.bands")
+"""Settings of a recipe that follow from ``init`` unless they are given."""
+
+
+def inherited_settings(start: InitConfig | None) -> dict[str, Any]:
+    """Return the settings of a recipe that follow from the weights it starts from, as ``section.name`` -> value.
+
+    Nothing follows from weights of other libraries, which have no config.json, or from weights that are not there.
+
+    Raises:
+        ModelError: The model's config is damaged.
+    """
+    if start is None or start.source != "caswit" or start.path is None:
+        return {}
+    try:
+        folder = folder_of_start(start.path)
+    except CaswitError:
+        return {}  # who loads the weights says what is wrong; a run that resumes needs none
+    if not (folder / CONFIG).is_file():
+        return {}
+    info = read_info(folder)
+    if info.model.arch != "caswit":
+        return {}
+    # A pretrained network has no decoder, whatever its config says of one.
+    names = (*_NETWORK, *_DECODER) if isinstance(info, ModelInfo) else _NETWORK
+    found = {f"model.{name}": getattr(info.model, name) for name in names}
+    found |= {f"tile.{name}": getattr(info.tile, name) for name in _TILE}
+    return found | {"data.bands": info.bands}
+
+
+def folder_of_start(path: str) -> Path:
+    """Return the folder of the weights that ``init`` names: of a run the model's, of a file its own.
+
+    Raises:
+        CaswitError: There are none, or they cannot be fetched.
+    """
+    return fetch(path) if is_on_hub(path) else find_weights(path).parent
