@@ -33,8 +33,9 @@ class PredictConfig(TTAConfig):
     """Resample the image while it is read, to the ground size that the model was trained on."""
     gsd_m: float | None = None
     """Ground size of the image's pixels in metres, in place of what the image says. Null: what the image says."""
-    rescale: tuple[float, float] | None = None
-    """Values of the image that become 0 and 255, for pixels that are not 8 bit."""
+    rescale: tuple[float, float] | Literal["auto"] | None = None
+    """Values of the image that become 0 and 255, for pixels that are not 8 bit; auto: those between which 98 of 100
+    lie, in a sample of all images."""
     nodata: float | Literal["auto"] | None = None
     """Value of pixels without data, in all bands read, where the image does not say so: 255 for white holes. auto:
     white or black areas, as a sample of the image shows them, with what compression left of them around."""
@@ -62,7 +63,7 @@ class PredictConfig(TTAConfig):
         value = self.nodata
         check(value is None or value == "auto" or not isinstance(value, str),
               f"nodata must be a number or auto, got {brief(value)}; try 255")  # fmt: skip
-        low, high = self.rescale or (0, 255)
+        low, high = self.rescale if isinstance(self.rescale, tuple) else (0, 255)
         check(low < high, f"rescale must be two numbers, the lower one first, got {self.rescale}")
 
 

@@ -21,7 +21,7 @@ from caswit.config import IGNORE_INDEX
 from caswit.config.inference import Fill
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.inference.devices import autocast
-from caswit.nn.baselines.smp import Network
+from caswit.nn.network import Network
 from caswit.raster.mirror import mirrored
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window, slice_middle

@@ -26,6 +26,7 @@ from caswit.raster.image_files import describe, files_behind
 from caswit.raster.mosaic import Source, build_mosaic, open_image
 from caswit.raster.reader import PixelEncoding
 from caswit.raster.resample import Axis, reading_ratio
+from caswit.raster.stretch import usual_range
 from caswit.raster.windows import Window, block_windows, count_blocks
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
 from caswit.weights.zoo import choose
@@ -254,6 +255,10 @@ def make_plan(
     # A model of the zoo is chosen by what the headers say, so they are read with the usual bands before it is known.
     bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
     sources, grid = build_mosaic(images, bands, _encoding(settings))
+    if settings.rescale == "auto":
+        # One range for the whole image: blocks that are stretched each for itself would have borders.
+        nodata = None if settings.nodata == "auto" else settings.nodata
+        settings = replace(settings, rescale=usual_range(sources, grid, bands, nodata))
     blank = _look(sources, grid, bands, settings)
     # The user knows better than the file, which may lack its ground size or have a wrong one: here, and so everywhere.
     source_gsd_m = settings.gsd_m or grid.source_gsd_m
@@ -314,7 +319,9 @@ def _check_outputs(outputs: OutputConfig, source_gsd_m: float | None) -> None:
 
 def _encoding(settings: PredictConfig, blank: int | None = None) -> PixelEncoding:
     nodata = None if settings.nodata == "auto" else settings.nodata
-    return PixelEncoding(settings.rescale, nodata, blank, settings.ignore_alpha)
+    # Where the range is still to be found, any will do to look at headers.
+    rescale = (0.0, 1.0) if settings.rescale == "auto" else settings.rescale
+    return PixelEncoding(rescale, nodata, blank, settings.ignore_alpha)
 
 
 def _look(sources: Sequence[Source], grid: Grid, bands: tuple[int, int, int], settings: PredictConfig) -> int | None:
