@@ -30,7 +30,8 @@ def test_a_function_takes_what_the_table_says(command):
     assert [p.annotation for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == list(command.settings)
     taken = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     given = {name.removeprefix("--") for name, _ in command.arguments}
-    others = {"row", "col", "x", "y", "lon", "lat"} if command.name == "explain" else set()  # its **place
+    # What a function takes as **place, or as a name that Python keeps for itself.
+    others = {"explain": {"row", "col", "x", "y", "lon", "lat"}, "recipe": {"from"}}.get(command.name, set())
     assert taken | others == given
 
 
@@ -142,15 +143,26 @@ class TestOldNames:
 
 
 class TestRecipeWord:
-    @pytest.mark.parametrize("words", [["{}", "--out", "o"], ["--recipe", "{}"], ["--out", "o", "--recipe={}"]])
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["{}", "--out", "o"],
+            ["--recipe", "{}"],
+            ["--out", "o", "--recipe={}"],
+            ["--out", "o", "{}"],
+            ["--out=o", "--resume", "{}", "--train.lr", "1"],
+            ["--resume", "true", "--data.skip_broken", "--model.gated", "no", "{}"],
+        ],
+    )
     def test_a_recipe_is_replaced_by_what_it_says(self, tmp_path, words):
         file = tmp_path / "r.yaml"
         file.write_text("data: {dataset: x}\nrow: {name: one}\n")
-        found = with_recipe([word.format(file) for word in words], COMMANDS["train"].settings[0])
+        found = with_recipe([word.format(file) for word in words], COMMANDS["train"])
         assert [word for word in found if "dataset: x" in word and "row" not in word]
         assert str(file) not in " ".join(found)
+        assert read("train", "--out", "o", *found)[1]["out"] == "o"
 
     def test_no_recipe(self):
-        assert with_recipe(["--out", "o"], object) == ["--out", "o"]
+        assert with_recipe(["--out", "o"], COMMANDS["train"]) == ["--out", "o"]
         with pytest.raises(CaswitError, match=r"missing: --data\.dataset"):
             read("train", "--out", "o")

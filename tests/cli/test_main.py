@@ -193,12 +193,20 @@ class TestMistakes:
         assert refused(capsys, "predict", "a", "b", "--gsdm=3") == (
             "caswit: caswit predict takes no --gsdm=3; did you mean --gsd-m?\n"
         )
+        for said, meant in (
+            ("--train.learning_rate", "--train.lr"),
+            ("--lr", "--train.lr"),
+            ("--train.batch_size", "--train.batch"),
+            ("--max-steps", "--train.max-steps"),
+            ("--model.sze", "--model.size"),
+        ):
+            assert refused(capsys, "train", "--out", "o", said, "3").endswith(f"; did you mean {meant}?\n")
         assert refused(capsys, "evaluate", "a", "b", "c", "--out", "d") == "caswit: caswit evaluate takes no c\n"
         assert refused(capsys, "predct").endswith("push; did you mean predict?\n")
 
     def test_what_is_missing_is_called_as_it_is_typed(self, capsys):
         said = refused(capsys, "explain", "a.tif", "--row", "3")
-        assert said == "caswit: missing: --model, --out; caswit explain --help says what they are\n"
+        assert said == "caswit: missing: --out; caswit explain --help says what they are\n"
         assert refused(capsys, "predict").startswith("caswit: missing: IMAGES; ")
         assert "missing: OUT.tif; " in refused(capsys, "predict", __file__)
 

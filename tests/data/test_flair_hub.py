@@ -178,7 +178,7 @@ def test_the_geopackage_gives_the_official_splits(tree, tmp_path):
     assert {s.split: len(s.areas or ()) for s in dataset.scenes} == {"train": 7, "val": 6, "test": 6}
 
 
-def test_the_index_is_read_again_only_where_files_changed(tree, monkeypatch):
+def test_the_index_is_read_again_only_where_files_changed(tree, cache, monkeypatch):
     from caswit.data.sources import index
 
     read = []
@@ -191,8 +191,10 @@ def test_the_index_is_read_again_only_where_files_changed(tree, monkeypatch):
     assert read == []
     image = tree / flair_paths("3-1")[0]
     os.utime(image, ns=(1, 1))
+    mosaics = {path: path.stat().st_mtime_ns for path in cache.rglob("*.vrt")}
     assert load(tree).scenes == before.scenes
     assert read == [image]
+    assert mosaics == {path: path.stat().st_mtime_ns for path in cache.rglob("*.vrt")}
 
 
 def test_a_changed_patch_is_seen(tree, pixels):

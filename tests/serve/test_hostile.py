@@ -4,21 +4,29 @@ import dataclasses
 import json
 import os
 import shutil
+import sqlite3
+import struct
 import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import shapely
 import yaml
 from PIL import Image
 
 from caswit.config import ComputeConfig
 from caswit.errors import CaswitError
+from caswit.raster import geopackage
+from caswit.raster.overviews import Overviews
+from caswit.raster.polygons import ClassPolygon
 from caswit.raster.reader import write_raster
+from caswit.raster.vector_files import Ground, PolygonWriter
 from caswit.raster.windows import Window
 from caswit.serve.app import READERS, WAITING, WAITING_READS, make_app
 from caswit.serve.collection import Collection, View
@@ -263,3 +271,114 @@ def test_the_model_reads_no_image_that_was_exchanged(folder, model_folder):
         assert (reply.status_code, "files outside the folder" in reply.text) == (422, True), question
     with pytest.raises(CaswitError):
         live.confidence(folder / "image.tif", 1, 1)
+
+
+def _polygons(where: Path) -> Path:
+    """Write a map of the image with its polygons, as ``caswit predict --vector`` does."""
+    Image.fromarray(np.ones((90, 90), np.uint8)).save(where / "image_map.png")
+    file = where / "image_map.gpkg"
+    ground = Ground(Overviews(where / "image.tif").info.grid)
+    with PolygonWriter(file, ".gpkg", ground, {1: "one"}, 0.0) as writer:
+        writer.add(ClassPolygon(1, shapely.box(5, 5, 60, 60)))
+    return file
+
+
+def _changed(file: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript("PRAGMA writable_schema = ON;" + ";".join(statements))
+        db.commit()
+
+
+SLOW = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS fid, i AS geom, 1 AS class FROM n"
+HOSTILE = {
+    "no database": lambda file: file.write_bytes(b"SQLite format 3\0" + bytes(3000)),
+    "empty": lambda file: file.write_bytes(b""),
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "a view without end": lambda file: _changed(
+        file, "DROP TABLE landcover", f"CREATE VIEW landcover AS {SLOW}", "DELETE FROM sqlite_master WHERE 0"
+    ),
+    "a name of a table that is code": lambda file: _changed(
+        file, "UPDATE gpkg_contents SET table_name = 'landcover\"; ATTACH ''/etc/passwd'' AS x; --'"
+    ),
+    "an index that is no tree": lambda file: _changed(
+        file, "DROP TABLE rtree_landcover_geom", f"CREATE VIEW rtree_landcover_geom AS {SLOW}"
+    ),
+    "extents that are no numbers": lambda file: _changed(file, "UPDATE gpkg_contents SET min_x = 'x', max_x = 9e999"),
+    "a CRS from elsewhere": lambda file: _changed(
+        file, "UPDATE gpkg_spatial_ref_sys SET organization = 'x', definition = '+proj=utm +nadgrids=/etc/passwd'"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.timeout(60)
+def test_hostile_polygons_are_left_out(folder, case):
+    HOSTILE[case](_polygons(folder))
+    client = TestClient(make_app(Collection(folder)), raise_server_exceptions=False)
+    (view,) = client.get("/api/views").json()["views"]
+    for each in view["polygons"]:  # only their extent is wrong, or a CRS that an image without one does not ask about
+        address = f"/api/views/{view['key']}/polygons/{each['key']}?row=0&col=0&height=90&width=90"
+        assert client.get(address).status_code in (200, 422)
+    assert client.get(f"/api/views/{view['key']}/point?row=20&col=20").status_code in (200, 422)
+
+
+GEOMETRY = {
+    "nothing": b"",
+    "text": b"GP",
+    "a polygon of four thousand million rings": b"GP\0\1\0\0\0\0\1\3\0\0\0\xff\xff\xff\xff",
+    "points nowhere": b"GP\0\1\0\0\0\0"
+    + shapely.to_wkb(shapely.Polygon([(5, 5), (60, 5), (5, 60)])).replace(struct.pack("<d", 60), b"\xff" * 8),
+    "a ring that crosses itself": b"GP\0\1\0\0\0\0"
+    + shapely.to_wkb(shapely.Polygon([(0, 0), (80, 80), (80, 0), (0, 80), (0, 0)])),
+    "a header that is too long": b"GP\0\x0f\0\0\0\0\1",
+}
+
+
+@pytest.mark.parametrize("case", GEOMETRY)
+def test_damaged_geometry_is_left_out(folder, case):
+    file = _polygons(folder)
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("INSERT INTO rtree_landcover_geom VALUES (7, 5, 60, 5, 60)")
+        db.executescript("DROP TRIGGER IF EXISTS rtree_landcover_geom_insert;" + _NO_TRIGGERS)
+        db.execute("INSERT INTO landcover (fid, geom, class, name) VALUES (7, ?, 1, 'one')", (GEOMETRY[case],))
+        db.commit()
+    client = TestClient(make_app(Collection(folder)))
+    (view,) = client.get("/api/views").json()["views"]
+    address = f"/api/views/{view['key']}/polygons/{view['polygons'][0]['key']}?row=0&col=0&height=90&width=90"
+    reply = client.get(address)
+    assert reply.status_code == 200
+    assert [5.0, 5.0] in reply.json()["polygons"][0]["rings"][0][0]
+    assert client.get(f"/api/views/{view['key']}/point?row=20&col=20").status_code == 200
+
+
+_NO_TRIGGERS = "".join(
+    f"DROP TRIGGER IF EXISTS {name};"
+    for name in ("trigger_insert_feature_count_landcover", "trigger_delete_feature_count_landcover")
+)
+
+
+def test_a_question_about_polygons_ends_in_time(folder, monkeypatch):
+    monkeypatch.setattr(geopackage, "_MOST_S", 0.0)
+    monkeypatch.setattr(geopackage, "_STEPS", 1)
+    assert titles(folder) == ["image.tif"]
+    _polygons(folder)
+    client = TestClient(make_app(Collection(folder)))
+    (view,) = client.get("/api/views").json()["views"]
+    assert view["polygons"] == []
+
+
+def test_polygons_that_are_a_link_to_the_outside_are_not_read(folder):
+    file = _polygons(folder)
+    file.rename(folder.parent / "secret.gpkg")
+    file.symlink_to(folder.parent / "secret.gpkg")
+    (view,) = TestClient(make_app(Collection(folder))).get("/api/views").json()["views"]
+    assert view["polygons"] == []
+
+
+def test_a_journal_beside_polygons_is_neither_read_nor_made(folder):
+    file = _polygons(folder)
+    (folder / "image_map.gpkg-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(504))
+    before = sorted(path.name for path in folder.iterdir()), file.read_bytes()
+    (view,) = TestClient(make_app(Collection(folder))).get("/api/views").json()["views"]
+    assert len(view["polygons"]) == 1
+    assert (sorted(path.name for path in folder.iterdir()), file.read_bytes()) == before

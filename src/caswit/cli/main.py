@@ -106,8 +106,10 @@ def _users_fault(error: Exception, words: Sequence[str]) -> str | None:
             hint = _HINTS.get(number, "")
             if number in _FULL:
                 goes_on = words[0] in _KEEP or words[0] in _GO_ON
-                hint = "; make room" + (
-                    f", then {_again(words, _GO_ON.get(words[0]))}" if goes_on else " and try again"
+                hint = (
+                    f"; make room, then {_again(words, _GO_ON.get(words[0]))}"
+                    if goes_on
+                    else "; make room and try again"
                 )
             return f"{error.filename or 'cannot write'}: {error.strerror}{hint}"
         case MemoryError() | RuntimeError() if _is_out_of_memory(error):
@@ -129,7 +131,7 @@ def _run(name: str, words: Sequence[str]) -> None:
         raise CaswitError(f"no command {brief(name)}; commands are: {', '.join(COMMANDS)}{closest(name, COMMANDS)}")
     words = current_words(command, words)
     if command.reads_recipe:
-        words = with_recipe(words, command.settings[0])
+        words = with_recipe(words, command)
     try:
         settings, arguments = parse(command, words, inherited_defaults if command.reads_recipe else None)
         check_inputs(settings, arguments)

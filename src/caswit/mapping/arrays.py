@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
-from caswit.config.inference import TTAConfig
+from caswit.config.inference import Fill, TTAConfig
 from caswit.config.keywords import keyword_settings
 from caswit.errors import DataError
 from caswit.inference.load import load_predictor
@@ -35,7 +35,7 @@ class Model(LoadedModel):
 
     source: Path | str = ""
     """The folder or name it was loaded from."""
-    _last: tuple[tuple[TTAConfig, str | None], Predictor] | None = None
+    _last: tuple[tuple[TTAConfig, Fill | None], Predictor] | None = None
 
     @property
     def classes(self) -> dict[int, str]:
@@ -58,8 +58,8 @@ class Model(LoadedModel):
         The result equals the map that ``caswit predict`` makes of a file with these pixels.
 
         Args:
-            image: (bands, H, W) or (H, W, bands) uint8, or another type with ``rescale=(low, high)``. The axis that
-                counts the bands is the shorter one of the first and the last.
+            image: (bands, H, W) or (H, W, bands) uint8, or another type with ``rescale=(low, high)`` or
+                ``rescale="auto"``. The axis that counts the bands is the shorter one of the first and the last.
             valid: (H, W): True where the image has data; None: everywhere.
             confidence: Also return the probability of the class in percent.
             settings: Options of ``caswit predict`` that say how to read and compute: ``gsd_m=0.25`` (the ground size
@@ -81,7 +81,7 @@ class Model(LoadedModel):
             low, high = np.percentile(pixels, (1, 99))
             raise DataError(
                 f"the array holds {pixels.dtype}, uint8 is needed; give rescale=(low, high), the values that become "
-                f"0 and 255 (98 of 100 lie in {low:.6g} to {high:.6g})"
+                f'0 and 255 (98 of 100 lie in {low:.6g} to {high:.6g}), or rescale="auto"'
             )
         outputs = OutputConfig(confidence="confidence.tif" if confidence else None)  # nothing is written: its band
         with in_memory(pixels, _mask(valid, pixels)) as name:
@@ -102,7 +102,7 @@ class Model(LoadedModel):
     def _predictor(self, settings: PredictConfig) -> Predictor:
         """Return the predictor of these settings; that of the last call is kept, since arranging one takes time."""
         # Of its fields alone: the ground size may differ from image to image.
-        needed = TTAConfig(**{field.name: getattr(settings, field.name) for field in fields(TTAConfig)}), settings.fill
+        needed = TTAConfig(**{f.name: getattr(settings, f.name) for f in fields(TTAConfig)}), settings.fill
         if self._last is None or self._last[0] != needed:
             self._last = needed, load_predictor(self, settings)
         return self._last[1]

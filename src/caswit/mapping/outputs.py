@@ -205,8 +205,6 @@ def _write_polygons(
     from caswit.raster.vector_files import Ground, PolygonWriter, embed_style
 
     names = {c.id: c.name for c in table.mapped}
-
-    names = {c.id: c.name for c in table.mapped}
     # Without a ground size there is nothing to simplify: ``make_plan`` has refused it.
     simplify_px = plan.outputs.simplify / (plan.source_gsd_m or 1.0)
     ground, wanted = Ground(plan.grid, plan.source_gsd_m), plan.vector_classes

@@ -159,7 +159,7 @@ class PolygonFile:
             if shape is None or shape.geom_type not in ("Polygon", "MultiPolygon"):
                 continue
             shape = shapely.transform(shapely.force_2d(shape), lambda xy: _moved(to_pixels, xy))
-            if np.isfinite(shapely.bounds(shape)).all():
+            if np.isfinite(shapely.get_coordinates(shape)).all():
                 name = str(others.pop(0) or "")[:200] if table.named else f"class {class_id}"
                 values = (v if isinstance(v, int | float) else None for v in others)
                 yield Polygon(shape, class_id, name, dict(zip(table.columns, values, strict=True)))
@@ -170,7 +170,8 @@ class PolygonFile:
         try:
             # Immutable: SQLite then neither looks for a journal, which may name files elsewhere, nor makes one.
             address = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
-            with closing(sqlite3.connect(address, uri=True, timeout=1)) as db:
+            # Coordinates may be any numbers.
+            with closing(sqlite3.connect(address, uri=True, timeout=1)) as db, np.errstate(all="ignore"):
                 db.execute("PRAGMA trusted_schema = OFF")
                 db.execute("PRAGMA cell_size_check = ON")
                 db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_BYTES)
@@ -236,10 +237,11 @@ def _simplified(shape: Any, box: tuple[float, ...], tolerance: float) -> Any | N
     """Return what lies in a box, with fewer corners; None if nothing does."""
     left, top, right, bottom = shapely.bounds(shape)
     within = box[0] <= left and box[1] <= top and right <= box[2] and bottom <= box[3]
-    with suppress(ShapelyError):  # a ring that crosses itself is shown whole
-        shape = shape if within else shapely.clip_by_rect(shape, *box)
-    # Without a look at neighbours: what may open between two is less than a pixel of the screen.
-    shape = shapely.simplify(shape, tolerance, preserve_topology=False)
+    with np.errstate(all="ignore"):
+        with suppress(ShapelyError):  # a ring that crosses itself is shown whole
+            shape = shape if within else shapely.clip_by_rect(shape, *box)
+        # Without a look at neighbours: what may open between two is less than a pixel of the screen.
+        shape = shapely.simplify(shape, tolerance, preserve_topology=False)
     return None if shapely.is_empty(shape) or shape.geom_type not in ("Polygon", "MultiPolygon") else shape
 
 

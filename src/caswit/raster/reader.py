@@ -8,9 +8,10 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
@@ -18,7 +19,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.env import set_gdal_config
+from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 
@@ -32,6 +33,9 @@ UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 CACHE_MB = 256
 """GDAL's block cache, in every process. Its own default is a share of the machine's memory, which is no bound."""
+
+_MOST_SOURCES = 100
+"""Sources of virtual rasters that GDAL keeps open, in every process."""
 
 _PYTHONS = (OSError, ValueError, LookupError, OverflowError, MemoryError, SystemError)
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, *_PYTHONS)
@@ -304,10 +308,34 @@ class Raster:
             with rasterio.Env(**_STRICT):
                 yield
         except GDAL_ERRORS as error:
+            if self._src.driver == "VRT":
+                forget_sources()
             raise DataError(
                 f"{self.path}: cannot read rows {part.row}-{part.row + part.height}, columns "
                 f"{part.col}-{part.col + part.width}; the file may be truncated ({one_line(error)})"
             ) from error
+
+
+def forget_sources() -> None:
+    """Make GDAL close the sources of virtual rasters that nobody is reading, and forget those it could not open.
+
+    GDAL says once that a source cannot be opened. As long as it remembers that, windows that touch the source are black
+    there and in all sources after it, without an error.
+    """
+    # It remembers so many; reading as many others leaves no room for those.
+    count = int(get_gdal_config("GDAL_MAX_DATASET_POOL_SIZE") or _MOST_SOURCES)
+    pixel = '<VRTDataset rasterXSize="1" rasterYSize="1"><VRTRasterBand dataType="Byte" band="1"/></VRTDataset>'
+    sources = "".join(
+        f'<SimpleSource><SourceFilename relativeToVRT="0" shared="0">{escape(f"{pixel}<!-- {number} -->")}'
+        '</SourceFilename><SourceBand>1</SourceBand><SrcRect xOff="0" yOff="0" xSize="1" ySize="1"/>'
+        '<SourceProperties RasterXSize="1" RasterYSize="1" DataType="Byte"/>'
+        f'<DstRect xOff="{number}" yOff="0" xSize="1" ySize="1"/></SimpleSource>'
+        for number in range(count)
+    )
+    band = f'<VRTRasterBand dataType="Byte" band="1">{sources}</VRTRasterBand>'
+    xml = f'<VRTDataset rasterXSize="{count}" rasterYSize="1">{band}</VRTDataset>'
+    with quiet(), suppress(*GDAL_ERRORS), rasterio.open(xml) as others:
+        others.read(1)
 
 
 class OpenFiles(LRUCache[int, Any]):

@@ -23,9 +23,9 @@ from caswit.files import atomic_write_bytes
 from caswit.inference.confidence import Confidence
 from caswit.inference.devices import uses_bf16
 from caswit.inference.predictor import Predictor
-from caswit.nn.baselines.smp import Network
 from caswit.nn.caswit import CASWiT
 from caswit.nn.losses import loss_normalizer, supervised_loss
+from caswit.nn.network import Network
 from caswit.raster.ground import Degrees, together
 from caswit.raster.windows import Tile
 from caswit.training.fabric import all_sum, launch, repeatable, stop_signal

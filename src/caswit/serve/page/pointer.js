@@ -33,7 +33,9 @@ function showPoint(found) {
   }
   for (const { key } of state.view.polygons) {
     const value = found.layers[key];
-    if (value) line("polygon", value.name, value.area_m2 ? areaText(value.area_m2, "m") : "");
+    if (!value) continue;
+    const sure = value.confidence ? ` · ${percent(value.confidence / 100)}` : "";
+    line("polygon", value.name, (value.area_m2 ? areaText(value.area_m2, "m") : "") + sure);
   }
   if (found.model) line("model", element("td", found.model.name, found.model.color), percent(found.model.confidence));
   line("pixel", `row ${found.row}, column ${found.col}`);
