@@ -17,7 +17,8 @@ def check_inputs(settings: Sequence[Any], arguments: Mapping[str, Any]) -> None:
     data = next((each.data for each in settings if hasattr(each, "data")), None)
     datasets = [arguments.get("dataset"), getattr(data, "dataset", None)]
     for file in [*datasets, arguments.get("where")]:
-        if isinstance(file, str) and not Path(file).exists():
+        # Variables in a path are for the reader of the dataset, which says if one is not set.
+        if isinstance(file, str) and not file.startswith("~") and "$" not in file and not Path(file).exists():
             raise DataError(f"{file}: no such file")
     image, images = arguments.get("image"), arguments.get("images") or ()
     if image or images:
