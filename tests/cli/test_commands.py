@@ -162,6 +162,15 @@ class TestRecipeWord:
         assert str(file) not in " ".join(found)
         assert read("train", "--out", "o", *found)[1]["out"] == "o"
 
+    @pytest.mark.parametrize("place", [0, 2, 4])
+    def test_what_is_typed_wins_over_the_recipe_wherever_that_stands(self, tmp_path, place):
+        file = tmp_path / "r.yaml"
+        file.write_text("data: {dataset: x}\ntrain: {max_steps: 9}\n")
+        words = ["--out", "o", "--train.max_steps", "2"]
+        words.insert(place, str(file))
+        (recipe,), _ = read("train", *with_recipe(words, COMMANDS["train"]))
+        assert recipe.train.max_steps == 2
+
     def test_no_recipe(self):
         assert with_recipe(["--out", "o"], COMMANDS["train"]) == ["--out", "o"]
         with pytest.raises(CaswitError, match=r"missing: --data\.dataset"):

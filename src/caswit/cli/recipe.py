@@ -41,20 +41,23 @@ def recipe_text(file: Path, kind: type = Recipe) -> str:
 
 
 def with_recipe(words: Sequence[str], command: Command) -> list[str]:
-    """Return the words of a command with its recipe file, wherever it stands, replaced by the recipe as YAML text."""
+    """Return the words of a command with its recipe file, wherever it stood, in front of them as YAML text."""
     kind, complete = command.settings[0], list(words)
     at = _place_of_recipe(words, _switches(command))
     if at is not None:
         complete.insert(at, "--recipe")
-    for number, word in enumerate(complete):
+    front, rest = [], []
+    following = iter(complete)
+    for word in following:
         option, equals, file = word.partition("=")
         if option != "--recipe":
-            continue
-        if equals:
-            complete[number] = f"--recipe={recipe_text(Path(file), kind)}"
-        elif number + 1 < len(complete):
-            complete[number + 1] = recipe_text(Path(complete[number + 1]), kind)
-    return complete
+            rest.append(word)
+        elif equals or (file := next(following, "")):
+            # In front, because of two words about a setting the parser takes the later one.
+            front.append(f"--recipe={recipe_text(Path(file), kind)}")
+        else:
+            rest.append(word)
+    return [*front, *rest]
 
 
 def _place_of_recipe(words: Sequence[str], switches: set[str]) -> int | None:
@@ -95,7 +98,8 @@ def inherited_defaults(said: Namespace) -> dict[str, Any]:
     # What the run began with is in its folder; what it started from may have changed since, or be gone.
     if said.get("resume") and run.last.is_file():
         return {name: value for name, value in run.settings().items() if name in INHERITED}
-    found = inherited_settings(parse_init(said.init))
+    start = parse_init(said.init)
+    found = inherited_settings(start)
     usual = {"model": ModelConfig(), "tile": TileConfig()}
     news = []
     for name, value in found.items():
@@ -103,7 +107,7 @@ def inherited_defaults(said: Namespace) -> dict[str, Any]:
         if name not in said and section in usual and value != getattr(usual[section], field):
             news.append(f"{name}={list(value) if isinstance(value, tuple) else value}")
     if news and is_first_process():
-        log.info("init: as in %s, because the recipe does not say: %s", brief(said.init), ", ".join(news))
+        log.info("init: as in %s, because the recipe does not say: %s", brief(start.path), ", ".join(news))
     return found
 
 
