@@ -22,7 +22,9 @@ def main(folder: Path) -> None:
     if not (root / "GENERATED_TRAIN.csv").exists():
         for number in range(PATCHES // PER_SIDE**2):
             domain = f"D{number // 40 + 1:03}-2020"
-            trees.region(root, f"AA-S1-{number}", PER_SIDE, PER_SIDE, PATCH_PX, {}, domain)
+            # Regions of a domain lie apart.
+            first_px = number * (PER_SIDE + 1) * PATCH_PX
+            trees.region(root, f"AA-S1-{number}", PER_SIDE, PER_SIDE, PATCH_PX, {}, domain, first_px)
     file = folder / "dataset.yaml"
     file.write_text("name: generated\nsource: {kind: flair_hub, root: flair}\n")
     with tempfile.TemporaryDirectory() as cache:

@@ -40,9 +40,7 @@ def page() -> str:
     kinds = {f"Dataset: `source: {{kind: {kind}}}`": source for kind, source in SOURCES.items()}
     kinds |= {"Recipe: `row`, for `caswit table`": RowConfig, "Recipe: `init`": InitConfig}
     files = [f"### {title}\n\n{field_table(kind)}" for title, kind in kinds.items()]
-    # The class keeps names of options in one line: docs/site.css.
-    parts = [INTRODUCTION, '<div class="options" markdown>\n', *(section(command) for command in COMMANDS.values())]
-    return "\n".join([*parts, FILES, *files, "</div>\n"])
+    return "\n".join([INTRODUCTION, *(section(command) for command in COMMANDS.values()), FILES, *files])
 
 
 def section(command: Command) -> str:
@@ -104,7 +102,8 @@ def _values(action: Action) -> str:
         return ", ".join(f"`{choice}`" for choice in action.choices)
     one = words_for(getattr(action, "_typehint", Path))
     if isinstance(action.nargs, int):
-        return f"{action.nargs} {one}s"
+        kind, _, instead = one.partition(" or ")
+        return f"{action.nargs} {kind}s{instead and f' or {instead}'}"
     return f"one or more {one}s" if action.nargs == "+" else one
 
 

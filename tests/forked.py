@@ -10,6 +10,7 @@ import faulthandler
 import json
 import mmap
 import os
+import re
 import resource
 import select
 import signal
@@ -85,7 +86,8 @@ class Forks:
             folder: Working directory.
             kill_after_s: Seconds from the start to a SIGKILL.
             kill_at_file: Number of the call that changes files, the first is 1, before which SIGKILL comes.
-            kill_at_name: SIGKILL comes before the first such call with this in its audit event and path: "open a.tif".
+            kill_at_name: SIGKILL comes before the first such call in whose audit event and path, as "open a.tif", this
+                regular expression is found.
             then_s: Seconds from that call to the SIGKILL; 0: before it does anything.
             limits_s: Seconds of the processor and of the clock that it may take.
             room: Bytes that may be asked for beyond what the imported package holds.
@@ -213,7 +215,7 @@ def _killer(task: dict[str, Any], count: mmap.mmap, told: int) -> Any:
             return
         done += 1
         count[:8] = done.to_bytes(8, "little")
-        if done == at or (name is not None and name in f"{event} {arguments[0]}"):
+        if done == at or (name is not None and re.search(name, f"{event} {arguments[0]}")):
             if task["then_s"]:
                 os.write(told, b"x")
             else:

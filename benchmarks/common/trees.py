@@ -33,14 +33,23 @@ def write(path: Path, pixels: np.ndarray, x: float, y: float, **options: object)
         dst.write(pixels)
 
 
-def region(root: Path, roi: str, rows: int, cols: int, patch_px: int, options: dict, domain: str = "D001-2020") -> None:
+def region(
+    root: Path,
+    roi: str,
+    rows: int,
+    cols: int,
+    patch_px: int,
+    options: dict,
+    domain: str = "D001-2020",
+    first_px: int = 0,
+) -> None:
     """Write rows x cols patches with labels, and a line for each in the table of the training split."""
     image = landscape(rows * patch_px, cols * patch_px)
     label = (image[:1] // 17 % 15).astype(np.uint8)
     for row in range(rows):
         for col in range(cols):
             cut = np.s_[:, row * patch_px : (row + 1) * patch_px, col * patch_px : (col + 1) * patch_px]
-            x, y = 700_000 + col * patch_px * GSD_M, 6_600_000 - row * patch_px * GSD_M
+            x, y = 700_000 + (first_px + col * patch_px) * GSD_M, 6_600_000 - row * patch_px * GSD_M
             for kind, pixels in ((IMAGES, image[cut]), (LABELS, label[cut])):
                 write(root / patch(kind, roi, row, col, domain), pixels, x, y, **options)
     _list(root, roi, rows, cols, domain)

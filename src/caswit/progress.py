@@ -1,5 +1,6 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere; both fit the terminal's width."""
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -10,6 +11,12 @@ from tqdm import tqdm
 _LINE_EVERY_S = 10.0
 _MANY = 1000
 """Numbers from here on are shown without decimals."""
+_WIDTH, _WIDE = 110, 100
+"""Columns where there is no terminal to ask; columns from which on a bar has room for a note."""
+_BESIDE_LABEL, _NOTE = 64, 30
+"""Columns of a bar that its numbers and its note may need."""
+_SHORT = 12
+"""Columns that a label keeps, however narrow the terminal is."""
 
 
 class Progress:
@@ -30,10 +37,13 @@ class Progress:
         self.started_s = self.printed_s = time.perf_counter()
         self.bar = None
         if not quiet and sys.stderr.isatty():
+            width = _columns()
             digits = ",.0f" if total >= _MANY else ".4g"
             shape = f"{{desc}}: {{percentage:3.0f}}%|{{bar}}| {{n:{digits}}}/{{total:{digits}}} {{unit}}"
-            shape += " [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-            self.bar = tqdm(desc=label, total=total, unit=unit, initial=done, bar_format=shape)
+            shape += " [{elapsed}<{remaining}, {rate_fmt}" + ("{postfix}]" if width >= _WIDE else "]")
+            label = shortened(label, width - _BESIDE_LABEL - _NOTE * (width >= _WIDE))
+            # One column less: many terminals wrap a line that fills the last.
+            self.bar = tqdm(desc=label, total=total, unit=unit, initial=done, bar_format=shape, ncols=width - 1)
 
     def __enter__(self) -> Self:
         return self
@@ -55,6 +65,13 @@ class Progress:
         elif not self.quiet and time.perf_counter() - self.printed_s >= _LINE_EVERY_S:
             self._line(note)
 
+    def end_here(self) -> None:
+        """Take what is done for all there was to do: the work ended before its last step, as it was asked to."""
+        self.total = self.done
+        if self.bar is not None:
+            self.bar.total = self.done
+            self.bar.refresh()
+
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""
         if not self.quiet:
@@ -67,12 +84,30 @@ class Progress:
         left_s = left / rate if rate > 0 else float("inf")
         more = left > 1e-9 * self.total  # amounts that come in another order add up to a little less
         parts = [
-            f"{self.label}: {_number(self.done)}/{_number(self.total)} {self.unit}",
+            f"{_number(self.done)}/{_number(self.total)} {self.unit}",
             f"{_number(rate, digits=3)} {self.unit}/s",
             f"{clock(left_s)} left" if more else f"took {clock(self.printed_s - self.started_s)}",
             note,
         ]
-        self.say(", ".join(p for p in parts if p))
+        width = _columns()
+        numbers = ", ".join(part for part in parts if part)
+        # The note can be missed; a label is shortened only where that is not enough.
+        if len(self.label) + 2 + len(numbers) > width:
+            numbers = ", ".join(parts[:-1])
+        self.say(f"{shortened(self.label, width - len(numbers) - 2)}: {numbers}")
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size((_WIDTH, 24)).columns
+
+
+def shortened(label: str, most: int) -> str:
+    """Return a label with what is in its middle left out where it has more than so many characters."""
+    most = max(most, _SHORT)
+    if len(label) <= most:
+        return label
+    end = (most - 3) // 3
+    return f"{label[: most - 3 - end]}...{label[len(label) - end :]}"
 
 
 def _number(value: float, digits: int = 4) -> str:

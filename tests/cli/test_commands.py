@@ -30,7 +30,8 @@ def test_a_function_takes_what_the_table_says(command):
     assert [p.annotation for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == list(command.settings)
     taken = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     given = {name.removeprefix("--") for name, _ in command.arguments}
-    others = {"row", "col", "x", "y", "lon", "lat"} if command.name == "explain" else set()  # its **place
+    # What a function takes as **place, or as a name that Python keeps for itself.
+    others = {"explain": {"row", "col", "x", "y", "lon", "lat"}, "recipe": {"from"}}.get(command.name, set())
     assert taken | others == given
 
 
@@ -109,6 +110,9 @@ def test_settings_of_several_values_are_separate_words():
         read("table", "r.yaml", "--out", "o", "--seeds", "0", "x")
     (settings, *_), _ = read("predict", "a", "b", "--bands", "4", "3", "2", "--rescale", "-5", "300")
     assert (settings.bands, settings.rescale) == ((4, 3, 2), (-5.0, 300.0))
+    for words in (("a", "b", "--rescale", "auto"), ("--rescale=auto", "a", "b"), ("--rescale", "auto", "a", "b")):
+        (settings, *_), arguments = read("predict", *words)
+        assert (settings.rescale, arguments["images"]) == ("auto", ["a", "b"])
     (settings,), _ = read("table", "r.yaml", "--out", "o", "--seeds", "0", "7")
     assert settings.seeds == (0, 7)
 
@@ -139,15 +143,26 @@ class TestOldNames:
 
 
 class TestRecipeWord:
-    @pytest.mark.parametrize("words", [["{}", "--out", "o"], ["--recipe", "{}"], ["--out", "o", "--recipe={}"]])
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["{}", "--out", "o"],
+            ["--recipe", "{}"],
+            ["--out", "o", "--recipe={}"],
+            ["--out", "o", "{}"],
+            ["--out=o", "--resume", "{}", "--train.lr", "1"],
+            ["--resume", "true", "--data.skip_broken", "--model.gated", "no", "{}"],
+        ],
+    )
     def test_a_recipe_is_replaced_by_what_it_says(self, tmp_path, words):
         file = tmp_path / "r.yaml"
         file.write_text("data: {dataset: x}\nrow: {name: one}\n")
-        found = with_recipe([word.format(file) for word in words], COMMANDS["train"].settings[0])
+        found = with_recipe([word.format(file) for word in words], COMMANDS["train"])
         assert [word for word in found if "dataset: x" in word and "row" not in word]
         assert str(file) not in " ".join(found)
+        assert read("train", "--out", "o", *found)[1]["out"] == "o"
 
     def test_no_recipe(self):
-        assert with_recipe(["--out", "o"], object) == ["--out", "o"]
+        assert with_recipe(["--out", "o"], COMMANDS["train"]) == ["--out", "o"]
         with pytest.raises(CaswitError, match=r"missing: --data\.dataset"):
             read("train", "--out", "o")

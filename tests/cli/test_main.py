@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 
 import caswit
@@ -192,12 +193,20 @@ class TestMistakes:
         assert refused(capsys, "predict", "a", "b", "--gsdm=3") == (
             "caswit: caswit predict takes no --gsdm=3; did you mean --gsd-m?\n"
         )
+        for said, meant in (
+            ("--train.learning_rate", "--train.lr"),
+            ("--lr", "--train.lr"),
+            ("--train.batch_size", "--train.batch"),
+            ("--max-steps", "--train.max-steps"),
+            ("--model.sze", "--model.size"),
+        ):
+            assert refused(capsys, "train", "--out", "o", said, "3").endswith(f"; did you mean {meant}?\n")
         assert refused(capsys, "evaluate", "a", "b", "c", "--out", "d") == "caswit: caswit evaluate takes no c\n"
         assert refused(capsys, "predct").endswith("push; did you mean predict?\n")
 
     def test_what_is_missing_is_called_as_it_is_typed(self, capsys):
         said = refused(capsys, "explain", "a.tif", "--row", "3")
-        assert said == "caswit: missing: --model, --out; caswit explain --help says what they are\n"
+        assert said == "caswit: missing: --out; caswit explain --help says what they are\n"
         assert refused(capsys, "predict").startswith("caswit: missing: IMAGES; ")
         assert "missing: OUT.tif; " in refused(capsys, "predict", __file__)
 
@@ -302,6 +311,23 @@ def test_what_the_system_says_is_one_line(capsys, monkeypatch, number):
     message = run_raising(capsys, monkeypatch, OSError(number, os.strerror(number), "a\nb" * 2000))
     assert os.strerror(number) in message or len(message) > 2000
     assert len(message) < 2100
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: 9 bytes"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity of"),
+        MemoryError("Unable to allocate 9 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(capsys, monkeypatch, error):
+    """A recipe cut short is a good one of a network for a larger machine: its end was a traceback of torch."""
+    message = run_raising(capsys, monkeypatch, error)
+    assert message.startswith("caswit: not enough memory (")
+    assert "try smaller images or settings" in message
 
 
 def test_a_bug_stays_a_bug(capsys, monkeypatch):

@@ -72,6 +72,7 @@ class TestMistakes:
     def test_unknown_field_in_a_base_names_the_base(self, tmp_path):
         write(tmp_path / "b.yaml", train={"learning_rate": 1})
         self.refused(write(tmp_path / "r.yaml", base="b.yaml"), "b.yaml: train: unknown learning_rate")
+        self.refused(tmp_path / "r.yaml", "; did you mean lr?")
 
     def test_unknown_field_of_the_row(self, tmp_path):
         self.refused(write(tmp_path / "r.yaml", row={"title": "x"}), "row: unknown title; allowed: name, ")

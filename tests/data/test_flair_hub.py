@@ -178,7 +178,7 @@ def test_the_geopackage_gives_the_official_splits(tree, tmp_path):
     assert {s.split: len(s.areas or ()) for s in dataset.scenes} == {"train": 7, "val": 6, "test": 6}
 
 
-def test_the_index_is_read_again_only_where_files_changed(tree, monkeypatch):
+def test_the_index_is_read_again_only_where_files_changed(tree, cache, monkeypatch):
     from caswit.data.sources import index
 
     read = []
@@ -191,8 +191,10 @@ def test_the_index_is_read_again_only_where_files_changed(tree, monkeypatch):
     assert read == []
     image = tree / flair_paths("3-1")[0]
     os.utime(image, ns=(1, 1))
+    mosaics = {path: path.stat().st_mtime_ns for path in cache.rglob("*.vrt")}
     assert load(tree).scenes == before.scenes
     assert read == [image]
+    assert mosaics == {path: path.stat().st_mtime_ns for path in cache.rglob("*.vrt")}
 
 
 def test_a_changed_patch_is_seen(tree, pixels):
@@ -209,9 +211,10 @@ def test_an_index_that_is_broken_is_made_anew(tree, cache):
     scenes = load(tree).scenes
     for file in cache.rglob("*.npz"):
         file.write_bytes(b"nothing")
-    for file in cache.rglob("digests.json"):
-        file.write_text("{")
-    assert load(tree).scenes == scenes
+    for damaged in ("{", "[]", '{"D012-2019": 5}'):
+        for file in cache.rglob("digests.json"):
+            file.write_text(damaged)
+        assert load(tree).scenes == scenes
 
 
 class TestBroken:
@@ -372,7 +375,15 @@ class TestAcrossRegions:
         _, region, labels = whole(load(tmp_path / "flair"), "train")
         np.testing.assert_array_equal(region.image, pixels[:3])
         np.testing.assert_array_equal(labels, FLAIR_HUB_CLASSES.indices(ids[0], "x"))
-        assert len([*cache.glob("flair_hub/*/any-*/D012-2019-*/*.vrt")]) == 4
+        sheets = [*cache.glob("flair_hub/*/any-*/D012-2019-*/*.vrt")]
+        assert len(sheets) == 4
+        # Clusters clean up by file; a mosaic that lacks a sheet is written again.
+        sheets[1].unlink()
+        np.testing.assert_array_equal(whole(load(tmp_path / "flair"), "train")[1].image, pixels[:3])
+        assert sheets[1].is_file()
+        times = {sheet: sheet.stat().st_mtime_ns for sheet in sheets}
+        load(tmp_path / "flair")
+        assert times == {sheet: sheet.stat().st_mtime_ns for sheet in sheets}
 
     def test_a_patch_in_two_splits_is_in_both(self, tmp_path, pixels, ids):
         patches = make_flair_hub(tmp_path / "flair", pixels, ids)

@@ -36,7 +36,7 @@ def test_it_shows_tiles_and_counts_classes(flair, tmp_path, capsys):
     assert "| building | 3,008 | 37.60 % |" in said  # 94 rows of 32
     assert "| water | 4,992 | 62.40 % |" in said
     assert "8,000 pixels are labelled; 2.3 % are ignored or missing." in said
-    assert "| D012-2019_AF-S1-27 | 96 x 96 | 0.2 m | EPSG:2154 | 8 |" in said
+    assert "| D012-2019 | 96 x 96 | 0.2 m | EPSG:2154 | 8 |" in said
     assert len(list(out.glob("tile-*.png"))) == 3
     (row,) = csv.DictReader((out / "scenes.csv").read_text().splitlines())
     assert float(row["share of water"]) == pytest.approx(0.624)

@@ -11,9 +11,9 @@ import caswit.experiments.paper_tables
 from caswit.cli.main import main
 from caswit.cli.recipe import parse_recipe, parse_row, read_recipe
 from caswit.config import Recipe, TableConfig
-from caswit.errors import CaswitError
+from caswit.errors import CaswitError, ConfigError
 from caswit.experiments.memory import peak_memory
-from caswit.experiments.paper_tables import TableRow, scaled_recipe, scaled_size, table
+from caswit.experiments.paper_tables import TableRow, scaled_recipe, scaled_size, sized_name, table
 
 pytestmark = pytest.mark.e2e
 
@@ -155,6 +155,38 @@ class TestScale:
         assert [scaled_size(size, "tiny") for size in ("tiny", "base", "large")] == ["nano", "tiny", "small"]
         assert scaled_size("tiny", "pico") == "pico"
 
+    @pytest.mark.parametrize(
+        ("name", "was", "now", "printed"),
+        [
+            ("CASWiT-Base", "base", "nano", "CASWiT-Nano (for CASWiT-Base)"),
+            ("CASWiT-Base-SSL-aug", "base", "nano", "CASWiT-Nano-SSL-aug (for CASWiT-Base-SSL-aug)"),
+            ("CASWiT-Tiny", "tiny", "pico", "CASWiT-Pico (for CASWiT-Tiny)"),
+            ("Swin-B + UPerNet", "base", "nano", "Swin-Nano + UPerNet (for Swin-B + UPerNet)"),
+            ("Swin-S + UPerNet", "small", "pico", "Swin-Pico + UPerNet (for Swin-S + UPerNet)"),
+            ("Baseline (no CA)", "base", "nano", "Baseline (no CA), Nano"),
+            ("All-stage", "base", "base", "All-stage"),
+        ],
+    )
+    def test_rows_are_named_by_what_they_are(self, name, was, now, printed):
+        assert sized_name(name, was, now) == printed
+
+    def test_both_starts(self, recipes):
+        """Section 4.5 of the paper says "trained from scratch"; its Swin-Base equals one that started from ImageNet."""
+        timm = {"from": "timm", "timm": True}
+        row = self.row(recipes, "alone", size="base")
+        seeing = dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, init=timm))
+        pspnet, ssl = rows(recipes, "pspnet", "ssl")
+        scratch, imagenet = TableConfig(start="scratch"), TableConfig(start="imagenet")
+        assert scaled_recipe(seeing, 0, recipes, scratch).init is None
+        assert scaled_recipe(row, 0, recipes, imagenet).init == timm
+        assert scaled_recipe(row, 0, recipes, TableConfig(start="imagenet", size="tiny")).init == timm
+        assert scaled_recipe(pspnet, 0, recipes, scratch).model.encoder_weights is None
+        assert scaled_recipe(pspnet, 0, recipes, imagenet).model.encoder_weights == "imagenet"
+        for start in (scratch, imagenet):
+            assert scaled_recipe(ssl, 0, recipes, start).init == ssl.recipe.init
+        with pytest.raises(ConfigError, match="timm has no weights for size nano"):
+            TableConfig(start="imagenet", size="nano")
+
     def test_another_dataset_size_and_length(self, recipes):
         settings = TableConfig(dataset="x.yaml", size="nano", max_steps=7, seeds=(5,))
         made = scaled_recipe(self.row(recipes, size="base"), 5, recipes, settings)
@@ -227,3 +259,14 @@ def test_memory_of_a_model(make_model):
     assert 50 < peak.before_mb < peak.resident_mb < peak.before_mb + 2000
     with pytest.raises(CaswitError, match="none: no such model folder"):
         peak_memory(make_model((1, 2, 3, 4)).parent / "none", device="cpu")
+
+
+def test_runs_of_both_starts_lie_side_by_side(recipes):
+    out, settings = recipes / "out", dataclasses.replace(FAST, seeds=(0,), measure_memory=False)
+    (row,) = rows(recipes, "alone")
+    row = dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, init={"from": "timm", "timm": True}))
+    scratch = dataclasses.replace(settings, start="scratch", size="nano")
+    (result,) = table([row], out, scratch)
+    assert (out / "runs" / "stripes" / "alone-scratch-s0" / "model").is_dir()
+    assert result.row.name.endswith(", from scratch")
+    assert f"| {result.row.name} |" in (out / "table.md").read_text()

@@ -8,7 +8,7 @@ from caswit.config import ComputeConfig, PredictConfig
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, ModelError
-from caswit.explain.attention import AS_IS, MASKED, SWAPPED, explain_pixel, recorded_attention
+from caswit.explain.attention import AS_IS, MASKED, SWAPPED, explain_pixel, recorded_attention, share_on
 from caswit.explain.figure import (
     LEAST_PEAK,
     explanation_figure,
@@ -186,3 +186,37 @@ def test_a_mark_is_a_white_dot_at_its_place():
     picture = mark_pixel(np.zeros((40, 40, 3), np.uint8), 10, 30, 3)
     rows, cols = np.nonzero((picture == 255).all(2))
     assert (rows.mean(), cols.mean()) == (10, 30)
+
+
+@pytest.mark.parametrize(("side", "tokens"), [(64, 16), (64, 2), (72, 18), (72, 9), (72, 5), (72, 3)])
+def test_the_share_of_attention_on_padding_is_that_of_its_pixels(side, tokens):
+    """A token's attention is spread evenly over the pixels under it; those beyond the last are like it."""
+    rng = np.random.default_rng(0)
+    attention, padding = rng.random((tokens, tokens)), rng.random((side, side)).astype(np.float32)
+    padding[rng.random((side, side)) < 0.5] = 1
+    stride = {16: 4, 2: 32, 18: 4, 9: 8, 5: 16, 3: 32}[tokens]
+    expected = 0.0
+    for row, col in np.ndindex(tokens, tokens):
+        under = [
+            padding[min(row * stride + i, side - 1), min(col * stride + j, side - 1)]
+            for i in range(stride)
+            for j in range(stride)
+        ]
+        expected += attention[row, col] * np.mean(under)
+    assert share_on(attention, padding) == pytest.approx(expected / attention.sum(), rel=1e-5)
+
+
+def test_padding_is_what_lies_outside_the_image(scene, model_folder):
+    model = load_predictor(load_model(model_folder), EXACT)
+    inside, corner = (explain_pixel(model, scene, *at, TILE.tile_px) for at in ((45, 70), (0, 0)))
+    assert not inside.padding.any()
+    assert [s.on_padding for s in inside.stages] == [0.0] * len(inside.stages)
+    # The tile lies in the image's corner: a quarter of its side is missing above and at the left.
+    expected = np.ones((32, 32))
+    expected[8:, 8:] = 0
+    np.testing.assert_array_equal(corner.padding, expected)
+    for stage in corner.stages:
+        first = len(stage.mean) // 4
+        if first:
+            assert stage.on_padding == pytest.approx(1 - stage.mean[first:, first:].sum(), abs=1e-5)
+    assert all(s.gate is None for s in corner.stages)

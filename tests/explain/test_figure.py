@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from caswit.cli.main import main
+from caswit.explain.figure import colour_bar, heatmap_over
 from caswit.raster.georef import lonlat_of
 from caswit.raster.reader import Raster
+from caswit.weights.model_folder import load_model
 from conftest import georeference
 
 pytestmark = pytest.mark.e2e
@@ -69,3 +71,46 @@ def test_places_that_are_refused(run, words, message):
 def test_a_figure_is_a_png_in_a_folder_that_exists(run):
     assert "ends in .png" in run("--row", "4", "--col", "4", out="why.jpg")[2]
     assert "does not exist" in run("--row", "4", "--col", "4", out="none/why.png")[2]
+
+
+@pytest.mark.parametrize(
+    ("georeferenced", "more", "chosen"),
+    [(True, (), "caswit-nano-dubai"), (False, ("--gsd-m", "0.15"), "caswit-nano-buildings"), (False, (), None)],
+)
+def test_a_model_is_chosen_as_for_a_map(make_raster, image, tmp_path, capsys, caplog, georeferenced, more, chosen):
+    caplog.set_level("INFO")
+    path = make_raster(image, **(georeference() if georeferenced else {}))
+    words = ["explain", str(path), "--row", "4", "--col", "4", "--out", str(tmp_path / "why.png"), *more]
+    if chosen is None:
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "add --gsd-m METRES, or --model NAME" in capsys.readouterr().err
+        return
+    main(words)
+    assert f"model: {chosen} (pixels of " in caplog.text
+    out = capsys.readouterr().out
+    gates = load_model(chosen).network.gates
+    assert "gates tanh(g): " + ", ".join(f"stage {s} {g:.3f}" for s, g in gates.items()) in out
+    closed = ", ".join(str(s) for s, g in gates.items() if abs(g) < 0.05)
+    assert f" {closed}; little of what is read there counts" in out
+    assert "attention on padding: stage 2 " in out
+
+
+def test_gates_and_padding_of_a_place_inside(run):
+    _, out, _ = run("--row", "45", "--col", "70")
+    assert "gates: none, each stage adds all that it reads" in out
+    assert "attention on padding" not in out
+    assert "attention on padding: stage 1 " in run("--row", "0", "--col", "0")[1]
+
+
+def test_the_colour_bar_has_the_colours_of_the_heatmap():
+    """A heatmap that rises evenly from 0 to its peak, over mid-grey, has the colours of the bar."""
+    rising = np.linspace(1, 0, 200)[:, None].repeat(200, 1)
+    grey = np.full((200, 200, 3), 128, np.uint8)
+    bar = colour_bar(rising, 200)
+    drawn = heatmap_over(grey, np.clip(rising, 0, None))
+    column = next(c for c in range(bar.shape[1]) if (bar[:, c] != 255).any())
+    brightest = max(np.percentile(rising, 99.5), 3 * rising.mean())
+    at = [int(200 * (1 - value / brightest)) for value in (0.25, 0.5, 0.75)]
+    rows = [int(200 * (1 - value)) for value in (0.25, 0.5, 0.75)]
+    assert np.abs(bar[at, column].astype(int) - drawn[rows, 0]).max() <= 6

@@ -97,28 +97,51 @@ def holed(make_raster, image):
     return make_raster(image, mask=mask, **georeference())
 
 
-def test_mirrored_holes_leave_no_trace_of_blocks(make_raster, image, model_folder, tmp_path):
+@pytest.mark.parametrize("fill", ["holes", "mirror"])
+def test_mirrored_holes_leave_no_trace_of_blocks(make_raster, image, model_folder, tmp_path, fill):
     path, maps = holed(make_raster, image), []
     for name, px in (("large", 4096), ("small", 48)):
-        predict(path, tmp_path / f"{name}.tif", model_folder, PredictConfig(fill="mirror", block_px=px, **EXACT))
+        predict(path, tmp_path / f"{name}.tif", model_folder, PredictConfig(fill=fill, block_px=px, **EXACT))
         maps.append(read(tmp_path / f"{name}.tif"))
     np.testing.assert_array_equal(*maps)
-    predict(path, tmp_path / "black.tif", model_folder, PredictConfig(**EXACT))
+    predict(path, tmp_path / "black.tif", model_folder, PredictConfig(fill="black", **EXACT))
     black = read(tmp_path / "black.tif")
     np.testing.assert_array_equal(black == 255, maps[0] == 255)
     assert (black != maps[0]).any()  # it does something
-    predict(path, tmp_path / "said.tif", model_folder, PredictConfig(fill="black", **EXACT))
-    np.testing.assert_array_equal(read(tmp_path / "said.tif"), black)
+
+
+def test_an_image_without_holes_is_mapped_as_ever_unless_its_edges_are_to_be_mirrored(
+    make_raster, image, model_folder, tmp_path
+):
+    path, maps = make_raster(image, **georeference()), {}
+    for fill in (None, "black", "holes", "mirror"):
+        predict(path, tmp_path / f"{fill}.tif", model_folder, PredictConfig(fill=fill, **EXACT))
+        maps[fill] = read(tmp_path / f"{fill}.tif")
+    for fill in (None, "holes"):
+        np.testing.assert_array_equal(maps[fill], maps["black"])
+    assert (maps["mirror"] != maps["black"]).any()
+
+
+def test_holes_are_mirrored_unless_black_is_asked_for(make_raster, image, model_folder, tmp_path):
+    path, maps = holed(make_raster, image), {}
+    for fill in (None, "black", "holes", "mirror"):
+        predict(path, tmp_path / f"{fill}.tif", model_folder, PredictConfig(fill=fill, **EXACT))
+        maps[fill] = read(tmp_path / f"{fill}.tif")
+    np.testing.assert_array_equal(maps[None], maps["holes"])
+    for one, other in (("holes", "black"), ("holes", "mirror")):
+        assert (maps[one] != maps[other]).any()
+    # Far from the hole, and from its context, nothing changes.
+    np.testing.assert_array_equal(maps["holes"][:, 125:], maps["black"][:, 125:])
 
 
 def test_parts_of_before_go_on_with_black(make_raster, image, model_folder, tmp_path, monkeypatch):
     """Their manifests know neither fill nor ignore_alpha."""
     path, out = holed(make_raster, image), tmp_path / "map.tif"
-    settings = PredictConfig(block_px=48, **EXACT)
+    settings, as_before = PredictConfig(block_px=48, **EXACT), PredictConfig(block_px=48, fill="black", **EXACT)
     with monkeypatch.context() as patched:
         patched.setattr("caswit.mapping.run.write_outputs", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            predict(path, out, model_folder, settings)
+            predict(path, out, model_folder, as_before)
     manifest = tmp_path / "map.tif.parts" / "manifest.json"
     content = json.loads(manifest.read_text())
     for name in ("fill", "ignore_alpha"):
@@ -127,3 +150,5 @@ def test_parts_of_before_go_on_with_black(make_raster, image, model_folder, tmp_
     with pytest.raises(ConfigError, match="fill was black, now mirror"):
         predict(path, out, model_folder, PredictConfig(block_px=48, fill="mirror", **EXACT))
     predict(path, out, model_folder, settings)
+    predict(path, tmp_path / "black.tif", model_folder, as_before)
+    np.testing.assert_array_equal(read(out), read(tmp_path / "black.tif"))

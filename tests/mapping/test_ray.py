@@ -172,7 +172,8 @@ def test_what_a_worker_cannot_read_is_skipped_and_listed(cluster, path, make_ras
     command = [sys.executable, "-m", "caswit", *map(str, words)]
     here = {**os.environ, "PYTHONPATH": str(Path(caswit.__file__).parents[1])}
     done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (3, "map.tif\n"), done.stderr
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.startswith("map.tif\n")
     expected = predict(cut, tmp_path / "local.tif", model_folder, SETTINGS, run=MapRunConfig(on_error="skip"))
     assert expected.skipped
     assert [line.strip() for line in done.stderr.splitlines() if line.startswith("  rows")] == [*expected.skipped]

@@ -168,6 +168,37 @@ class TestWithinOne:
         # Its blocks are of both versions: no later run may go on from them.
         assert not list(tmp_path.glob("map*"))
 
+    @pytest.mark.parametrize("renamed", [False, True])
+    def test_weights_that_are_written_over_give_no_map(
+        self, make_raster, image, model_folder, tmp_path, monkeypatch, renamed
+    ):
+        """Another file under their name does no harm: the network goes on reading the one it has mapped."""
+        path, model = make_raster(image, **georeference()), shutil.copytree(model_folder, tmp_path / "model")
+        predict(path, tmp_path / "expected.tif", model, BLOCKS)
+        weights, done, original = model / "model.safetensors", [], BlockMapper.compute
+
+        def overwrite_at_third(self, block, pixels):
+            done.append(block)
+            if len(done) == 3:
+                content = bytearray(weights.read_bytes())
+                content[-1000:] = bytes(1000)
+                target = tmp_path / "other" if renamed else weights
+                with target.open("wb" if renamed else "r+b") as file:
+                    file.write(content)
+                if renamed:
+                    target.replace(weights)
+            return original(self, block, pixels)
+
+        monkeypatch.setattr(BlockMapper, "compute", overwrite_at_third)
+        if renamed:
+            predict(path, tmp_path / "map.tif", model, BLOCKS)
+            np.testing.assert_array_equal(read(tmp_path / "map.tif"), read(tmp_path / "expected.tif"))
+            return
+        with pytest.raises(DataError, match="weights were written over while the map was made") as caught:
+            predict(path, tmp_path / "map.tif", model, BLOCKS)
+        assert "\n" not in str(caught.value)
+        assert not list(tmp_path.glob("map*"))
+
     @pytest.mark.parametrize("moment", ["assembly", "resume"])
     def test_parts_that_were_deleted_swapped_or_damaged(
         self, make_raster, image, model_folder, tmp_path, monkeypatch, caplog, moment

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -240,6 +241,14 @@ def test_messages_on_the_page_of_troubles_are_those_of_the_source():
     for message in quoted:
         pattern = re.compile(".*".join(map(re.escape, message.split("…"))), re.DOTALL)
         assert any(pattern.search(each) for each in said), message
+
+
+def test_the_site_shows_the_changelog_with_links_that_lead_somewhere():
+    module = runpy.run_path(str(DOCS / "hooks.py"))
+    shown = module["on_page_markdown"]("", SimpleNamespace(file=SimpleNamespace(src_uri="changelog.md")))
+    assert "## Unreleased" in shown
+    assert "](docs/" not in shown
+    assert module["on_page_markdown"]("text", SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))) == "text"
 
 
 def test_pictures_are_small():

@@ -103,3 +103,51 @@ def test_large_numbers_are_written_out(monkeypatch, capsys):
         "index: 12,345/40,000 files, 1,234 files/s, 0:22 left",
         "index: 40,000/40,000 files, 2,000 files/s, took 0:20",
     ]
+
+
+LONG = "predict D034_2021_montpellier_ouest_ortho_20cm.tif with caswit-nano-herault-landcover"
+
+
+@pytest.mark.parametrize("columns", [80, 110])
+@pytest.mark.parametrize(
+    ("label", "unit", "total", "note"),
+    [
+        (LONG, "Mpx", 1_234_567, "123,456 of 123,456 blocks"),
+        ("predict a.tif with mine", "Mpx", 12.5, "1 of 1 blocks"),
+        ("train", "step", 320_000, "loss 12.345, 1234.5 tiles/s"),
+        ("evaluate flair_hub val, masked context", "Mpx", 12_345, ""),
+    ],
+)
+def test_lines_fit_the_terminal(capsys, monkeypatch, time_s, columns, label, unit, total, note):
+    """The longest realistic ones; a bar that wraps fills the screen with copies of itself."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal, raising=False)
+        with Progress(label, total, unit) as shown:
+            time_s[0] += 3600 * 30
+            shown.advance(total * 0.43, note)
+            if shown.bar is not None:
+                shown.bar.refresh()
+        said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.strip()]
+        assert said
+        assert max(map(len, said)) <= columns - terminal
+        # What matters is there at 80 columns: the beginning of the name, how much is done.
+        assert all(line.startswith(label[:9]) for line in said)
+        assert any(f" {unit}" in line for line in said)
+
+
+def test_a_label_keeps_its_beginning_and_its_end():
+    assert progress.shortened(LONG, 200) == LONG
+    short = progress.shortened(LONG, 40)
+    assert len(short) == 40
+    assert short.startswith("predict D034_2021")
+    assert short.endswith("...t-landcover"[3:])
+
+
+def test_work_that_ends_early_is_not_left_unfinished(capsys, time_s):
+    """After max_minutes the last line was "2/100 step"."""
+    with Progress("train", 100, "step") as shown:
+        time_s[0] += 4
+        shown.advance(2)
+        shown.end_here()
+    assert capsys.readouterr().err == "train: 2/2 step, 0.5 step/s, took 0:04\n"

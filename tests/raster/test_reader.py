@@ -296,3 +296,13 @@ def test_the_cache_is_bounded_in_every_process_that_reads():
         assert int(done.stdout) == bound
     loader = DataLoader([0], num_workers=1, collate_fn=lambda _: get_gdal_config("GDAL_CACHEMAX"))
     assert list(loader) == [CACHE_MB << 20]
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex_int16"])
+def test_complex_numbers_are_no_image(tmp_path, dtype):
+    """Their usual range, which the message names, was a traceback of numpy."""
+    file = tmp_path / "radar.tif"
+    with rasterio.open(file, "w", driver="GTiff", count=3, height=9, width=9, dtype=dtype, **georeference()) as dst:
+        dst.write(np.ones((3, 9, 9), np.complex64))
+    with pytest.raises(DataError, match=f"radar.tif: pixels are {dtype}, which are neither colours nor class ids"):
+        Raster(file)

@@ -1,11 +1,14 @@
 """Mosaics written as virtual rasters: cut into sheets, they read like one list of files, to the bit."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from caswit.errors import DataError
 from caswit.raster import vrt
 from caswit.raster.labels import file_at
 from caswit.raster.reader import Raster
@@ -143,3 +146,32 @@ def test_the_file_of_a_pixel_is_named_through_sheets(tmp_path):
         for part in (some[0], some[17], some[-1]):
             assert file_at(str(path), part.window.row + 3, part.window.col + SIDE - 1) == part.path
     assert file_at(str(tmp_path / "small.vrt"), 100, 3) == str(tmp_path / "small.vrt")
+
+
+@pytest.mark.parametrize("files", [30, 90])
+@pytest.mark.parametrize("kind", ["filled", "masks"])
+def test_a_file_that_cannot_be_opened_is_an_error_every_time(tmp_path, files, kind):
+    """GDAL said so once; the next window that touched it was black there and in all files after it."""
+    parts, values = regular(tmp_path, 9, 10)
+    path, _ = write(tmp_path, "mosaic", parts[:files], values.shape, bands=3, filled=kind == "filled")
+    for part in parts:
+        with rasterio.open(part.path) as src:
+            pixels = src.read().repeat(3, 0)
+        write_tiff(Path(part.path), pixels, x=0, y=0)
+    broken = Path(parts[12].path)
+    content = broken.read_bytes()
+    here, elsewhere = Window(0, 0, 30, 120), Window(0, 60, 12, 60)
+    with Raster(path) as raster, Raster(path) as other:
+        for damage in (content[:100], None):
+            broken.unlink()
+            if damage:
+                broken.write_bytes(damage)
+            for _ in range(3):
+                for each in (raster, other):
+                    with pytest.raises(DataError, match="cannot read rows 0-30, columns 0-120"):
+                        each.read_image(here)
+                    np.testing.assert_array_equal(each.read_image(elsewhere)[0][0], values[:12, 60:])
+        broken.write_bytes(content)
+        image, valid = raster.read_image(here)
+    np.testing.assert_array_equal(image[0], values[:30])
+    assert valid.all()

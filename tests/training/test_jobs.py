@@ -349,16 +349,6 @@ def test_one_process_of_srun_starts_the_others_itself(dataset_file, tmp_path):
     assert "2 processes, one for each device, on 1 machine\n" in said
 
 
-def test_fewer_processes_than_devices_are_refused(dataset_file, tmp_path, port):
-    """Half of each batch would be read by nobody: torchrun with one process, and two devices."""
-    words = command(dataset_file, tmp_path / "out", "--train.max_steps", "2", "--train.devices", "2")
-    torchrun = {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    more = {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    status, _, said = finish(start(words, **torchrun, **more))
-    assert status == 2, said
-    assert "train.devices is 2, but 1 processes were started" in said.splitlines()[-1]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("tasks", "devices"), [(2, 1), (2, 4)])
 def test_other_numbers_of_processes_and_devices(dataset_file, tmp_path, tasks, devices):

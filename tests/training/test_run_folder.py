@@ -34,6 +34,7 @@ def test_rows_of_a_log_that_are_no_steps_are_left_out(tmp_path):
     ("change", "words"),
     [
         ({"step": "1"}, "last.pt: step: must be a whole number, got '1'"),
+        ({"step": -1}, "last.pt: step must be 0 or more, got -1"),
         ({"model": []}, "last.pt: model: must be a mapping, got []"),
         ({"model": {"a": None}}, "last.pt: model: a: must be Tensor, got None"),
         ({"elapsed_s": float("nan")}, "last.pt: elapsed_s: must be a number, got nan"),

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -15,12 +16,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from caswit.config import AugmentConfig, DataConfig, ModelConfig, Recipe, TileConfig, TrainConfig
+from caswit.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConfig, Recipe, TileConfig, TrainConfig
 from caswit.data.synthetic import CLASSES, landscape
 from caswit.errors import ConfigError, DataError
+from caswit.evaluation.run import evaluate
 from caswit.progress import Progress
-from caswit.raster.reader import write_raster
+from caswit.raster.reader import Raster, write_raster
 from caswit.training.supervised import train
+from caswit.weights.learned import Learned
 from caswit.weights.model_folder import load_model, torch_load
 
 pytestmark = pytest.mark.e2e
@@ -231,6 +234,21 @@ def test_an_ema_changes_the_model_and_not_the_training(landscapes, tmp_path):
     for name, x in ema.items():
         assert torch.equal(x, last["ema"][name])
         assert torch.equal(plain[name], last["model"][name])
+
+
+def test_the_model_says_where_it_learned_and_how_sure_it_is_of_its_validation_data(landscapes, tmp_path):
+    """The end of a map puts the confidence it has there beside these."""
+    train(make_recipe(landscapes, max_steps=2), tmp_path / "run")
+    loaded = load_model(tmp_path / "run" / "model")
+    learned = Learned.of(loaded.info.provenance)
+    settings = EvaluateConfig(precision="fp32", batch=2, pictures=0)
+    scores = evaluate(tmp_path / "run" / "model", landscapes, tmp_path / "scores", split="val", settings=settings)
+    assert learned.confidence == scores.confidence["mean"]  # fewer tiles than are sampled: all of them
+    assert learned.confidence_of_classes == scores.confidence["classes"]
+    assert json.loads((tmp_path / "scores" / "report.json").read_text())["confidence"] == scores.confidence
+    bounds = Raster(landscapes.with_name("train.tif")).grid.degrees
+    assert learned.area == pytest.approx(bounds, abs=1e-4)
+    assert learned.where(3.2) == "trained on landscapes, 3 km from here"
 
 
 def test_max_minutes_stops_early_and_still_writes_the_model(landscapes, tmp_path):

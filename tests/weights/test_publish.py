@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from caswit.cli.main import main
 from caswit.errors import ConfigError, DataError, ModelError
+from caswit.weights.learned import Learned
 from caswit.weights.model_folder import load_model
 from caswit.weights.publish import push
 
@@ -184,6 +185,23 @@ def test_the_old_name_of_a_key_keeps_working(model_folder, about, tmp_path, capl
     push(model_folder, str(tmp_path / "out"), about=about)
     assert load_model(tmp_path / "out").info.tile.read_gsd_m == 0.3
     assert "about.read_at_m is now called about.read_gsd_m" in caplog.text
+
+
+def test_where_it_learned_and_how_sure_it_is_go_into_the_config_and_on_the_card(model_folder, about, report, tmp_path):
+    """The end of a map puts the confidence it has there beside that on the validation data."""
+    confidence = {"mean": 91.4, "classes": {"building": 88.7, "water": 95.0}}
+    scores = json.loads(report.read_text()) | {"confidence": confidence}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    place = {"place": "Banepa, Nepal", "area": [85.51, 27.63, 85.53, 27.64]}
+    about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | place))
+    push(model_folder, str(tmp_path / "out"), about=about, report=tmp_path / "scores.json")
+    learned = Learned.of(load_model(tmp_path / "out").info.provenance)
+    assert learned[0:1] + learned[2:] == ("Banepa, Nepal", (85.51, 27.63, 85.53, 27.64), 91.4, confidence["classes"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Mean confidence on this split: 91.4 %; building 88.7 %, water 95.0 %." in card
+    about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | {"area": [85.53, 27, 85.51, 28]}))
+    with pytest.raises(ConfigError, match="area must be west, south, east, north in degrees"):
+        push(model_folder, str(tmp_path / "out"), about=about)
 
 
 def test_half_the_size_is_the_same_network_but_for_rounding(model_folder, tmp_path):

@@ -1,5 +1,6 @@
 """Models that come with the package: finding one, choosing one."""
 
+import dataclasses
 import json
 import shutil
 
@@ -59,6 +60,18 @@ def test_the_ground_size_of_a_pixel_chooses(gsd_m, name):
     model, reason = choose(gsd_m, "a.tif", [FINE, COARSE])
     assert model.name == name
     assert f"{gsd_m:.3g} m" in reason
+
+
+def test_finer_pixels_are_averaged_by_the_model_that_reads_the_finest():
+    """2 cm was refused, although the model averages what it reads anyway."""
+    fine, coarse = (dataclasses.replace(m, read_gsd_m=m.gsd_m[0]) for m in (FINE, COARSE))
+    model, reason = choose(0.02, "a.tif", [coarse, fine])
+    assert model.name == "fine"
+    assert reason == "pixels of 0.02 m, which are averaged to the 0.1 m that it reads"
+    assert choose(0.55, "a.tif", [coarse])[0].name == "coarse"
+    assert not coarse.fits(0.3, [coarse, fine])[0]
+    with pytest.raises(ConfigError, match="no model is meant"):
+        choose(0.02, "a.tif", [FINE, COARSE])  # these read pixels as they are
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ _OURS = {errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD, errno.ENOTSOCK}
 _MOST_SAID = 2000
 """Characters of an error: a path may be of any length."""
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _HINTS = {errno.EMFILE: "; try: ulimit -n 4096", errno.EFBIG: "; ulimit -f says how large a file may be"}
 
 _GO_ON = {"train": "--resume", "pretrain": "--resume", "table": None}
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
     except Exception as error:
-        said = _users_fault(error)
+        said = _users_fault(error, words)
         if said is None:
             raise
         # One line whatever it holds: names of files may have line ends, and are not ours.
@@ -96,18 +97,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _users_fault(error: Exception) -> str | None:
+def _users_fault(error: Exception, words: Sequence[str]) -> str | None:
     """Return what a user can do about an error, or None if it is our bug."""
     match error:
         case CaswitError():
             return str(error)
         case OSError(errno=int(number)) if number not in _OURS:
-            return f"{error.filename or 'cannot write'}: {error.strerror}{_HINTS.get(number, '')}"
-        case MemoryError():
-            return f"not enough memory ({one_line(error)}); try smaller images or settings, e.g. --batch 1"
+            hint = _HINTS.get(number, "")
+            if number in _FULL:
+                goes_on = words[0] in _KEEP or words[0] in _GO_ON
+                hint = (
+                    f"; make room, then {_again(words, _GO_ON.get(words[0]))}"
+                    if goes_on
+                    else "; make room and try again"
+                )
+            return f"{error.filename or 'cannot write'}: {error.strerror}{hint}"
+        case MemoryError() | RuntimeError() if _is_out_of_memory(error):
+            return f"not enough memory ({one_line(error, 200)}); try smaller images or settings, e.g. --batch 1"
         case RecursionError():
             return "a value is nested too deeply; write it in fewer levels"
     return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has no MemoryError: it names its own class on a GPU, and its allocator in a RuntimeError on a CPU.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "DefaultCPUAllocator" in str(error)
 
 
 def _run(name: str, words: Sequence[str]) -> None:
@@ -116,7 +131,7 @@ def _run(name: str, words: Sequence[str]) -> None:
         raise CaswitError(f"no command {brief(name)}; commands are: {', '.join(COMMANDS)}{closest(name, COMMANDS)}")
     words = current_words(command, words)
     if command.reads_recipe:
-        words = with_recipe(words, command.settings[0])
+        words = with_recipe(words, command)
     try:
         settings, arguments = parse(command, words, inherited_defaults if command.reads_recipe else None)
         check_inputs(settings, arguments)

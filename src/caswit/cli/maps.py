@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caswit.config import ComputeConfig, InspectConfig, MapRunConfig, OutputConfig, PredictConfig, ServeConfig
+from caswit.config import ComputeConfig, InspectConfig, MapRunConfig, OutputConfig, PredictConfig, ServeConfig, check
 from caswit.errors import CaswitError, ConfigError, one_line
 
 if TYPE_CHECKING:  # imports torch, and rasterio
@@ -111,10 +111,12 @@ def _warn(result: "MapResult") -> None:
         )
 
 
-def explain(settings: ComputeConfig, *, image: str, model: str, out: str, **place: float | None) -> None:
-    """Show what the network attended to when it labelled a pixel.
+def explain(
+    settings: ComputeConfig, *, image: str, model: str | None, out: str, gsd_m: float | None, **place: float | None
+) -> None:
+    """Show which places the network read when it labelled a pixel.
 
-    Also shows the class with masked context.
+    Also shows what it would say with masked context, and how much of its attention lies on padding.
     """
     pairs = (("row", "col"), ("x", "y"), ("lon", "lat"))
     given = {name: value for pair in pairs for name in pair if (value := place[name]) is not None}
@@ -123,7 +125,8 @@ def explain(settings: ComputeConfig, *, image: str, model: str, out: str, **plac
         raise ConfigError(f"name the pixel with --row and --col, --x and --y, or --lon and --lat; got {said}")
     from caswit.explain.figure import explain
 
-    for line in explain(Path(image), Path(model), Path(out), place=given, settings=settings):
+    check(gsd_m is None or gsd_m > 0, f"gsd_m must be above 0, got {gsd_m}; try 0.2")
+    for line in explain(Path(image), model, Path(out), place=given, gsd_m=gsd_m, settings=settings):
         print(line)
     print(out)
 

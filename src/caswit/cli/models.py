@@ -37,7 +37,10 @@ def _card(name: str) -> str:
 
 
 def info(*, model: str) -> None:
-    """Describe a model: its architecture, size, arithmetic, and the images it expects; trained or pretrained."""
+    """Describe a model: architecture, size, and the images it expects.
+
+    The model may be trained or pretrained.
+    """
     from caswit.weights.summary import describe
 
     print(describe(Path(model)))
@@ -61,6 +64,8 @@ def export(*, model: str, out: str, single_input: bool, deepness: bool) -> None:
     for role, values in (("takes", exported.inputs), ("gives", exported.outputs)):
         for name, what in values.items():
             print(f"{role}  {name:<13} {what}")
+    if deepness:
+        print(f"needs  a black rim of {exported.rim_px} px of the model around the layer: see docs/export.md")
     print(
         f"same as PyTorch but for {exported.difference:.1e}, where values reach {exported.largest:.3g}\n"
         f"{out} ({exported.size_bytes / 1e6:.1f} MB)"

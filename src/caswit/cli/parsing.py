@@ -8,9 +8,9 @@ import dataclasses
 import difflib
 import inspect
 import re
-from argparse import Action
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
@@ -22,9 +22,25 @@ T = TypeVar("T")
 
 _METAVARS = {"bands": ("R", "G", "B"), "rescale": ("LOW", "HIGH")}
 """Placeholders of options that take several values."""
+_INSTEAD, _TAKE_WORD = "auto", ("--rescale",)
+"""A word in place of several values, and the options that take it."""
 _SHORTCUTS = {"--skip_broken": "--data.skip_broken"}
 """Options of a command with a recipe that need no section."""
 _BOOLEANS = {"true", "false", "yes", "no", "on", "off"}
+_OTHERS_NAMES = {
+    "learning_rate": "lr",
+    "batch_size": "batch",
+    **dict.fromkeys(("num_epochs", "max_epochs", "n_epochs"), "epochs"),
+    **dict.fromkeys(("steps", "num_steps", "iterations", "iters", "max_iters"), "max_steps"),
+    **dict.fromkeys(("num_workers", "threads"), "workers"),
+    **dict.fromkeys(("gpus", "num_gpus", "ngpu"), "devices"),
+    **dict.fromkeys(("tile_size", "patch_size", "crop_size", "image_size"), "tile_px"),
+    **dict.fromkeys(("gsd", "resolution"), "gsd_m"),
+    **dict.fromkeys(("wd", "decay"), "weight_decay"),
+    **dict.fromkeys(("pretrained", "weights", "from"), "init"),
+    **dict.fromkeys(("output", "out_dir", "output_dir"), "out"),
+}
+"""Names that other programs have for a field: their name -> ours."""
 _UNKNOWN = "unrecognized arguments: "
 _MISSING = "the following arguments are required: "
 
@@ -100,6 +116,10 @@ def make_parser(command: Command) -> ArgumentParser:
         parser.add_argument(name, **options)
     for kind in command.settings:
         _add_settings(parser, kind)
+    for action in parser._actions:
+        # jsonargparse's own: a file for each section and a print of the recipe, which the run folder has anyway.
+        if action.dest == "print_config" or (action.help or "").startswith("Path to a configuration file"):
+            action.help = SUPPRESS
     return parser
 
 
@@ -116,10 +136,11 @@ def _add_settings(parser: ArgumentParser, kind: Any) -> None:
     parser.add_class_arguments(kind, fail_untyped=True, skip=set(tuples))
     for name, field in tuples.items():
         item, *others = _tuple_items(field.type)
+        words = [kind for kind in get_args(field.type) if get_origin(kind) is Literal]
         default: Any = field.default
         parser._action_groups[-1].add_argument(
             f"--{name}",
-            type=item,
+            type=Union[item, *words],
             nargs="+" if others == [...] else 1 + len(others),
             metavar=_METAVARS.get(name),
             default=default and list(default),
@@ -144,6 +165,18 @@ def current_words(command: Command, words: Iterable[str]) -> list[str]:
         if option in renamed:
             say_once(dashed(option), dashed(renamed[option]))
         found.append(renamed.get(option, shortcuts.get(option, option)) + equals + value)
+    return _repeated(found)
+
+
+def _repeated(words: Iterable[str]) -> list[str]:
+    """Return the words with ``--rescale auto`` as the two values that the option takes."""
+    found: list[str] = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in _TAKE_WORD and equals and value == _INSTEAD:
+            found += [option, value, value]
+        else:
+            found += [word, word] if word == _INSTEAD and found and found[-1] in _TAKE_WORD else [word]
     return found
 
 
@@ -164,7 +197,7 @@ def parse(
     switches = {option for action in parser._actions if _is_bool(action) for option in action.option_strings}
     # "--blend map.tif" must not take the image for a value, so only words that can be values are taken.
     complete = [
-        f"{word}=true" if word in switches and following.lower() not in _BOOLEANS else word
+        f"{word}=true" if word in switches and not is_boolean(following) else word
         for word, following in zip(words, [*words[1:], ""], strict=False)
     ]
     try:
@@ -183,7 +216,19 @@ def parse(
 def settings_of(kind: type[T], found: Namespace) -> T:
     """Return the settings of one config class out of everything that was parsed."""
     values = {field.name: found[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return kind(**{name: _value(value) for name, value in values.items()})
+
+
+def _value(value: Any) -> Any:
+    """Return what was parsed as a field has it: several values are a tuple, and a word in place of them all itself."""
+    if not isinstance(value, list):
+        return value
+    return value[0] if value and all(each == _INSTEAD for each in value) else tuple(value)
+
+
+def is_boolean(word: str) -> bool:
+    """Return whether a word can be the value of a switch."""
+    return word.lower() in _BOOLEANS
 
 
 def _is_bool(action: Action) -> bool:
@@ -235,12 +280,31 @@ def plain_message(message: str) -> str:
 
 
 def closest(word: str, words: Iterable[str]) -> str:
-    """Return a question whether the most similar of some words was meant, or nothing."""
-    found = difflib.get_close_matches(word, words, n=1)
+    """Return a question whether the most similar of some words was meant, or nothing.
+
+    ``--lr`` and ``--train.learning-rate`` are close to ``--train.lr``: fields are compared without their section too,
+    and under the names that other programs have for them.
+    """
+    known = list(words)
+    by_field: dict[str, list[str]] = {}
+    for each in known:
+        by_field.setdefault(_field(each), []).append(each)
+    field = _OTHERS_NAMES.get(_field(word), _field(word))
+    # One field of the same name; several, as the weight_decay of many sections would be, only if one is near.
+    same = by_field.get(field, [])
+    near = difflib.get_close_matches(word, same if len(same) > 1 else known, n=1, cutoff=0.6)
+    fields = difflib.get_close_matches(field, by_field, n=1, cutoff=0.75)
+    found = same if len(same) == 1 else near or (by_field[fields[0]] if fields else [])
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def _field(option: str) -> str:
+    """Return the last part of an option's name, as fields are spelled: that of ``--train.max-steps`` is max_steps."""
+    return option.lstrip("-").rpartition(".")[2].replace("-", "_")
+
+
 def _unknown_message(words: str, parser: ArgumentParser) -> str:
-    options = [dashed(option) for action in parser._actions for option in action.option_strings]
+    shown = [action for action in parser._actions if action.help != SUPPRESS]
+    options = [dashed(option) for action in shown for option in action.option_strings]
     first = words.split()[0].split("=")[0]
     return f"{parser.prog} takes no {words}{closest(first, options) if first.startswith('-') else ''}"

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from caswit.cli.parsing import plain_message
+from caswit.cli.parsing import Command, closest, is_boolean, plain_message
 from caswit.config import ModelConfig, Recipe, RowConfig, TileConfig, parse_init
 from caswit.config.renamed import with_new_names
 from caswit.errors import CaswitError, ConfigError, brief
@@ -40,9 +40,12 @@ def recipe_text(file: Path, kind: type = Recipe) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
-def with_recipe(words: Sequence[str], kind: type) -> list[str]:
-    """Return the words of a command with its recipe file, which may come first, replaced by the recipe as YAML text."""
-    complete = ["--recipe", *words] if words and not words[0].startswith("-") else list(words)
+def with_recipe(words: Sequence[str], command: Command) -> list[str]:
+    """Return the words of a command with its recipe file, wherever it stands, replaced by the recipe as YAML text."""
+    kind, complete = command.settings[0], list(words)
+    at = _place_of_recipe(words, _switches(command))
+    if at is not None:
+        complete.insert(at, "--recipe")
     for number, word in enumerate(complete):
         option, equals, file = word.partition("=")
         if option != "--recipe":
@@ -52,6 +55,25 @@ def with_recipe(words: Sequence[str], kind: type) -> list[str]:
         elif number + 1 < len(complete):
             complete[number + 1] = recipe_text(Path(complete[number + 1]), kind)
     return complete
+
+
+def _place_of_recipe(words: Sequence[str], switches: set[str]) -> int | None:
+    """Return the place of the first word that is neither an option nor the value of one."""
+    place = 0
+    while place < len(words):
+        word, following = words[place], words[place + 1 : place + 2]
+        if not word.startswith("-"):
+            return place
+        takes_value = "=" not in word and (word not in switches or (following and is_boolean(following[0])))
+        place += 2 if takes_value else 1
+    return None
+
+
+def _switches(command: Command) -> set[str]:
+    """Return the options of a command with a recipe that need no value."""
+    sections = [f for f in dataclasses.fields(command.settings[0]) if dataclasses.is_dataclass(f.type)]
+    fields = {f"--{s.name}.{f.name}" for s in sections for f in dataclasses.fields(s.type) if f.type is bool}  # type: ignore[arg-type]
+    return {"-h", "--help", *fields, *(name for name, options in command.arguments if options["type"] is bool)}
 
 
 def inherited_defaults(said: Namespace) -> dict[str, Any]:
@@ -162,7 +184,8 @@ def _check_keys(where: str, content: Any, allowed: set[str]) -> None:
     if not isinstance(content, dict):
         raise CaswitError(f"{where}: must be a mapping with some of {', '.join(sorted(allowed))}, got {brief(content)}")
     if unknown := sorted(map(str, content.keys() - allowed)):
-        raise CaswitError(f"{where}: unknown {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
+        meant = closest(unknown[0], allowed)
+        raise CaswitError(f"{where}: unknown {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}{meant}")
 
 
 def _names(kind: Any) -> set[str]:

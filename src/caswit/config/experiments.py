@@ -1,11 +1,13 @@
 """Settings of the demonstration, of the paper's tables and of its figures."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from caswit.config.checks import check
 from caswit.config.evaluation import EvaluateConfig, ProtocolName
 from caswit.config.inference import ComputeConfig
 from caswit.config.nn import Size
+from caswit.errors import brief
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,9 @@ class TableConfig(EvaluateConfig):
     """Split that is scored; null: the row's own, or test on landscapes."""
     size: Size | None = None
     """Swin size in place of the paper's base; rows with a smaller or larger one get the next smaller or larger size."""
+    start: Literal["imagenet", "scratch"] | None = None
+    """Start of the rows that do not start from weights of caswit: scratch (random weights) or imagenet (timm's, or a
+    baseline's own); null: what each recipe says. The paper's text allows both."""
     max_steps: int | None = None
     """Number of training steps of every row; null: the recipe's."""
     seeds: tuple[int, ...] = (0,)
@@ -65,6 +70,13 @@ class TableConfig(EvaluateConfig):
     def __post_init__(self) -> None:
         """Raise ConfigError for a table without runs."""
         super().__post_init__()
+        check(
+            self.start in (None, "imagenet", "scratch"), f"start must be imagenet or scratch, got {brief(self.start)}"
+        )
+        check(
+            not (self.start == "imagenet" and self.size in ("pico", "nano")),
+            f"start=imagenet: timm has no weights for size {self.size}; try start=scratch, or size tiny or above",
+        )
         check(len(self.seeds) > 0, "seeds needs at least one number; try --seeds 0")
         check(len(set(self.seeds)) == len(self.seeds), f"seeds must differ, got {list(self.seeds)}")
         check(min(self.seeds) >= 0, f"seeds must be 0 or more, got {list(self.seeds)}")

@@ -6,6 +6,7 @@ from typing import Literal
 from caswit.config.checks import KEEPS_MAP, check
 
 Precision = Literal["auto", "bf16", "fp32"]
+Fill = Literal["black", "holes", "mirror"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ item are made of those that do.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from caswit.config.checks import KEEPS_MAP, check
-from caswit.config.inference import TTAConfig
+from caswit.config.inference import Fill, TTAConfig
 from caswit.errors import brief
 
 OnError = Literal["stop", "skip"]
@@ -33,16 +33,17 @@ class PredictConfig(TTAConfig):
     """Resample the image while it is read, to the ground size that the model was trained on."""
     gsd_m: float | None = None
     """Ground size of the image's pixels in metres, in place of what the image says. Null: what the image says."""
-    rescale: tuple[float, float] | None = None
-    """Values of the image that become 0 and 255, for pixels that are not 8 bit."""
+    rescale: tuple[float, float] | Literal["auto"] | None = None
+    """Values of the image that become 0 and 255, for pixels that are not 8 bit; auto: those between which 98 of 100
+    lie, in a sample of all images."""
     nodata: float | Literal["auto"] | None = None
     """Value of pixels without data, in all bands read, where the image does not say so: 255 for white holes. auto:
     white or black areas, as a sample of the image shows them, with what compression left of them around."""
     ignore_alpha: bool = False
     """Take the band that the image calls alpha for a band like any other, such as near infrared."""
-    fill: Literal["black", "mirror"] | None = None
-    """What the network sees where there is no data, in holes and around the image: black, or the image mirrored at its
-    edge. Null: mirror with nodata auto, else black."""
+    fill: Fill | None = None
+    """What the network sees where there is no data. holes: the image mirrored at the edges of holes in it, and black
+    around it; mirror: mirrored at its outer edges too; black: black. Null: holes."""
     min_confidence: int = 0
     """Pixels whose class is less probable than this many percent become nodata."""
 
@@ -57,11 +58,12 @@ class PredictConfig(TTAConfig):
         check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0, got {self.gsd_m}; try 0.25")
         percent = self.min_confidence
         check(0 <= percent <= 100, f"min_confidence must be a percentage, 0 to 100, got {percent}; try 70")
-        check(self.fill in (None, "black", "mirror"), f"fill must be black or mirror, got {brief(self.fill)}")
+        fills = get_args(Fill)
+        check(self.fill in (None, *fills), f"fill must be one of {', '.join(fills)}, got {brief(self.fill)}")
         value = self.nodata
         check(value is None or value == "auto" or not isinstance(value, str),
               f"nodata must be a number or auto, got {brief(value)}; try 255")  # fmt: skip
-        low, high = self.rescale or (0, 255)
+        low, high = self.rescale if isinstance(self.rescale, tuple) else (0, 255)
         check(low < high, f"rescale must be two numbers, the lower one first, got {self.rescale}")
 
 

@@ -52,6 +52,8 @@ class Region(NamedTuple):
     """(3, H, W), black where not valid."""
     valid: Bool
     """(H, W): inside the raster and not nodata."""
+    raster: Window
+    """All of the scene."""
 
     def tile(self, window: Window) -> UInt8:
         """Return the pixels of a window inside this region: (3, H, W)."""
@@ -62,10 +64,21 @@ class Region(NamedTuple):
         """Return the context of a tile, averaged to the tile's size: (3, H, W)."""
         return area_average(self.tile(context_window(tile, factor)), factor)
 
-    def known(self, window: Window, factor: int = 1) -> Bool:
-        """Return which squares of factor x factor pixels of a window have data throughout: (H, W) squares."""
+    def known(self, window: Window, factor: int = 1, *, around: bool) -> Bool:
+        """Return which squares of factor x factor pixels of a window have data throughout: (H, W) squares.
+
+        Args:
+            window: Inside this region.
+            factor: Side of a square.
+            around: What to say of pixels around the scene, which have none.
+        """
         rows, cols = window.height // factor, window.width // factor
-        squares = self.valid[window.inside(self.window)].reshape(rows, factor, cols, factor)
+        valid = self.valid[window.inside(self.window)]
+        if around:
+            beyond = np.ones_like(valid)
+            beyond[window.common(self.raster).inside(window)] = False
+            valid = valid | beyond
+        squares = valid.reshape(rows, factor, cols, factor)
         known: Bool = np.logical_and.reduce(squares, axis=(1, 3))
         return known
 
@@ -155,6 +168,11 @@ class SceneReader:
         return self.cols.length
 
     @property
+    def raster(self) -> Window:
+        """All pixels that are read."""
+        return Window(0, 0, self.height, self.width)
+
+    @property
     def areas(self) -> tuple[Window, ...]:
         """The rectangles that are cut into tiles one by one, in pixels that are read."""
         whole = Window(0, 0, self.height, self.width)
@@ -179,19 +197,19 @@ class SceneReader:
         image = np.zeros((3, window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
         rows, cols = part.inside(window)
-        _, image[:, rows, cols], valid[rows, cols] = self._region(part)
-        return Region(window, image, valid)
+        _, image[:, rows, cols], valid[rows, cols], _ = self._region(part)
+        return Region(window, image, valid, self.raster)
 
     def _region(self, window: Window) -> Region:
         if self.ratio == 1:
-            return Region(window, *self.native_image(window))
+            return Region(window, *self.native_image(window), self.raster)
         image, valid = self.native_image(self._source(window))
         # Whole pixels without gaps average to the same bytes in 16 bits, several times as fast as with shares.
         if self.ratio <= MOST_AVERAGED and self.ratio.is_integer() and valid.all():
             averaged = area_average(image, int(self.ratio))
-            return Region(window, averaged, np.ones(averaged.shape[1:], bool))
+            return Region(window, averaged, np.ones(averaged.shape[1:], bool), self.raster)
         edges = window.row, window.row + window.height, window.col, window.col + window.width
-        return Region(window, *resample_image(image, valid, self.rows, self.cols, edges))
+        return Region(window, *resample_image(image, valid, self.rows, self.cols, edges), self.raster)
 
     def native_image(self, window: Window) -> tuple[UInt8, Bool]:
         """Read a native window: (3, H, W), and where it is valid (H, W)."""

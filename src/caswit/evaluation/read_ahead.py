@@ -5,9 +5,10 @@ of workers the network sees the same batches, and counts are the same to the pix
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
@@ -81,23 +82,50 @@ class LabelledBlocks(TorchDataset[ReadBlock]):
                 sampler=cast(Sampler[Job], jobs),
                 num_workers=self.workers,
                 prefetch_factor=_AHEAD if self.workers else None,
-                collate_fn=_as_it_is,
+                # Tensors lie in memory that processes share; arrays would be written through a pipe.
+                collate_fn=_with_tensors if self.workers else _as_it_is,
                 generator=torch.Generator(),  # else the loader draws from the global one, which trainings repeat from
                 worker_init_fn=self._begin if self.workers else None,
             )
             reading = iter(loader)
         try:
-            yield from reading
-        except RuntimeError as error:
-            # The loader's words for a process that is gone; errors of ours in a worker are other RuntimeErrors.
-            if "DataLoader worker (pid" not in str(error):
+            for read in reading:
+                yield _with_arrays(read) if self.workers else read
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _is_gone(error):
                 raise
-            raise DataError("a process that reads ahead was ended from outside; try fewer --workers") from error
+            raise DataError(
+                "a process that reads ahead was ended from outside; memory, or shared memory in /dev/shm, may be too "
+                "little: try fewer --workers"
+            ) from error
 
     def _begin(self, worker: int) -> None:
         self._opened.forget()  # files that this process was forked with are not its own
         begin_worker(worker)
 
 
+def _is_gone(error: Exception) -> bool:
+    """Return whether an error says that a worker is gone, rather than what it raised."""
+    # It may go while what it has read is fetched from it. The loader writes before errors of workers: Caught ...
+    fetching = isinstance(error, ConnectionError | EOFError | FileNotFoundError) and "Caught" not in str(error)
+    return fetching or "DataLoader worker (pid" in str(error)
+
+
 def _as_it_is(read: Any) -> Any:
     return read
+
+
+def _with_tensors(read: Any) -> Any:
+    return _changed(read, lambda array: torch.from_numpy(np.require(array, requirements=["C", "W"])))
+
+
+def _with_arrays(read: ReadBlock) -> ReadBlock:
+    return _changed(read, lambda tensor: tensor.numpy())
+
+
+def _changed(read: ReadBlock, change: Callable[[Any], Any]) -> ReadBlock:
+    if read.pixels is None:
+        return read
+    region, native, valid = read.pixels
+    region = region._replace(image=change(region.image), valid=change(region.valid))
+    return read._replace(pixels=BlockPixels(region, native, change(valid)), truth=change(read.truth))

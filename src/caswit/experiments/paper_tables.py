@@ -83,7 +83,7 @@ def table(rows: Sequence[TableRow], out: Path, settings: TableConfig | None = No
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
-    results = [RowResult(row=_printed(row.row, settings)) for row in rows]
+    results = [RowResult(row=_printed(row, settings)) for row in rows]
     errors: list[CaswitError] = []
     for seed in settings.seeds:  # the outer loop, so that an interrupted table compares rows of the same seeds
         for number, row in enumerate(rows):
@@ -103,7 +103,8 @@ def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: Table
     """Train, score and measure one row with one seed; what is done already is read."""
     recipe = scaled_recipe(row, seed, out, settings)
     dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken)
-    name = f"{slug(row.row.name)}-s{seed}"
+    # Runs of another start lie beside those of the recipe's own.
+    name = f"{slug(row.row.name)}{f'-{settings.start}' if _restarts(row, settings) else ''}-s{seed}"
     folder = out / "runs" / slug(dataset.name) / name
     model = _trained_model(recipe, row, folder)
     digest = file_digest(model)
@@ -137,13 +138,14 @@ def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig) ->
         if dataset == LANDSCAPES:
             dataset = str(_landscapes(out / LANDSCAPES / f"seed-{seed}", seed))
         recipe = replace(recipe, data=replace(recipe.data, dataset=dataset, val_split=None))
+    recipe = _started(recipe, settings)
     if settings.size is not None:
         model = replace(recipe.model, encoder_weights=None)
         if model.arch == "caswit":
             model = replace(model, size=scaled_size(model.size, settings.size))
         recipe = replace(recipe, model=model)
         # Published weights have the size of the paper's model; only our own can be pretrained at another size.
-        if recipe.start is not None and recipe.start.source != "caswit":
+        if recipe.start is not None and recipe.start.source != "caswit" and settings.start != "imagenet":
             recipe = replace(recipe, init=None)
     if settings.pretrained is not None and recipe.start is not None and recipe.start.source == "caswit":
         known = dict(recipe.init) if not isinstance(recipe.init, str) else {"from": "caswit"}  # type: ignore[arg-type]
@@ -165,9 +167,41 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _printed(row: RowConfig, settings: TableConfig) -> RowConfig:
-    """Return a row as it is printed: without the paper's classes where the dataset is not the paper's."""
-    return row if settings.dataset is None else replace(row, paper=replace(row.paper, per_class=None))
+def _started(recipe: Recipe, settings: TableConfig) -> Recipe:
+    """Return a recipe with the start that the table asks for; rows that start from weights of caswit keep theirs."""
+    if settings.start is None or (recipe.start is not None and recipe.start.source == "caswit"):
+        return recipe
+    scratch = settings.start == "scratch"
+    if recipe.model.arch != "caswit":
+        weights = None if scratch else "imagenet"
+        return replace(recipe, model=replace(recipe.model, encoder_weights=weights))
+    return replace(recipe, init=None if scratch else {"from": "timm", "timm": True})
+
+
+def _restarts(row: TableRow, settings: TableConfig) -> bool:
+    """Return whether a row starts otherwise in this table than its recipe says."""
+    return _started(row.recipe, settings) != row.recipe
+
+
+def _printed(row: TableRow, settings: TableConfig) -> RowConfig:
+    """Return a row as it is printed: named by what is trained, without the paper's classes on other data than its."""
+    model, name = row.recipe.model, row.row.name
+    if settings.size is not None and model.arch == "caswit":
+        name = sized_name(name, model.size, scaled_size(model.size, settings.size))
+    if _restarts(row, settings):
+        name += ", from scratch" if settings.start == "scratch" else ", from ImageNet"
+    paper = row.row.paper if settings.dataset is None else replace(row.row.paper, per_class=None)
+    return replace(row.row, name=name, paper=paper)
+
+
+def sized_name(name: str, was: Size, now: Size) -> str:
+    """Return the name of a row for another size, with the paper's: CASWiT-Nano (for CASWiT-Base), All-stage, Nano."""
+    if was == now:
+        return name
+    ours = now.capitalize()
+    # As the paper writes sizes: Base, and B after Swin.
+    renamed = re.sub(rf"\b{was.capitalize()}\b|(?<=Swin-){was[0].upper()}\b", ours, name)
+    return f"{renamed} (for {name})" if renamed != name else f"{name}, {ours}"
 
 
 def _landscapes(folder: Path, seed: int) -> Path:

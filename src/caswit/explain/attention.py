@@ -41,6 +41,10 @@ class StageAttention(NamedTuple):
     """From 1."""
     heads: Floats
     """(h, H, W): attention of each head, which sums to 1 over the context."""
+    on_padding: float = 0.0
+    """Share of the attention, as the mean over the heads, that lies on padding."""
+    gate: float | None = None
+    """tanh(g), by which the stage scales what it reads; None where it is not gated."""
 
     @property
     def mean(self) -> Floats:
@@ -62,6 +66,8 @@ class Explanation(NamedTuple):
     """(3, T, T): the tile."""
     context: UInt8
     """(3, T, T): the averaged context, the tile in its centre."""
+    padding: Floats
+    """(T, T): share of each pixel of the context that is padding: black, outside the image or without data."""
     stages: tuple[StageAttention, ...]
     probabilities: Mapping[str, Floats]
     """Kind of context -> (K,) probabilities of the pixel; SWAPPED only if the scene has another tile."""
@@ -104,6 +110,9 @@ def explain_pixel(model: Predictor, scene: SceneReader, row: int, col: int, tile
     with recorded_attention(model.network, *pixel, tile_px) as stages:
         logits = {AS_IS: _logits(model, hr, context)}
     factor = model.context_factor
+    missing = np.where(region.valid, 0.0, 1.0).astype(np.float32)
+    padding = missing.reshape(tile_px, factor, tile_px, factor).mean((1, 3))
+    gates = model.network.gates
     logits[MASKED] = _logits(model, hr, mask_context(context, factor))
     if (other := _least_similar_context(model, scene, tile.window)) is not None:
         logits[SWAPPED] = _logits(model, hr, swap_context(context, other, factor))
@@ -114,10 +123,20 @@ def explain_pixel(model: Predictor, scene: SceneReader, row: int, col: int, tile
         pixel=pixel,
         image=region.tile(tile.window),
         context=region.context(tile.window, factor),
-        stages=tuple(stages),
+        padding=padding,
+        stages=tuple(s._replace(on_padding=share_on(s.mean, padding), gate=gates.get(s.stage)) for s in stages),
         probabilities={kind: x[:, pixel[0], pixel[1]].softmax(0).cpu().numpy() for kind, x in logits.items()},
         classes={kind: class_map(logits[kind], valid) for kind in (AS_IS, MASKED)},
     )
+
+
+def share_on(attention: Floats, padding: Floats) -> float:
+    """Return the share of attention (H, W) over tokens that lies on padding (T, T) of the pixels under them, 0..1."""
+    side = PATCH_PX * 2 ** round(np.log2(len(padding) / len(attention) / PATCH_PX))
+    # The last tokens may reach beyond the context, where the network adds zeros.
+    reach = side * len(attention) - len(padding)
+    tokens = np.pad(padding, (0, reach), mode="edge").reshape(len(attention), side, -1, side).mean((1, 3))
+    return float((attention * tokens).sum() / attention.sum())
 
 
 def pixel_as_read(scene: SceneReader, row: int, col: int) -> tuple[int, int]:

@@ -5,7 +5,8 @@ context, and the probabilities of the pixel for every kind of context. Pictures 
 (H, W) of attention weights, one per context token.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,9 @@ from caswit.viz.pictures import (
     strip,
 )
 from caswit.weights.model_folder import load_model
+from caswit.weights.zoo import choose
+
+log = logging.getLogger(__name__)
 
 PANEL_PX = 420
 GAP_PX = 10
@@ -54,20 +58,32 @@ PEAK_PERCENTILE = 99.5
 """Percentile that is drawn brightest."""
 LEAST_PEAK = 3.0
 """Least attention that is drawn brightest, relative to uniform attention."""
+NEARLY_CLOSED = 0.05
+"""Gates below this hand on little of what their stage reads."""
+_LEAST, _GAIN = 0.1, 0.75
+"""Opacity of a heatmap over the context: of no attention, and what the highest adds."""
 
 # ---- the command ---------------------------------------------------------------------------------
 
 
 def explain(
-    image: Path, model: Path, out: Path, *, place: Mapping[str, float], settings: ComputeConfig | None = None
+    image: Path,
+    model: Path | str | None,
+    out: Path,
+    *,
+    place: Mapping[str, float],
+    gsd_m: float | None = None,
+    settings: ComputeConfig | None = None,
 ) -> list[str]:
     """Write the figure of one pixel.
 
     Args:
         image: Any three-band uint8 raster that GDAL opens.
-        model: Model folder of a network that reads its context.
+        model: Model folder of a network that reads its context, or its name; None chooses one of the zoo as ``predict``
+            does, by the ground size of the image's pixels.
         out: PNG to write; its folder must exist.
         place: The pixel: row and col, x and y in the image's CRS, or lon and lat.
+        gsd_m: Ground size of the image's pixels in metres; None takes it from the image.
         settings: How to compute.
 
     Returns:
@@ -80,15 +96,25 @@ def explain(
         raise ConfigError(f"{out}: figures are PNG files; give a name that ends in .png")
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"{out}: its folder does not exist; create it first")
-    loaded = load_model(model)
+    loaded = load_model(_chosen(image, gsd_m) if model is None else model)
     tile = loaded.info.tile
-    with SceneReader(Scene(image=image), bands=loaded.info.bands, read_gsd_m=tile.read_gsd_m) as scene:
+    with SceneReader(
+        Scene(image=image), bands=loaded.info.bands, read_gsd_m=tile.read_gsd_m, source_gsd_m=gsd_m
+    ) as scene:
         row, col = find_pixel(scene.image, place)
         explanation = explain_pixel(load_predictor(loaded, settings or ComputeConfig()), scene, row, col, tile.tile_px)
     title = f"{image.name}, row {row}, column {col}, labelled by {loaded.name}"
     figure = explanation_figure(explanation, loaded.info.classes, tile.context_factor, title)
     atomic_write_bytes(out, png_bytes(figure))
     return [title, *summary(explanation, loaded.info.classes.names)]
+
+
+def _chosen(image: Path, gsd_m: float | None) -> str:
+    with SceneReader(Scene(image=image)) as scene:
+        known = gsd_m or scene.image.grid.source_gsd_m
+    model, reason = choose(known, image.name)
+    log.info("model: %s (%s)", model.name, reason)
+    return model.name
 
 
 def find_pixel(raster: Raster | Mosaic, place: Mapping[str, float]) -> tuple[int, int]:
@@ -107,7 +133,30 @@ def summary(explanation: Explanation, names: tuple[str, ...]) -> list[str]:
         best = int(probabilities.argmax())
         lines.append(f"context {kind}: {names[best]} ({100 * probabilities[best]:.0f} %)")
     changed = 100 * explanation.changed.mean()
-    return [*lines, f"with masked context {changed:.1f} % of the tile's pixels get another class"]
+    lines.append(f"with masked context {changed:.1f} % of the tile's pixels get another class")
+    return [*lines, *_said_of_padding(explanation), *_said_of_gates(explanation)]
+
+
+def _said_of_padding(explanation: Explanation) -> Iterator[str]:
+    """Say how much of the attention lies where there is nothing to see."""
+    padded = 100 * float(explanation.padding.mean())
+    if padded:
+        stages = ", ".join(f"stage {s.stage} {100 * s.on_padding:.0f} %" for s in explanation.stages)
+        yield (
+            f"attention on padding: {stages}; {padded:.0f} % of the context is padding (black: outside the image, or "
+            "without data), where there is nothing to see"
+        )
+
+
+def _said_of_gates(explanation: Explanation) -> Iterator[str]:
+    gates = {s.stage: s.gate for s in explanation.stages if s.gate is not None}
+    if not gates:
+        yield "gates: none, each stage adds all that it reads"
+        return
+    yield "gates tanh(g): " + ", ".join(f"stage {stage} {gate:.3f}" for stage, gate in gates.items())
+    if closed := [str(stage) for stage, gate in gates.items() if abs(gate) < NEARLY_CLOSED]:
+        many = "s" * (len(closed) > 1)
+        yield f"nearly closed: the gate{many} of stage{many} {', '.join(closed)}; little of what is read there counts"
 
 
 # ---- the figure ----------------------------------------------------------------------------------
@@ -122,6 +171,21 @@ class Frame(NamedTuple):
     factor: int
     pixel: tuple[int, int]
     """(row, column) in the tile."""
+    padding: NDArray[np.bool_]
+    """(T, T): pixels of the context that are padding, most of them."""
+
+    def heatmap(self, context: Image, attention: NDArray[Any]) -> Image:
+        """Lay attention over the context, hatch the padding, outline the tile and mark the pixel."""
+        return self.annotated(self.hatched(heatmap_over(context, attention), 0.35))
+
+    def hatched(self, picture: Image, opacity: float) -> Image:
+        """Draw diagonals over the padding, through which the attention on it is still seen."""
+        side = self.side_px
+        row, col = np.indices((side, side))
+        lines = resize_nearest(self.padding.astype(np.uint8), side, side).astype(bool) & ((row + col) % 14 < 2)
+        drawn = picture.astype(np.float64)
+        drawn[lines] += opacity * (255 - drawn[lines])
+        return np.rint(drawn).astype(np.uint8)
 
     def annotated(self, picture: Image) -> Image:
         """Outline the tile and mark the pixel."""
@@ -147,20 +211,35 @@ def attention_row(stage: StageAttention, frame: Frame, context: Image) -> Image:
     heads, height, width = stage.heads.shape
     count = "one head" if heads == 1 else f"mean and {heads} heads"
     peak = f"peak {peak_over_uniform(stage.mean):.1f} x uniform"
-    panels = [frame.annotated(heatmap_over(context, stage.mean))]
+    panels = [frame.heatmap(context, stage.mean), colour_bar(stage.mean, frame.side_px)]
     if heads > 1:
         panels.append(_heads(stage, frame, context))
-    return stack([_text(f"Stage {stage.stage}: {height} x {width} tokens, {count}; {peak}"), _beside(panels)])
+    notes = [f"{100 * stage.on_padding:.0f} % on padding (hatched)"] if frame.padding.any() else []
+    closed = ", nearly closed" if stage.gate is not None and abs(stage.gate) < NEARLY_CLOSED else ""
+    notes.append("not gated" if stage.gate is None else f"gate {stage.gate:.3f}{closed}")
+    if heads > 1:
+        notes.append("heads: colours to their own peaks")
+    title = _text(f"Stage {stage.stage}: {height} x {width} tokens, {count}; {peak}")
+    lines = [title, _text("; ".join(notes), TEXT_PX - 4, MUTED)]
+    return stack([*lines, _beside(panels)])
 
 
 def attention_panels(explanation: Explanation, context_factor: int, side_px: int) -> list[tuple[str, Image]]:
     """Draw the mean attention over the context for each stage, with titles (figure 6)."""
     frame, context = _framed_context(explanation, context_factor, side_px)
-    return [(f"Stage {s.stage}", frame.annotated(heatmap_over(context, s.mean))) for s in explanation.stages]
+    padded = frame.padding.any()
+    return [
+        (
+            f"Stage {s.stage}{f', {100 * s.on_padding:.0f} % on padding' if padded else ''}",
+            np.concatenate((frame.heatmap(context, s.mean), colour_bar(s.mean, side_px)), axis=1),
+        )
+        for s in explanation.stages
+    ]
 
 
 def _framed_context(explanation: Explanation, context_factor: int, side_px: int) -> tuple[Frame, Image]:
-    frame = Frame(side_px, explanation.context.shape[-1], context_factor, explanation.pixel)
+    padding = explanation.padding > 0.5
+    frame = Frame(side_px, explanation.context.shape[-1], context_factor, explanation.pixel, padding)
     return frame, resize(channels_last(explanation.context), side_px, side_px, smooth=True)
 
 
@@ -170,7 +249,7 @@ def _heads(stage: StageAttention, frame: Frame, context: Image) -> Image:
     rows = 1 if count <= 2 else 2 if count <= 8 else 4
     side = (frame.side_px - (rows - 1) * GAP_PX) // rows
     small = resize(context, side, side, smooth=True)
-    cells = [frame._replace(side_px=side).annotated(heatmap_over(small, head)) for head in stage.heads]
+    cells = [frame._replace(side_px=side).heatmap(small, head) for head in stage.heads]
     columns = -(-count // rows)
     lines = [_beside(cells[at : at + columns]) for at in range(0, count, columns)]
     width = columns * (side + GAP_PX)
@@ -191,7 +270,10 @@ def _input_and_classes(explanation: Explanation, classes: ClassTable, frame: Fra
     dark = (0.35 * tile).astype(np.uint8)
     changed = np.where(explanation.changed[..., None], np.array(WRONG_COLOUR, np.uint8), dark)
     pictures = [
-        ("context, tile outlined", frame.annotated(context)),
+        (
+            f"context, tile outlined{', padding hatched' if frame.padding.any() else ''}",
+            frame.annotated(frame.hatched(context, 0.35)),
+        ),
         ("tile", panel(resize(tile, side, side, smooth=True))),
         ("class, context as is", panel(resize_nearest(as_is, side, side))),
         ("class, context masked", panel(resize_nearest(masked, side, side))),
@@ -232,11 +314,31 @@ def mark_pixel(image: Image, row: float, col: float, radius_px: float) -> Image:
     return np.asarray(picture)
 
 
-def _text(text: str, font_px: int = TEXT_PX) -> Image:
+def colour_bar(heatmap: NDArray[Any], height: int) -> Image:
+    """Draw the scale of a heatmap: its colours over mid-grey, from no attention to what is drawn brightest."""
+    font_px = max(12, height // 24)
+    font = ImageFont.load_default(font_px)
+    brightest = _peak(heatmap) / max(float(heatmap.mean()), 1e-12)
+    labels = (f"{brightest:.1f} x", "uniform"), ("0",)
+    width = round(max(font.getlength(line) for lines in labels for line in lines))
+    bar, gap = max(8, height // 28), font_px // 2
+    brightness = np.repeat(np.linspace(1, 0, height)[:, None], bar, axis=1)
+    rgba = _coloured(brightness, _LEAST, _GAIN).astype(np.float64)
+    opacity = rgba[..., 3:] / 255
+    drawn = Pillow.new("RGB", (gap + bar + gap + width + gap, height), PAPER)
+    drawn.paste(Pillow.fromarray(np.rint((1 - opacity) * 96 + opacity * rgba[..., :3]).astype(np.uint8)), (gap, 0))
+    draw, left = ImageDraw.Draw(drawn), gap + bar + gap
+    for number, line in enumerate(labels[0]):
+        draw.text((left, number * 1.2 * font_px), line, fill=INK, font=font, anchor="lt")
+    draw.text((left, height - 1), labels[1][0], fill=INK, font=font, anchor="lb")
+    return np.asarray(drawn)
+
+
+def _text(text: str, font_px: int = TEXT_PX, colour: tuple[int, int, int] = INK) -> Image:
     """Draw a line of text on white."""
     font = ImageFont.load_default(font_px)
     picture = Pillow.new("RGB", (round(font.getlength(text)) + 2 * GAP_PX, round(1.8 * font_px)), PAPER)
-    ImageDraw.Draw(picture).text((GAP_PX, picture.height / 2), text, fill=INK, font=font, anchor="lm")
+    ImageDraw.Draw(picture).text((GAP_PX, picture.height / 2), text, fill=colour, font=font, anchor="lm")
     return np.asarray(picture)
 
 
@@ -253,7 +355,7 @@ def heatmap_over(image: Image, heatmap: NDArray[Any]) -> Image:
     """Lay a heatmap over the darkened grey image."""
     height, width = image.shape[:2]
     # Tokens stay squares: a smooth heatmap would show places between tokens at which nothing was computed.
-    rgba = resize_nearest(heatmap_overlay(heatmap, 0.1, 0.75), height, width).astype(np.float64)
+    rgba = resize_nearest(heatmap_overlay(heatmap, _LEAST, _GAIN), height, width).astype(np.float64)
     opacity = rgba[..., 3:] / 255
     grey = 0.75 * image.mean(axis=2, keepdims=True)
     return np.rint((1 - opacity) * grey + opacity * rgba[..., :3]).astype(np.uint8)
@@ -261,7 +363,11 @@ def heatmap_over(image: Image, heatmap: NDArray[Any]) -> Image:
 
 def heatmap_overlay(heatmap: NDArray[Any], least: float = 0.08, gain: float = 0.77) -> Image:
     """Colour a heatmap as (H, W, 4), with opacities from ``least`` to ``least + gain``, for laying over a map."""
-    brightness = normalise_heatmap(heatmap)
+    return _coloured(normalise_heatmap(heatmap), least, gain)
+
+
+def _coloured(brightness: NDArray[Any], least: float, gain: float) -> Image:
+    """Colour values of 0..1 as (H, W, 4)."""
     # The root lets weak attention show: it is spread over most of the context, and adds up.
     opacity = np.rint(255 * (least + gain * np.sqrt(brightness))).astype(np.uint8)
     overlay: Image = np.concatenate([ramp_colours(brightness), opacity[..., None]], axis=-1)
@@ -272,8 +378,12 @@ def normalise_heatmap(heatmap: NDArray[Any]) -> NDArray[Any]:
     """Scale a heatmap to 0..1."""
     # Each stage has its own scale, because weights of more tokens are smaller. A percentile keeps one extreme token
     # from darkening all others, and the least peak keeps the noise of nearly uniform attention from looking like peaks.
-    peak = max(float(np.percentile(heatmap, PEAK_PERCENTILE)), LEAST_PEAK * float(heatmap.mean()))
-    return np.clip(heatmap / max(peak, 1e-12), 0, 1)
+    return np.clip(heatmap / max(_peak(heatmap), 1e-12), 0, 1)
+
+
+def _peak(heatmap: NDArray[Any]) -> float:
+    """Return the weight that is drawn brightest."""
+    return max(float(np.percentile(heatmap, PEAK_PERCENTILE)), LEAST_PEAK * float(heatmap.mean()))
 
 
 def peak_over_uniform(heatmap: NDArray[Any]) -> float:

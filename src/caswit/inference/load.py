@@ -27,5 +27,5 @@ def load_predictor(loaded: LoadedModel, settings: ComputeConfig) -> Predictor:
         bf16=bf16,
         arranged=arranged,
         tta=settings.tta if isinstance(settings, TTAConfig) else 1,
-        mirror=isinstance(settings, PredictConfig) and settings.fill == "mirror",
+        fill=settings.fill or "black" if isinstance(settings, PredictConfig) else "black",
     )

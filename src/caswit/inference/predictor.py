@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from caswit.config import IGNORE_INDEX
+from caswit.config.inference import Fill
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.inference.devices import autocast
-from caswit.nn.baselines.smp import Network
+from caswit.nn.network import Network
 from caswit.raster.mirror import mirrored
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window, slice_middle
@@ -143,7 +144,8 @@ class Predictor:
         arranged: The same network in another form, which is run instead; None runs ``network`` itself.
         tta: Symmetries over which ``TestTimeAugmentation`` averages: 1, 2, 4 or 8.
         masked_context: Black out the context around every tile.
-        mirror: Show the network the image mirrored where it has no data, instead of black.
+        fill: What the network sees where there is no data: ``black``; the image mirrored at the edges of ``holes``
+            only; ``mirror``, at its outer edges too.
     """
 
     def __init__(
@@ -157,13 +159,13 @@ class Predictor:
         arranged: Forward | None = None,
         tta: int = 1,
         masked_context: bool = False,
-        mirror: bool = False,
+        fill: Fill = "black",
     ) -> None:
         self.network, self.arranged = network.to(device), arranged
         # The baseline reads no margin: with a factor of 1, the context window is the tile itself.
         self.context_factor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
-        self.tta, self.masked_context, self.mirror = TestTimeAugmentation(tta), masked_context, mirror
+        self.tta, self.masked_context, self.fill = TestTimeAugmentation(tta), masked_context, fill
 
     def with_masked_context(self) -> "Predictor":
         """Return the same predictor with masked context; it shares the network."""
@@ -184,7 +186,11 @@ class Predictor:
     def _shown(self, region: Region, image: UInt8, window: Window, factor: int = 1) -> UInt8:
         """Return a tile or context as the network is to see it."""
         # From the tile's own pixels alone, so that it does not depend on the block that is read.
-        return mirrored(image, region.known(window, factor)) if self.mirror else image
+        if self.fill == "black":
+            return image
+        known = region.known(window, factor, around=False)
+        holes = ~region.known(window, factor, around=True) if self.fill == "holes" else None
+        return mirrored(image, known, holes)
 
     @torch.inference_mode()
     def image_logits(self, hr: Tensor, context: Tensor | None) -> Tensor:

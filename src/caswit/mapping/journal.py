@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -141,11 +141,21 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return {_RENAMED.get(name, name): value for name, value in content.items()}
 
 
-def has_confidence(out: Path) -> bool | None:
-    """Return whether the parts that an earlier run of an output left have confidence; None where there are none."""
-    with suppress(DataError):  # ``open_journal`` says that the manifest is damaged
-        return {"True": True, "False": False}.get(str((read_manifest(_folder(out)) or {}).get("confidence")))
-    return None
+class Begun(NamedTuple):
+    """What an earlier run of an output settled where the user leaves it open; None where there are no parts."""
+
+    confidence: bool | None = None
+    """Whether its parts have confidence."""
+    fill: str | None = None
+
+    @staticmethod
+    def of(out: Path) -> "Begun":
+        """Look at the manifest of the parts of an output."""
+        with suppress(DataError):  # ``open_journal`` says that it is damaged
+            if manifest := read_manifest(_folder(out)):
+                known = {"True": True, "False": False}.get(str(manifest.get("confidence")))
+                return Begun(known, str(manifest.get("fill", _BEFORE["fill"])))
+        return Begun()
 
 
 @contextmanager

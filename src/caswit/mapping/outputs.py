@@ -1,6 +1,7 @@
 """The files made of finished parts: the map, those beside it, polygons. Each appears under its name when complete."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from caswit.data.classes import ClassTable
 from caswit.errors import ConfigError
 from caswit.files import atomic_path, atomic_write_bytes, try_writing
 from caswit.mapping.blocks import CONFIDENCE
+from caswit.mapping.disk import saying_what_is_needed
 from caswit.mapping.journal import SUFFIX, Journal
 from caswit.mapping.own_files import may_replace
 from caswit.mapping.plan import MapPlan, PlannedBlock
@@ -177,11 +179,17 @@ def _write_all(
     _write_raster(targets.map, *place, classes, [class_band(table)], about)
 
 
+def _bytes_of(files: Sequence[Path]) -> int:
+    """Return the size of the parts, which a file made of them has at most, more or less."""
+    return sum(file.stat().st_size for file in files)
+
+
 def _write_raster(
     file: Path, folder: Path, grid: Grid, parts: Sequence[PlacedPart], bands: Sequence[Band], about: dict[str, str]
 ) -> None:
-    with atomic_path(file) as partial:
-        assemble(partial, folder, grid, parts, bands, about)
+    needed = partial(_bytes_of, [part.file for part in parts])
+    with saying_what_is_needed(file, needed), atomic_path(file) as unfinished:
+        assemble(unfinished, folder, grid, parts, bands, about)
 
 
 def _write_polygons(
@@ -195,8 +203,6 @@ def _write_polygons(
     from caswit.raster.polygons import ClassPolygon, Merger, fragments
     from caswit.raster.separate import separated
     from caswit.raster.vector_files import Ground, PolygonWriter, embed_style
-
-    names = {c.id: c.name for c in table.mapped}
 
     names = {c.id: c.name for c in table.mapped}
     # Without a ground size there is nothing to simplify: ``make_plan`` has refused it.

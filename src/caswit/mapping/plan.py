@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 from caswit.config import MapRunConfig, OutputConfig, Precision, PredictConfig, TileConfig
 from caswit.config.checks import check, map_settings
+from caswit.config.inference import Fill
 from caswit.data.classes import ClassTable
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
@@ -25,12 +26,14 @@ from caswit.raster.image_files import describe, files_behind
 from caswit.raster.mosaic import Source, build_mosaic, open_image
 from caswit.raster.reader import PixelEncoding
 from caswit.raster.resample import Axis, reading_ratio
+from caswit.raster.stretch import usual_range
 from caswit.raster.windows import Window, block_windows, count_blocks
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
 from caswit.weights.zoo import choose
 
-if TYPE_CHECKING:  # needs the extra vector
-    from caswit.raster.aoi import AreaOfInterest
+if TYPE_CHECKING:
+    from caswit.mapping.journal import Begun
+    from caswit.raster.aoi import AreaOfInterest  # needs the extra vector
 
 log = logging.getLogger(__name__)
 
@@ -190,6 +193,12 @@ class MapPlan:
         # bf16 and fp32 round differently. The manifest records which, so that a map is finished as it was begun.
         return replace(self, settings=replace(self.settings, precision=cast("Precision", precision)))
 
+    def going_on(self, begun: "Begun", asked: PredictConfig) -> "MapPlan":
+        """Return the plan with what an earlier run of this output settled and the user leaves open."""
+        fill = begun.fill if asked.fill is None and begun.fill in get_args(Fill) else self.settings.fill
+        settings = replace(self.settings, fill=cast("Fill | None", fill))
+        return replace(self, settings=settings, confidence_in_parts=begun.confidence)
+
     def facts(self) -> dict[str, Any]:
         """Return every setting that changes the map, as it was resolved, by name; None where it does nothing."""
         return self._facts_of_parts() | {"sieve": self.outputs.sieve or None}
@@ -246,6 +255,10 @@ def make_plan(
     # A model of the zoo is chosen by what the headers say, so they are read with the usual bands before it is known.
     bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
     sources, grid = build_mosaic(images, bands, _encoding(settings))
+    if settings.rescale == "auto":
+        # One range for the whole image: blocks that are stretched each for itself would have borders.
+        nodata = None if settings.nodata == "auto" else settings.nodata
+        settings = replace(settings, rescale=usual_range(sources, grid, bands, nodata))
     blank = _look(sources, grid, bands, settings)
     # The user knows better than the file, which may lack its ground size or have a wrong one: here, and so everywhere.
     source_gsd_m = settings.gsd_m or grid.source_gsd_m
@@ -255,8 +268,9 @@ def make_plan(
         where = learned.where(distance_km(bounds, learned.area) if bounds and learned.area else None)
         log.info("model: %s (%s%s)", chosen.name, reason, where and f"; {where}")
         model = loaded = load(chosen.name)
-    # What black around an image does to its edges was measured (docs/log.md); maps without the newer option keep it.
-    fill = settings.fill or ("mirror" if settings.nodata == "auto" else "black")
+    # Black in holes is nothing that a network met in training. Around an image it was, if seldom, so there maps change
+    # only for those who ask (docs/log.md has what was measured).
+    fill = settings.fill or "holes"
     info = loaded.info
     overlap_px, read_gsd_m = _overlap_px(settings, info.tile.tile_px), _read_gsd_m(info, settings, source_gsd_m)
     plan = MapPlan(
@@ -305,7 +319,9 @@ def _check_outputs(outputs: OutputConfig, source_gsd_m: float | None) -> None:
 
 def _encoding(settings: PredictConfig, blank: int | None = None) -> PixelEncoding:
     nodata = None if settings.nodata == "auto" else settings.nodata
-    return PixelEncoding(settings.rescale, nodata, blank, settings.ignore_alpha)
+    # Where the range is still to be found, any will do to look at headers.
+    rescale = (0.0, 1.0) if settings.rescale == "auto" else settings.rescale
+    return PixelEncoding(rescale, nodata, blank, settings.ignore_alpha)
 
 
 def _look(sources: Sequence[Source], grid: Grid, bands: tuple[int, int, int], settings: PredictConfig) -> int | None:

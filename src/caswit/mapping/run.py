@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,8 @@ from caswit.config import MapRunConfig, OutputConfig, PredictConfig
 from caswit.errors import ConfigError, DataError
 from caswit.inference.confidence import Confidence
 from caswit.mapping.blocks import CONFIDENCE
-from caswit.mapping.journal import Journal, has_confidence, open_journal
+from caswit.mapping.disk import bytes_of_parts, bytes_to_come, saying_what_is_needed
+from caswit.mapping.journal import Begun, Journal, open_journal
 from caswit.mapping.local import Engine, LocalEngine
 from caswit.mapping.outputs import Targets, is_finished, write_outputs
 from caswit.mapping.plan import ImageState, MapPlan, PlannedBlock, make_plan
@@ -82,7 +83,7 @@ def predict(
     start_engine = _engine(run)
     plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run, load)
     if not run.restart:
-        plan = replace(plan, confidence_in_parts=has_confidence(targets.map))
+        plan = plan.going_on(Begun.of(targets.map), settings)
     _check_size(plan)
     blocks = plan.blocks()
     with ExitStack() as stack:
@@ -103,8 +104,10 @@ def predict(
             )
         )
         for attempt in range(_ATTEMPTS):
-            _map_blocks(blocks, engine, journal, run, f"predict {Path(names[0]).name} with {loaded.name}")
+            with saying_what_is_needed(journal.folder, partial(bytes_to_come, journal, blocks)):
+                _map_blocks(blocks, engine, journal, run, f"predict {Path(names[0]).name} with {loaded.name}")
             _check_images(names, plan, journal)
+            _check_weights(loaded, plan, journal)
             # What lay on a disk for days may have been damaged or deleted since: GDAL would make map of it.
             damaged = journal.discard_damaged()
             if not damaged:
@@ -116,7 +119,8 @@ def predict(
                 )
         # Hours may have passed: somebody may have put a file in the place of an output.
         targets.check_replaced(inputs, overwrite=run.overwrite)
-        write_outputs(targets, plan, blocks, journal, loaded)
+        with saying_what_is_needed(targets.map, partial(bytes_of_parts, journal)):
+            write_outputs(targets, plan, blocks, journal, loaded)
         # A run that skipped blocks keeps its parts: the same call tries those blocks alone again.
         if not journal.skipped:
             journal.remove()
@@ -140,7 +144,7 @@ def _result(
         files=tuple(_as_given(file, out) for file in (targets.map, *targets.beside())),
         areas=named(class_areas(targets.map, told_m), {c.id: c.name for c in loaded.info.classes.mapped}),
         trust=Trust.of(loaded, plan.grid, confidence),
-        rescaled=plan.settings.rescale,
+        rescaled=plan.settings.rescale if isinstance(plan.settings.rescale, tuple) else None,
     )
 
 
@@ -167,6 +171,16 @@ def _check_images(names: Sequence[str], plan: MapPlan, journal: Journal) -> None
         raise DataError(
             f"{plan.title}: was changed while the map was made, or a file beside it or a source of it was, so blocks "
             "may be of either version; they are discarded: repeat the same call once the image stays as it is"
+        )
+
+
+def _check_weights(loaded: LoadedModel, plan: MapPlan, journal: Journal) -> None:
+    """Raise DataError, and discard the parts, if somebody wrote to the file that the network reads its weights from."""
+    if loaded.weights is not None and loaded.weights.changed():
+        journal.remove()
+        raise DataError(
+            f"{plan.model}: its weights were written over while the map was made, so blocks may be of either version; "
+            "they are discarded: repeat the same call once the model stays as it is"
         )
 
 

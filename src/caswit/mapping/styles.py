@@ -71,7 +71,7 @@ def polygon_style(table: ClassTable) -> str:
         looks = {
             "color": f"{rgb},{0 if c.is_background else _FILL_ALPHA}",
             "outline_color": f"{rgb},255",
-            "outline_style": "no" if c.is_background else "solid",
+            "outline_style": "solid",  # of background too: its polygons are in a file only if somebody asked for them
             "outline_width": "0.26",
             "outline_width_unit": "MM",
             "style": "solid",

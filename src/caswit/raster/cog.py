@@ -17,7 +17,7 @@ from rasterio.io import MemoryFile
 
 from caswit.errors import DataError
 from caswit.raster.georef import Grid
-from caswit.raster.reader import GDAL_ERRORS, UInt8, check_complete, one_line, quiet
+from caswit.raster.reader import GDAL_ERRORS, IncompleteFile, UInt8, check_complete, one_line, quiet
 from caswit.raster.vrt import Band, Part, TableRow, metadata_xml, vrt_xml
 from caswit.raster.windows import Window
 
@@ -113,9 +113,7 @@ def assemble(
             mosaic = _write_mosaic(folder, grid, parts, [_with_room(band) for band in bands], tags)
             rasterio.shutil.copy(mosaic, out, driver="COG", **options)
     except GDAL_ERRORS as error:
-        raise DataError(
-            f"{out.parent}: the map could not be written completely; is the disk full? ({one_line(error)})"
-        ) from error
+        raise IncompleteFile(out, one_line(error)) from error
     check_complete(out, sparse=True)
     for number, band in enumerate(bands):
         if band.table:

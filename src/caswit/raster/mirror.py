@@ -6,14 +6,18 @@ import numpy as np
 from caswit.raster.reader import Bool, UInt8
 
 
-def mirrored(image: UInt8, known: Bool) -> UInt8:
-    """Return (3, H, W) in which unknown pixels are those as far behind the nearest known one; as they are if all are.
+def mirrored(image: UInt8, known: Bool, unknown: Bool | None = None) -> UInt8:
+    """Return (3, H, W) in which unknown pixels are those as far behind the nearest known one.
+
+    Where nothing is known, or nothing unknown, the image is returned as it is.
 
     Args:
         image: (3, H, W).
         known: (H, W) where it has data. Where the mirror image of a pixel is unknown too, the nearest known one stands.
+        unknown: (H, W) pixels to fill; None: all that are not known.
     """
-    if known.all() or not known.any():
+    unknown = ~known if unknown is None else unknown
+    if not (unknown.any() and known.any()):
         return image
     height, width = known.shape
     _, label = cv2.distanceTransformWithLabels(
@@ -21,7 +25,7 @@ def mirrored(image: UInt8, known: Bool) -> UInt8:
     )
     place = np.zeros(label.max() + 1, np.int64)
     place[label[known]] = np.flatnonzero(known)
-    rows, cols = np.nonzero(~known)
+    rows, cols = np.nonzero(unknown)
     nearest = place[label[rows, cols]]
     behind_row, behind_col = 2 * (nearest // width) - rows, 2 * (nearest % width) - cols
     inside = (behind_row >= 0) & (behind_row < height) & (behind_col >= 0) & (behind_col < width)

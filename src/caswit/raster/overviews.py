@@ -21,7 +21,7 @@ from rio_tiler.reader import read as read_part
 from caswit.errors import DataError
 from caswit.raster.gate import OPENING, Gate
 from caswit.raster.georef import Grid, check_grid
-from caswit.raster.reader import GDAL_ERRORS, Bool, OpenFiles, one_line, quiet
+from caswit.raster.reader import GDAL_ERRORS, Bool, OpenFiles, forget_sources, one_line, quiet
 from caswit.raster.windows import Window
 
 MAX_IDLE = 32
@@ -111,6 +111,8 @@ class Overviews:
                     resampling_method="average" if average and part.height > bottom - top else "nearest",
                 )
             except (*GDAL_ERRORS, RioTilerError, ValueError, MemoryError) as error:
+                if src.driver == "VRT":
+                    forget_sources()
                 raise DataError(f"{self.path.name}: cannot be read, it may be damaged") from error
         pixels[:, top:bottom, left:right] = found.data
         valid[top:bottom, left:right] = found.mask > 0

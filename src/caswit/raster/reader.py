@@ -8,9 +8,10 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
@@ -18,7 +19,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.env import set_gdal_config
+from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 
@@ -32,6 +33,9 @@ UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 CACHE_MB = 256
 """GDAL's block cache, in every process. Its own default is a share of the machine's memory, which is no bound."""
+
+_MOST_SOURCES = 100
+"""Sources of virtual rasters that GDAL keeps open, in every process."""
 
 _PYTHONS = (OSError, ValueError, LookupError, OverflowError, MemoryError, SystemError)
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, *_PYTHONS)
@@ -75,6 +79,19 @@ class PixelEncoding(NamedTuple):
 DEFAULT_ENCODING = PixelEncoding()
 
 
+class IncompleteFile(DataError):
+    """A raster could not be written to its end, most often since its disk is full: GDAL rarely says why.
+
+    Args:
+        path: The file.
+        why: What GDAL says.
+    """
+
+    def __init__(self, path: Path, why: str = "") -> None:
+        self.reason = f" ({why})" if why else ""
+        super().__init__(f"{path.parent}: the map could not be written completely; is the disk full?{self.reason}")
+
+
 class Raster:
     """An open raster. Use as a context manager; one thread at a time may read it.
 
@@ -103,6 +120,12 @@ class Raster:
         except GDAL_ERRORS as error:
             raise DataError(f"{path}: not a raster GDAL can open ({one_line(error)})") from error
         check_grid(self.grid, self.path)
+        if self.dtype.startswith("complex"):
+            self.close()
+            raise DataError(
+                f"{path}: pixels are {self.dtype}, which are neither colours nor class ids; "
+                "try gdal_translate -ot Byte with real values"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -125,8 +148,8 @@ class Raster:
         if self.dtype != "uint8" and self.encoding.rescale is None:
             low, high = self._usual_range(bands)
             raise DataError(
-                f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale LOW HIGH "
-                f"(98 of 100 pixels lie in {low:.6g} {high:.6g}), otherwise rescale first: "
+                f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale auto, or "
+                f"--rescale LOW HIGH (98 of 100 pixels lie in {low:.6g} {high:.6g}), otherwise rescale first: "
                 "gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT"
             )
 
@@ -190,6 +213,14 @@ class Raster:
             rows, cols = part.inside(window)
             values[rows, cols], known[rows, cols] = self._ids(part)
         return values, known
+
+    def sample(self, window: Window, bands: tuple[int, int, int]) -> NDArray[Any]:
+        """Read the values of all bands of the pixels with data in a window inside the raster, as they are: (N,)."""
+        pixels, valid = self._read(window, list(bands)), self._valid(window)
+        if self.encoding.nodata is not None:
+            valid = valid & (pixels != self.encoding.nodata).any(0)
+        values = pixels[:, valid].ravel()
+        return values[np.isfinite(values)]
 
     def _ids(self, part: Window) -> tuple[NDArray[Any], Bool]:
         """Read band 1 and where it has a value, of a window inside the raster."""
@@ -277,10 +308,34 @@ class Raster:
             with rasterio.Env(**_STRICT):
                 yield
         except GDAL_ERRORS as error:
+            if self._src.driver == "VRT":
+                forget_sources()
             raise DataError(
                 f"{self.path}: cannot read rows {part.row}-{part.row + part.height}, columns "
                 f"{part.col}-{part.col + part.width}; the file may be truncated ({one_line(error)})"
             ) from error
+
+
+def forget_sources() -> None:
+    """Make GDAL close the sources of virtual rasters that nobody is reading, and forget those it could not open.
+
+    GDAL says once that a source cannot be opened. As long as it remembers that, windows that touch the source are black
+    there and in all sources after it, without an error.
+    """
+    # It remembers so many; reading as many others leaves no room for those.
+    count = int(get_gdal_config("GDAL_MAX_DATASET_POOL_SIZE") or _MOST_SOURCES)
+    pixel = '<VRTDataset rasterXSize="1" rasterYSize="1"><VRTRasterBand dataType="Byte" band="1"/></VRTDataset>'
+    sources = "".join(
+        f'<SimpleSource><SourceFilename relativeToVRT="0" shared="0">{escape(f"{pixel}<!-- {number} -->")}'
+        '</SourceFilename><SourceBand>1</SourceBand><SrcRect xOff="0" yOff="0" xSize="1" ySize="1"/>'
+        '<SourceProperties RasterXSize="1" RasterYSize="1" DataType="Byte"/>'
+        f'<DstRect xOff="{number}" yOff="0" xSize="1" ySize="1"/></SimpleSource>'
+        for number in range(count)
+    )
+    band = f'<VRTRasterBand dataType="Byte" band="1">{sources}</VRTRasterBand>'
+    xml = f'<VRTDataset rasterXSize="{count}" rasterYSize="1">{band}</VRTDataset>'
+    with quiet(), suppress(*GDAL_ERRORS), rasterio.open(xml) as others:
+        others.read(1)
 
 
 class OpenFiles(LRUCache[int, Any]):
@@ -338,7 +393,7 @@ def check_complete(path: Path, *, sparse: bool = False) -> None:
     except GDAL_ERRORS:
         complete = False
     if not complete:
-        raise DataError(f"{path.parent}: the map could not be written completely; is the disk full?")
+        raise IncompleteFile(path)
 
 
 def _block_ends(src: Any, hole: float) -> Iterator[float]:

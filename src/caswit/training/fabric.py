@@ -50,9 +50,12 @@ def launch(recipe: AnyRecipe, folder: RunFolder, *, resume: bool) -> Iterator[Fa
                 fabric.launch()
             if fabric.broadcast(refusal is not None) and refusal is None:
                 raise SystemExit(2)  # the first process says why
-            _check_world(fabric, recipe.train)
         if refusal is not None:
             raise refusal
+        if recipe.train.devices > 1 and is_first_process():
+            machines = getattr(fabric.strategy, "num_nodes", 1)
+            many = "" if machines == 1 else "s"
+            log.info("%d processes, one for each device, on %d machine%s", fabric.world_size, machines, many)
         if resume and is_first_process() and not folder.last.exists():
             log.info("%s: nothing to resume yet, starting from step 0", folder.path)
         yield fabric
@@ -81,20 +84,6 @@ def _fabric(settings: LearningConfig, *, unused_weights: bool) -> Fabric:
             # In a SLURM job Fabric expects srun to have started every process; where it started one, we start the rest.
             plugins=[LightningEnvironment()] if tasks == 1 and "SLURM_NTASKS" in os.environ else None,
         )
-
-
-def _check_world(fabric: Fabric, settings: LearningConfig) -> None:
-    """Raise ConfigError unless there is a process for every device; say how many where there are several."""
-    # What started this process may have told Fabric of fewer, as torchrun --nproc-per-node=1 does: then a part of the
-    # batch would be read by nobody.
-    if fabric.world_size != settings.devices:
-        raise ConfigError(
-            f"train.devices is {settings.devices}, but {fabric.world_size} processes were started; start as many, "
-            "or caswit alone, which starts the others"
-        )
-    if settings.devices > 1:
-        machines = getattr(fabric.strategy, "num_nodes", 1)
-        log.info("%d processes, one for each device, on %d machine%s", settings.devices, machines, "s"[: machines - 1])
 
 
 @contextlib.contextmanager

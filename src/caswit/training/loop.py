@@ -178,6 +178,8 @@ class Loop:
         done = self.step - (self.row is not None)
         with Progress(label, self.max_steps, "step", done=done, quiet=not first) as progress:
             stopped = not self._steps(progress, writer)
+            if not stopped:
+                progress.end_here()  # max_minutes may have come before the last step: "2/100 step" looked unfinished
         if writer is not None:
             writer.close()
         if stopped:

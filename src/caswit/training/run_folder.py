@@ -201,6 +201,8 @@ class RunFolder:
         checkpoint: Any = None
         if self.last.exists():
             checkpoint = checked(Checkpoint, torch_load(self.last), str(self.last), _ANOTHER)
+            if checkpoint["step"] < 0:
+                raise DataError(f"{self.last}: step must be 0 or more, got {checkpoint['step']}; {_ANOTHER}")
         self._cut_log(0 if checkpoint is None else checkpoint["step"])
         return checkpoint
 

@@ -23,9 +23,9 @@ from caswit.files import atomic_write_bytes
 from caswit.inference.confidence import Confidence
 from caswit.inference.devices import uses_bf16
 from caswit.inference.predictor import Predictor
-from caswit.nn.baselines.smp import Network
 from caswit.nn.caswit import CASWiT
 from caswit.nn.losses import loss_normalizer, supervised_loss
+from caswit.nn.network import Network
 from caswit.raster.ground import Degrees, together
 from caswit.raster.windows import Tile
 from caswit.training.fabric import all_sum, launch, repeatable, stop_signal
@@ -133,7 +133,7 @@ class SupervisedTask:
         """Return the mean confidence of the finished model over some tiles spread over the validation split."""
         # Of the model that is kept, which may be that of an earlier validation; some tiles tell a mean well enough.
         tile_px, names = self.recipe.tile.tile_px, self.dataset.classes.names
-        tiles = spread_tiles(self.dataset, self.validation_scenes, tile_px, _CONFIDENCE_TILES)
+        tiles = _spread(grid_tiles(self.dataset, self.validation_scenes, tile_px), _CONFIDENCE_TILES)
         band_px = boundary_band_px(tile_px, tile_px)
         scored = scored_sample(self._predictor(network), self.dataset, tiles, band_px=band_px)
         values = sum((tile.confidence for tile in scored), start=Confidence.zeros(len(names))).values(names)
@@ -243,7 +243,12 @@ def _validation_sample(recipe: Recipe, dataset: Dataset, scenes: Sequence[Scene]
         return None
     tiles = grid_tiles(dataset, scenes, recipe.tile.tile_px)
     # The same tiles each time, so that scores of one run can be compared.
-    return None if count >= len(tiles) else [tiles[i * len(tiles) // count] for i in range(count)]
+    return None if count >= len(tiles) else _spread(tiles, count)
+
+
+def _spread(tiles: list[tuple[Scene, Tile]], count: int) -> list[tuple[Scene, Tile]]:
+    """Return at most ``count`` tiles, evenly spread."""
+    return tiles if count >= len(tiles) else [tiles[i * len(tiles) // count] for i in range(count)]
 
 
 def _sum_over_devices(fabric: Fabric, counts: Counts) -> Counts:

@@ -90,7 +90,7 @@ def start_from(network: CASWiT, start: InitConfig, size: Size, tile_px: int | No
         resized=tuple(resized),
         # num_batches_tracked is a counter of batch norm, not a weight, and some files lack it.
         missing=tuple(n for n in ours if n not in new and not n.endswith("num_batches_tracked")),
-        left_over=tuple(n for n in placed if n not in new),
+        left_over=tuple(n for n in placed if n not in new and not n.endswith("num_batches_tracked")),
     )
     for line in report(fit, where, start, placed, ours):
         log.info("%s", line)

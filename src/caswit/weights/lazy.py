@@ -8,7 +8,9 @@ then takes no memory of its own.
 import hashlib
 import json
 import mmap
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +44,9 @@ class LazyWeights(Mapping[str, Tensor]):
         with file.open("rb") as opened:
             # Copy on write: torch wants memory that can be written to, and the file must never change.
             self._memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._opened = os.dup(opened.fileno())
+        weakref.finalize(self, os.close, self._opened)
+        self._state = self._state_now()
         # The format: the header's length in 8 bytes, the header in JSON, the tensors one after the other.
         begin = 8 + int.from_bytes(self._memory[:8], "little")
         header = json.loads(self._memory[8:begin])
@@ -65,6 +70,14 @@ class LazyWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def _state_now(self) -> tuple[int, int]:
+        status = os.fstat(self._opened)  # of the file that is mapped, whatever has its name by now
+        return status.st_size, status.st_mtime_ns
+
+    def changed(self) -> bool:
+        """Return whether the file was written to since it was mapped: then the tensors may be of two files."""
+        return self._state_now() != self._state
 
     def digest(self) -> tuple[str, str | None]:
         """Return the file's SHA-256 in hexadecimal digits, and the first tensor with NaN or infinity, if there is one.

@@ -24,8 +24,9 @@ from caswit.config.renamed import with_new_names
 from caswit.data.classes import ClassTable
 from caswit.errors import ConfigError, DataError, ModelError, brief, one_line
 from caswit.files import atomic_path, atomic_write_bytes, checked, read_json
-from caswit.nn.baselines.smp import STRIDE_PX, Baseline, Network
+from caswit.nn.baselines.smp import STRIDE_PX, Baseline
 from caswit.nn.caswit import CASWiT
+from caswit.nn.network import Network
 from caswit.nn.simmim import SimMIM
 from caswit.weights import zoo
 from caswit.weights.hub import fetch, is_on_hub

@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from caswit.data.scene import Scene
-from caswit.files import atomic_path, atomic_write_bytes, cache_folder
+from caswit.errors import DataError
+from caswit.files import atomic_path, atomic_write_bytes, cache_folder, checked, read_json
 from caswit.raster.vrt import Affine, Part, mosaic_files
 
 _VERSION = 2
@@ -37,11 +39,11 @@ class Mosaics:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._digests_file = folder / "digests.json"
-        try:
-            self._digests: dict[str, str] = json.loads(self._digests_file.read_text())
-        except (OSError, ValueError):
-            self._digests = {}
+        self._list = folder / "digests.json"
+        self._written: dict[str, list[str]] = {}
+        """The digest of what each mosaic was made from, and its files."""
+        with suppress(DataError):
+            self._written = checked(dict[str, list[str]], read_json(self._list), str(self._list))
         self._changed = False
 
     def write(
@@ -61,7 +63,9 @@ class Mosaics:
         digest = hashlib.sha256(
             repr((_VERSION, *parts, size, bands, transform, crs, nodata, filled)).encode()
         ).hexdigest()
-        if self._digests.get(name) != digest or not path.exists():
+        before = self._written.get(name, [])
+        # Clusters delete what nobody has read for a month, file by file.
+        if before[:1] != [digest] or not all((self.folder / file).is_file() for file in before[1:]):
             files = mosaic_files(
                 name, parts, size, bands=bands, transform=transform, crs=crs, nodata=nodata, filled=filled
             )
@@ -69,11 +73,11 @@ class Mosaics:
                 (self.folder / file).parent.mkdir(exist_ok=True)
                 with atomic_path(self.folder / file) as partial:
                     partial.write_text(xml, encoding="utf-8")
-            self._digests[name] = digest
+            self._written[name] = [digest, *files]
             self._changed = True
         return path
 
     def close(self) -> None:
         """Record what was written."""
         if self._changed:
-            atomic_write_bytes(self._digests_file, json.dumps(self._digests).encode())
+            atomic_write_bytes(self._list, json.dumps(self._written).encode())

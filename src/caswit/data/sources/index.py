@@ -69,7 +69,8 @@ def read_headers(root: Path, files: Sequence[File], cache: Path) -> dict[str, Fo
             progress.advance(len(chunk))
     if fresh or len(known) != len(files):
         _save(cache, files, found)
-    return found
+    # In the order of the files, whichever were read anew: mosaics are then the same.
+    return {f.path: found[f.path] for f in files}
 
 
 def _read(root: Path, file: File) -> Found:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caswit.nn.baselines.smp import Network
 from caswit.nn.caswit import CASWiT
+from caswit.nn.network import Network
 from caswit.weights.model_folder import LoadedModel
 
 Form = Literal["tile and context", "single input", "deepness"]

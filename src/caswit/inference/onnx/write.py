@@ -1,5 +1,6 @@
 """Write a model as an ONNX file, and check that ONNX Runtime computes with it what PyTorch does."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,8 @@ class Exported(NamedTuple):
     """Largest difference between ONNX Runtime and PyTorch."""
     largest: float
     """Largest absolute value of what was compared."""
+    rim_px: int = 0
+    """Black rim that a layer needs around it in Deepness, in pixels of the model's ground size."""
 
 
 def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exported:
@@ -69,7 +72,8 @@ def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exp
         )
     graph = make_graph(loaded, form)
     log.info("tracing %s: half a minute for a small network", loaded.name)
-    content = onnx_bytes(graph, describe_model(loaded, form, public_config(folder)["provenance"]))
+    metadata = describe_model(loaded, form, public_config(folder)["provenance"])
+    content = onnx_bytes(graph, metadata)
     with atomic_path(out) as partial:
         partial.write_bytes(content)
         log.info("comparing ONNX Runtime with PyTorch")
@@ -79,7 +83,7 @@ def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exp
                 f"{out}: not written, ONNX Runtime and PyTorch give different results: a difference of "
                 f"{exported.difference:.2g} where values reach {exported.largest:.2g}; please report this"
             )
-    return exported
+    return exported._replace(rim_px=json.loads(metadata.get("rim_px", "0")))
 
 
 def onnx_bytes(graph: Graph, metadata: dict[str, str]) -> bytes:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from caswit.config import ModelConfig
 from caswit.errors import ConfigError, brief
-from caswit.nn.caswit import CASWiT, TrainingLogits, check_image
+from caswit.nn.caswit import TrainingLogits, check_image
 
 STRIDE_PX = 32
 """Tiles must be multiples of this: the deepest maps of the encoders have a 32nd of their sides."""
@@ -66,10 +66,6 @@ class Baseline(nn.Module):
         """
         if enable:
             raise ConfigError("checkpoint_gradients is for caswit only; leave it out for other architectures")
-
-
-Network = CASWiT | Baseline
-"""Every network that training, evaluation and mapping take."""
 
 
 def _create(settings: ModelConfig, num_classes: int, weights: str | None) -> Any:

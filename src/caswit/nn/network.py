@@ -1,0 +1,7 @@
+"""The type of every network that training, evaluation and mapping take."""
+
+from caswit.nn.baselines.smp import Baseline
+from caswit.nn.caswit import CASWiT
+
+Network = CASWiT | Baseline
+"""Takes tile and context; whether it reads the context is ``reads_context``."""

@@ -1,0 +1,66 @@
+"""The usual range of an image's values, from a sample of all of it: what ``--rescale auto`` makes 0 and 255."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from caswit.errors import DataError
+from caswit.raster.georef import Grid
+from caswit.raster.mosaic import Source
+from caswit.raster.reader import PixelEncoding, Raster
+from caswit.raster.windows import Window
+
+_ALONG, _SIDE_PX = 16, 64
+"""Windows along each side that are read, and their own side: at most a million pixels of an image of any size."""
+_PERCENTILES = 1, 99
+
+
+def usual_range(
+    sources: Sequence[Source], grid: Grid, bands: tuple[int, int, int], nodata: float | None = None
+) -> tuple[float, float] | None:
+    """Return the values between which 98 of 100 lie, the same for the bands; None for images of 8 bits.
+
+    The sample is spread evenly over the grid, so it is that of the whole mosaic, and the same in every run.
+
+    Args:
+        sources: The files, as ``build_mosaic`` placed them.
+        grid: The grid of them all.
+        bands: Bands that are red, green and blue.
+        nodata: Value of pixels without data, besides what the files say.
+
+    Raises:
+        DataError: A file cannot be read, or the sample has no pixel with data.
+    """
+    encoding = PixelEncoding((0.0, 1.0), nodata)
+    found = []
+    for source in sources:
+        windows = [each.common(source.window) for each in _windows(grid)]
+        windows = [each for each in windows if each.height > 0 and each.width > 0]
+        if not windows:
+            continue
+        with Raster(source.path, encoding) as raster:
+            if raster.dtype == "uint8":
+                continue
+            for each in windows:
+                here = each._replace(row=each.row - source.window.row, col=each.col - source.window.col)
+                found.append(raster.sample(here, bands))
+    if not found:
+        return None
+    values = np.concatenate(found)
+    if not values.size:
+        raise DataError(f"{sources[0].path}: --rescale auto found no pixel with data in its sample; give LOW and HIGH")
+    low, high = (float(f"{value:.6g}") for value in np.percentile(values, _PERCENTILES))
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def _windows(grid: Grid) -> list[Window]:
+    """Return windows spread evenly over a grid: all of a small one."""
+    rows, cols = (_starts(length) for length in (grid.height, grid.width))
+    return [Window(row, col, height, width) for row, height in rows for col, width in cols]
+
+
+def _starts(length: int) -> list[tuple[int, int]]:
+    """Return beginnings and lengths of pieces along one side, the first and the last at its ends."""
+    if length <= _ALONG * _SIDE_PX:
+        return [(0, length)]
+    return [(round(i * (length - _SIDE_PX) / (_ALONG - 1)), _SIDE_PX) for i in range(_ALONG)]
