@@ -58,8 +58,8 @@ class Model(LoadedModel):
         The result equals the map that ``caswit predict`` makes of a file with these pixels.
 
         Args:
-            image: (bands, H, W) or (H, W, bands) uint8, or another type with ``rescale=(low, high)``. The axis that
-                counts the bands is the shorter one of the first and the last.
+            image: (bands, H, W) or (H, W, bands) uint8, or another type with ``rescale=(low, high)`` or
+                ``rescale="auto"``. The axis that counts the bands is the shorter one of the first and the last.
             valid: (H, W): True where the image has data; None: everywhere.
             confidence: Also return the probability of the class in percent.
             settings: Options of ``caswit predict`` that say how to read and compute: ``gsd_m=0.25`` (the ground size
@@ -81,7 +81,7 @@ class Model(LoadedModel):
             low, high = np.percentile(pixels, (1, 99))
             raise DataError(
                 f"the array holds {pixels.dtype}, uint8 is needed; give rescale=(low, high), the values that become "
-                f"0 and 255 (98 of 100 lie in {low:.6g} to {high:.6g})"
+                f'0 and 255 (98 of 100 lie in {low:.6g} to {high:.6g}), or rescale="auto"'
             )
         outputs = OutputConfig(confidence="confidence.tif" if confidence else None)  # nothing is written: its band
         with in_memory(pixels, _mask(valid, pixels)) as name:

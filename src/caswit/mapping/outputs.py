@@ -221,9 +221,9 @@ def _write_polygons(
             yield from merger.finish()
 
     kind = file.suffix.lower()
-    with atomic_path(file) as partial:
+    with atomic_path(file) as unfinished:
         with PolygonWriter(
-            partial, kind, ground, names, plan.outputs.min_area, confidence=plan.bands.confidence
+            unfinished, kind, ground, names, plan.outputs.min_area, confidence=plan.bands.confidence
         ) as writer:
             for polygon in polygons():
                 # Of a whole polygon, so that blocks leave no trace.
@@ -231,4 +231,4 @@ def _write_polygons(
                 for shape in apart:
                     writer.add(polygon._replace(shape=shape))
         if kind == ".gpkg":
-            embed_style(partial, style_file([polygon_style(table)]).decode())
+            embed_style(unfinished, style_file([polygon_style(table)]).decode())
