@@ -128,3 +128,12 @@ def test_it_is_what_it_was_too(model, model_folder):
     assert model.classes == {1: "building", 2: "land", 7: "water"}
     with pytest.raises(CaswitError, match="no such model folder"):
         caswit.load_model(model_folder / "nowhere")
+
+
+def test_what_stands_in_for_missing_pixels_may_differ_from_call_to_call(model, image):
+    """The arranged network is kept between calls, but not what it is shown."""
+    valid = np.ones(image.shape[1:], bool)
+    valid[20:50, 30:80] = False
+    found = [model.predict(image, valid=valid, fill=fill) for fill in ("black", "holes", "black")]
+    np.testing.assert_array_equal(found[0], found[2])
+    assert (found[0] != found[1]).any()

@@ -46,7 +46,7 @@ def test_each_image_gets_the_map_it_would_get_alone_and_failures_stop_nobody(ima
         predict(images / f"{name}.tif", tmp_path / "alone.tif", model_folder, PredictConfig(**EXACT))
         np.testing.assert_array_equal(read(tmp_path / "maps" / f"{name}.tif"), read(tmp_path / "alone.tif"))
     there = sorted(file.name for file in (tmp_path / "maps").iterdir())
-    assert there == [f"{name}.{end}" for name in "ad" for end in ("qml", "stac.json", "sure.tif", "tif")]
+    assert there == [f"{name}.{end}" for name in "ad" for end in ("qml", "stac.json", "sure.qml", "sure.tif", "tif")]
 
 
 def test_finished_maps_are_kept_unless_something_changed(images, model_folder, tmp_path):

@@ -30,7 +30,7 @@ def mapped(make_raster, image, model_folder, tmp_path):
     def run(name, suffix=".gpkg", settings=SETTINGS, **outputs):
         out, vector = tmp_path / f"{name}.tif", tmp_path / f"{name}{suffix}"
         predict(path, out, model_folder, settings, OutputConfig(vector=str(vector), **outputs))
-        return read(out), pyogrio.read_dataframe(vector) if suffix == ".gpkg" else vector
+        return read(out), pyogrio.read_dataframe(vector, layer="landcover") if suffix == ".gpkg" else vector
 
     return run
 
@@ -113,7 +113,7 @@ def test_parts_without_confidence_go_on_with_polygons_and_those_with_it_without(
     assert begun[0] > 1
     predict(path, out, model_folder, SETTINGS, asked[1], MapRunConfig())
     if not first:
-        table = pyogrio.read_dataframe(vector)
+        table = pyogrio.read_dataframe(vector, layer="landcover")
         assert "confidence" not in table
         np.testing.assert_array_equal(pixels_of(table), read(out))
 

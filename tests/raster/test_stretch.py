@@ -19,7 +19,7 @@ EXACT = {"precision": "fp32", "batch": 1, "device": "cpu"}
 
 
 def range_of(*paths, nodata=None):
-    return usual_range(*build_mosaic([str(path) for path in paths], BANDS, ANY), BANDS, nodata)
+    return usual_range(*build_mosaic([str(path) for path in paths], BANDS, ANY), BANDS, ANY._replace(nodata=nodata))
 
 
 def test_it_is_that_of_all_values_of_a_small_image(make_raster):

@@ -197,8 +197,8 @@ class SceneReader:
         image = np.zeros((3, window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
         rows, cols = part.inside(window)
-        _, image[:, rows, cols], valid[rows, cols], raster = self._region(part)
-        return Region(window, image, valid, raster)
+        _, image[:, rows, cols], valid[rows, cols], _ = self._region(part)
+        return Region(window, image, valid, self.raster)
 
     def _region(self, window: Window) -> Region:
         if self.ratio == 1:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig
-from caswit.config.inference import TTAConfig
+from caswit.config.inference import Fill, TTAConfig
 from caswit.config.keywords import keyword_settings
 from caswit.errors import DataError
 from caswit.inference.load import load_predictor
@@ -35,7 +35,7 @@ class Model(LoadedModel):
 
     source: Path | str = ""
     """The folder or name it was loaded from."""
-    _last: tuple[tuple[TTAConfig, str | None], Predictor] | None = None
+    _last: tuple[tuple[TTAConfig, Fill | None], Predictor] | None = None
 
     @property
     def classes(self) -> dict[int, str]:
@@ -102,7 +102,7 @@ class Model(LoadedModel):
     def _predictor(self, settings: PredictConfig) -> Predictor:
         """Return the predictor of these settings; that of the last call is kept, since arranging one takes time."""
         # Of its fields alone: the ground size may differ from image to image.
-        needed = TTAConfig(**{field.name: getattr(settings, field.name) for field in fields(TTAConfig)}), settings.fill
+        needed = TTAConfig(**{f.name: getattr(settings, f.name) for f in fields(TTAConfig)}), settings.fill
         if self._last is None or self._last[0] != needed:
             self._last = needed, load_predictor(self, settings)
         return self._last[1]

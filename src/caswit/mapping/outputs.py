@@ -205,8 +205,6 @@ def _write_polygons(
     from caswit.raster.vector_files import Ground, PolygonWriter, embed_style
 
     names = {c.id: c.name for c in table.mapped}
-
-    names = {c.id: c.name for c in table.mapped}
     # Without a ground size there is nothing to simplify: ``make_plan`` has refused it.
     simplify_px = plan.outputs.simplify / (plan.source_gsd_m or 1.0)
     ground, wanted = Ground(plan.grid, plan.source_gsd_m), plan.vector_classes
@@ -223,9 +221,9 @@ def _write_polygons(
             yield from merger.finish()
 
     kind = file.suffix.lower()
-    with atomic_path(file) as partial:
+    with atomic_path(file) as unfinished:
         with PolygonWriter(
-            partial, kind, ground, names, plan.outputs.min_area, confidence=plan.bands.confidence
+            unfinished, kind, ground, names, plan.outputs.min_area, confidence=plan.bands.confidence
         ) as writer:
             for polygon in polygons():
                 # Of a whole polygon, so that blocks leave no trace.
@@ -233,4 +231,4 @@ def _write_polygons(
                 for shape in apart:
                     writer.add(polygon._replace(shape=shape))
         if kind == ".gpkg":
-            embed_style(partial, style_file([polygon_style(table)]).decode())
+            embed_style(unfinished, style_file([polygon_style(table)]).decode())

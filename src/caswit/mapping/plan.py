@@ -257,8 +257,7 @@ def make_plan(
     sources, grid = build_mosaic(images, bands, _encoding(settings))
     if settings.rescale == "auto":
         # One range for the whole image: blocks that are stretched each for itself would have borders.
-        nodata = None if settings.nodata == "auto" else settings.nodata
-        settings = replace(settings, rescale=usual_range(sources, grid, bands, nodata))
+        settings = replace(settings, rescale=usual_range(sources, grid, bands, _encoding(settings)))
     blank = _look(sources, grid, bands, settings)
     # The user knows better than the file, which may lack its ground size or have a wrong one: here, and so everywhere.
     source_gsd_m = settings.gsd_m or grid.source_gsd_m

@@ -6,17 +6,13 @@ alone, so that a block knows it without the others.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from caswit.raster.windows import Window
-
-if TYPE_CHECKING:
-    from caswit.raster.mosaic import Mosaic
-    from caswit.raster.reader import Raster
 
 VALUES = 255, 0
 _WIDTH_PX = 17
@@ -31,6 +27,19 @@ _SAMPLE_PX, _SAMPLES = 256, 16
 """Side of the windows that are looked at, and how many along a side: rasters of up to 4096 x 4096 are seen whole."""
 _LEAST_SHARE = 1e-3
 """Share of the pixels from which on a value counts."""
+
+
+class _Image(Protocol):
+    """A raster or a mosaic: both read windows through what is here."""
+
+    height: int
+    width: int
+
+    def is_empty(self, window: Window) -> bool: ...
+    def read_alpha(self, window: Window) -> NDArray[Any] | None: ...
+    def read_image(
+        self, window: Window, bands: tuple[int, int, int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]: ...
 
 
 class Blanks(NamedTuple):
@@ -56,7 +65,7 @@ def blank_areas(image: NDArray[np.uint8], value: int) -> NDArray[np.bool_]:
     return near.all(0) & around
 
 
-def find_blanks(image: "Raster | Mosaic", bands: tuple[int, int, int]) -> Blanks:
+def find_blanks(image: _Image, bands: tuple[int, int, int]) -> Blanks:
     """Look at a raster for white and black areas that are valid by its file.
 
     Raises:
@@ -80,9 +89,7 @@ def find_blanks(image: "Raster | Mosaic", bands: tuple[int, int, int]) -> Blanks
     return Blanks(ordered, *_alpha_shares(image))
 
 
-def _is_missing(
-    pixels: NDArray[np.uint8], valid: NDArray[np.bool_], value: int, window: Window, image: "Raster | Mosaic"
-) -> bool:
+def _is_missing(pixels: NDArray[np.uint8], valid: NDArray[np.bool_], value: int, window: Window, image: _Image) -> bool:
     """Return whether an area of a window is large, or lies at the edge of the raster."""
     exact = ((pixels == value).all(0) & valid).astype(np.uint8)
     large = cv2.erode(exact, _square(min(_LARGE_PX, *exact.shape)), borderType=cv2.BORDER_CONSTANT, borderValue=0)
@@ -94,7 +101,7 @@ def _is_missing(
     return any(there and bool(line.any()) for there, line in at_edge)
 
 
-def _alpha_shares(image: "Raster | Mosaic") -> tuple[float, float]:
+def _alpha_shares(image: _Image) -> tuple[float, float]:
     between, zero, looked_at = 0, 0, 0
     for window in _sample(image.height, image.width):
         alpha = image.read_alpha(window)

@@ -16,7 +16,7 @@ _PERCENTILES = 1, 99
 
 
 def usual_range(
-    sources: Sequence[Source], grid: Grid, bands: tuple[int, int, int], nodata: float | None = None
+    sources: Sequence[Source], grid: Grid, bands: tuple[int, int, int], encoding: PixelEncoding
 ) -> tuple[float, float] | None:
     """Return the values between which 98 of 100 lie, the same for the bands; None for images of 8 bits.
 
@@ -26,12 +26,11 @@ def usual_range(
         sources: The files, as ``build_mosaic`` placed them.
         grid: The grid of them all.
         bands: Bands that are red, green and blue.
-        nodata: Value of pixels without data, besides what the files say.
+        encoding: Says which pixels have no data, besides what the files say; its ``rescale`` is any.
 
     Raises:
         DataError: A file cannot be read, or the sample has no pixel with data.
     """
-    encoding = PixelEncoding((0.0, 1.0), nodata)
     found = []
     for source in sources:
         windows = [each.common(source.window) for each in _windows(grid)]

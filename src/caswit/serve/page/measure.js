@@ -63,7 +63,7 @@ for (const kind of ["length", "area"]) by(kind).onclick = () => choose(tool.kind
 by("undo").onclick = undo;
 by("measured-end").onclick = () => choose(null);
 map.on("mousemove", ({ latlng }) => { if (tool.kind && points.length) show(latlng); });
-map.on("mouseout", () => { if (tool.kind && points.length) show(); });
+map.getContainer().addEventListener("mouseleave", () => { if (tool.kind && points.length) show(); });
 document.addEventListener("keydown", (event) => {
   if (!tool.kind || event.target.matches("input, select")) return;
   if (event.key === "Escape") choose(null);
