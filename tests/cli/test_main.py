@@ -14,8 +14,10 @@ import yaml
 
 import caswit
 from caswit.cli.commands import COMMANDS
+from caswit.cli.inputs import check_inputs
 from caswit.cli.main import main
-from caswit.errors import install
+from caswit.config import DataConfig, Recipe
+from caswit.errors import CaswitError, install
 from conftest import georeference, picture
 
 pytestmark = pytest.mark.e2e
@@ -279,6 +281,15 @@ class TestMistakes:
         (tmp_path / "a.tif").write_bytes(b"II*\0junk")
         assert "a.tif" in refused(capsys, "predict", tmp_path / "a.tif", tmp_path / "b.tif", "--model", model_folder)
         assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_a_dataset_named_through_the_environment_is_found(monkeypatch, tmp_path, dataset_file):
+    """The early look for missing files took $NAME literally, so no recipe of ours began."""
+    monkeypatch.setenv("SOMEWHERE", str(dataset_file.parent))
+    recipe = Recipe(data=DataConfig(dataset=f"$SOMEWHERE/{dataset_file.name}"))
+    check_inputs([recipe], {})
+    with pytest.raises(CaswitError, match="no such file"):
+        check_inputs([Recipe(data=DataConfig(dataset="$SOMEWHERE/nowhere.yaml"))], {})
 
 
 def test_training_without_its_extra_says_what_to_install(capsys, tmp_path, dataset_file, monkeypatch):

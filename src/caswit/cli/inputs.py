@@ -1,10 +1,10 @@
 """A look at the inputs of a command before torch is imported, which takes seconds: a missing file should not."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from caswit.errors import DataError
+from caswit.files import expand_path
 
 
 def check_inputs(settings: Sequence[Any], arguments: Mapping[str, Any]) -> None:
@@ -17,8 +17,7 @@ def check_inputs(settings: Sequence[Any], arguments: Mapping[str, Any]) -> None:
     data = next((each.data for each in settings if hasattr(each, "data")), None)
     datasets = [arguments.get("dataset"), getattr(data, "dataset", None)]
     for file in [*datasets, arguments.get("where")]:
-        # Variables in a path are for the reader of the dataset, which says if one is not set.
-        if isinstance(file, str) and not file.startswith("~") and "$" not in file and not Path(file).exists():
+        if isinstance(file, str) and not expand_path(file).exists():
             raise DataError(f"{file}: no such file")
     image, images = arguments.get("image"), arguments.get("images") or ()
     if image or images:
