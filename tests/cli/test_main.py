@@ -122,10 +122,10 @@ class TestMistakes:
         assert "--mod" in refused(capsys, "predict", "a.tif", "b.tif", "--mod", "m")
 
     def test_map_that_is_no_tif(self, capsys, tmp_path, model_folder):
-        assert "ends in .tif" in refused(capsys, "predict", "a.jpg", tmp_path / "b.png", "--model", model_folder)
+        assert "ends in .tif" in refused(capsys, "predict", __file__, tmp_path / "b.png", "--model", model_folder)
 
     def test_missing_option(self, capsys):
-        assert "model" in refused(capsys, "explain", "a.tif", "--row", "1", "--col", "1", "--out", "b.png")
+        assert "--out" in refused(capsys, "explain", __file__, "--row", "1", "--col", "1")
 
     @pytest.mark.parametrize(
         ("option", "value", "words"),
