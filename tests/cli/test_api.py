@@ -1,5 +1,6 @@
 """``from caswit import ...``: what the commands do, with Python's values and caswit's exceptions."""
 
+import json
 import subprocess
 import sys
 
@@ -84,10 +85,11 @@ def test_mistakes_are_our_exceptions(call, error, message, dataset_file, tmp_pat
         call(dataset_file)
 
 
-def test_a_missing_extra_is_one_too(monkeypatch, dataset_file, tmp_path):
-    monkeypatch.setitem(sys.modules, "lightning.fabric", None)
-    monkeypatch.setitem(sys.modules, "lightning", None)
-    for name in [name for name in sys.modules if name.startswith("caswit.training")]:
-        monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(CaswitError, match="train needs lightning, which comes with the extra train: pip install"):
-        caswit.train(small(dataset_file), tmp_path / "run")
+def test_a_missing_extra_is_one_too(dataset_file, tmp_path):
+    code = (
+        "import sys; sys.modules['lightning'] = None; import caswit, json; caswit.train(json.loads(sys.argv[1]), 'run')"
+    )
+    words = [sys.executable, "-c", code, json.dumps(small(dataset_file))]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    said = "CaswitError: train needs lightning, which comes with the extra train: pip install"
+    assert said in found.stderr

@@ -109,7 +109,10 @@ class TestRefusals:
             ({"scenes": [{"image": "scene.tif", "split": "a", "mask": "x"}]}, "unknown mask; allowed: image, label"),
             ({"scenes": ["scene.tif"]}, "scene 1: must be a mapping with image, split, got str"),
             ({"scenes": [{"image": "$NOT_SET/a.tif", "split": "a"}]}, "environment variable NOT_SET is not set"),
-            ({"classes": [{"id": 1, "name": "a", "color": "#000000", "colour": 1}]}, "unknown colour; allowed: color"),
+            (
+                {"classes": [{"id": 1, "name": "a", "color": "#000000", "colour": 1}]},
+                "unknown colour; allowed: background, color",
+            ),
             ({"classes": {"id": 1}}, "classes must be a list"),
         ],
     )

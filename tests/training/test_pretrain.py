@@ -236,7 +236,7 @@ class TestRefusals:
         with pytest.raises(SystemExit):
             main(["pretrain", str(recipe), "--out", str(tmp_path / "run")])
         assert (
-            "data: unknown train_split; allowed: dataset, sampling, skip_broken, splits, workers"
+            "data: unknown train_split; allowed: bands, dataset, sampling, skip_broken, splits, workers"
             in capsys.readouterr().err
         )
 

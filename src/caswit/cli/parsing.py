@@ -254,7 +254,8 @@ def with_options(message: str, command: Command) -> str:
     if begin and begin[1] in options:
         message = f"--{message}"
     written = "|".join(sorted((name for name in options if "_" in name), key=len, reverse=True))
-    message = re.sub(rf"(?<![\w./-])({written})\b" if written else r"(?!)", r"--\1", message)
+    if written:
+        message = re.sub(rf"(?<![\w./-])({written})\b", r"--\1", message)
     return re.sub(r"(--[a-z-]+)=(?=\S)", r"\1 ", dashed(message))
 
 

@@ -36,6 +36,7 @@ from caswit.inference.load import load_predictor
 from caswit.mapping.run import predict
 from caswit.raster.reader import Raster, UInt8
 from caswit.raster.windows import Window
+from caswit.training.run_folder import RunFolder
 from caswit.training.supervised import train
 from caswit.viz.pages import render
 from caswit.viz.pictures import channels_last, colourise, data_uri, overlay, shrink
@@ -76,7 +77,10 @@ def demo(out: Path, settings: DemoConfig | None = None) -> DemoResult:
     dataset = write_landscapes(out / "data", settings.seed)
     reports, models = {}, {}
     for variant, stages in VARIANTS.items():
-        models[variant] = train(recipe(dataset, stages, settings), out / "runs" / variant, resume=True)
+        wanted, run = recipe(dataset, stages, settings), RunFolder(out / "runs" / variant)
+        # The two are compared, so neither may be a shorter run that was made longer.
+        run.check(wanted, resume=True, longer=False)
+        models[variant] = train(wanted, run.path, resume=True)
         scores = out / "scores" / variant
         evaluation = evaluate(models[variant], dataset.path, scores, split="test", settings=EvaluateConfig(batch=8))
         reports[variant] = report_values(evaluation)
