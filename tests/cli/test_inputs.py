@@ -82,6 +82,7 @@ def test_the_models_that_fit_are_listed_without_torch(tmp_path):
         ),
         ("overlap_px must be below the model's tile_px=32", "--overlap-px must be below the model's tile_px=32"),
         ("/data/gsd_m/a.tif: its batch is old", "/data/gsd_m/a.tif: its batch is old"),
+        ("srun started 2; use srun --ntasks=1", "srun started 2; use srun --ntasks=1"),
         ("workers of the cluster cannot start", "workers of the cluster cannot start"),
         ("min_area is about polygons; add --vector FILE", "--min-area is about polygons; add --vector FILE"),
     ],

@@ -110,15 +110,15 @@ def test_mirrored_holes_leave_no_trace_of_blocks(make_raster, image, model_folde
     assert (black != maps[0]).any()  # it does something
 
 
-def test_an_image_without_holes_is_mapped_as_ever_unless_its_edges_are_to_be_mirrored(
+def test_an_image_without_holes_is_mirrored_at_its_edges_unless_asked_otherwise(
     make_raster, image, model_folder, tmp_path
 ):
     path, maps = make_raster(image, **georeference()), {}
     for fill in (None, "black", "holes", "mirror"):
         predict(path, tmp_path / f"{fill}.tif", model_folder, PredictConfig(fill=fill, **EXACT))
         maps[fill] = read(tmp_path / f"{fill}.tif")
-    for fill in (None, "holes"):
-        np.testing.assert_array_equal(maps[fill], maps["black"])
+    np.testing.assert_array_equal(maps["holes"], maps["black"])
+    np.testing.assert_array_equal(maps[None], maps["mirror"])
     assert (maps["mirror"] != maps["black"]).any()
 
 
@@ -127,7 +127,7 @@ def test_holes_are_mirrored_unless_black_is_asked_for(make_raster, image, model_
     for fill in (None, "black", "holes", "mirror"):
         predict(path, tmp_path / f"{fill}.tif", model_folder, PredictConfig(fill=fill, **EXACT))
         maps[fill] = read(tmp_path / f"{fill}.tif")
-    np.testing.assert_array_equal(maps[None], maps["holes"])
+    np.testing.assert_array_equal(maps[None], maps["mirror"])
     for one, other in (("holes", "black"), ("holes", "mirror")):
         assert (maps[one] != maps[other]).any()
     # Far from the hole, and from its context, nothing changes.

@@ -103,10 +103,14 @@ def test_the_batch_size_changes_next_to_nothing(make_raster, image, model_folder
 
 
 @pytest.mark.parametrize("fusion_stages", [(), (1, 2, 3, 4)])
-def test_streaming_equals_predicting_every_tile_by_hand(make_raster, image, make_model, tmp_path, fusion_stages):
+@pytest.mark.parametrize(("fill", "padding"), [(None, "reflect"), ("black", "constant")])
+def test_streaming_equals_predicting_every_tile_by_hand(
+    make_raster, image, make_model, tmp_path, fusion_stages, fill, padding
+):
     folder = make_model(fusion_stages)
     network = load_model(folder).network
-    predict(make_raster(image, **georeference()), tmp_path / "map.tif", folder, PredictConfig(**EXACT, overlap_px=0))
+    settings = PredictConfig(**EXACT, overlap_px=0, fill=fill)
+    predict(make_raster(image, **georeference()), tmp_path / "map.tif", folder, settings)
     padded = np.pad(image, ((0, 0), (16, 64), (16, 64)))
     expected = np.zeros((90, 130), np.uint8)
     for row in (0, 32, 58):
@@ -114,6 +118,11 @@ def test_streaming_equals_predicting_every_tile_by_hand(make_raster, image, make
             wide = padded[:, row : row + 64, col : col + 64].astype(np.float32)
             tile = wide[:, 16:48, 16:48]
             context = np.floor(wide.reshape(3, 32, 2, 32, 2).mean(axis=(2, 4)) + 0.5)
+            # How many averaged pixels lie above, below, left and right of the image.
+            around = [[max(0, 16 - at) // 2, max(0, at + 48 - end) // 2] for at, end in ((row, 90), (col, 130))]
+            (above, below), (before, after) = around
+            inside = context[:, above : 32 - below, before : 32 - after]
+            context = np.pad(inside, ((0, 0), *around), mode=padding)
             with torch.inference_mode():
                 logits = network(torch.from_numpy(tile)[None], torch.from_numpy(context)[None])
             # Later tiles own what they share with earlier ones only from the middle on.
@@ -267,7 +276,7 @@ def test_a_finer_image_is_read_at_the_models_ground_size(make_raster, image, mod
         context = (context.reshape(3, 32, 2, 32, 2).mean((2, 4)) + 0.5).astype(np.uint8)
         logits = model.network(*(torch.from_numpy(x)[None] for x in (coarse, context)))
         large = torch.nn.functional.interpolate(logits, scale_factor=3, mode="bilinear")
-    predict(fine, tmp_path / "map.tif", tmp_path / model.name, PredictConfig(**EXACT))
+    predict(fine, tmp_path / "map.tif", tmp_path / model.name, PredictConfig(**EXACT, fill="black"))
     expected = model.info.classes.ids[large[0].argmax(0).numpy()]
     assert (read(tmp_path / "map.tif") == expected).mean() > 0.999  # ties between near-equal logits
 

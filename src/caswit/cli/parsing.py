@@ -256,7 +256,9 @@ def with_options(message: str, command: Command) -> str:
     written = "|".join(sorted((name for name in options if "_" in name), key=len, reverse=True))
     if written:
         message = re.sub(rf"(?<![\w./-])({written})\b", r"--\1", message)
-    return re.sub(r"(--[a-z-]+)=(?=\S)", r"\1 ", dashed(message))
+    # Options of other programs, such as srun --ntasks=1, are written as those programs take them.
+    ours = "|".join(sorted(map(re.escape, options), key=len, reverse=True)) or "(?!)"
+    return re.sub(rf"--({ours})\b(=(?=\S))?", lambda found: dashed(f"--{found[1]}") + " " * bool(found[2]), message)
 
 
 def _command_message(message: str, parser: ArgumentParser) -> str:

@@ -42,8 +42,8 @@ class PredictConfig(TTAConfig):
     ignore_alpha: bool = False
     """Take the band that the image calls alpha for a band like any other, such as near infrared."""
     fill: Fill | None = None
-    """What the network sees where there is no data. holes: the image mirrored at the edges of holes in it, and black
-    around it; mirror: mirrored at its outer edges too; black: black. Null: holes."""
+    """What the network sees where there is no data. mirror: the image mirrored at its edges and those of holes in it;
+    holes: mirrored at holes, black around the image; black: black. Null: mirror."""
     min_confidence: int = 0
     """Pixels whose class is less probable than this many percent become nodata."""
 

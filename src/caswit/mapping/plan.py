@@ -267,9 +267,9 @@ def make_plan(
         where = learned.where(distance_km(bounds, learned.area) if bounds and learned.area else None)
         log.info("model: %s (%s%s)", chosen.name, reason, where and f"; {where}")
         model = loaded = load(chosen.name)
-    # Black in holes is nothing that a network met in training. Around an image it was, if seldom, so there maps change
-    # only for those who ask (docs/log.md has what was measured).
-    fill = settings.fill or "holes"
+    # A network met black beside a tile seldom in training, and half of a context never: it reads buildings out of it
+    # (docs/log.md has what was measured). Scores are computed with black around the image, as the paper has it.
+    fill = settings.fill or "mirror"
     info = loaded.info
     overlap_px, read_gsd_m = _overlap_px(settings, info.tile.tile_px), _read_gsd_m(info, settings, source_gsd_m)
     plan = MapPlan(
