@@ -133,6 +133,13 @@ class TestRefusals:
     def test_two_bands(self, make_raster, image):
         assert "has 2 bands, bands [1, 2, 3] are needed" in self.refused(make_raster(image[:2]))
 
+    def test_a_map_of_ours(self, make_raster, image):
+        """In the folder of the images it covered them."""
+        path = make_raster(image)
+        with rasterio.open(path, "r+") as src:
+            src.update_tags(CASWIT_MODEL_SHA256="0" * 64)
+        assert "is a map that caswit made, not an image" in self.refused(path)
+
     def test_sixteen_bits(self, make_raster, image):
         message = self.refused(make_raster(image.astype(np.uint16) * 10))
         assert "gdal_translate -ot Byte -scale" in message

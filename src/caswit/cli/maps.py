@@ -75,7 +75,7 @@ def _predict_each(
     areas, failed, skipped = [], [], False
     for image, result in predict_each(images, Path(out_dir), model, settings, outputs, run):
         if isinstance(result, CaswitError):
-            said = str(result).removeprefix(f"{image}: ")
+            said = str(result).removeprefix(f"{image}: ").removeprefix(f"{Path(image).name}: ")
             print(f"failed: {one_line(f'{image}: {said}', 1000)}", file=sys.stderr)
             failed.append(image)
             continue

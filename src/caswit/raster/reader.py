@@ -138,7 +138,15 @@ class Raster:
         self._src.close()
 
     def check_image(self, bands: tuple[int, int, int]) -> None:
-        """Raise DataError unless these bands are there and are uint8 colours, or ``rescale`` makes them so."""
+        """Raise DataError unless these bands are there and are uint8 colours, or ``rescale`` makes them so.
+
+        A map that caswit made is refused: neither the colours of its classes nor its probabilities show the ground.
+        """
+        if "CASWIT_MODEL_SHA256" in self._src.tags():
+            raise DataError(
+                f"{self.path}: is a map that caswit made, not an image; leave it out, or keep maps and images in two "
+                "folders"
+            )
         count = self.count if self._palette is None else 3
         if count < max(bands):
             raise DataError(
