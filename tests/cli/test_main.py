@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import rasterio
 import torch
 import yaml
 
@@ -106,6 +108,12 @@ def test_from_recipe_to_map(capsys, dataset_file, tmp_path):
     status, said, _ = run(capsys, "evaluate", model, dataset_file, "--out", tmp_path / "scores")
     assert status == 0
     assert "mIoU 0." in said
+    assert "not in the truth" not in said
+    with rasterio.open(tmp_path / "scene_label.tif", "r+") as dry:
+        label = dry.read(1)
+        dry.write(np.where(label == 7, 1, label), 1)
+    status, said, _ = run(capsys, "evaluate", model, dataset_file, "--out", tmp_path / "dry")
+    assert "not in the truth of split test: water, with an IoU of 0 in these means" in said
     status, said, _ = run(capsys, "predict", tmp_path / "scene.tif", tmp_path / "map.tif", "--model", model)
     assert status == 0
     assert (tmp_path / "map.tif").is_file()

@@ -27,6 +27,7 @@ from caswit.errors import ConfigError, DataError, install
 from caswit.mapping.run import predict
 from caswit.raster import geopackage
 from caswit.raster.georef import Grid
+from caswit.raster.ground import class_areas
 from caswit.raster.overviews import Overviews
 from caswit.raster.reader import write_raster
 from caswit.raster.web_mercator import mercator_fit, terms
@@ -166,6 +167,25 @@ def test_points_say_class_place_and_confidence(client, label):
     predicted = reply["layers"][layer(scene, "map")["key"]]
     assert reply["model"]["name"] == predicted["name"]  # the live model is the one that made the map
     assert 1 / 3 < reply["model"]["confidence"] < 1
+
+
+@pytest.mark.parametrize("count_px", [2048, 64])
+def test_areas_are_those_that_predict_prints(tmp_path, monkeypatch, count_px):
+    """On the ellipsoid where pixels are those of a web map, whose rows differ in size; nearly so where sampled."""
+    monkeypatch.setattr("caswit.serve.layers._COUNT_PX", count_px)
+    label = (np.arange(128) >= 64).astype(np.uint8)[:, None] + np.zeros((1, 96), np.uint8)
+    for name, pixels in (("a.tif", picture(128, 96)), ("a_label.tif", label[None])):
+        profile = {"driver": "GTiff", "height": 128, "width": 96, "count": len(pixels), "dtype": "uint8"}
+        place = {"crs": "EPSG:3857", "transform": Affine(150, 0, 9.52e6, 0, -150, 8.7e6)}
+        with rasterio_open(tmp_path / name, "w", **profile, **place) as out:
+            out.write(pixels)
+    table = ClassTable((LandClass(id=0, name="land", color="#8429f6"), LandClass(id=1, name="water", color="#e2a929")))
+    client = TestClient(make_app(Collection(tmp_path, table=table)))
+    view = views(client)["a.tif"]
+    found = client.get(f"/api/views/{view['key']}/layers/{layer(view, 'truth')['key']}/areas").json()
+    exact = class_areas(tmp_path / "a_label.tif")
+    assert [row["area_m2"] for row in found] == pytest.approx([exact[0].area_m2, exact[1].area_m2], rel=1e-4)
+    assert found[0]["area_m2"] < found[1]["area_m2"]
 
 
 def test_areas_are_counted(client, label):

@@ -18,6 +18,7 @@ from caswit.data.classes import ClassTable, LandClass
 from caswit.explain.figure import ramp_colours
 from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid
+from caswit.raster.ground import row_areas_m2
 from caswit.raster.overviews import Overviews
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Window
@@ -120,17 +121,24 @@ class Layer:
         scale = max(1.0, max(self.height, self.width) / _COUNT_PX)
         height, width = max(1, round(self.height / scale)), max(1, round(self.width / scale))
         whole = Window(0, 0, self.height, self.width)
-        values = np.bincount(self.values(whole, height, width).ravel(), minlength=256)
-        pixels = values * (self.height * self.width / (height * width))
+        ids = self.values(whole, height, width).astype(np.int32) + 256 * np.arange(height, dtype=np.int32)[:, None]
+        counts = np.bincount(ids.ravel(), minlength=256 * height).reshape(height, 256)
+        stands_for = self.height * self.width / (height * width)
+        pixels = counts.sum(0) * stands_for
+        row_m2, m2 = row_areas_m2(grid), None
+        if row_m2 is not None and np.isfinite(row_m2).all():
+            rows_read = ((np.arange(height) + 0.5) * self.height / height).astype(int)
+            m2 = row_m2[rows_read] @ counts * stands_for
         counted = [c for c in self.classes if not c.ignore and c.id < NO_CLASS]
-        total = sum(pixels[c.id] for c in counted)
-        gsd_m = grid.source_gsd_m
+        # As caswit predict counts shares.
+        shown = pixels if m2 is None else m2
+        total = sum(shown[c.id] for c in counted)
         return [
             {
                 "id": c.id,
                 "pixels": round(pixels[c.id]),
-                "share": float(pixels[c.id] / total) if total else 0.0,
-                "area_m2": None if gsd_m is None else float(pixels[c.id] * gsd_m**2),
+                "share": float(shown[c.id] / total) if total else 0.0,
+                "area_m2": None if m2 is None else float(m2[c.id]),
                 "exact": scale == 1,
             }
             for c in counted

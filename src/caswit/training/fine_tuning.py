@@ -74,7 +74,7 @@ def fine_tuning_recipe(model: str, dataset: str) -> str:
             *(f"# {line}" for paragraph in about for line in wrap(paragraph, 110)),
             "data:",
             f"  dataset: {json.dumps(dataset)}",
-            f"  val_split: {'val' if validates else 'null   # no labelled scenes: the last weights are kept'}",
+            f"  val_split: {'val' if validates else 'null   # no split val with labels: the last weights are kept'}",
             "  sampling: random",
             "tile:",
             *tile,
