@@ -81,6 +81,12 @@ def test_urur8_refuses_a_dataset_that_ignores_others(tmp_path):
         scored_classes(table(range(8)), data, "urur8")
 
 
+def test_urur8_refuses_a_dataset_of_further_classes(tmp_path):
+    fifteen = table(range(15))
+    with pytest.raises(DataError, match="for datasets of class ids 0-7 alone, this one also has 8 class 8"):
+        scored_classes(fifteen, dataset(fifteen, tmp_path), "urur8")
+
+
 def test_names_must_agree(tmp_path):
     other = ClassTable(tuple(LandClass(id=i, name="x", color="#000000") for i in range(8)))
     with pytest.raises(DataError, match="of the classes that urur8 scores the model has 0 x"):

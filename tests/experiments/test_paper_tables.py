@@ -133,6 +133,19 @@ def test_a_row_that_cannot_start_says_so_and_the_others_run(recipes, caplog):
     assert any("SSL, seed 0: not run: " in message for message in caplog.messages)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pretrained": "nowhere/p"}, "--pretrained names nowhere/p, which does not exist"),
+        ({"size": "tiny"}, "name one of size nano with --pretrained"),
+    ],
+)
+def test_a_missing_pretraining_of_another_table_is_not_the_papers(recipes, settings, said):
+    with pytest.raises(ConfigError, match=said) as error:
+        table(rows(recipes, "ssl"), recipes / "out", dataclasses.replace(FAST, seeds=(0,), **settings))
+    assert "recipes/p.yaml" not in str(error.value)
+
+
 def test_a_table_of_which_nothing_runs_is_an_error(recipes):
     with pytest.raises(CaswitError, match="which does not exist"):
         table(rows(recipes, "ssl"), recipes / "out", FAST)

@@ -72,6 +72,13 @@ def _check_protocol(table: ClassTable, data: Dataset, protocol: ProtocolName) ->
                 f"{data.path}: protocol {protocol} scores class ids {ids[0]}-{ids[-1]}, {who} does not have "
                 f"{', '.join(missing)} or ignores them; use another protocol, or none"
             )
+    # URUR has no other classes, and truth and predictions of others would be dropped from the scores without a word.
+    others = [c for c in _named(data.classes) if c[0] not in ids] if protocol == "urur8" else []
+    if others:
+        raise DataError(
+            f"{data.path}: protocol urur8 is for datasets of class ids 0-7 alone, this one also has "
+            f"{_listed(others)}; use another protocol, or none"
+        )
     theirs, ours = ([c for c in _named(t) if c[0] in ids] for t in (data.classes, table))
     if ours != theirs:
         raise DataError(

@@ -209,6 +209,22 @@ def _landscapes(folder: Path, seed: int) -> Path:
     return file if file.is_file() else write_landscapes(folder, seed).path
 
 
+def _missing_start(recipe: Recipe, row: TableRow, path: Path) -> str:
+    """Return the message for a row whose pretraining is missing."""
+    if row.recipe.start is not None and recipe.start != row.recipe.start:
+        return f"{row.file}: --pretrained names {path}, which does not exist; docs/tables.md shows how to make it"
+    if recipe.model.size != row.recipe.model.size:
+        # The recipe's own pretraining is of the paper's size.
+        return (
+            f"{row.file}: starts from a pretraining; name one of size {recipe.model.size} with --pretrained "
+            "(docs/tables.md shows how to make it)"
+        )
+    return (
+        f"{row.file}: starts from {path}, which does not exist; make it with: "
+        f"caswit pretrain {row.row.pretraining or 'RECIPE'} --out {path}, or name it with --pretrained"
+    )
+
+
 def _trained_model(recipe: Recipe, row: TableRow, folder: Path) -> Path:
     """Return the model of a finished run, or train it."""
     run = RunFolder(folder)
@@ -222,11 +238,7 @@ def _trained_model(recipe: Recipe, row: TableRow, folder: Path) -> Path:
         # A variable that is not set stays in the path, which then does not exist: one message for both.
         path = Path(os.path.expandvars(start.path)).expanduser()
         if not path.exists() and not is_on_hub(start.path):
-            recipe_file = row.row.pretraining or "RECIPE"
-            raise ConfigError(
-                f"{row.file}: starts from {path}, which does not exist; make it with: "
-                f"caswit pretrain {recipe_file} --out {path}, or name it with --pretrained"
-            )
+            raise ConfigError(_missing_start(recipe, row, path))
     log.info("%s: training", folder)
     if recipe.train.devices == 1:
         return train(recipe, folder, resume=True)
