@@ -90,9 +90,8 @@ def scene(make_raster, image):
 
 @pytest.mark.parametrize("place", [(0, 0), (45, 70), (89, 129)])
 def test_the_class_is_the_maps_class(scene, model_folder, tmp_path, place):
-    predict(
-        scene.scene.image, tmp_path / "map.tif", model_folder, PredictConfig(device="cpu", precision="fp32", batch=1)
-    )
+    settings = PredictConfig(device="cpu", precision="fp32", batch=1, fill="black")
+    predict(scene.scene.image, tmp_path / "map.tif", model_folder, settings)
     model = load_predictor(load_model(model_folder), EXACT)
     found = explain_pixel(model, scene, *place, TILE.tile_px)
     with Raster(tmp_path / "map.tif") as written:

@@ -331,7 +331,8 @@ def _look(sources: Sequence[Source], grid: Grid, bands: tuple[int, int, int], se
             blanks = find_blanks(image, bands)
         except DataError:  # a block that cannot be read is the run's business: it may be told to skip it
             return None
-    if blanks.half_transparent > _MOST_HALF_TRANSPARENT:
+    # Where no pixel is transparent there is nothing to lose.
+    if blanks.half_transparent > _MOST_HALF_TRANSPARENT and blanks.transparent:
         log.warning(
             "%s: %.0f %% of the values of its alpha band lie between transparent and opaque, as near infrared does; "
             "where it is 0 (%.2g %% of the pixels), the map is nodata: add --ignore-alpha if it is a band of colour",
