@@ -3,6 +3,7 @@
 import difflib
 import logging
 import math
+from collections import Counter
 from typing import NamedTuple
 
 from timm.layers import resize_rel_pos_bias_table_simple
@@ -113,7 +114,10 @@ def report(fit: Fit, where: str, start: InitConfig, theirs: State, ours: State) 
     share = f"{fit.share(_counted(start)):.0%} of the encoders"
     lines = [f"init: {where}: took {', '.join(parts)}{others}; {share}{resized}"]
     if fit.missing:
-        lines.append(f"init: {len(fit.missing)} start at random: {_some(fit.missing)}")
+        # A model folder leaves out what only training needs, such as the head of the context branch.
+        of = Counter(name.partition(".")[0] for name in fit.missing)
+        parts = [f"{count} of {part}" for part, count in of.items()]
+        lines.append(f"init: {len(fit.missing)} start at random ({', '.join(parts)}): {_some(fit.missing)}")
     if fit.left_over:
         lines.append(f"init: {len(fit.left_over)} left over: {_some(fit.left_over)}")
     if start.source == "official":
