@@ -49,14 +49,16 @@ def test_each_image_gets_the_map_it_would_get_alone_and_failures_stop_nobody(ima
     assert there == [f"{name}.{end}" for name in "ad" for end in ("qml", "stac.json", "sure.qml", "sure.tif", "tif")]
 
 
-def test_finished_maps_are_kept_unless_something_changed(images, model_folder, tmp_path):
+def test_finished_maps_are_kept_unless_something_changed(images, model_folder, tmp_path, caplog):
     def times():
         return {file.name: file.stat().st_mtime_ns for file in (tmp_path / "maps").glob("?.tif")}
 
     first = maps(images, tmp_path / "maps", model_folder)
     before = times()
-    again = maps(images, tmp_path / "maps", model_folder)
+    with caplog.at_level("INFO"):
+        again = maps(images, tmp_path / "maps", model_folder)
     assert times() == before
+    assert caplog.text.count(": kept, since the same call has finished it before") == len(before)
     for name, result in first.items():
         if isinstance(result, MapResult):
             assert again[name] == result  # areas and confidence as well

@@ -1,5 +1,6 @@
 """Mapping images of any size: list the images, plan, map the blocks, write the outputs."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -23,6 +24,7 @@ from caswit.raster.image_list import list_images
 from caswit.raster.reader import quiet
 from caswit.weights.model_folder import LoadedModel, load_model
 
+log = logging.getLogger(__name__)
 _MANY_BLOCKS = 1_000_000
 """Blocks that are begun without being asked for: four countries of the size of Switzerland at 10 cm."""
 _ATTEMPTS = 3
@@ -91,6 +93,7 @@ def predict(
         engine = stack.enter_context(start_engine(plan, loaded))
         plan = plan.computed_in(engine.precision)
         if keep and is_finished(targets, plan.digest(loaded)):
+            log.info("%s: kept, since the same call has finished it before", out)
             return _result(out, targets, plan, blocks, loaded, {})
         manifest = plan.manifest(loaded)
         shapes = {b.number: (plan.bands.count(len(loaded.info.classes)), *b.native[2:]) for b in blocks}
