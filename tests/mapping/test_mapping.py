@@ -467,7 +467,7 @@ class TestBlending:
     def test_a_pixel_is_the_weighted_mean_of_all_tiles_that_see_it(self, path, image, model_folder, tmp_path):
         loaded = load_model(model_folder)
         outputs = OutputConfig(probabilities=str(tmp_path / "p.tif"))
-        settings = PredictConfig(**EXACT, blend=True, overlap_px=12, block_px=64)
+        settings = PredictConfig(**EXACT, blend=True, overlap_px=12, block_px=64, fill="black")
         predict(path, tmp_path / "map.tif", model_folder, settings, outputs)
         padded = np.pad(image, ((0, 0), (16, 64), (16, 64)))
         total, weights = np.zeros((3, 90, 130)), np.zeros((90, 130))
