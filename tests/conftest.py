@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from rasterio.errors import NotGeoreferencedWarning
 from caswit.config import ModelConfig, TileConfig
 from caswit.data.classes import ClassTable, LandClass
 from caswit.weights.model_folder import ModelInfo, build, save_model
+
+if TYPE_CHECKING:
+    from forked import Forks
 
 settings.register_profile("caswit", deadline=None, derandomize=True)
 settings.load_profile("caswit")
@@ -143,3 +147,12 @@ def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if hasattr(getattr(item, "obj", None), "hypothesis"):
             item.add_marker("property")
+
+
+@pytest.fixture(scope="module")
+def forks() -> "Iterator[Forks]":
+    """Commands in processes of their own; the process that they are forked from starts once a module."""
+    from forked import Forks
+
+    with Forks() as started:
+        yield started

@@ -314,12 +314,6 @@ def fault(ended: Ended, folder: Path) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """A folder with a file of every kind, all of them good."""
     import pyogrio

@@ -18,7 +18,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,12 +77,6 @@ MARKS = {
 }
 """Calls that change files at which a run is killed more often, as regular expressions: what follows matters most."""
 _TIMES = {"TIFFTAG_DATETIME", "tiles_per_s", "elapsed_s", "datetime", "created", "updated"}
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

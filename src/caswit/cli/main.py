@@ -105,12 +105,9 @@ def _users_fault(error: Exception, words: Sequence[str]) -> str | None:
         case OSError(errno=int(number)) if number not in _OURS:
             hint = _HINTS.get(number, "")
             if number in _FULL:
-                goes_on = words[0] in _KEEP or words[0] in _GO_ON
-                hint = (
-                    f"; make room, then {_again(words, _GO_ON.get(words[0]))}"
-                    if goes_on
-                    else "; make room and try again"
-                )
+                hint = "; make room and try again"
+                if words[0] in _KEEP or words[0] in _GO_ON:
+                    hint = f"; make room, then {_again(words, _GO_ON.get(words[0]))}"
             return f"{error.filename or 'cannot write'}: {error.strerror}{hint}"
         case MemoryError() | RuntimeError() if _is_out_of_memory(error):
             return f"not enough memory ({one_line(error, 200)}); try smaller images or settings, e.g. --batch 1"
