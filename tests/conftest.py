@@ -1,6 +1,8 @@
 """Parts that tests share: small rasters, a dataset over them, models with random weights, the real imagery."""
 
+import multiprocessing
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +71,27 @@ def make_raster(tmp_path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+class Killing:
+    """Kills the reading processes of this one, once."""
+
+    killed = 0
+
+    def kill(self) -> None:
+        """Kill those that run; nothing after the first time."""
+        children = [] if self.killed else multiprocessing.active_children()
+        for child in children:
+            os.kill(child.pid, signal.SIGKILL)
+        self.killed += len(children)
+
+
+@pytest.fixture
+def killing(monkeypatch) -> Killing:
+    """Kills reading processes; torch looks for dead ones ten times a second instead of every 5 seconds."""
+    waiting = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(waiting, "__defaults__", (0.1,))
+    return Killing()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from signal import SIGINT
@@ -23,7 +24,7 @@ from caswit import __version__
 from caswit.config import LearningConfig, PretrainConfig, PretrainRecipe, TrainConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.sampler import Samples, training_loader
-from caswit.errors import ConfigError, Stopped
+from caswit.errors import ConfigError, DataError, Stopped
 from caswit.files import checked
 from caswit.progress import Progress
 from caswit.training.fabric import all_sum, is_first_process, stop_signal
@@ -197,13 +198,16 @@ class Loop:
         while self.row is not None or (self.step < self.max_steps and not self._out_of_time()):
             if self.row is None:
                 began_s = time.perf_counter()
-                self.row, stop = self._step(next(passes_of_steps))
+                with self._saved_if_data_fails():
+                    passes = next(passes_of_steps)
+                self.row, stop = self._step(passes)
                 self.row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
             # Before the checkpoint: a run that dies while it validates takes the step and the validation again.
             done = self.step == self.max_steps or self._out_of_time()
             validated = self.step % self.validate_every == 0 or done
             if validated:
-                scores = None if stop else self._validate(progress)
+                with self._saved_if_data_fails():
+                    scores = None if stop else self._validate(progress)
                 if scores is None:
                     self._save()
                     return False
@@ -218,6 +222,17 @@ class Loop:
             if stop:
                 return False
         return True
+
+    @contextmanager
+    def _saved_if_data_fails(self) -> Iterator[None]:
+        """Save before a broken file, or a killed reading process, ends the run between two steps."""
+        try:
+            yield
+        except DataError as error:
+            if self.step == 0:
+                raise
+            self._save()
+            raise DataError(f"{error}; step {self.step} is saved, --resume goes on from it") from error
 
     def _leave(self) -> None:
         """End a run that stops before its last step, once its checkpoint is written."""
