@@ -1,12 +1,15 @@
 """Recipes that inherit, and the shipped ones against the paper."""
 
+import dataclasses
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from caswit.cli.recipe import merge, parse_recipe, parse_row, read_recipe
+from caswit.config import Recipe
 from caswit.errors import CaswitError, ConfigError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -91,6 +94,24 @@ class TestMistakes:
             parse_recipe(read_recipe(file), file)
         assert str(caught.value).startswith(f"{file}: ")
         assert words in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("section", "field"),
+        [
+            (section.name, field.name)
+            for section in dataclasses.fields(Recipe)
+            if dataclasses.is_dataclass(section.type)
+            for field in dataclasses.fields(section.type)
+            if field.name != "dataset" and type(None) not in get_args(field.type)
+        ],
+    )
+    def test_null_where_there_is_no_null(self, tmp_path, section, field):
+        """``batch: null`` was compared with 1; jsonargparse lets null through wherever there is a default."""
+        content = {"data": {"dataset": "x"}} | {section: {"dataset": "x"} if section == "data" else {}}
+        content[section][field] = None
+        file = write(tmp_path / "r.yaml", **content)
+        with pytest.raises(ConfigError, match=rf"^{file}: {section}.{field}: must not be null; leave it out for"):
+            parse_recipe(read_recipe(file), file)
 
 
 @pytest.mark.parametrize("file", ROWS, ids=lambda f: f"{f.parent.name}/{f.stem}")

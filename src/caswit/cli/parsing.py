@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 
 from caswit.config.checks import check_sizes
 from caswit.config.renamed import old_options, say_once
-from caswit.errors import CaswitError
+from caswit.errors import CaswitError, brief
 
 T = TypeVar("T")
 
@@ -203,7 +203,9 @@ def parse(
     try:
         if follow is not None:
             parser.set_defaults(follow(parser.parse_args(complete, defaults=False)))
-        found = parser.instantiate(parser.parse_args(complete))
+        parsed = parser.parse_args(complete)
+        refuse_null(parser, parsed)
+        found = parser.instantiate(parsed)
     except ArgumentError as error:
         raise CaswitError(_command_message(str(error), parser)) from error
     names = [name.removeprefix("--") for name, _ in command.arguments]
@@ -211,6 +213,16 @@ def parse(
     for each in settings:
         check_sizes(each)
     return settings, {name: found[name] for name in names}
+
+
+def refuse_null(parser: ArgumentParser, parsed: Namespace) -> None:
+    """Raise ArgumentError if null is given for a setting that cannot be null, which jsonargparse lets through."""
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        null = hint is not None and parsed.get(action.dest, action.default) is None
+        if null and action.default is not None and type(None) not in get_args(hint):
+            usual = f"{action.default:g}" if isinstance(action.default, float) else brief(action.default)
+            raise ArgumentError(None, f'Parser key "{action.dest}": must not be null; leave it out for {usual}')
 
 
 def settings_of(kind: type[T], found: Namespace) -> T:

@@ -43,6 +43,14 @@ _NETWORK = "network."
 """Beginning of the names of encoders and fusion in ``SimMIM``, which model folders leave out."""
 
 
+class _Provenance(TypedDict):
+    """Entries that are printed; all others are left alone."""
+
+    dataset: NotRequired[str | None]
+    step: NotRequired[int | None]
+    best_val_miou: NotRequired[float | None]
+
+
 class _Config(TypedDict):
     """The shape of a config.json, under the names of today; what else it holds is left alone."""
 
@@ -306,6 +314,7 @@ def read_info(folder: Path) -> ModelInfo | PretrainedInfo:
     file = folder / CONFIG
     with config_errors(file):
         content = checked(_Config, read_config(file), str(file))
+        checked(_Provenance, content["provenance"], f"{file}: provenance")
         shared: dict[str, Any] = {name: content[name] for name in _SHARED}
         pretrained = content.get("kind") == PRETRAINED
         if ("mask" if pretrained else "classes") not in content:
