@@ -243,6 +243,11 @@ def test_messages_on_the_page_of_troubles_are_those_of_the_source():
         assert any(pattern.search(each) for each in said), message
 
 
+def test_no_row_of_the_table_of_growth_is_there_twice():
+    rows = re.findall(r"^\| (inference|training.*?) \| (\d+) \| (\d+) \|", (DOCS / "performance.md").read_text(), re.M)
+    assert len(rows) == len(set(rows)) > 12
+
+
 def test_the_site_shows_the_changelog_with_links_that_lead_somewhere():
     module = runpy.run_path(str(DOCS / "hooks.py"))
     shown = module["on_page_markdown"]("", SimpleNamespace(file=SimpleNamespace(src_uri="changelog.md")))

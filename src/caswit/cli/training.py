@@ -103,8 +103,7 @@ def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, 
     scores = score(evaluation.counts)
     print(f"mIoU {scores.miou:.4f}  mF1 {scores.mf1:.4f}  mBIoU {scores.mbiou:.4f} (band {evaluation.band_px} px)")
     print(f"overall accuracy {scores.overall_accuracy:.4f} over {evaluation.tiles} tiles")
-    names = [name for name, pixels in zip(evaluation.class_names, scores.support, strict=True) if not pixels]
-    if names:
+    if names := scores.without_truth(evaluation.class_names):
         print(f"not in the truth of split {split}: {', '.join(names)}, with an IoU of 0 in these means")
     if evaluation.masked_context_counts is not None:
         masked = score(evaluation.masked_context_counts)

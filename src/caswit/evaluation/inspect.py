@@ -75,16 +75,18 @@ def inspect(
     out.mkdir(parents=True, exist_ok=True)
     broken = list(data.broken)
     summaries = _summaries(data, scenes, broken)
-    for number, (scene, tile) in enumerate(spread_tiles(data, scenes, settings.tile_px, tiles), 1):
-        try:
-            with open_dataset_scene(data, scene) as opened:
-                picture = _picture(data, opened, tile, settings.context_factor)
-        except DataError as error:
-            if not skip_broken:
-                raise
-            broken.append(str(error))
-            continue
-        atomic_write_bytes(out / f"tile-{number:02}.png", png_bytes(picture))
+    drawn = spread_tiles(data, scenes, settings.tile_px, tiles)
+    with Progress("pictures", len(drawn), "tiles") as progress:
+        for number, (scene, tile) in enumerate(drawn, 1):
+            try:
+                with open_dataset_scene(data, scene) as opened:
+                    picture = _picture(data, opened, tile, settings.context_factor)
+                atomic_write_bytes(out / f"tile-{number:02}.png", png_bytes(picture))
+            except DataError as error:
+                if not skip_broken:
+                    raise
+                broken.append(str(error))
+            progress.advance(1)
     atomic_write_bytes(out / "scenes.csv", _scenes_csv(data, summaries).encode())
     report = out / "report.md"
     atomic_write_bytes(report, _report(data, split, summaries, list(dict.fromkeys(broken))).encode())

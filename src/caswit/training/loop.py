@@ -111,6 +111,7 @@ class Loop:
         self.save_every_s = usual_s if settings.save_every_s is None else settings.save_every_s
         self.validate_every = settings.validate_every or self.steps_per_epoch
         self.step, self.elapsed_s, self.best_miou = 0, 0.0, -1.0
+        self.longer = checkpoint is not None and checkpoint.get("max_steps", self.max_steps) < self.max_steps
         self.row: dict[str, float] | None = None
         """Columns for the log of a step that is taken and not yet validated; None between steps."""
         self.model, self.optimizer = fabric.setup(network, adamw(network, settings))
@@ -131,7 +132,7 @@ class Loop:
         if noted is not None and noted != resolved.warmup_steps:
             raise ConfigError(
                 f"{self.folder.path}: its run has a warm-up of {noted} steps, got {resolved.warmup_steps}; resume with "
-                f"train.warmup_steps={noted}, or give another --out"
+                f"--train.warmup_steps {noted}, or give another --out"
             )
         return resolved
 
@@ -150,7 +151,17 @@ class Loop:
     def _say_if_longer(self) -> None:
         """Say what the learning rate does where a run goes on and has been made longer: its cosine ends later now."""
         settings, was = self.settings, self.optimizer.param_groups[0]["lr"]
-        if not (settings.warmup_steps or 0) < self.step < self.max_steps:
+        warmup = settings.warmup_steps or 0
+        if not 0 < self.step < self.max_steps:
+            return
+        if self.step <= warmup:
+            if self.longer:
+                peak = learning_rate(settings, warmup, warmup / self.max_steps)
+                log.info(
+                    "the run is longer than it was: after step %d the learning rate rises as before, to %.3g at the "
+                    "end of the warm-up of %d steps, and then falls to %.3g at the end of %d steps",
+                    *(self.step, peak, warmup, settings.min_lr, self.max_steps),
+                )
             return
         now = learning_rate(settings, self.step, self._progress())
         # Between two steps of one schedule it only falls.
@@ -342,6 +353,7 @@ class Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "elapsed_s": self._elapsed_s(),
+                "max_steps": self.max_steps,
                 "warmup_steps": self.settings.warmup_steps,
                 "best_miou": self.best_miou,
                 **({} if self.row is None else {"row": self.row}),

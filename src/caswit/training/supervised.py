@@ -1,6 +1,7 @@
 """Supervised training (paper sections 3.4 and 4.3): the task that the loop of ``caswit.training.loop`` learns."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -17,7 +18,7 @@ from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
 from caswit.evaluation.evaluate import scored_sample, scored_tiles
-from caswit.evaluation.metrics import Counts, boundary_band_px, score
+from caswit.evaluation.metrics import Counts, Scores, boundary_band_px, score
 from caswit.evaluation.tile_pictures import grid_tiles, sheet, spread_tiles
 from caswit.files import atomic_write_bytes
 from caswit.inference.confidence import Confidence
@@ -35,6 +36,7 @@ from caswit.viz.pictures import png_bytes
 from caswit.weights.initialize import start_from
 from caswit.weights.model_folder import ModelInfo, build, save_model
 
+log = logging.getLogger(__name__)
 _CONFIDENCE_TILES = 100
 """Tiles over which the confidence of a finished model is averaged."""
 _MOST_SCENES = 500
@@ -84,6 +86,7 @@ class SupervisedTask:
         self.validation_scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
         self.validation_sample = _validation_sample(recipe, dataset, self.validation_scenes)
         self.info = _info(recipe, dataset)
+        self.named_absent = False
         weights = settings.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=fabric.device)
 
@@ -109,6 +112,7 @@ class SupervisedTask:
             return {}
         scores = score(counts)
         if self.fabric.is_global_zero:
+            self._name_absent(scores)
             self._write_picture(predictor, self.folder.pictures / f"step_{step:07}.png")
         network.train()
         return {
@@ -117,6 +121,16 @@ class SupervisedTask:
             "val_mbiou": scores.mbiou,
             "val_accuracy": scores.overall_accuracy,
         }
+
+    def _name_absent(self, scores: Scores) -> None:
+        """Name once the classes that no validation label has, which pull the means down."""
+        if self.named_absent:
+            return
+        self.named_absent = True
+        if names := scores.without_truth(self.dataset.classes.names):
+            what = f"split {self.recipe.data.val_split}"
+            what = what if self.validation_sample is None else f"the tiles of {what} that are scored"
+            log.info("not in the truth of %s: %s, which count 0 in the means", what, ", ".join(names))
 
     def _predictor(self, network: Network) -> Predictor:
         settings, device = self.recipe.train, self.fabric.device
