@@ -6,7 +6,7 @@ Each part takes numbers of channels as they are; networks scale theirs once, by 
 Shapes: B batch, C channels, H/W rows and columns, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class Head(nn.Sequential):
 
 
 class STDCBlock(nn.Module):
-    """Short-term dense concatenate block (Fan et al. 2021, "Rethinking BiSeNet", figure 3).
+    """Short-term dense concatenate block (Fan et al. 2021, "Rethinking BiSeNet", figure 3 b, c).
 
     Four convolutions in a row, the first 1x1, of 1/2, 1/4, 1/8 and 1/8 of the outputs; all four results are
     concatenated. With stride 2 a depthwise convolution follows the first, whose own result is averaged.
@@ -111,7 +111,7 @@ class STDCBlock(nn.Module):
 
 
 class STDCBackbone(nn.Module):
-    """STDC network (Fan et al. 2021, table 2): two strided convolutions, then stages of blocks.
+    """STDC network (Fan et al. 2021, figure 3 a): two strided convolutions, then stages of blocks.
 
     Args:
         depths: Blocks of the stages at 1/8, 1/16, 1/32; two stages for the shallow branch of ISDNet.
@@ -184,7 +184,7 @@ class ASPP(nn.Module):
 
 
 class DAPPM(nn.Module):
-    """Deep aggregation pyramid pooling (Hong et al. 2021, "Deep Dual-resolution Networks", figure 5).
+    """Deep aggregation pyramid pooling (Hong et al. 2021, "Deep Dual-resolution Networks").
 
     Averages over windows of 5, 9, 17 pixels and over the whole map are enlarged and added up from narrow to wide, with
     a 3x3 convolution after each addition; all five scales are concatenated, mixed, and added to a shortcut.
@@ -239,7 +239,7 @@ class DilatedResNet18(nn.Module):
         try:
             network = timm.create_model(
                 "resnet18d", pretrained=pretrained, output_stride=8, stem_width=self.channels[0] // 2,
-                channels=self.channels, num_classes=0, global_pool="",
+                channels=self.channels, num_classes=0, global_pool="", norm_layer=BatchNorm,
             )  # fmt: skip
         except Exception as error:
             if not pretrained:
@@ -250,6 +250,13 @@ class DilatedResNet18(nn.Module):
             ) from error
         self.stem = nn.Sequential(network.conv1, network.bn1, network.act1, network.maxpool)
         self.stages = nn.ModuleList([network.layer1, network.layer2, network.layer3, network.layer4])
+
+    def replace_first(self, make: Callable[[nn.Conv2d], nn.Conv2d]) -> None:
+        """Replace the first convolution by one made from it, for images with other channels than three."""
+        first = self.stem[0]
+        assert isinstance(first, nn.Sequential)
+        assert isinstance(first[0], nn.Conv2d)
+        first[0] = make(first[0])
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps of the four stages: 1/4, 1/8, 1/8, 1/8."""

@@ -2,13 +2,13 @@
 Semantic Segmentation", figure 4).
 
 The backbone gives maps at 1/8, 1/16 and 1/32. A context path refines the two deeper ones by attention and brings them
-to 1/8, where they are fused with the backbone's map. In training, detail guidance (section 3.3) has the map at 1/8
-learn where the boundaries of the label are, and two more heads label the context path.
+to 1/8, where they are fused with the backbone's map. In training, detail aggregation (the same figure) has the map
+at 1/8 learn where the boundaries of the label are, and two more heads label the context path.
 
 Our reading of what the paper leaves open: the context path is enlarged by repeating pixels; pixels without a label, and
 those outside the image, have no part in the boundary map; the least number of pixels of the OHEM loss is a sixteenth of
 the labelled ones. The map of stride 4 has a weight of 0.1 in the boundary map, whose threshold is above 0.1: alone it
-makes no boundary, as the equations have it.
+makes no boundary; so it is published.
 
 Shapes: B batch, H/W rows and columns of the image, K classes.
 """
@@ -170,7 +170,7 @@ def ohem_loss(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def boundary_map(label: Tensor) -> Tensor:
-    """Mark pixels along the boundaries between classes (section 3.3, figure 5).
+    """Mark pixels along the boundaries between classes (detail aggregation, figure 4).
 
     A Laplacian of the label at strides 1, 2 and 4 is compared with 0.1 and enlarged; the three maps are mixed 0.6,
     0.3, 0.1 and compared with 0.1 again. The Laplacian is positive on the side of the higher class index.
@@ -195,7 +195,7 @@ def boundary_map(label: Tensor) -> Tensor:
 
 
 def detail_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Binary cross-entropy plus Dice loss of predicted boundaries, over labelled pixels (equations 2 and 3).
+    """Binary cross-entropy plus Dice loss of predicted boundaries, over labelled pixels.
 
     Args:
         logits: (B, 1, h, w), enlarged to the label.
