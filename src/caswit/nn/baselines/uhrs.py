@@ -19,7 +19,7 @@ weights of the loss are divided by their sum, and no gradient goes through them:
 logits of the low-resolution stream are learned by a plain cross-entropy, and a head on its third stage with the weight
 0.4, as in ISDNet.
 
-Shapes: B batch, H/W rows and columns of the image, K classes, N chosen patches of the batch, P side of a patch.
+Shapes: B batch, H/W rows and columns of the image, K classes, N chosen patches of an image, P side of a patch.
 """
 
 import math
@@ -51,7 +51,7 @@ ENTROPY_SCALE = 0.7
 LOSS_POWER = 6
 AUXILIARY_WEIGHT = 0.4
 PIXELS_AT_ONCE = 1 << 20
-"""Pixels of the patches that the UHR stream computes at once in evaluation: bounds its memory, changes nothing else."""
+"""Pixels of an image that the UHR stream computes at once in evaluation: bounds its memory, changes nothing else."""
 
 
 class UHRS(nn.Module):
@@ -61,7 +61,7 @@ class UHRS(nn.Module):
         num_classes: K, the number of predicted classes.
         width: Factor on all channels.
         pretrained: Start the low-resolution stream from ImageNet weights.
-        chosen: Share of the patches that the UHR stream reads, above 0 and at most 1.
+        chosen: Share of the patches that the UHR stream reads, above 0, at most 1; at least one patch.
 
     Raises:
         ConfigError: ``pretrained`` with another width than 1, or the weights cannot be downloaded.
@@ -168,14 +168,14 @@ class Patches:
         return self.rows * side, self.cols * side
 
     def choose(self, uncertainty: Tensor, share: float) -> Tensor:
-        """Mark the patches of each image that have the largest mean uncertainty.
+        """Choose the patches of each image that have the largest mean uncertainty.
 
         Args:
             uncertainty: (B, 1, h, w) over the image.
             share: Of the patches; at least one is chosen.
 
         Returns:
-            (B, rows, cols) bool, equally many for each image.
+            (B, N) numbers of patches, ascending; patches are counted row by row. Equally many for each image.
         """
         height, width = self.covered(uncertainty.shape[-2:])
         padding = 0, width - uncertainty.shape[-1], 0, height - uncertainty.shape[-2]
@@ -184,30 +184,37 @@ class Patches:
         maps = uncertainty.detach(), torch.ones_like(uncertainty)
         sums, pixels = (F.avg_pool2d(F.pad(x, padding), kernel) for x in maps)
         scores = (sums / pixels).flatten(1)
-        best = scores.topk(max(1, round(share * scores.shape[1])), dim=1).indices
-        return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True).unflatten(1, (self.rows, self.cols))
+        best = scores.topk(max(1, round(share * self.rows * self.cols)), dim=1).indices
+        return best.sort(dim=1).values
 
     def mask(self, chosen: Tensor, size: torch.Size) -> Tensor:
-        """Return a map (B, 1, *size) that is true in the chosen patches (B, rows, cols)."""
-        side = self.side * size[0] // self.image_sides[0]
-        whole = chosen.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
-        return whole[:, None, : size[0], : size[1]]
+        """Return a map (B, 1, *size) that is 1 in the chosen patches (B, N), otherwise 0."""
+        ones = torch.ones(1, 1, 1, 1, 1, device=chosen.device).expand(*chosen.shape, 1, 1, 1)
+        return resize(self._place(ones, chosen), self.covered(size), "nearest")[..., : size[0], : size[1]]
 
     def cut(self, image: Tensor, chosen: Tensor) -> Tensor:
-        """Return the chosen patches (N, C, P, P) of (B, C, H, W), image by image, row by row; zeros outside."""
+        """Return the chosen patches (B, N, C, P, P) of (B, C, H, W); zeros outside of the image."""
         height, width = self.covered(image.shape[-2:])
         image = F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
-        grid = image.unflatten(3, (self.cols, -1)).unflatten(2, (self.rows, -1))
-        return grid.permute(0, 2, 4, 1, 3, 5)[chosen]
+        grid = image.unflatten(3, (self.cols, self.side)).unflatten(2, (self.rows, self.side))
+        # Numbers become rows and columns so that no more than the chosen patches is copied.
+        rows, cols = chosen // self.cols, chosen % self.cols
+        return grid.permute(0, 2, 4, 1, 3, 5)[_images(chosen), rows, cols]
 
     def join(self, patches: Tensor, chosen: Tensor) -> Tensor:
-        """Put maps (N, C, p, p) of the chosen patches in their places: (B, C, h, w), zeros elsewhere."""
-        _, channels, side, _ = patches.shape
-        grid = patches.new_zeros(*chosen.shape, channels, side, side)
-        grid[chosen] = patches
-        whole = grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-        height, width = (length * side // self.side for length in self.image_sides)
-        return whole[..., :height, :width]
+        """Put maps (B, N, C, p, p) of the chosen patches in their places: (B, C, h, w), zeros elsewhere."""
+        height, width = (length * patches.shape[-1] // self.side for length in self.image_sides)
+        return self._place(patches, chosen)[..., :height, :width]
+
+    def _place(self, patches: Tensor, chosen: Tensor) -> Tensor:
+        grid = patches.new_zeros(len(patches), self.rows * self.cols, *patches.shape[2:])
+        grid = grid.index_put((_images(chosen), chosen), patches).unflatten(1, (self.rows, self.cols))
+        return grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def _images(chosen: Tensor) -> Tensor:
+    """(B, 1) numbers of the images, to index with beside numbers of patches (B, N)."""
+    return torch.arange(len(chosen), device=chosen.device)[:, None]
 
 
 class UHRStream(nn.Module):
@@ -220,11 +227,15 @@ class UHRStream(nn.Module):
 
     def forward(self, image: Tensor, patches: Patches, chosen: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps (B, channels, ...) at 1/8 and 1/16, 0 where no patch was chosen."""
-        cut = patches.cut(image, chosen)
         # Batch norm in training needs all patches; in evaluation each stands alone.
-        size = len(cut) if self.training else max(1, PIXELS_AT_ONCE // patches.side**2)
-        groups = [[f(x) for f, x in zip(self.reduce, self.backbone(part), strict=True)] for part in cut.split(size)]
-        return [patches.join(torch.cat(maps), chosen) for maps in zip(*groups, strict=True)]
+        size = chosen.shape[1] if self.training else max(1, PIXELS_AT_ONCE // patches.side**2)
+        groups = [self._maps(patches.cut(image, some)) for some in chosen.split(size, dim=1)]
+        return [patches.join(torch.cat(maps, dim=1), chosen) for maps in zip(*groups, strict=True)]
+
+    def _maps(self, cut: Tensor) -> list[Tensor]:
+        """(B, N, 3, P, P) -> (B, N, channels, ...) at 1/8 and 1/16."""
+        maps = self.backbone(cut.flatten(0, 1))
+        return [reduce(x).unflatten(0, cut.shape[:2]) for reduce, x in zip(self.reduce, maps, strict=True)]
 
 
 def weighted_cross_entropy(logits: Tensor, label: Tensor, uncertainty: Tensor) -> Tensor:
