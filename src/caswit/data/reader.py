@@ -20,7 +20,7 @@ from caswit.data.classes import ClassTable, UnknownLabelError
 from caswit.data.dataset import Dataset
 from caswit.data.scene import Scene
 from caswit.errors import DataError
-from caswit.raster.labels import ColorLabel, file_at
+from caswit.raster.labels import BinaryLabel, ColorLabel, file_at
 from caswit.raster.mosaic import Mosaic
 from caswit.raster.reader import Bool, OpenFiles, Raster, UInt8
 from caswit.raster.resample import MOST_AVERAGED, Axis, area_average, nearest, reading_ratio, resample_image
@@ -118,13 +118,18 @@ class SceneReader:
         self.image.check_image(bands)
         self.label: Raster | None = None
         self.colors: ColorLabel | None = None
+        self.binary: BinaryLabel | None = None
         if classes is not None and scene.label is not None:
             self.label = Raster(scene.label)
             # Class ids take one band, so a label with three or four bands holds colours.
-            colors = {"auto": self.label.count in (3, 4), "colors": True, "ids": False}
-            self.colors = ColorLabel(self.label) if colors[scene.label_values] else None
+            match scene.label_values, self.label.count:
+                case ("colors" | "near_colors", _) | ("auto", 3 | 4):
+                    self.colors = ColorLabel(self.label)
+                case "binary", _:
+                    classes.binary_id(self.label.path)  # a training would run into it at its first tile
+                    self.binary = BinaryLabel(self.label)
             if not scene.checked:
-                _check_label(self.image, self.label, colored=self.colors is not None)
+                _check_label(self.image, self.label, ids=self.colors is None and self.binary is None)
         self.ratio = self._ratio(read_gsd_m, source_gsd_m)
         self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)
 
@@ -244,7 +249,11 @@ class SceneReader:
         try:
             if self.colors is not None:
                 colors, has_data = self.colors.read(window)
-                return self.classes.color_indices(colors, self.label.path, ignore=~(has_data & valid))
+                near = self.scene.label_values == "near_colors"
+                return self.classes.color_indices(colors, self.label.path, ignore=~(has_data & valid), near=near)
+            if self.binary is not None:
+                mask, known = self.binary.read(window)
+                return self.classes.binary_indices(mask, self.label.path, ignore=~(known & valid))
             ids, known = self.label.read_ids(window)
             return self.classes.indices(ids, self.label.path, ignore=~(known & valid))
         except UnknownLabelError as error:
@@ -371,7 +380,7 @@ def context_window(tile: Window, factor: int) -> Window:
     return tile.grown(margin)
 
 
-def _check_label(image: Raster | Mosaic, label: Raster, *, colored: bool) -> None:
+def _check_label(image: Raster | Mosaic, label: Raster, *, ids: bool) -> None:
     if (label.height, label.width) != (image.height, image.width):
         raise DataError(
             f"{label.path}: the label is {label.height} x {label.width}, its image {image.path} is "
@@ -383,7 +392,7 @@ def _check_label(image: Raster | Mosaic, label: Raster, *, colored: bool) -> Non
             f"{label.path}: lies elsewhere than its image {image.path} (CRS or transform differ); "
             "warp it onto the image's grid (gdalwarp -t_srs -te -ts)"
         )
-    if colored:
+    if not ids:
         return
     if not np.issubdtype(np.dtype(label.dtype), np.integer):
         raise DataError(

@@ -116,6 +116,7 @@ class Raster:
                 self.height, self.width, self.count = int(src.height), int(src.width), int(src.count)
                 self.grid = Grid(src.height, src.width, src.crs, src.transform, src.gcps)
                 self.dtype: str = src.dtypes[0] if src.count else "nothing"
+                self.driver: str = src.driver
                 self._palette = self._read_palette() if src.count else None
         except GDAL_ERRORS as error:
             raise DataError(f"{path}: not a raster GDAL can open ({one_line(error)})") from error
