@@ -7,7 +7,7 @@ from caswit.config.checks import check
 from caswit.errors import brief
 
 Size = Literal["pico", "nano", "tiny", "small", "base", "large"]
-Decoder = Literal["upernet", "segformer"]
+Decoder = Literal["upernet", "segformer", "mask2former"]
 Arch = Literal[
     "caswit", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan", "deeplabv3", "deeplabv3plus",
     "upernet", "segformer",
@@ -15,6 +15,8 @@ Arch = Literal[
 Norm = Literal["batch", "group"]
 Stem = Literal["patch", "conv"]
 NUM_STAGES = 4
+MASK2FORMER_STEP = 32
+"""Widths of a Mask2Former decoder are multiples of this: groups of its norms, and channels of a head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,8 @@ class ModelConfig:
     stem: Stem = "patch"
     """patch: Swin's linear layer on 4 px patches (the paper); conv: 3x3 convolutions, for few labels from scratch."""
     decoder: Decoder = "upernet"
-    """Decoder head: upernet (the paper's first version) or segformer (its second)."""
+    """Decoder head: upernet (the paper's first version), segformer (its second) or mask2former (not in the paper; masks
+    and classes with a loss of their own, through transformers; its context head is a UPerNet)."""
     fusion_stages: tuple[int, ...] = (1, 2, 3, 4)
     """Stages after which hr reads the context; [] is the plain Swin + UPerNet, without a context branch."""
     gated: bool = False
@@ -73,7 +76,7 @@ class ModelConfig:
     feed_forward: bool = True
     """Fused maps feed the next hr stage; false: only the decoder sees them."""
     decoder_channels: int | None = None
-    """Width of the decoder; null takes the size's own (512, nano 96)."""
+    """Width of the decoder; null takes the size's own (512, nano 96; mask2former 256, nano 64)."""
     decoder_norm: Norm = "batch"
     """Normalisation in the decoder and in a conv stem; group norm for batches of one tile per device."""
     drop_path: float = 0.1
@@ -106,6 +109,12 @@ class ModelConfig:
             f"decoder_channels must be above 0, got {self.decoder_channels}; try 96 or 512",
         )
 
+        check(
+            self.decoder != "mask2former" or (self.decoder_channels or 0) % MASK2FORMER_STEP == 0,
+            f"decoder_channels of mask2former must be a multiple of {MASK2FORMER_STEP}, got {self.decoder_channels}; "
+            "try 64 or 256",
+        )
+
     def _check_baseline(self) -> None:
         """Refuse settings that have no meaning for the architecture."""
         if self.arch == "caswit":
@@ -126,6 +135,11 @@ class ModelConfig:
     def of_caswit(self) -> dict[str, Any]:
         """Return the settings that ``caswit.nn.caswit.CASWiT`` takes."""
         return {name: value for name, value in vars(self).items() if name not in ("arch", "encoder", "encoder_weights")}
+
+    @property
+    def has_own_loss(self) -> bool:
+        """True for a network that is given the label in training and returns a loss of its own."""
+        return self.arch == "caswit" and self.decoder == "mask2former"
 
     @property
     def reads_context(self) -> bool:

@@ -8,7 +8,6 @@ Shapes: B batch, H/W rows and columns, C channels, K classes.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -35,16 +34,39 @@ _ROWS: dict[Size, tuple[Any, ...]] = {
 }
 SIZES: dict[Size, dict[str, Any]] = {size: dict(zip(_COLUMNS, row, strict=True)) for size, row in _ROWS.items()}
 
-HEADS: dict[Decoder, Callable[..., nn.Module]] = {"upernet": UPerNetHead, "segformer": SegformerHead}
+
+def _mask2former(*args: Any, **settings: Any) -> nn.Module:
+    from caswit.nn.mask2former import Mask2FormerHead  # takes transformers along, which few need
+
+    return Mask2FormerHead(*args, **settings)
+
+
+HEADS: dict[Decoder, Callable[..., nn.Module]] = {
+    "upernet": UPerNetHead,
+    "segformer": SegformerHead,
+    "mask2former": _mask2former,
+}
+
+
+def decoder_width(settings: ModelConfig) -> int:
+    """Return the width of the decoder: what the settings say, or the size's own."""
+    if settings.decoder_channels is not None:
+        return settings.decoder_channels
+    if settings.decoder == "mask2former":
+        return 64 if settings.size in ("pico", "nano") else 256  # the paper's, whatever the encoder
+    width: int = SIZES[settings.size]["decoder_channels"]
+    return width
 
 
 class TrainingLogits(NamedTuple):
-    """Logits of both heads, which the network returns in training."""
+    """What a network returns in training: logits of both heads, and the loss of the first one if it has its own."""
 
     hr: Tensor
     """(B, K, H, W), at the resolution of the tile."""
     context: Tensor | None
     """(B, K, H', W'), at the resolution of the averaged context; None without a context head."""
+    loss: Tensor | None = None
+    """The loss of a network that has its own, a mean over labelled pixels; None: cross-entropy of the logits."""
 
 
 class CASWiT(nn.Module):
@@ -54,7 +76,7 @@ class CASWiT(nn.Module):
         num_classes: K, the number of predicted classes; 0 builds the encoders and fusion only, for pretraining.
         size: "pico", "nano", "tiny", "small", "base" or "large"; both branches have it.
         stem: "patch" (the paper) or "conv".
-        decoder: "upernet" or "segformer".
+        decoder: "upernet", "segformer" or "mask2former", which has a loss of its own.
         fusion_stages: Stages (from 1) after which hr reads the context. An empty tuple builds no context
             branch: the Swin + UPerNet baseline.
         gated: Scale what fusion reads by a learned gate.
@@ -86,7 +108,7 @@ class CASWiT(nn.Module):
     ) -> None:
         super().__init__()
         # The settings class holds all checks of allowed values, so that they are not repeated here.
-        ModelConfig(
+        settings = ModelConfig(
             size=size,
             stem=stem,
             decoder=decoder,
@@ -98,10 +120,8 @@ class CASWiT(nn.Module):
             std=std,
         )
         numbers = SIZES[size] | {"stem": stem, "norm": decoder_norm}
-        own_width = numbers.pop("decoder_channels")
-        head = partial(
-            HEADS[decoder], channels=decoder_channels or own_width, num_classes=num_classes, norm=decoder_norm
-        )
+        del numbers["decoder_channels"]
+        head = {"channels": decoder_width(settings), "num_classes": num_classes, "norm": decoder_norm}
         self.num_classes = num_classes
         self.fusion_stages = tuple(fusion_stages)
         self.feed_forward = feed_forward
@@ -111,7 +131,7 @@ class CASWiT(nn.Module):
             # Blocks normalise their inputs, so that the output of a stage is not normalised. Swin's own dense
             # prediction models put a layer norm on each map before the decoder; the paper does not mention it.
             self.hr_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
-            self.decoder = head(channels)
+            self.decoder = HEADS[decoder](channels, **head)
         context_head = context_head and num_classes > 0
         self.context_encoder: SwinEncoder | None = None
         self.context_norms: nn.ModuleList | None = None
@@ -127,7 +147,9 @@ class CASWiT(nn.Module):
             self.context_encoder = SwinEncoder(**_shallow(numbers, deepest, drop_path))
             if context_head:
                 self.context_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
-                self.context_decoder = head(channels)
+                # Matching masks takes as long again for a head that only helps training: UPerNet learns by the
+                # cross-entropy that the paper has for it, and takes less memory than ten layers of masks.
+                self.context_decoder = HEADS["upernet" if decoder == "mask2former" else decoder](channels, **head)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
@@ -144,12 +166,15 @@ class CASWiT(nn.Module):
         gates = {stage: self.fusion[str(stage)].gate for stage in self.fusion_stages}
         return {stage: float(g.detach().tanh()) for stage, g in gates.items() if isinstance(g, Tensor)}
 
-    def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor | TrainingLogits:
+    def forward(
+        self, hr: Tensor, context: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor | TrainingLogits:
         """Label a batch of tiles.
 
         Args:
             hr: (B, 3, H, W) tiles, uint8 or floating point on the 0-255 scale.
             context: (B, 3, H', W'), the averaged context of each tile on the same scale. Ignored by the baseline.
+            label: (B, H, W) class indices to learn, for a decoder with a loss of its own; None outside of training.
 
         Returns:
             In evaluation mode logits (B, K, H, W); in training mode ``TrainingLogits``.
@@ -160,21 +185,34 @@ class CASWiT(nn.Module):
         assert self.num_classes, "built for pretraining: there is no decoder"
         check_images(hr, context, self.reads_context)
         if context is None or self.context_encoder is None:
-            return self._tile_alone(hr)
+            return self._tile_alone(hr, label)
         x = self.hr_encoder.embed(self.normalise(hr))
         c = self.context_encoder.embed(self.normalise(context))
         hr_maps, context_maps = self.stages(x, c)
-        logits = _decode(self.decoder, self.hr_norms, hr_maps, hr)
         if not self.training:
-            return logits
+            return _decode(self.decoder, self.hr_norms, hr_maps, hr)
+        logits, loss = self._learn(hr_maps, hr, label)
         if self.context_decoder is None or self.context_norms is None:
-            return TrainingLogits(logits, None)
-        return TrainingLogits(logits, _decode(self.context_decoder, self.context_norms, context_maps, context))
+            return TrainingLogits(logits, None, loss)
+        seen = _decode(self.context_decoder, self.context_norms, context_maps, context)
+        return TrainingLogits(logits, seen, loss)
 
-    def _tile_alone(self, hr: Tensor) -> Tensor | TrainingLogits:
+    def _tile_alone(self, hr: Tensor, label: Tensor | None) -> Tensor | TrainingLogits:
         """Label tiles with the baseline: one encoder and one decoder."""
-        logits = _decode(self.decoder, self.hr_norms, self.hr_encoder(self.normalise(hr)), hr)
-        return TrainingLogits(logits, None) if self.training else logits
+        maps = self.hr_encoder(self.normalise(hr))
+        if not self.training:
+            return _decode(self.decoder, self.hr_norms, maps, hr)
+        logits, loss = self._learn(maps, hr, label)
+        return TrainingLogits(logits, None, loss)
+
+    def _learn(self, maps: list[Tensor], hr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Decode in training: logits, and the loss of a decoder that has its own."""
+        # Here and not in the task: data parallelism must see every weight that the loss reads.
+        learn = getattr(self.decoder, "with_loss", None)
+        if learn is None or label is None:
+            return _decode(self.decoder, self.hr_norms, maps, hr), None
+        logits, loss = learn(_normed(self.hr_norms, maps), label)
+        return _enlarged(logits, hr), loss
 
     def stages(self, x: Tensor, c: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Advance both branches stage by stage from their embedded tokens.
@@ -222,8 +260,15 @@ def _shallow(numbers: dict[str, Any], stages: int, drop_path: float) -> dict[str
 
 def _decode(decoder: nn.Module, norms: nn.ModuleList, maps: list[Tensor], image: Tensor) -> Tensor:
     """Turn the channels-last maps of one branch into logits at the resolution of its image."""
-    normed = [norm(x).permute(0, 3, 1, 2) for norm, x in zip(norms, maps, strict=True)]
-    return F.interpolate(decoder(normed), size=image.shape[-2:], mode="bilinear", align_corners=False)
+    return _enlarged(decoder(_normed(norms, maps)), image)
+
+
+def _normed(norms: nn.ModuleList, maps: list[Tensor]) -> list[Tensor]:
+    return [norm(x).permute(0, 3, 1, 2) for norm, x in zip(norms, maps, strict=True)]
+
+
+def _enlarged(logits: Tensor, image: Tensor) -> Tensor:
+    return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def check_image(name: str, image: Tensor) -> None:

@@ -42,7 +42,7 @@ def supervised_loss(
     alpha: float,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """The paper's loss, or one device's part of it.
+    """The paper's loss, or one device's part of it; with the network's own in place of L_hr where it has one.
 
     Args:
         logits: What the network returns in training.
@@ -52,7 +52,12 @@ def supervised_loss(
         weights: (K,) class weights, or None.
     """
     # Without a labelled pixel the sum is 0, and so must be the loss: 0 / 0 would make every weight NaN.
-    loss = cross_entropy_sum(logits.hr, labels[0], weights) / normalizers[0].clamp(min=torch.finfo().tiny)
+    if logits.loss is None:
+        total = cross_entropy_sum(logits.hr, labels[0], weights)
+    else:
+        # A mean over this pass, which counts in the batch by its share of the labelled pixels.
+        total = logits.loss * loss_normalizer(labels[0])
+    loss = total / normalizers[0].clamp(min=torch.finfo().tiny)
     if logits.context is None or alpha == 0:
         return loss
     context_loss = cross_entropy_sum(logits.context, labels[1], weights)

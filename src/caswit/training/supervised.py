@@ -11,7 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from caswit.config import Recipe, TrainConfig
+from caswit.config import Recipe
 from caswit.data.dataset import Dataset
 from caswit.data.reader import check_scenes, ground_size_m, open_dataset_scene
 from caswit.data.sampler import TrainingSamples
@@ -95,9 +95,10 @@ class SupervisedTask:
         return torch.stack([loss_normalizer(batch[name], self.class_weights) for name in ("label", "context_label")])
 
     def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
-        """Return the cross-entropy of both heads (paper section 3.4)."""
+        """Return the cross-entropy of both heads (paper section 3.4), or the loss of a network that has its own."""
         # Batches have the same fields for every network; without a context branch that of the context is empty.
-        logits = model(batch["tile"], batch["context"] if batch["context"].numel() else None)
+        images = batch["tile"], batch["context"] if batch["context"].numel() else None
+        logits = model(*images, batch["label"]) if self.recipe.model.has_own_loss else model(*images)
         hr, context = normalizer.unbind()
         labels, alpha = (batch["label"], batch["context_label"]), self.recipe.train.alpha
         return supervised_loss(logits, labels, (hr, context), alpha=alpha, weights=self.class_weights)
@@ -220,7 +221,7 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
 
 def _check(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse what would fail only after a while."""
-    _check_weights(recipe.train, dataset)
+    _check_weights(recipe, dataset)
     for split in (recipe.data.train_split, recipe.data.val_split):
         check_scenes(dataset, dataset.split(split) if split else ())
     # A batch norm of one tile, whose deepest maps may be a single pixel, has nothing to normalise by.
@@ -232,8 +233,12 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
-def _check_weights(settings: TrainConfig, dataset: Dataset) -> None:
-    weights = settings.class_weights
+def _check_weights(recipe: Recipe, dataset: Dataset) -> None:
+    weights = recipe.train.class_weights
+    if weights is not None and recipe.model.has_own_loss:
+        raise ConfigError(
+            "class_weights weigh a cross-entropy, and decoder mask2former has a loss of its own; leave them out"
+        )
     if weights is not None and len(weights) != len(dataset.classes):
         raise ConfigError(
             f"class_weights must have one weight for each of the {len(dataset.classes)} classes "

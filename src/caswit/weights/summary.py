@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from caswit.config import ModelConfig
-from caswit.nn.caswit import SIZES, CASWiT
+from caswit.nn.caswit import SIZES, CASWiT, decoder_width
 from caswit.weights.model_folder import (
     LoadedModel,
     ModelInfo,
@@ -123,8 +123,8 @@ def _architecture(model: ModelConfig, network: nn.Module, *, decoder: bool) -> I
     yield f"  by stage     widths {_list(widths)}; blocks {_list(size['depths'])}; heads {_list(size['num_heads'])}"
     yield f"  fusion       {_fusion(model, network)}"
     if decoder:
-        width = model.decoder_channels or size["decoder_channels"]
-        yield f"  decoder      {model.decoder}, {width} channels, {model.decoder_norm} norm"
+        norm = "" if model.decoder == "mask2former" else f", {model.decoder_norm} norm"
+        yield f"  decoder      {model.decoder}, {decoder_width(model)} channels{norm}"
 
 
 def _fusion(model: ModelConfig, network: CASWiT) -> str:

@@ -3,6 +3,7 @@
 Shapes: B batch, H/W rows and columns, K classes.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -22,6 +23,8 @@ from caswit.nn.decoders import SegformerHead, UPerNetHead
 from caswit.nn.swin import PATCH_PX, ConvStem, SwinEncoder
 from caswit.nn.window_partition import Sides
 from caswit.weights.lazy import LazyWeights
+
+log = logging.getLogger(__name__)
 
 
 class Embedding:
@@ -182,5 +185,8 @@ def arranged_network(
     """
     # A GPU runs the plain network under autocast: an arrangement for it was never measured.
     if device.type != "cpu" or not isinstance(network, CASWiT):
+        return None
+    if not isinstance(network.decoder, UPerNetHead | SegformerHead):
+        log.info("the Mask2Former decoder has no form arranged for processors: the network runs as it was trained")
         return None
     return ArrangedCASWiT(network, bf16=bf16, openvino=find_spec("openvino") is not None, weights=weights).eval()
