@@ -1,7 +1,7 @@
 """Settings of the network and of its input."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from caswit.config.checks import check
 from caswit.errors import brief
@@ -14,7 +14,11 @@ SmpArch = Literal[
     "segformer",
 ]  # fmt: skip
 Arch = Literal["caswit", SmpArch, Table2Arch]
-TABLE2: tuple[Table2Arch, ...] = get_args(Table2Arch)
+TABLE2: dict[Table2Arch, str] = {
+    "stdc1": "STDC1", "stdc2": "STDC2", "glnet": "GLNet", "fctl": "FCtL", "isdnet": "ISDNet", "wsdnet": "WSDNet",
+    "uhrs": "UHRS", "relay_tokens": "Relay Tokens",
+}  # fmt: skip
+"""Networks of table 2, and the names their papers have for them."""
 _READ_CONTEXT = ("fctl", "relay_tokens")
 """Networks of table 2 that read a context beside the tile."""
 _SHARED = ("arch", "mean", "std")
@@ -155,6 +159,15 @@ class ModelConfig:
         if self.arch == "caswit":
             return "caswit"
         return "table2" if self.arch in TABLE2 else "smp"
+
+    @property
+    def title(self) -> str:
+        """Name of the network, for people: CASWiT-base, unet with encoder resnet18, ISDNet of width 0.25."""
+        if self.kind == "caswit":
+            return f"CASWiT-{self.size}"
+        if self.kind == "smp":
+            return f"{self.arch} with encoder {self.encoder}"
+        return TABLE2[cast("Table2Arch", self.arch)] + (f" of width {self.width:g}" if self.width != 1 else "")
 
     @property
     def of_caswit(self) -> dict[str, Any]:

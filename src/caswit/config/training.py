@@ -258,6 +258,10 @@ class Recipe:
             f"init is for arch caswit, got {brief(self.init)} with {self.model.arch}; "
             "try model.encoder_weights: imagenet",
         )
+        check(
+            self.train.class_weights is None or self.model.kind != "table2",
+            f"class_weights are for cross-entropy, and {self.model.arch} has a loss of its own; leave them out",
+        )
 
     @property
     def start(self) -> InitConfig | None:

@@ -92,10 +92,14 @@ class SupervisedTask:
         return torch.stack([loss_normalizer(batch[name], self.class_weights) for name in ("label", "context_label")])
 
     def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
-        """Return the cross-entropy of both heads (paper section 3.4)."""
+        """Return the cross-entropy of both heads (paper section 3.4), or the loss of a network that has its own."""
         # Batches have the same fields for every network; without a context branch that of the context is empty.
-        logits = model(batch["tile"], batch["context"] if batch["context"].numel() else None)
+        images = batch["tile"], batch["context"] if batch["context"].numel() else None
+        logits = model(*images, batch["label"]) if self.recipe.model.kind == "table2" else model(*images)
         hr, context = normalizer.unbind()
+        if logits.loss is not None:
+            # A mean over this pass counts in the batch by its share of the labelled pixels.
+            return logits.loss * loss_normalizer(batch["label"]) / hr.clamp(min=torch.finfo().tiny)
         labels, alpha = (batch["label"], batch["context_label"]), self.recipe.train.alpha
         return supervised_loss(logits, labels, (hr, context), alpha=alpha, weights=self.class_weights)
 
@@ -212,9 +216,10 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
     # A batch norm of one tile, whose deepest maps may be a single pixel, has nothing to normalise by.
     per_pass = recipe.train.batch // (recipe.train.devices * recipe.train.accumulate)
     if per_pass == 1 and recipe.model.decoder_norm == "batch":
+        other = ", or set model.decoder_norm=group" if recipe.model.kind == "caswit" else ""
         raise ConfigError(
-            "one tile per pass and device is too few for batch norm; raise batch, lower accumulate, "
-            "or set model.decoder_norm=group"
+            f"one tile per pass and device is too few for batch norm; raise batch{',' if other else ' or'} "
+            f"lower accumulate{other}"
         )
 
 
