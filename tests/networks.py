@@ -77,6 +77,8 @@ class ToyOfContext(ToyOfGroups):
 class ToyUncertain(ToyOfGroups):
     """Its loss has a weight of its own, which is not in the logits."""
 
+    phases = {**Toy.phases, "all": ("",)}  # noqa: RUF012
+
     def __init__(self, **settings) -> None:
         super().__init__(**settings)
         self.doubt = nn.Parameter(torch.zeros(()))
