@@ -34,6 +34,7 @@ from caswit.files import (
     read_yaml,
     remove_partial_files,
 )
+from caswit.training.phases import PhaseState
 from caswit.weights.model_folder import CONFIG, is_complete, torch_load
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ class Checkpoint(TypedDict):
     """Length of the run when it was written, which earlier versions did not note."""
     warmup_steps: NotRequired[int]
     """Length of the warm-up, which version 0.1.0 did not note."""
+    phase: NotRequired[PhaseState]
+    """Where a training in several steps is."""
     row: NotRequired[dict[str, float] | None]
     """Columns for the log of a step that was taken and not yet validated."""
 
@@ -125,6 +128,8 @@ class RunFolder:
         except DataError as error:
             raise DataError(f"{error}; {_ANOTHER}") from error
         differences = list(_differences(before, recipe))
+        # The phases of a longer run begin elsewhere: some of its steps would belong to another phase.
+        longer = longer and not recipe.train.phases
         others = [each for each in differences if not longer or each[0] not in LENGTH]
         if others:
             named = others[:_MOST_NAMED]
