@@ -17,7 +17,17 @@ from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName
 from caswit.config.experiments import DemoConfig, FiguresConfig, PaperFigures, RowConfig, TableConfig
 from caswit.config.inference import ComputeConfig, Precision
 from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
-from caswit.config.nn import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
+from caswit.config.nn import (
+    NUM_STAGES,
+    ContextFactor,
+    Decoder,
+    ModelConfig,
+    Norm,
+    Size,
+    Stem,
+    TileConfig,
+    context_factors,
+)
 from caswit.config.serve import ServeConfig
 from caswit.config.training import (
     TOKEN_PX,
@@ -40,6 +50,7 @@ __all__ = [
     "TOKEN_PX",
     "AugmentConfig",
     "ComputeConfig",
+    "ContextFactor",
     "DataConfig",
     "Decoder",
     "DemoConfig",
@@ -77,5 +88,6 @@ __all__ = [
     "UrurSource",
     "WeightSource",
     "check",
+    "context_factors",
     "parse_init",
 ]

@@ -278,7 +278,8 @@ class MaskConfig:
     mask_cell_px: int = 32
     """Side of a cell in pixels, a multiple of 4: 32 as in SimMIM, 4 for single tokens."""
     context_ratio: float | None = None
-    """Side of the masked middle of the context, as a share of its side; null: what the tile covers (paper: 0.5)."""
+    """Side of the masked middle of the context, or of each of several, as a share of its side; null: what the tile
+    covers (paper: 0.5)."""
 
     def __post_init__(self) -> None:
         """Refuse masks that mask nothing, or whose cells are not whole tokens."""

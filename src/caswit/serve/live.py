@@ -47,8 +47,8 @@ class LiveModel:
 
     @property
     def explains(self) -> bool:
-        """True where there is attention to show, which a model without context does not have."""
-        return self.model.network.reads_context
+        """True where there is attention to show: of one context, over which the page can lay it."""
+        return self.model.network.reads_context and isinstance(self.model.context_factor, int)
 
     def attention(self, image: Path, row: int, col: int) -> dict[str, Any]:
         """Explain a pixel: attention by stage and head as pictures, and the probabilities for each kind of context."""

@@ -264,16 +264,18 @@ def build(info: ModelInfo, *, context_head: bool = False, pretrained: bool = Fal
                 f"arch {info.model.arch} needs tile_px in multiples of {STRIDE_PX}, got {info.tile.tile_px}"
             )
         return Baseline(num_classes=len(info.classes), settings=info.model, pretrained=pretrained)
-    return CASWiT(num_classes=len(info.classes), context_head=context_head, **info.model.of_caswit)
+    contexts = len(info.tile.context_factors)
+    return CASWiT(num_classes=len(info.classes), context_head=context_head, contexts=contexts, **info.model.of_caswit)
 
 
 def build_simmim(info: PretrainedInfo) -> SimMIM:
     """Build a network for pretraining with random weights."""
     # The tile is this share of its context's side: 0.5 in section 3.5, whose factor is 2.
     ratio = info.mask.context_ratio
+    factors = info.tile.context_factors
     return SimMIM(
-        CASWiT(num_classes=0, **info.model.of_caswit),
-        context_ratio=1 / info.tile.context_factor if ratio is None else ratio,
+        CASWiT(num_classes=0, contexts=len(factors), **info.model.of_caswit),
+        context_ratio=[1 / factor if ratio is None else ratio for factor in factors],
     )
 
 
