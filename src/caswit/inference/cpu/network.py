@@ -115,6 +115,7 @@ class ArrangedCASWiT(nn.Module):
 
     def __init__(self, network: CASWiT, *, bf16: bool, openvino: bool, weights: LazyWeights | None = None) -> None:
         super().__init__()
+        self.reads_context = network.reads_context
         self.contexts = network.contexts if network.reads_context else 0
         self.normalise: Callable[[Tensor], Tensor] = network.normalise
         self.dtype = torch.bfloat16 if bf16 else torch.float32
