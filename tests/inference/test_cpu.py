@@ -30,6 +30,7 @@ NETWORKS = {
     "group norms, two fusions": {"decoder_norm": "group", "stem": "conv", "fusion_stages": (1, 3)},
     "fused maps stay out": {"feed_forward": False, "decoder": "segformer", "decoder_norm": "group"},
     "no context": {"fusion_stages": ()},
+    "two contexts": {"contexts": 2, "gated": True, "fusion_stages": (1, 2, 4)},
 }
 
 
@@ -51,7 +52,8 @@ def apart(ours, plain):
 @pytest.mark.parametrize("settings", NETWORKS.values(), ids=NETWORKS)
 @torch.no_grad()
 def test_fp32_is_the_plain_network(settings, openvino):
-    network, images = random_network(**settings), noise((93, 141), (70, 50))
+    network, (hr, context, other) = random_network(**settings), noise((93, 141), (70, 50), (70, 50))
+    images = hr, context if network.contexts == 1 else torch.stack([context, other], 1)
     arranged = ArrangedCASWiT(network, bf16=False, openvino=openvino)
     assert apart(arranged(*images), network(*images)) < 1e-4
     assert arranged.reads_context == network.reads_context

@@ -21,7 +21,19 @@ from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName
 from caswit.config.experiments import DemoConfig, FiguresConfig, PaperFigures, RowConfig, TableConfig
 from caswit.config.inference import ComputeConfig, Precision
 from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
-from caswit.config.nn import NUM_STAGES, TABLE2, Decoder, ModelConfig, Norm, Size, Stem, Table2Arch, TileConfig
+from caswit.config.nn import (
+    NUM_STAGES,
+    TABLE2,
+    ContextFactor,
+    Decoder,
+    ModelConfig,
+    Norm,
+    Size,
+    Stem,
+    Table2Arch,
+    TileConfig,
+    context_factors,
+)
 from caswit.config.serve import ServeConfig
 from caswit.config.training import (
     TOKEN_PX,
@@ -46,6 +58,7 @@ __all__ = [
     "TOKEN_PX",
     "AugmentConfig",
     "ComputeConfig",
+    "ContextFactor",
     "CragSource",
     "DataConfig",
     "Decoder",
@@ -89,5 +102,6 @@ __all__ = [
     "UrurSource",
     "WeightSource",
     "check",
+    "context_factors",
     "parse_init",
 ]

@@ -57,8 +57,8 @@ class InspectConfig:
 
     tile_px: int = 512
     """Side of the tiles that are shown, in pixels."""
-    context_factor: int = 2
-    """The context covers this many times the tile's side."""
+    context_factor: int | tuple[int, ...] = 2
+    """The context covers this many times the tile's side; several numbers show several contexts."""
     read_gsd_m: float | None = None
     """Ground size in metres that images are resampled to while they are read; null: pixels as they are."""
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from caswit.config.checks import check
 from caswit.config.inference import Precision
-from caswit.config.nn import NUM_STAGES, ModelConfig, TileConfig
+from caswit.config.nn import CONTEXTS, NUM_STAGES, ModelConfig, TileConfig
 from caswit.config.weights import InitConfig, parse_init
 from caswit.errors import brief
 
@@ -317,6 +317,12 @@ class Recipe:
             self.train.class_weights is None or not self.model.has_own_loss,
             f"class_weights are for cross-entropy, and {whose} has a loss of its own; leave them out",
         )
+        wanted, factors = CONTEXTS.get(self.model.arch), self.tile.context_factors
+        check(
+            wanted is None or len(factors) == wanted,
+            f"tile.context_factor: {self.model.title} reads {wanted} context{'s'[: (wanted or 0) > 1]}, "
+            f"got {brief(self.tile.context_factor)}; try {'[2, 3]' if wanted == 2 else '4'}",
+        )
         check(
             not self.train.phases or self.model.kind == "table2",
             f"train.phases are for networks of table 2, got {len(self.train.phases)} with {self.model.arch}; "
@@ -342,7 +348,8 @@ class MaskConfig:
     mask_cell_px: int = 32
     """Side of a cell in pixels, a multiple of 4: 32 as in SimMIM, 4 for single tokens."""
     context_ratio: float | None = None
-    """Side of the masked middle of the context, as a share of its side; null: what the tile covers (paper: 0.5)."""
+    """Side of the masked middle of the context, or of each of several, as a share of its side; null: what the tile
+    covers (paper: 0.5)."""
 
     def __post_init__(self) -> None:
         """Refuse masks that mask nothing, or whose cells are not whole tokens."""

@@ -2,9 +2,9 @@
 
 What the model sees in training is therefore what it sees in production, pixel for pixel.
 
-Shapes: T tile_px, f context_factor. Images are uint8, black outside the raster; labels are class indices,
-IGNORE_INDEX outside. Windows count pixels that are read, which may be coarser or finer than the raster's own:
-"native" is what the files hold.
+Shapes: T tile_px, f context_factor, N contexts where there are several, narrowest first. Images are uint8, black
+outside the raster; labels are class indices, IGNORE_INDEX outside. Windows count pixels that are read, which may be
+coarser or finer than the raster's own: "native" is what the files hold.
 """
 
 import copy
@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from caswit.config import IGNORE_INDEX
+from caswit.config import IGNORE_INDEX, ContextFactor, context_factors
 from caswit.data.classes import ClassTable, UnknownLabelError
 from caswit.data.dataset import Dataset
 from caswit.data.scene import Scene
@@ -37,11 +37,12 @@ class Sample(NamedTuple):
     tile: UInt8
     """(3, T, T)."""
     context: UInt8
-    """(3, T, T): f times the tile's side, area-averaged by f. Empty (3, 0, 0) where none was asked for."""
+    """(3, T, T), of several (N, 3, T, T): f times the tile's side, area-averaged by f. Empty (3, 0, 0) where none was
+    asked for."""
     label: UInt8
     """(T, T) class indices. Empty (0, 0) without a label raster."""
     context_label: UInt8
-    """(T, T), nearest. Empty (0, 0) without a label raster or a context."""
+    """(T, T), of several contexts (N, T, T): nearest. Empty (0, 0) without a label raster or a context."""
 
 
 class Region(NamedTuple):
@@ -60,9 +61,11 @@ class Region(NamedTuple):
         rows, cols = window.inside(self.window)
         return self.image[:, rows, cols]
 
-    def context(self, tile: Window, factor: int) -> UInt8:
-        """Return the context of a tile, averaged to the tile's size: (3, H, W)."""
-        return area_average(self.tile(context_window(tile, factor)), factor)
+    def context(self, tile: Window, factor: ContextFactor) -> UInt8:
+        """Return the context of a tile, averaged to the tile's size: (3, H, W), of several factors (N, 3, H, W)."""
+        if isinstance(factor, int):
+            return area_average(self.tile(context_window(tile, factor)), factor)
+        return np.stack([self.context(tile, each) for each in factor])
 
     def known(self, window: Window, factor: int = 1, *, around: bool) -> Bool:
         """Return which squares of factor x factor pixels of a window have data throughout: (H, W) squares.
@@ -266,14 +269,14 @@ class SceneReader:
         left, right = self.cols.source(window.col, window.col + window.width)
         return Window(top, left, bottom - top, right - left)
 
-    def read(self, tile: Window, context_factor: int | None) -> Sample:
+    def read(self, tile: Window, context_factor: ContextFactor | None) -> Sample:
         """Read everything about a tile with one access to each file.
 
         Args:
             tile: May reach outside the raster.
-            context_factor: f, or None to read no context.
+            context_factor: f, those of several contexts, or None to read no context.
         """
-        # The context holds the tile, so one read serves both; and labels of the context cost one more, not two.
+        # The widest context holds the tile, so one read serves both; and labels of the context cost one more, not two.
         window = tile if context_factor is None else context_window(tile, context_factor)
         region = self.region(window)
         # Empty arrays, not None: samples are put into batches field by field.
@@ -282,7 +285,8 @@ class SceneReader:
         if self.label is not None:
             labels = self.labels(window, region.valid)
             label = labels[tile.inside(window)]
-            context_label = none if context_factor is None else nearest(labels, context_factor)
+            if context_factor is not None:
+                context_label = _labels_around(labels, window, tile, context_factor)
         if context_factor is None:
             return Sample(region.image, np.zeros((3, 0, 0), np.uint8), label, none)
         return Sample(region.tile(tile), region.context(tile, context_factor), label, context_label)
@@ -369,8 +373,12 @@ def _scaled(area: Window, ratio: float, whole: Window) -> Window:
     return part
 
 
-def context_window(tile: Window, factor: int) -> Window:
-    """Return the window ``factor`` times the tile's sides with the same centre (paper, section 3.2)."""
+def context_window(tile: Window, factor: ContextFactor) -> Window:
+    """Return the window ``factor`` times the tile's sides with the same centre (paper, section 3.2).
+
+    Of several factors this is the window of the widest context, in which all others lie.
+    """
+    factor = context_factors(factor)[-1]
     # Margins that are multiples of the factor put the tile's edges on edges of averaged pixels: both branches then see
     # the same ground at the same place.
     margin = tile.height * (factor - 1) // 2
@@ -378,6 +386,13 @@ def context_window(tile: Window, factor: int) -> Window:
     assert margin * 2 == tile.height * (factor - 1), (tile, factor)
     assert margin % factor == 0, (tile, factor)
     return tile.grown(margin)
+
+
+def _labels_around(labels: UInt8, window: Window, tile: Window, factor: ContextFactor) -> UInt8:
+    """Return the labels (T, T) of a tile's context out of those of the widest one; of several factors (N, T, T)."""
+    if isinstance(factor, int):
+        return nearest(labels[context_window(tile, factor).inside(window)], factor)
+    return np.stack([_labels_around(labels, window, tile, each) for each in factor])
 
 
 def _check_label(image: Raster | Mosaic, label: Raster, *, ids: bool) -> None:

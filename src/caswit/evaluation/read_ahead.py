@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
+from caswit.config import ContextFactor
 from caswit.data.dataset import Dataset
 from caswit.data.loader import Loader, begin_worker
 from caswit.data.reader import SceneReader, SceneReaders
@@ -45,11 +46,13 @@ class LabelledBlocks(TorchDataset[ReadBlock]):
     Args:
         dataset: Its class table and bands apply.
         scenes: The scenes; their place here is their number.
-        context_factor: Of the network; 1 reads no context.
+        context_factor: Of the network, or those of its contexts; 1 reads no context.
         workers: Processes that read ahead, each up to two blocks; 0 reads in this process when a block is asked for.
     """
 
-    def __init__(self, dataset: Dataset, scenes: Sequence[Scene], context_factor: int, workers: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset, scenes: Sequence[Scene], context_factor: ContextFactor, workers: int = 0
+    ) -> None:
         self.dataset, self.scenes, self.context_factor, self.workers = dataset, scenes, context_factor, workers
         self._opened = SceneReaders(dataset, scenes)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from caswit.config import IGNORE_INDEX
+from caswit.config import IGNORE_INDEX, ContextFactor
 from caswit.evaluation.boundary_errors import EdgeCounts
 from caswit.evaluation.metrics import Counts, Scores, score
 from caswit.files import atomic_write_bytes
@@ -57,8 +57,8 @@ class Evaluation:
     band_ratio: float
     """Width of the boundary band of Boundary IoU, as a fraction of the tile's diagonal."""
     tile_px: int
-    context_factor: int | None
-    """Side of the context in tile sides; None for a model without context branch."""
+    context_factor: ContextFactor | None
+    """Side of the context, or of each, in tile sides; None for a model without context branch."""
     scenes: int
     tiles: int
     elapsed_s: float

@@ -80,7 +80,9 @@ def measure(model: Path, device: str, precision: Precision) -> PeakMemory:
     predictor = load_predictor(loaded, ComputeConfig(batch=1, device=device, precision=precision))
     side = loaded.info.tile.tile_px
     tile = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = tile.to(predictor.device), tile.to(predictor.device) if loaded.network.reads_context else None
+    contexts = len(loaded.info.tile.context_factors)
+    context = tile if contexts == 1 else tile[:, None].repeat(1, contexts, 1, 1, 1)
+    images = tile.to(predictor.device), context.to(predictor.device) if loaded.network.reads_context else None
     with torch.inference_mode():
         for _ in range(2):  # the first run also chooses kernels
             predictor.image_logits(*images).argmax(1).byte().cpu()

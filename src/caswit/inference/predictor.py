@@ -3,7 +3,8 @@
 A block is a pure function of (scene, model, settings). Evaluation and mapping share it. Nothing here knows how a
 network is arranged for a processor: ``caswit.inference.load`` makes the predictor that the commands use.
 
-Shapes: T tile_px, B tiles in a batch, K classes, H/W rows and columns, f context_factor.
+Shapes: T tile_px, B tiles in a batch, K classes, H/W rows and columns, f context_factor. Contexts are (B, 3, T, T);
+where there are N of them, narrowest first, they are (B, N, 3, T, T).
 """
 
 import copy
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caswit.config import IGNORE_INDEX
+from caswit.config import IGNORE_INDEX, ContextFactor, context_factors
 from caswit.config.inference import Fill
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.inference.devices import autocast
@@ -27,7 +28,7 @@ from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window, slice_middle
 
 Forward = Callable[[Tensor, Tensor | None], Tensor]
-"""Tiles and contexts (B, 3, T, T) -> logits (B, K, T, T)."""
+"""Tiles (B, 3, T, T) and contexts -> logits (B, K, T, T)."""
 
 _LEAST_PROBABILITY = 1e-12
 """Lower ones count as this, so that every probability has a logarithm."""
@@ -71,13 +72,16 @@ class TestTimeAugmentation:
         return straight.flip(-1) if mirror else straight
 
 
-def mask_context(context: Tensor, factor: int) -> Tensor:
-    """Return the context (B, 3, T, T) with black around the tile's own part."""
+def mask_context(context: Tensor, factor: ContextFactor) -> Tensor:
+    """Return contexts with black around the tile's own part in each."""
     return swap_context(context, torch.zeros_like(context), factor)
 
 
-def swap_context(context: Tensor, other: Tensor, factor: int) -> Tensor:
-    """Return the context (B, 3, T, T) with everything around the tile's own part taken from another place's."""
+def swap_context(context: Tensor, other: Tensor, factor: ContextFactor) -> Tensor:
+    """Return contexts with everything around the tile's own part in each taken from another place's."""
+    if not isinstance(factor, int):
+        each = zip(context.unbind(-4), other.unbind(-4), factor, strict=True)
+        return torch.stack([swap_context(*one) for one in each], -4)
     # The middle, which is the tile once more, averaged, stays: black around it is what the network met in training at
     # every edge of the data, a black middle it never met.
     rows, cols = (slice_middle(side, factor) for side in context.shape[-2:])
@@ -102,10 +106,10 @@ class BlockPixels(NamedTuple):
     """(H, W): which of them have data."""
 
 
-def read_block(scene: SceneReader, block: Block, context_factor: int) -> BlockPixels:
-    """Read everything that a block of a scene needs for a network with this context factor; 1 reads no context."""
+def read_block(scene: SceneReader, block: Block, context_factor: ContextFactor) -> BlockPixels:
+    """Read everything that a block of a scene needs for a network with these context factors; 1 reads no context."""
     tile_px = block.tiles[0].window.height
-    margin = tile_px * (context_factor - 1) // 2
+    margin = tile_px * (context_factors(context_factor)[-1] - 1) // 2
     region = scene.region(block.reach.grown(margin))
     native = scene.native(block.window)
     if scene.ratio == 1:
@@ -137,7 +141,7 @@ class Predictor:
 
     Args:
         network: In evaluation mode.
-        context_factor: f that it was trained with.
+        context_factor: f that it was trained with, or those of several contexts.
         batch: Tiles per forward pass.
         device: Where to compute.
         bf16: Compute in bfloat16.
@@ -152,7 +156,7 @@ class Predictor:
         self,
         network: Network,
         *,
-        context_factor: int,
+        context_factor: ContextFactor,
         batch: int,
         device: torch.device,
         bf16: bool,
@@ -163,7 +167,7 @@ class Predictor:
     ) -> None:
         self.network, self.arranged = network.to(device), arranged
         # The baseline reads no margin: with a factor of 1, the context window is the tile itself.
-        self.context_factor = context_factor if network.reads_context else 1
+        self.context_factor: ContextFactor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
         self.tta, self.masked_context, self.fill = TestTimeAugmentation(tta), masked_context, fill
 
@@ -178,10 +182,14 @@ class Predictor:
         hr = self._stack([self._shown(region, region.tile(t.window), t.window) for t in tiles])
         context = None
         if self.network.reads_context:
-            factor = self.context_factor
-            wide = [(region.context(t.window, factor), context_window(t.window, factor)) for t in tiles]
-            context = self._stack([self._shown(region, image, window, factor) for image, window in wide])
+            context = self._stack([self._context(region, t.window, self.context_factor) for t in tiles])
         return self.image_logits(hr, context)
+
+    def _context(self, region: Region, tile: Window, factor: ContextFactor) -> UInt8:
+        """Return the context of a tile as the network is to see it: (3, T, T), of several factors (N, 3, T, T)."""
+        if isinstance(factor, int):
+            return self._shown(region, region.context(tile, factor), context_window(tile, factor), factor)
+        return np.stack([self._context(region, tile, each) for each in factor])
 
     def _shown(self, region: Region, image: UInt8, window: Window, factor: int = 1) -> UInt8:
         """Return a tile or context as the network is to see it."""

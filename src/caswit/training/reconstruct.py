@@ -25,7 +25,10 @@ HIDDEN = (128, 128, 128)
 
 
 class Reconstruction(NamedTuple):
-    """A tile, the tile and its context with painted masks, and the reconstruction. Images are (3, T, T)."""
+    """A tile, the tile and its context with painted masks, and the reconstruction. Images are (3, T, T).
+
+    Several contexts are (N, 3, T, T), narrowest first.
+    """
 
     tile: UInt8
     masked_tile: UInt8
@@ -36,7 +39,10 @@ class Reconstruction(NamedTuple):
     def picture(self) -> UInt8:
         """Return the four side by side, (H, W, 3)."""
         titles = ("tile", "masked tile", "masked context", "reconstruction")
-        return strip([(title, np.moveaxis(x, 0, -1)) for title, x in zip(titles, self, strict=True) if x.size])
+        panels: list[tuple[str, UInt8]] = []
+        for title, image in zip(titles, self, strict=True):
+            panels += [(title, each) for each in (image if image.ndim == 4 else [image]) if each.size]
+        return strip([(title, np.moveaxis(x, 0, -1)) for title, x in panels])
 
 
 class Reconstructor:
@@ -72,8 +78,8 @@ class Reconstructor:
         hidden = pixel_mask(mask, side, side)[0, 0].cpu().numpy()
         masked_context = sample.context
         if context is not None:
-            middle = pixel_mask(network.context_mask(context)[None], *context.shape[-2:])[0, 0].cpu().numpy()
-            masked_context = _painted(sample.context, middle)
+            middle = pixel_mask(network.context_masks(context), *context.shape[-2:]).cpu().numpy()
+            masked_context = _painted(sample.context, middle if sample.context.ndim == 4 else middle[0])
         return Reconstruction(
             sample.tile, _painted(sample.tile, hidden), masked_context, np.where(hidden, found, sample.tile)
         )

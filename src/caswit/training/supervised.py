@@ -94,17 +94,19 @@ class SupervisedTask:
         self.class_weights = None if weights is None else torch.tensor(weights, device=fabric.device)
 
     def loss_normalizer(self, batch: Batch) -> Tensor:
-        """Return (2,) the labelled pixels, or their summed weights, of tile and context labels."""
-        return torch.stack([loss_normalizer(batch[name], self.class_weights) for name in ("label", "context_label")])
+        """Return (2,) labelled pixels, or their summed weights, of tile and context labels; (1 + N,) of N contexts."""
+        around = batch["context_label"]
+        labels = (batch["label"], *(around.unbind(1) if around.ndim == 4 else (around,)))
+        return torch.stack([loss_normalizer(label, self.class_weights) for label in labels])
 
     def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
         """Return the cross-entropy of both heads (paper section 3.4), or the loss of a network that has its own."""
         # Batches have the same fields for every network; without a context branch that of the context is empty.
         images = batch["tile"], batch["context"] if batch["context"].numel() else None
         logits = model(*images, batch["label"]) if self.recipe.model.has_own_loss else model(*images)
-        hr, context = normalizer.unbind()
+        normalizers = normalizer[0], normalizer[1] if len(normalizer) == 2 else normalizer[1:]
         labels, alpha = (batch["label"], batch["context_label"]), self.recipe.train.alpha
-        return supervised_loss(logits, labels, (hr, context), alpha=alpha, weights=self.class_weights)
+        return supervised_loss(logits, labels, normalizers, alpha=alpha, weights=self.class_weights)
 
     def validate(self, network: Network, step: int) -> dict[str, float]:
         """Score the validation split and draw some of its tiles; nothing where the recipe names no such split."""

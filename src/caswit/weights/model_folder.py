@@ -273,7 +273,8 @@ def build(info: ModelInfo, *, context_head: bool = False, pretrained: bool = Fal
     """
     model, classes = info.model, len(info.classes)
     if model.kind == "caswit":
-        return CASWiT(num_classes=classes, context_head=context_head, **model.of_caswit)
+        contexts = len(info.tile.context_factors)
+        return CASWiT(num_classes=classes, context_head=context_head, contexts=contexts, **model.of_caswit)
     of_table2 = model.kind == "table2"
     stride_px = network_class(model.arch).stride_px if of_table2 else STRIDE_PX
     if info.tile.tile_px % stride_px:
@@ -286,9 +287,10 @@ def build_simmim(info: PretrainedInfo) -> SimMIM:
     """Build a network for pretraining with random weights."""
     # The tile is this share of its context's side: 0.5 in section 3.5, whose factor is 2.
     ratio = info.mask.context_ratio
+    factors = info.tile.context_factors
     return SimMIM(
-        CASWiT(num_classes=0, **info.model.of_caswit),
-        context_ratio=1 / info.tile.context_factor if ratio is None else ratio,
+        CASWiT(num_classes=0, contexts=len(factors), **info.model.of_caswit),
+        context_ratio=[1 / factor if ratio is None else ratio for factor in factors],
     )
 
 
