@@ -6,6 +6,7 @@ python docs/settings_page.py
 import types
 from argparse import SUPPRESS, Action
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -92,7 +93,7 @@ def words_for(hint: Any) -> str:
     if kind is tuple:
         one = words_for(items[0])
         return f"list of {one}s" if items[-1] is ... else f"{len(items)} {one}s"
-    if kind in (dict, Mapping) or getattr(kind, "__name__", "") == "Mapping":
+    if is_dataclass(hint) or kind in (dict, Mapping) or getattr(kind, "__name__", "") == "Mapping":
         return "mapping"
     return NAMES[hint]
 

@@ -13,7 +13,7 @@ from caswit.config.data import (
     SwissimageSource,
     UrurSource,
 )
-from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName
+from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName, ScoreConfig, TilingConfig
 from caswit.config.experiments import DemoConfig, FiguresConfig, PaperFigures, RowConfig, TableConfig
 from caswit.config.inference import ComputeConfig, Precision
 from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
@@ -66,6 +66,7 @@ __all__ = [
     "ProtocolName",
     "Recipe",
     "RowConfig",
+    "ScoreConfig",
     "ServeConfig",
     "Size",
     "SourceConfig",
@@ -73,6 +74,7 @@ __all__ = [
     "SwissimageSource",
     "TableConfig",
     "TileConfig",
+    "TilingConfig",
     "TrainConfig",
     "UrurSource",
     "WeightSource",

@@ -364,11 +364,11 @@ def context_window(tile: Window, factor: int) -> Window:
     """Return the window ``factor`` times the tile's sides with the same centre (paper, section 3.2)."""
     # Margins that are multiples of the factor put the tile's edges on edges of averaged pixels: both branches then see
     # the same ground at the same place.
-    margin = tile.height * (factor - 1) // 2
-    assert tile.height == tile.width, tile
-    assert margin * 2 == tile.height * (factor - 1), (tile, factor)
-    assert margin % factor == 0, (tile, factor)
-    return tile.grown(margin)
+    margins = [side * (factor - 1) // 2 for side in (tile.height, tile.width)]
+    for margin, side in zip(margins, (tile.height, tile.width), strict=True):
+        assert margin * 2 == side * (factor - 1), (tile, factor)
+        assert margin % factor == 0, (tile, factor)
+    return Window(tile.row - margins[0], tile.col - margins[1], tile.height * factor, tile.width * factor)
 
 
 def _check_label(image: Raster | Mosaic, label: Raster, *, colored: bool) -> None:
