@@ -29,7 +29,6 @@ EXTRAS = {
     "vector": {"shapely", "pyogrio", "pyproj", "pyarrow"},
     "ray": {"ray"},
     "baselines": {"segmentation_models_pytorch"},
-    "gpu": {"pynvml"},
     "export": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     "serve": {"fastapi", "starlette", "uvicorn", "rio_tiler", "xstatic-leaflet"},
 }

@@ -45,7 +45,8 @@ class RowConfig:
     paper: PaperFigures = field(default_factory=PaperFigures)
     """The paper's figures."""
     quoted: PaperFigures | None = None
-    """Figures that the paper quotes for this network from its authors; they are printed as a row of their own."""
+    """Figures that the network's authors published, as the paper quotes them, with the keys of paper; they are printed
+    as a row of their own."""
     note: str = ""
     """What a reader of the table must know of this row, in one sentence."""
 

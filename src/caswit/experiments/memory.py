@@ -112,7 +112,7 @@ def measure(model: Path, device: str, precision: Precision, sides_px: tuple[int,
     loaded = load_model(model)
     predictor = load_predictor(loaded, ComputeConfig(batch=1, device=device, precision=precision))
     driver = None if predictor.device.type != "cuda" else Driver.of(torch.cuda.get_device_properties(predictor.device))
-    images = [x.to(predictor.device) for x in random_images(predictor, sides_px or (loaded.info.tile.tile_px,) * 2)]
+    images = [x.to(predictor.device) for x in random_images(predictor, sides_px, loaded.info.tile.tile_px)]
     with torch.inference_mode():
         for _ in range(2):  # the first run also chooses kernels
             predictor.image_logits(images[0], images[1] if len(images) > 1 else None).argmax(1).byte().cpu()
@@ -139,12 +139,12 @@ def measure(model: Path, device: str, precision: Precision, sides_px: tuple[int,
     )
 
 
-def random_images(predictor: Predictor, sides_px: tuple[int, int]) -> list[Tensor]:
+def random_images(predictor: Predictor, sides_px: tuple[int, int] | None, tile_px: int) -> list[Tensor]:
     """Return an image (1, 3, H, W), and its context or contexts (1, 3, H, W) or (1, N, 3, H, W) where one is read."""
     factors = np.atleast_1d(predictor.context_factor).tolist()
+    # As ``caswit.evaluation`` fills up whole images.
     step = lcm(stride_px(predictor.network), *(2 * factor for factor in factors))
-    # A tile of the model fits as it is; a whole image is filled up as in ``caswit.evaluation``.
-    height, width = (side if side == sides_px[0] == sides_px[1] else -(-side // step) * step for side in sides_px)
+    height, width = (-(-side // step) * step for side in sides_px) if sides_px else (tile_px, tile_px)
     shapes: list[tuple[int, ...]] = [(1, 3, height, width)]
     if predictor.network.reads_context:
         shapes.append((1, 3, height, width) if len(factors) == 1 else (1, len(factors), 3, height, width))
