@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from caswit.cli.commands import COMMANDS
 from caswit.cli.parsing import Command, dashed, make_parser
-from caswit.config import SOURCES, InitConfig, RowConfig
+from caswit.config import SOURCES, InitConfig, PhaseConfig, RowConfig
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = "| {} | values | default | meaning |\n|---|---|---|---|\n"
@@ -39,7 +39,11 @@ NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", ty
 def page() -> str:
     """Return the whole page."""
     kinds = {f"Dataset: `source: {{kind: {kind}}}`": source for kind, source in SOURCES.items()}
-    kinds |= {"Recipe: `row`, for `caswit table`": RowConfig, "Recipe: `init`": InitConfig}
+    kinds |= {
+        "Recipe: `row`, for `caswit table`": RowConfig,
+        "Recipe: `init`": InitConfig,
+        "Recipe: `train.phases`": PhaseConfig,
+    }
     files = [f"### {title}\n\n{field_table(kind)}" for title, kind in kinds.items()]
     return "\n".join([INTRODUCTION, *(section(command) for command in COMMANDS.values()), FILES, *files])
 
@@ -95,7 +99,7 @@ def words_for(hint: Any) -> str:
         return f"list of {one}s" if items[-1] is ... else f"{len(items)} {one}s"
     if is_dataclass(hint) or kind in (dict, Mapping) or getattr(kind, "__name__", "") == "Mapping":
         return "mapping"
-    return NAMES[hint]
+    return "mapping" if is_dataclass(hint) else NAMES[hint]
 
 
 def _values(action: Action) -> str:

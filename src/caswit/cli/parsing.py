@@ -278,6 +278,8 @@ def plain_message(message: str) -> str:
     text = " ".join(message.split())
     text = re.sub(r"Does not validate .* Subtypes: \[(.*?)\] Errors: .* Given value: ", r"expected \1, got ", text)
     text = re.sub(r"Expected an? (.*)\. Got value: ", r"expected \1, got ", text)
+    # Of an item that is a mapping, jsonargparse names the class and not the item.
+    text = re.sub(r"Problem with given class_path '.*?': (?:Parser key \"(\w+)\": )?", r"\1 ", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null").replace("typing.Literal", "one of ")
     return re.sub(r'^Parser key "(.*?)"(?: element \d+)?: ', r"--\1: ", text)
 

@@ -17,7 +17,7 @@ from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName
 from caswit.config.experiments import DemoConfig, FiguresConfig, PaperFigures, RowConfig, TableConfig
 from caswit.config.inference import ComputeConfig, Precision
 from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
-from caswit.config.nn import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
+from caswit.config.nn import NUM_STAGES, TABLE2, Decoder, ModelConfig, Norm, Size, Stem, Table2Arch, TileConfig
 from caswit.config.serve import ServeConfig
 from caswit.config.training import (
     TOKEN_PX,
@@ -26,6 +26,7 @@ from caswit.config.training import (
     ImageryConfig,
     LearningConfig,
     MaskConfig,
+    PhaseConfig,
     PretrainConfig,
     PretrainRecipe,
     Recipe,
@@ -37,6 +38,7 @@ __all__ = [
     "IGNORE_INDEX",
     "NUM_STAGES",
     "SOURCES",
+    "TABLE2",
     "TOKEN_PX",
     "AugmentConfig",
     "ComputeConfig",
@@ -59,6 +61,7 @@ __all__ = [
     "OnError",
     "OutputConfig",
     "PaperFigures",
+    "PhaseConfig",
     "Precision",
     "PredictConfig",
     "PretrainConfig",
@@ -72,6 +75,7 @@ __all__ = [
     "SourceConfig",
     "Stem",
     "SwissimageSource",
+    "Table2Arch",
     "TableConfig",
     "TileConfig",
     "TilingConfig",

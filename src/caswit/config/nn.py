@@ -1,17 +1,30 @@
 """Settings of the network and of its input."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from caswit.config.checks import check
 from caswit.errors import brief
 
 Size = Literal["pico", "nano", "tiny", "small", "base", "large"]
 Decoder = Literal["upernet", "segformer"]
-Arch = Literal[
-    "caswit", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan", "deeplabv3", "deeplabv3plus",
-    "upernet", "segformer",
+Table2Arch = Literal["stdc1", "stdc2", "glnet", "fctl", "isdnet", "wsdnet", "uhrs", "relay_tokens"]
+SmpArch = Literal[
+    "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan", "deeplabv3", "deeplabv3plus", "upernet",
+    "segformer",
 ]  # fmt: skip
+Arch = Literal["caswit", SmpArch, Table2Arch]
+TABLE2: dict[Table2Arch, str] = {
+    "stdc1": "STDC1", "stdc2": "STDC2", "glnet": "GLNet", "fctl": "FCtL", "isdnet": "ISDNet", "wsdnet": "WSDNet",
+    "uhrs": "UHRS", "relay_tokens": "Relay Tokens",
+}  # fmt: skip
+"""Networks of table 2, and the names their papers have for them."""
+_READ_CONTEXT = ("fctl", "relay_tokens")
+"""Networks of table 2 that read a context beside the tile."""
+_SHARED = ("arch", "mean", "std")
+"""Settings of every network."""
+_OF_KIND = {"smp": ("encoder", "encoder_weights"), "table2": ("width", "encoder_weights")}
+"""Settings that networks of other libraries and those of table 2 have beside the shared ones."""
 Norm = Literal["batch", "group"]
 Stem = Literal["patch", "conv"]
 NUM_STAGES = 4
@@ -54,12 +67,16 @@ class ModelConfig:
     """The network. Defaults are the paper's CASWiT-Base."""
 
     arch: Arch = "caswit"
-    """caswit, or a baseline of segmentation_models_pytorch, which sees the tile alone; of the other settings only
-    encoder, encoder_weights, mean and std are for those."""
+    """caswit; a baseline of segmentation_models_pytorch (unet to segformer), which sees the tile alone; or a network of
+    the paper's table 2 (stdc1 to relay_tokens). Of the other settings, mean and std are for all of them, encoder and
+    encoder_weights for the first kind of baseline, width and encoder_weights for the second."""
     encoder: str | None = None
-    """Encoder of a baseline, by its name in segmentation_models_pytorch, e.g. resnet18; null for caswit."""
+    """Encoder of a baseline, by its name in segmentation_models_pytorch, e.g. resnet18; null for other networks."""
     encoder_weights: str | None = None
-    """Weights that segmentation_models_pytorch downloads for the encoder before training, e.g. imagenet; null: none."""
+    """Weights that are downloaded for the encoder of a baseline before training, e.g. imagenet, the only ones that
+    networks of table 2 have; null: none."""
+    width: float = 1.0
+    """Factor on all channels of a network of table 2, rounded to multiples of 8; encoder_weights need 1."""
     size: Size = "base"
     """Swin size of both branches: pico, nano (two CPU cores), tiny, small, base (the paper), large."""
     stem: Stem = "patch"
@@ -90,7 +107,7 @@ class ModelConfig:
             value = getattr(self, name)
             allowed = get_args(choices)
             check(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {brief(value)}")
-        self._check_baseline()
+        self._check_kind()
         stages = self.fusion_stages
         check(
             list(stages) == sorted(set(stages) & set(range(1, NUM_STAGES + 1))),
@@ -106,28 +123,59 @@ class ModelConfig:
             f"decoder_channels must be above 0, got {self.decoder_channels}; try 96 or 512",
         )
 
-    def _check_baseline(self) -> None:
+    def _check_kind(self) -> None:
         """Refuse settings that have no meaning for the architecture."""
-        if self.arch == "caswit":
+        kind = self.kind
+        if kind == "caswit":
             for name in ("encoder", "encoder_weights"):
                 value = getattr(self, name)
                 check(value is None, f"{name} is for baselines, got {brief(value)} with arch caswit; leave it out")
+            check(self.width == 1, f"width is for {', '.join(TABLE2)}, got {self.width} with arch caswit; try size")
             return
-        check(self.encoder is not None, f"arch {self.arch} needs an encoder; try encoder: resnet18")
-        shared = {"arch", "encoder", "encoder_weights", "mean", "std"}
+        if kind == "smp":
+            check(self.encoder is not None, f"arch {self.arch} needs an encoder; try encoder: resnet18")
+        else:
+            check(
+                self.encoder_weights in (None, "imagenet"),
+                f"encoder_weights of arch {self.arch} must be imagenet or null, got {brief(self.encoder_weights)}",
+            )
+            check(0 < self.width <= 4, f"width must be above 0 and at most 4, got {self.width}; try 0.25")
+            check(
+                self.encoder_weights is None or self.width == 1,
+                f"encoder_weights need width 1, got {self.width}; try encoder_weights: null",
+            )
+        whose = {"encoder": "baselines of segmentation_models_pytorch", "width": ", ".join(TABLE2)}
         for field in fields(self):
             value = getattr(self, field.name)
             check(
-                field.name in shared or value == field.default,
-                f"{field.name} is for caswit, got {brief(value)} with arch {self.arch}; leave it out",
+                field.name in (*_SHARED, *_OF_KIND[kind]) or value == field.default,
+                f"{field.name} is for {whose.get(field.name, 'caswit')}, got {brief(value)} with arch {self.arch}; "
+                "leave it out",
             )
+
+    @property
+    def kind(self) -> Literal["caswit", "smp", "table2"]:
+        """Where the network comes from: caswit, segmentation_models_pytorch, or the other papers of table 2."""
+        if self.arch == "caswit":
+            return "caswit"
+        return "table2" if self.arch in TABLE2 else "smp"
+
+    @property
+    def title(self) -> str:
+        """Name of the network, for people: CASWiT-base, unet with encoder resnet18, ISDNet of width 0.25."""
+        if self.kind == "caswit":
+            return f"CASWiT-{self.size}"
+        if self.kind == "smp":
+            return f"{self.arch} with encoder {self.encoder}"
+        return TABLE2[cast("Table2Arch", self.arch)] + (f" of width {self.width:g}" if self.width != 1 else "")
 
     @property
     def of_caswit(self) -> dict[str, Any]:
         """Return the settings that ``caswit.nn.caswit.CASWiT`` takes."""
-        return {name: value for name, value in vars(self).items() if name not in ("arch", "encoder", "encoder_weights")}
+        others = ("arch", "encoder", "encoder_weights", "width")
+        return {name: value for name, value in vars(self).items() if name not in others}
 
     @property
     def reads_context(self) -> bool:
-        """True for a network with a context branch."""
-        return self.arch == "caswit" and bool(self.fusion_stages)
+        """True for a network that takes a context beside the tile."""
+        return bool(self.fusion_stages) if self.arch == "caswit" else self.arch in _READ_CONTEXT

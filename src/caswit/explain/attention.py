@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.errors import ConfigError, ModelError
@@ -106,7 +106,7 @@ def explain_pixel(model: Predictor, scene: SceneReader, row: int, col: int, tile
     if not valid[pixel]:
         raise ConfigError(f"{scene.scene.image.name} has no data at row {row}, column {col}; choose another pixel")
     hr, context = _batch(model, region, tile.window)
-    assert isinstance(model.network, CASWiT)  # no other network reads context
+    assert isinstance(model.network, CASWiT)  # as checked
     with recorded_attention(model.network, *pixel, tile_px) as stages:
         logits = {AS_IS: _logits(model, hr, context)}
     factor = model.context_factor
@@ -145,8 +145,15 @@ def pixel_as_read(scene: SceneReader, row: int, col: int) -> tuple[int, int]:
     return min(read_row, scene.height - 1), min(read_col, scene.width - 1)
 
 
+def shows_attention(network: nn.Module) -> bool:
+    """Return whether a network has cross-attention to a context: CASWiT with fusion."""
+    return isinstance(network, CASWiT) and network.reads_context
+
+
 def check_reads_context(model: Predictor) -> None:
     """Raise ModelError for a network without cross-attention, such as the baseline."""
+    if not isinstance(model.network, CASWiT):
+        raise ModelError("this model is not of arch caswit, so there is no cross-attention to show")
     if not model.network.reads_context:
         raise ModelError("this model reads no context (fusion_stages is empty), so there is no attention to show")
 

@@ -39,12 +39,14 @@ HEADS: dict[Decoder, Callable[..., nn.Module]] = {"upernet": UPerNetHead, "segfo
 
 
 class TrainingLogits(NamedTuple):
-    """Logits of both heads, which the network returns in training."""
+    """What a network returns in training: logits of both heads, or its own loss."""
 
     hr: Tensor
     """(B, K, H, W), at the resolution of the tile."""
     context: Tensor | None
     """(B, K, H', W'), at the resolution of the averaged context; None without a context head."""
+    loss: Tensor | None = None
+    """The loss of a network that has its own, a mean over labelled pixels; None: cross-entropy of the logits."""
 
 
 class CASWiT(nn.Module):

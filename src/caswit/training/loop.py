@@ -27,7 +27,8 @@ from caswit.errors import ConfigError, Stopped
 from caswit.files import checked
 from caswit.progress import Progress
 from caswit.training.fabric import all_sum, is_first_process, stop_signal
-from caswit.training.optim import EMA, adamw, learning_rate
+from caswit.training.optim import EMA, learning_rate, make_optimizer
+from caswit.training.phases import Phases, check_steps
 from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
 from caswit.weights.model_folder import is_complete, torch_load
 
@@ -103,6 +104,7 @@ class Loop:
     def __init__(self, fabric: Fabric, recipe: AnyRecipe, folder: RunFolder, task: Task, network: nn.Module) -> None:
         self.fabric, self.recipe, self.folder, self.task, self.network = fabric, recipe, folder, task, network
         self.steps_per_epoch, self.max_steps = length(recipe.train, task.samples.tiles_per_epoch)
+        check_steps(recipe.train.phases, self.max_steps)
         checkpoint = fabric.broadcast(folder.begin(recipe) if fabric.is_global_zero else None)
         settings = self.settings = self._schedule(checkpoint)
         weights = sum(p.numel() for p in network.parameters())
@@ -112,7 +114,9 @@ class Loop:
         self.step, self.elapsed_s, self.best_miou = 0, 0.0, -1.0
         self.row: dict[str, float] | None = None
         """Columns for the log of a step that is taken and not yet validated; None between steps."""
-        self.model, self.optimizer = fabric.setup(network, adamw(network, settings))
+        self.model, self.optimizer = fabric.setup(network, make_optimizer(network, settings))
+        # After fabric.setup: data parallelism is to know every weight, also those that learn in a later phase only.
+        self.phases = Phases(settings, network, self.max_steps)
         self.ema = None if settings.ema_decay is None else EMA(network, settings.ema_decay)
         if checkpoint is not None:
             with checkpoint_errors(folder.last):
@@ -145,11 +149,14 @@ class Loop:
         self.step, self.elapsed_s = checkpoint["step"], checkpoint["elapsed_s"]
         self.best_miou = checkpoint.get("best_miou", self.best_miou)
         self.row = checkpoint.get("row")
+        if "phase" in checkpoint:
+            self.phases.resume(checkpoint["phase"])
 
     def _say_if_longer(self) -> None:
         """Say what the learning rate does where a run goes on and has been made longer: its cosine ends later now."""
         settings, was = self.settings, self.optimizer.param_groups[0]["lr"]
-        if not (settings.warmup_steps or 0) < self.step < self.max_steps:
+        # A run in phases keeps its length.
+        if settings.phases or not (settings.warmup_steps or 0) < self.step < self.max_steps:
             return
         now = learning_rate(settings, self.step, self._progress())
         # Between two steps of one schedule it only falls.
@@ -210,7 +217,8 @@ class Loop:
                 self.row |= scores
             if writer is not None:
                 self._log(self.row, writer)
-            progress.advance(1, f"loss {self.row['loss']:.3f}, {self.row['tiles_per_s']:.1f} tiles/s")
+            phase = f"{self.phases.name}: " if self.phases.name else ""
+            progress.advance(1, f"{phase}loss {self.row['loss']:.3f}, {self.row['tiles_per_s']:.1f} tiles/s")
             self.row = None
             if stop or validated or time.perf_counter() - saved_s >= self.save_every_s:
                 self._save()
@@ -256,7 +264,7 @@ class Loop:
         settings, fabric, task = self.settings, self.fabric, self.task
         # A function of (seed, step, device): what stochastic depth drops does not depend on the past.
         torch.manual_seed((settings.seed * 1_000_003 + self.step) * 1009 + fabric.global_rank)
-        lr = learning_rate(settings, self.step, self._progress())
+        lr = learning_rate(*self.phases.at(self.step, self._progress(), self.optimizer.optimizer))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
@@ -296,7 +304,8 @@ class Loop:
 
     def _validate(self, progress: Progress) -> dict[str, float] | None:
         """Validate, and keep the best weights so far in a checkpoint of their own; None if a signal cut it short."""
-        scores = self.task.validate(self.validated_network, self.step)
+        with self.phases.validating(self.validated_network):
+            scores = self.task.validate(self.validated_network, self.step)
         # Asked of all, since a device with a signal has left out some of its share.
         if all_sum(self.fabric, torch.tensor(float(stop_signal() is not None))) > 0:
             return None
@@ -305,7 +314,8 @@ class Loop:
         miou, first = scores["val_miou"], self.fabric.is_global_zero
         if first:
             progress.say(f"step {self.step}: val mIoU {miou:.4f}, mF1 {scores['val_mf1']:.4f}")
-        if miou > self.best_miou:
+        # Before the last phase parts of the network have not learned: such weights are no model.
+        if miou > self.best_miou and self.phases.last:
             self.best_miou = miou
             if first:
                 best = {"model": self.validated_network.state_dict(), "step": self.step, "val_miou": miou}
@@ -314,6 +324,8 @@ class Loop:
 
     def _log(self, row: dict[str, float], writer: SummaryWriter) -> None:
         numbers = {name: f"{value:.6g}" for name, value in row.items()}
+        if self.phases.name:
+            numbers["phase"] = self.phases.name
         numbers |= {"epoch": f"{self.step / self.steps_per_epoch:.4f}", "elapsed_s": f"{self._elapsed_s():.1f}"}
         self.folder.write_log({"step": self.step, **numbers})
         for name, value in row.items():
@@ -330,6 +342,7 @@ class Loop:
                 "warmup_steps": self.settings.warmup_steps,
                 "best_miou": self.best_miou,
                 **({} if self.row is None else {"row": self.row}),
+                **({"phase": self.phases.state} if self.phases.name else {}),
                 **({} if self.ema is None else {"ema": self.ema.module.state_dict()}),
             }
             self.folder.save(self.folder.last, checkpoint)
@@ -341,6 +354,8 @@ class Loop:
             with checkpoint_errors(self.folder.best):
                 network.load_state_dict(best["model"])
             step = best["step"]
+        if self.phases.name:
+            network.phase = None  # type: ignore[assignment]  # finished: all of it answers
         score = {} if self.best_miou < 0 else {"best_val_miou": self.best_miou}
         versions = {"caswit": __version__, "torch": torch.__version__}
         self.task.save(network, {"step": step, **score, "recipe": asdict(self.recipe), "versions": versions})

@@ -32,6 +32,7 @@ from caswit.files import (
     read_yaml,
     remove_partial_files,
 )
+from caswit.training.phases import PhaseState
 from caswit.weights.model_folder import CONFIG, is_complete, torch_load
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class Checkpoint(TypedDict):
     """Name of ``ema`` in version 0.1.0."""
     warmup_steps: NotRequired[int]
     """Length of the warm-up, which version 0.1.0 did not note."""
+    phase: NotRequired[PhaseState]
+    """Where a training in several steps is."""
     row: NotRequired[dict[str, float] | None]
     """Columns for the log of a step that was taken and not yet validated."""
 
@@ -119,7 +122,8 @@ class RunFolder:
         except DataError as error:
             raise DataError(f"{error}; {_ANOTHER}") from error
         for name, was, value in _differences(before, recipe):
-            if longer and name in LENGTH:
+            # The phases of a longer run begin elsewhere: some of its steps would belong to another phase.
+            if longer and name in LENGTH and not recipe.train.phases:
                 self._check_longer(_settings_of(before, recipe), recipe)
                 continue
             raise ConfigError(

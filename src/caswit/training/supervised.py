@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from caswit.config import Recipe, TrainConfig
 from caswit.data.dataset import Dataset
@@ -30,7 +31,8 @@ from caswit.raster.ground import Degrees, together
 from caswit.raster.windows import Tile
 from caswit.training.fabric import all_sum, launch, repeatable, stop_signal
 from caswit.training.loop import Batch, fit, load_data
-from caswit.training.run_folder import RunFolder
+from caswit.training.phases import check_phases
+from caswit.training.run_folder import COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
 from caswit.weights.initialize import start_from
 from caswit.weights.model_folder import ModelInfo, build, save_model
@@ -58,7 +60,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
     """
     dataset = load_data(recipe)
     _check(recipe, dataset)
-    folder = RunFolder(out)
+    # Only a training in phases has a column that says in which a step is.
+    folder = RunFolder(out, (*COLUMNS, "phase") if recipe.train.phases else COLUMNS)
     with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
         task = SupervisedTask(fabric, recipe, dataset, folder)
         fit(fabric, recipe, folder, task, _network(recipe, task.info, new=not folder.last.exists()))
@@ -92,10 +95,14 @@ class SupervisedTask:
         return torch.stack([loss_normalizer(batch[name], self.class_weights) for name in ("label", "context_label")])
 
     def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
-        """Return the cross-entropy of both heads (paper section 3.4)."""
+        """Return the cross-entropy of both heads (paper section 3.4), or the loss of a network that has its own."""
         # Batches have the same fields for every network; without a context branch that of the context is empty.
-        logits = model(batch["tile"], batch["context"] if batch["context"].numel() else None)
+        images = batch["tile"], batch["context"] if batch["context"].numel() else None
+        logits = model(*images, batch["label"]) if self.recipe.model.kind == "table2" else model(*images)
         hr, context = normalizer.unbind()
+        if logits.loss is not None:
+            # A mean over this pass counts in the batch by its share of the labelled pixels.
+            return logits.loss * loss_normalizer(batch["label"]) / hr.clamp(min=torch.finfo().tiny)
         labels, alpha = (batch["label"], batch["context_label"]), self.recipe.train.alpha
         return supervised_loss(logits, labels, (hr, context), alpha=alpha, weights=self.class_weights)
 
@@ -196,6 +203,8 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
     torch.manual_seed(recipe.train.seed)
     network = build(info, context_head=recipe.train.alpha > 0)
     network.checkpoint_gradients(recipe.train.checkpoint_gradients)
+    if recipe.model.kind == "table2" and any(isinstance(module, _BatchNorm) for module in network.modules()):
+        _check_tiles_per_pass(recipe)
     if new and recipe.model.encoder_weights is not None:
         network.load_state_dict(build(info, pretrained=True).state_dict())
     if new and recipe.start is not None:
@@ -207,14 +216,21 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
 def _check(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse what would fail only after a while."""
     _check_weights(recipe.train, dataset)
+    check_phases(recipe)
     for split in (recipe.data.train_split, recipe.data.val_split):
         check_scenes(dataset, dataset.split(split) if split else ())
+    if recipe.model.kind != "table2" and recipe.model.decoder_norm == "batch":  # those are asked once they are built
+        _check_tiles_per_pass(recipe)
+
+
+def _check_tiles_per_pass(recipe: Recipe) -> None:
+    """Refuse passes of one tile in a network with batch norms."""
     # A batch norm of one tile, whose deepest maps may be a single pixel, has nothing to normalise by.
-    per_pass = recipe.train.batch // (recipe.train.devices * recipe.train.accumulate)
-    if per_pass == 1 and recipe.model.decoder_norm == "batch":
+    if recipe.train.batch == recipe.train.devices * recipe.train.accumulate:
+        other = ", or set model.decoder_norm=group" if recipe.model.kind == "caswit" else ""
         raise ConfigError(
-            "one tile per pass and device is too few for batch norm; raise batch, lower accumulate, "
-            "or set model.decoder_norm=group"
+            f"one tile per pass and device is too few for batch norm; raise batch{',' if other else ' or'} "
+            f"lower accumulate{other}"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from caswit.config import ModelConfig
 from caswit.config.renamed import with_new_names
 from caswit.errors import ConfigError, brief
 from caswit.files import atomic_path, checked, read_json, read_yaml
@@ -173,9 +174,13 @@ def model_card(
         license_name: Tag of the licence.
         about: Statements of the model's maker.
     """
+    model = checked(ModelConfig, config["model"], "model")
     return render(
         "model_card.md.j2",
-        **{key: config[key] for key in ("model", "tile", "bands", "trained_gsd_m", "provenance")},
+        network=model.title,
+        reads_context=model.reads_context,
+        model=model,
+        **{key: config[key] for key in ("tile", "bands", "trained_gsd_m", "provenance")},
         name=name,
         classes=[c for c in config.get("classes", ()) if not c.get("ignore")],
         pretrained=config.get("kind") == PRETRAINED,

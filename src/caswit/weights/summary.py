@@ -1,5 +1,6 @@
 """Summary of a model for ``caswit info``: its whole architecture, its costs, and the images it expects."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from caswit.config import ModelConfig
+from caswit.nn.baselines.table2 import Table2Network
 from caswit.nn.caswit import SIZES, CASWiT
 from caswit.weights.model_folder import (
     LoadedModel,
@@ -54,6 +56,11 @@ def costs(loaded: LoadedModel) -> Costs:
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
     """Return the number of parameters of each part that a network has."""
+    if isinstance(network, Table2Network):
+        counts = Counter[str]()
+        for name, weights in network.network.named_parameters():
+            counts[name.partition(".")[0].replace("_", " ")] += weights.numel()
+        return dict(counts)
     own = "network.hr_encoder."  # of a network for pretraining, which holds the other
     inner = any(name.startswith(own) for name, _ in network.named_parameters())
     sizes = {n.removeprefix("network.") if inner else n: p.numel() for n, p in network.named_parameters()}
@@ -112,13 +119,13 @@ def _page(
 
 def _architecture(model: ModelConfig, network: nn.Module, *, decoder: bool) -> Iterator[str]:
     """Yield the lines about the network."""
-    if model.arch != "caswit":
-        yield f"network        {model.arch} with encoder {model.encoder} (segmentation_models_pytorch)"
+    if model.kind != "caswit":
+        yield f"network        {model.title}{' (segmentation_models_pytorch)' if model.kind == 'smp' else ''}"
         return
     assert isinstance(network, CASWiT)
     size = SIZES[model.size]
     widths = [size["embed_dim"] * 2**stage for stage in range(len(size["depths"]))]
-    yield f"network        CASWiT-{model.size}{'' if model.fusion_stages else ', without a context branch'}"
+    yield f"network        {model.title}{'' if model.fusion_stages else ', without a context branch'}"
     yield f"  encoders     {model.stem} stem, windows of {size['window_size']} x {size['window_size']} tokens"
     yield f"  by stage     widths {_list(widths)}; blocks {_list(size['depths'])}; heads {_list(size['num_heads'])}"
     yield f"  fusion       {_fusion(model, network)}"

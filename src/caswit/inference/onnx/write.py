@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from caswit import __version__
 from caswit.config import check
-from caswit.errors import ModelError
+from caswit.errors import ModelError, one_line
 from caswit.files import atomic_path
 from caswit.inference.onnx.graphs import Form, Graph, make_graph
 from caswit.inference.onnx.metadata import describe_model
@@ -73,7 +73,7 @@ def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exp
     graph = make_graph(loaded, form)
     log.info("tracing %s: half a minute for a small network", loaded.name)
     metadata = describe_model(loaded, form, public_config(folder)["provenance"])
-    content = onnx_bytes(graph, metadata)
+    content = _traced(graph, metadata, loaded)
     with atomic_path(out) as partial:
         partial.write_bytes(content)
         log.info("comparing ONNX Runtime with PyTorch")
@@ -84,6 +84,17 @@ def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exp
                 f"{exported.difference:.2g} where values reach {exported.largest:.2g}; please report this"
             )
     return exported._replace(rim_px=json.loads(metadata.get("rim_px", "0")))
+
+
+def _traced(graph: Graph, metadata: dict[str, str], loaded: LoadedModel) -> bytes:
+    """Return the content of the file; say in one line where a network of table 2 cannot be traced."""
+    try:
+        return onnx_bytes(graph, metadata)
+    except Exception as error:  # the tracer raises anything
+        if loaded.info.model.kind != "table2":
+            raise
+        reason = one_line(error)
+        raise ModelError(f"{loaded.name}: {loaded.info.model.title} cannot be exported as ONNX ({reason})") from error
 
 
 def onnx_bytes(graph: Graph, metadata: dict[str, str]) -> bytes:
