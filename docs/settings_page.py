@@ -97,7 +97,7 @@ def words_for(hint: Any) -> str:
     if kind is tuple:
         one = words_for(items[0])
         return f"list of {one}s" if items[-1] is ... else f"{len(items)} {one}s"
-    if kind in (dict, Mapping) or getattr(kind, "__name__", "") == "Mapping":
+    if is_dataclass(hint) or kind in (dict, Mapping) or getattr(kind, "__name__", "") == "Mapping":
         return "mapping"
     return "mapping" if is_dataclass(hint) else NAMES[hint]
 

@@ -17,7 +17,7 @@ from caswit.config.data import (
     SwissimageSource,
     UrurSource,
 )
-from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName
+from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName, ScoreConfig, TilingConfig
 from caswit.config.experiments import DemoConfig, FiguresConfig, PaperFigures, RowConfig, TableConfig
 from caswit.config.inference import ComputeConfig, Precision
 from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
@@ -90,6 +90,7 @@ __all__ = [
     "ProtocolName",
     "Recipe",
     "RowConfig",
+    "ScoreConfig",
     "ServeConfig",
     "Size",
     "SourceConfig",
@@ -98,6 +99,7 @@ __all__ = [
     "Table2Arch",
     "TableConfig",
     "TileConfig",
+    "TilingConfig",
     "TrainConfig",
     "UrurSource",
     "WeightSource",

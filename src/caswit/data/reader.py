@@ -381,11 +381,11 @@ def context_window(tile: Window, factor: ContextFactor) -> Window:
     factor = context_factors(factor)[-1]
     # Margins that are multiples of the factor put the tile's edges on edges of averaged pixels: both branches then see
     # the same ground at the same place.
-    margin = tile.height * (factor - 1) // 2
-    assert tile.height == tile.width, tile
-    assert margin * 2 == tile.height * (factor - 1), (tile, factor)
-    assert margin % factor == 0, (tile, factor)
-    return tile.grown(margin)
+    margins = [side * (factor - 1) // 2 for side in (tile.height, tile.width)]
+    for margin, side in zip(margins, (tile.height, tile.width), strict=True):
+        assert margin * 2 == side * (factor - 1), (tile, factor)
+        assert margin % factor == 0, (tile, factor)
+    return Window(tile.row - margins[0], tile.col - margins[1], tile.height * factor, tile.width * factor)
 
 
 def _labels_around(labels: UInt8, window: Window, tile: Window, factor: ContextFactor) -> UInt8:

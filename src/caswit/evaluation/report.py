@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,8 @@ class Evaluation:
     """Width of the boundary band of Boundary IoU, in pixels."""
     band_ratio: float
     """Width of the boundary band of Boundary IoU, as a fraction of the tile's diagonal."""
-    tile_px: int
+    tile_px: int | Literal["whole"]
+    """Side of the tiles that were predicted; whole: each image at once."""
     context_factor: ContextFactor | None
     """Side of the context, or of each, in tile sides; None for a model without context branch."""
     scenes: int
@@ -64,6 +65,8 @@ class Evaluation:
     elapsed_s: float
     software_version: str
     examples: Sequence[Example] = field(default=())
+    overlap_px: int = 0
+    """Pixels by which neighbouring tiles overlapped at least; their logits were averaged."""
     boundary_errors: EdgeCounts | None = None
     """Errors near the outlines of the truth and elsewhere."""
     masked_context_counts: Counts | None = None
@@ -181,9 +184,11 @@ def example_panels(example: Example, class_names: Sequence[str], class_colours: 
 
 def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
     """Return everything that must be equal, or at least known, to compare these scores with others."""
-    keys = ("dataset", "split", "model", "model_sha256", "protocol", "scenes", "tiles", "tile_px", "context_factor")
+    keys = ("dataset", "split", "model", "model_sha256", "protocol", "scenes", "tiles", "tile_px")
     return {
         **{key: getattr(evaluation, key) for key in keys},
+        "overlap_px": evaluation.overlap_px,
+        "context_factor": evaluation.context_factor,
         "labelled_pixels": int(evaluation.counts.confusion.sum()),
         "band_px": evaluation.band_px,
         "band_ratio": evaluation.band_ratio,

@@ -5,7 +5,7 @@ from pathlib import Path
 from caswit.config import EvaluateConfig
 from caswit.data.dataset import load_dataset
 from caswit.errors import ConfigError
-from caswit.evaluation.evaluate import evaluate_scenes
+from caswit.evaluation.evaluate import check_tiling, evaluate_scenes
 from caswit.evaluation.protocols import scored_classes
 from caswit.evaluation.report import Evaluation, write_report
 from caswit.inference.load import load_predictor
@@ -17,8 +17,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a model on a split and write report.json, report.md and report.html.
 
-    Tiles do not overlap, every labelled pixel counts once, and scores come from one confusion matrix
-    over the whole split.
+    Tiles do not overlap unless the settings say so, every labelled pixel counts once, and scores come from one
+    confusion matrix over the whole split.
 
     Args:
         model: Model folder.
@@ -41,6 +41,7 @@ def evaluate(
     data.list_broken()
     scenes = data.split(split)
     scored_classes(loaded.info.classes, data, settings.protocol)  # refuse before anything is written
+    check_tiling(loaded, settings)
     try:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caswit.config import IGNORE_INDEX, ContextFactor, context_factors
+from caswit.config import IGNORE_INDEX, ContextFactor
 from caswit.config.inference import Fill
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.inference.devices import autocast
 from caswit.nn.network import Network
 from caswit.raster.mirror import mirrored
 from caswit.raster.reader import Bool, UInt8
-from caswit.raster.windows import Block, Tile, Window, slice_middle
+from caswit.raster.windows import Block, Tile, Window, bounds, slice_middle
 
 Forward = Callable[[Tensor, Tensor | None], Tensor]
 """Tiles (B, 3, T, T) and contexts -> logits (B, K, T, T)."""
@@ -108,9 +108,7 @@ class BlockPixels(NamedTuple):
 
 def read_block(scene: SceneReader, block: Block, context_factor: ContextFactor) -> BlockPixels:
     """Read everything that a block of a scene needs for a network with these context factors; 1 reads no context."""
-    tile_px = block.tiles[0].window.height
-    margin = tile_px * (context_factors(context_factor)[-1] - 1) // 2
-    region = scene.region(block.reach.grown(margin))
+    region = scene.region(bounds([context_window(tile.window, context_factor) for tile in block.tiles]))
     native = scene.native(block.window)
     if scene.ratio == 1:
         return BlockPixels(region, native, region.valid[native.inside(region.window)])
@@ -226,11 +224,20 @@ class Predictor:
         """Read and label a block: class indices (H, W) of its native pixels, IGNORE_INDEX without data."""
         return self.sure_classes(scene, block, self.read(scene, block))[0]
 
-    def sure_classes(self, scene: SceneReader, block: Block, pixels: BlockPixels) -> tuple[UInt8, UInt8]:
-        """Label a block that was read: class indices as ``classes`` returns them, and confidence in percent, (H, W)."""
+    def sure_classes(
+        self, scene: SceneReader, block: Block, pixels: BlockPixels, *, mean: bool = False
+    ) -> tuple[UInt8, UInt8]:
+        """Label a block that was read: class indices as ``classes`` returns them, and confidence in percent, (H, W).
+
+        Args:
+            scene: Where the block lies.
+            block: Its tiles; for the mean, those of its neighbours that reach into it too.
+            pixels: As ``read`` returned them.
+            mean: Average the logits of all tiles that see a pixel, each with the same weight.
+        """
         classes = np.full(pixels.valid.shape, IGNORE_INDEX, np.uint8)
         percent = np.zeros(pixels.valid.shape, np.uint8)
-        for part in self.block(scene, block, pixels):
+        for part in self._averaged(scene, block, pixels, even=True) if mean else self.block(scene, block, pixels):
             where = part.window.inside(pixels.native)
             classes[where] = class_map(part.scores, pixels.valid[where])
             percent[where] = part.confidence().cpu().numpy()
@@ -252,12 +259,16 @@ class Predictor:
             blend: Average all tiles that see a pixel; otherwise each tile keeps the part it owns.
         """
         if blend:
-            return self._blended(scene, block, pixels)
+            return self._averaged(scene, block, pixels, even=False)
         parts = [(tile, scene.native(tile.owned)) for tile in block.tiles]
         return (Prediction(part, logits, False) for _, part, logits in self._native_logits(scene, pixels, parts))
 
-    def _blended(self, scene: SceneReader, block: Block, pixels: BlockPixels) -> Iterator[Prediction]:
-        """Average tiles, row of tiles by row of tiles. Holds the rows that one row of tiles covers."""
+    def _averaged(self, scene: SceneReader, block: Block, pixels: BlockPixels, *, even: bool) -> Iterator[Prediction]:
+        """Average tiles, row of tiles by row of tiles. Holds the rows that one row of tiles covers.
+
+        Logits with equal weights if ``even``, as GLNet and FCtL add up the scores of their patches; else probabilities
+        with less weight towards a tile's edges, as maps are blended.
+        """
         # Tiles are added up in the order of the whole raster's grid, so that no block size changes a sum.
         native = pixels.native
         rows = [list(row) for _, row in groupby(block.tiles, lambda tile: tile.window.row)]
@@ -270,13 +281,15 @@ class Predictor:
             sums = torch.cat([sums, sums.new_zeros(len(sums), max(missing, 0), native.width)], dim=1)
             held = Window(top, native.col, sums.shape[1], native.width)
             for tile, part, logits in self._native_logits(scene, pixels, parts):
-                weight = _weight(scene, tile, part).to(self.device)
-                sums[:, *part.inside(held)] += torch.cat([logits.softmax(0) * weight, weight[None]])
+                weight = torch.ones(part.height, part.width) if even else _weight(scene, tile, part)
+                weight = weight.to(self.device)
+                scores = logits if even else logits.softmax(0)
+                sums[:, *part.inside(held)] += torch.cat([scores * weight, weight[None]])
             # The next row of tiles begins at ``final``: what lies above gets no more terms.
             done, sums = sums[:, : final - top], sums[:, final - top :]
             # Weights add up to 0 where no tile was computed. The least weight is that of a corner, a product of two.
             mean = done[:-1] / done[-1].clamp(min=_LEAST_WEIGHT**2)
-            yield Prediction(Window(top, native.col, final - top, native.width), mean, True)
+            yield Prediction(Window(top, native.col, final - top, native.width), mean, not even)
             top = final
 
     def _native_logits(

@@ -196,6 +196,14 @@ class RunFolder:
         finally:
             lock.release()
 
+    def holds(self, recipe: AnyRecipe) -> bool:
+        """Return whether the folder's run, finished or not, is of this recipe."""
+        try:
+            before = checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe))
+            return not any(_differences(before, recipe))
+        except CaswitError:
+            return False
+
     def finished(self, recipe: AnyRecipe) -> bool:
         """Return whether the folder's model was made by this recipe."""
         if not is_complete(self.model):
