@@ -198,3 +198,28 @@ def test_nor_with_few_labels_at_other_scales(dataset_file, make_raster):
     seen = [set(np.unique(again[n][name])) for n in range(60) for name in ("label", "context_label")]
     assert set.union(*seen) == {0, 255}  # class 1 has index 0
     assert sum(0 in ids for ids in seen) > 100
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_swapped_contexts_keep_the_tile_and_its_labels(dataset_file, fraction):
+    def samples(share: float) -> TrainingSamples:
+        return TrainingSamples(
+            load_dataset(dataset_file),
+            DataConfig(dataset=str(dataset_file), sampling="random", label_fraction=fraction),
+            TileConfig(tile_px=32, context_factor=2),
+            AugmentConfig(context_swap=share),
+            seed=0,
+            context=True,
+        )
+
+    always, never = samples(1.0), samples(0.0)
+    middle = (..., slice(8, 24), slice(8, 24))
+    others = 0
+    for number in range(12):
+        swapped, own = always[number], never[number]
+        assert torch.equal(swapped["tile"], own["tile"])
+        assert torch.equal(swapped["label"], own["label"])
+        for name in ("context", "context_label"):
+            assert torch.equal(swapped[name][middle], own[name][middle])
+        others += not torch.equal(swapped["context"], own["context"])
+    assert others >= 10

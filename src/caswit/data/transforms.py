@@ -53,6 +53,9 @@ def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *
     if settings.blur and softness > 0:
         tile = blurred(tile, softness * settings.blur)
         context = blurred(context, softness * settings.blur / factor)
+    if settings.context_tint:
+        gains = (1 + settings.context_tint) ** rng.uniform(-1, 1, 3)
+        context = coloured(context, gains=gains, saturation=1.0)
     if settings.context_dropout and (hidden + 1) / 2 < settings.context_dropout:
         context = mask_context(context, factor)
     # The noise of a context pixel, a mean over many, would hardly be seen. Drawn last: its count depends on the tile.
@@ -119,11 +122,25 @@ def noisy(image: UInt8, share: float, rng: np.random.Generator) -> UInt8:
     return np.where(image.any(0), _to_uint8(image + noise), 0).astype(np.uint8)
 
 
+def swap_context(sample: Sample, other: Sample, factor: int) -> Sample:
+    """Return a sample whose context, around the middle that the tile covers, is another's: its image and its labels."""
+    return sample._replace(
+        context=_with_middle(other.context, sample.context, factor),
+        context_label=_with_middle(other.context_label, sample.context_label, factor),
+    )
+
+
 def mask_context(context: UInt8, factor: int) -> UInt8:
     """Return (3, H, W) with masked context: only the middle, which the tile covers, is left; the rest is black."""
-    inner = np.s_[..., slice_middle(context.shape[-2], factor), slice_middle(context.shape[-1], factor)]
-    changed = np.zeros_like(context)
-    changed[inner] = context[inner]
+    return _with_middle(np.zeros_like(context), context, factor)
+
+
+def _with_middle(around: UInt8, image: UInt8, factor: int) -> UInt8:
+    """Return (..., H, W) a copy of ``around`` with the middle, which the tile covers, of ``image``."""
+    changed = around.copy()
+    if changed.size:  # unlabelled samples have empty labels
+        middle = np.s_[..., slice_middle(image.shape[-2], factor), slice_middle(image.shape[-1], factor)]
+        changed[middle] = image[middle]
     return changed
 
 
