@@ -109,9 +109,8 @@ def test_new_strengths_leave_the_draws_of_the_old_ones_alone(sample):
 
 
 def test_a_context_of_its_own_colour_leaves_the_tile_alone(sample):
-    plain, tinted = (
-        augment(sample, AugmentConfig(context_tint=x), np.random.default_rng(3), factor=2) for x in (0, 0.3)
-    )
+    strengths = (AugmentConfig(context_tint=x) for x in (0, 0.3))
+    plain, tinted = (augment(sample, s, np.random.default_rng(3), factor=2) for s in strengths)
     np.testing.assert_array_equal(plain.tile, tinted.tile)
     seen = (sample.context > 0) & (tinted.context < 255)
     for band in range(3):  # one gain each, within 1 / 1.3 and 1.3
