@@ -73,6 +73,12 @@ class AugmentConfig:
     """Add noise of a standard deviation up to this share of 255 to the tile."""
     context_dropout: float = 0.0
     """Share of samples with masked context: black around the tile, as around a small image."""
+    context_swap: float = 0.0
+    """Share of samples whose context shows another place around the tile: what a network learns of surroundings then
+    has to hold without them."""
+    context_tint: float = 0.0
+    """Multiply each band of the context by its own factor between 1 / (1 + context_tint) and 1 + context_tint, apart
+    from the tile's."""
     holes: float = 0.0
     """Share of samples with a hole or an edge cut into tile and context: black, and its labels ignored."""
 
@@ -82,8 +88,9 @@ class AugmentConfig:
             value = getattr(self, name)
             check(0 <= value < 1, f"{name} must be in [0, 1), got {value}; try {0.05 if name == 'noise' else 0.2}")
         check(0 <= self.context_dropout <= 1, f"context_dropout must be in [0, 1], got {self.context_dropout}; try 0.1")
+        check(0 <= self.context_swap <= 1, f"context_swap must be in [0, 1], got {self.context_swap}; try 0.1")
         check(0 <= self.holes <= 1, f"holes must be in [0, 1], got {self.holes}; try 0.25")
-        for name, most in (("scale", 3), ("gamma", 4), ("tint", 4), ("blur", 16)):
+        for name, most in (("scale", 3), ("gamma", 4), ("tint", 4), ("context_tint", 4), ("blur", 16)):
             value = getattr(self, name)
             check(0 <= value <= most, f"{name} must be in [0, {most}], got {value}; try 0.25")
 

@@ -15,7 +15,7 @@ from caswit.data.dataset import Dataset
 from caswit.data.loader import Loader, begin_worker
 from caswit.data.reader import Sample, SceneReader, SceneReaders, scene_areas
 from caswit.data.scene import Scene
-from caswit.data.transforms import augment, only_labels
+from caswit.data.transforms import augment, only_labels, swap_context
 from caswit.errors import DataError
 from caswit.raster.windows import Window, area_tiles, bounds
 
@@ -113,12 +113,20 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
             whole = scene
             scene, window = _scaled(whole, window, self.augmentation.scale, rng)
             factor = scene.ratio / whole.ratio
-        sample = scene.read(window, self.factor)
-        if self.labelled is not None:
-            inside = [_inner(w, factor) for i, w in self.labelled if i == index]
-            sample = only_labels(sample, window, self.factor, inside)
+        sample = self._read(index, scene, window, factor)
+        swapped = self.augmentation.context_swap
+        if swapped and self.factor is not None and rng.uniform() < swapped:
+            elsewhere, other = self._random_window(rng)
+            sample = swap_context(sample, self._read(elsewhere, self._opened[elsewhere], other), self.factor)
         sample = augment(sample, self.augmentation, rng, factor=self.factor or 1)
         return {name: torch.from_numpy(x) for name, x in zip(Sample._fields, sample, strict=True)}
+
+    def _read(self, index: int, scene: SceneReader, window: Window, scale: float = 1.0) -> Sample:
+        """Read a window of a scene, with the labels that may be used."""
+        sample = scene.read(window, self.factor)
+        if self.labelled is None:
+            return sample
+        return only_labels(sample, window, self.factor, [_inner(w, scale) for i, w in self.labelled if i == index])
 
     def _grid_window(self, number: int) -> tuple[int, Window]:
         epoch, position = divmod(number, len(self.grid))

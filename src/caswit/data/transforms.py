@@ -55,6 +55,9 @@ def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *
     if settings.blur and softness > 0:
         tile = blurred(tile, softness * settings.blur)
         context = _each(context, factor, lambda x, f: blurred(x, softness * settings.blur / f))
+    if settings.context_tint:
+        own = (1 + settings.context_tint) ** rng.uniform(-1, 1, 3)
+        context = _each(context, factor, lambda x, _: coloured(x, gains=own, saturation=1.0))
     if settings.context_dropout and (hidden + 1) / 2 < settings.context_dropout:
         context = _each(context, factor, mask_context)
     # The noise of a context pixel, a mean over many, would hardly be seen. Drawn last: its count depends on the tile.
@@ -131,11 +134,32 @@ def noisy(image: UInt8, share: float, rng: np.random.Generator) -> UInt8:
     return np.where(image.any(0), _to_uint8(image + noise), 0).astype(np.uint8)
 
 
+def swap_context(sample: Sample, other: Sample, factor: ContextFactor) -> Sample:
+    """Return a sample whose contexts, around the middle that the tile covers, are another's: images and labels."""
+
+    def swapped(own: UInt8, theirs: UInt8) -> UInt8:
+        if not own.size:  # unlabelled samples have empty labels
+            return own
+        if isinstance(factor, int):
+            return _with_middle(theirs, own, factor)
+        return np.stack([_with_middle(*each) for each in zip(theirs, own, factor, strict=True)])
+
+    return sample._replace(
+        context=swapped(sample.context, other.context),
+        context_label=swapped(sample.context_label, other.context_label),
+    )
+
+
 def mask_context(context: UInt8, factor: int) -> UInt8:
     """Return (3, H, W) with masked context: only the middle, which the tile covers, is left; the rest is black."""
-    inner = np.s_[..., slice_middle(context.shape[-2], factor), slice_middle(context.shape[-1], factor)]
-    changed = np.zeros_like(context)
-    changed[inner] = context[inner]
+    return _with_middle(np.zeros_like(context), context, factor)
+
+
+def _with_middle(around: UInt8, image: UInt8, factor: int) -> UInt8:
+    """Return (..., H, W) a copy of ``around`` with the middle, which the tile covers, of ``image``."""
+    middle = np.s_[..., slice_middle(image.shape[-2], factor), slice_middle(image.shape[-1], factor)]
+    changed = around.copy()
+    changed[middle] = image[middle]
     return changed
 
 
