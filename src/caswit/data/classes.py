@@ -16,7 +16,7 @@ from caswit.files import checked, only_keys
 
 _UNKNOWN = 254
 _MAX_ID = 65_535
-_NEAR = 127
+NEAR = 127
 """Largest difference in a band of colours that are taken for each other, where this is asked for."""
 _BACKGROUND = ("background", "other", "others")
 """Names of classes that are background unless the class table says otherwise."""
@@ -263,7 +263,7 @@ def _near(colors: NDArray[Any], codes: NDArray[np.uint32], indices: NDArray[np.u
     different, where = np.unique(colors, return_inverse=True)
     given, known = (np.stack([c >> 16, c >> 8 & 255, c & 255], -1).astype(np.int16) for c in (different, codes))
     apart = np.abs(given[:, None] - known).max(-1)  # (colours, classes)
-    found = np.where(apart.min(1) <= _NEAR, indices[apart.argmin(1)], _UNKNOWN).astype(np.uint8)
+    found = np.where(apart.min(1) <= NEAR, indices[apart.argmin(1)], _UNKNOWN).astype(np.uint8)
     return found[where]
 
 
