@@ -30,13 +30,13 @@ class Small:
     width: float
     """``model.width``."""
     batch: int
-    """``train.batch`` on landscapes: two at least where a batch norm follows a global mean, one value for each image."""
+    """``train.batch`` on landscapes: two at least where a batch norm follows a global mean."""
 
 
 SMALL: dict[str, Small] = {
-    # Whole-image methods learn from crops of 128 to 1024 px there, so their batches shrink with the area of a crop, and
-    # their widths with what is left: a quarter of the channels is about a sixteenth of the work. GLNet sees a whole image
-    # and six of its patches, each of 508 px, and has no norm after a global mean.
+    # Whole-image methods learn from crops of 256 to 1024 px there, so their batches shrink with the area of a crop, and
+    # their widths with what is left: a quarter of the channels is about a sixteenth of the work. GLNet sees a whole
+    # image and six of its patches, each of 508 px, and has no norm after a global mean.
     "stdc1": Small(width=0.25, batch=4),
     "stdc2": Small(width=0.25, batch=4),
     "glnet": Small(width=0.0625, batch=1),
