@@ -148,7 +148,10 @@ def pixel_as_read(scene: SceneReader, row: int, col: int) -> tuple[int, int]:
 def check_reads_context(model: Predictor) -> None:
     """Raise ModelError for a network without cross-attention, such as the baseline."""
     if not model.network.reads_context:
-        raise ModelError("this model reads no context (fusion_stages is empty), so there is no attention to show")
+        raise ModelError(
+            "this model reads no context (fusion_stages is empty), so there is no attention to show; "
+            "choose one with context"
+        )
 
 
 @contextmanager
