@@ -86,7 +86,8 @@ def words(node: ast.expr, around: ast.AST, module: ast.Module) -> list[str]:
 
 def given(call: ast.Call, own: bool) -> ast.expr | None:
     """Return what a call makes a message of, if it does: of an error, of one of its ``own`` subclasses, or later."""
-    match ast.unparse(call.func), call.args:
+    called = ast.unparse(call.func) if len(call.args) in (1, 2) else ""
+    match called, call.args:
         case (("type(error)" | "CaswitError" | "ConfigError" | "DataError" | "ModelError" | "Stopped"), [said, *_]):
             return said
         case "check", [_, said]:
@@ -109,23 +110,25 @@ def expressions(module: ast.Module, name: str) -> Iterator[tuple[int, ast.expr, 
     classes = [node for node in ast.walk(module) if isinstance(node, ast.ClassDef) and name != "errors.py"]
     own = [node for node in classes if ERRORS & {*map(ast.unparse, node.bases)}]
 
-    def inside(node: ast.AST, places: list[Any]) -> list[Any]:
+    def inside(node: Any, places: list[Any]) -> list[Any]:
         return [place for place in places if place.lineno <= node.lineno <= place.end_lineno]
 
     for node in ast.walk(module):
-        around = (
-            max(inside(node, functions), key=lambda f: f.lineno, default=module) if hasattr(node, "lineno") else None
-        )
-        if isinstance(node, ast.Call) and (said := given(node, own=bool(inside(node, own)))) is not None:
-            yield node.lineno, said, around
-        elif (
-            isinstance(node, ast.AugAssign)
-            and isinstance(node.value, ast.ListComp)
-            and ast.unparse(node.target) == "broken"
-        ):
-            yield node.lineno, node.value.elt, around
-        elif isinstance(node, ast.Return) and getattr(around, "name", "") == "_users_fault" and says(node.value):
-            yield node.lineno, node.value, around
+        said = None
+        if isinstance(node, ast.Call):
+            said = given(node, own=bool(inside(node, own)))
+        elif isinstance(node, ast.Assign | ast.AugAssign) and isinstance(node.value, ast.ListComp):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            said = (
+                node.value.elt
+                if says(node.value.elt) and {*map(ast.unparse, targets)} & {"broken", "missing"}
+                else None
+            )
+        elif isinstance(node, ast.Return) and says(node.value):
+            # What the command line says of errors that are not ours.
+            said = node.value if inside(node, [f for f in functions if f.name == "_users_fault"]) else None
+        if said is not None:
+            yield node.lineno, said, max(inside(node, functions), key=lambda f: f.lineno, default=module)
 
 
 @cache
