@@ -18,7 +18,7 @@ def random_network(size: str = "pico", **settings) -> CASWiT:
     for name, value in network.state_dict().items():
         if name.endswith("running_var"):
             value.uniform_(0.5, 2)
-        elif "relative_position_bias_table" in name or name.endswith("gate"):
+        elif name.endswith(("relative_position_bias_table", "gate", "context_embedding")):
             nn.init.normal_(value)
         elif value.is_floating_point() and value.ndim == 1:
             value += 0.2 * torch.randn_like(value)

@@ -28,7 +28,7 @@ EXTRAS = {
     "train": {"lightning", "tensorboard"},
     "vector": {"shapely", "pyogrio", "pyproj", "pyarrow"},
     "ray": {"ray"},
-    "baselines": {"segmentation_models_pytorch"},
+    "baselines": {"segmentation_models_pytorch", "transformers", "scipy"},
     "export": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     "serve": {"fastapi", "starlette", "uvicorn", "rio_tiler", "xstatic-leaflet"},
 }

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from caswit.cli.parsing import Command, closest, is_boolean, plain_message
+from caswit.cli.parsing import Command, closest, is_boolean, plain_message, refuse_null
 from caswit.config import ModelConfig, PhaseConfig, Recipe, RowConfig, TileConfig, parse_init
 from caswit.config.renamed import with_new_names
 from caswit.errors import CaswitError, ConfigError, brief
@@ -205,7 +205,9 @@ def _parse(kind: Any, content: Mapping[str, Any], where: Path) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "it", fail_untyped=True)
     try:
-        return parser.instantiate(parser.parse_object({"it": dict(content)})).it
+        parsed = parser.parse_object({"it": dict(content)})
+        refuse_null(parser, parsed)
+        return parser.instantiate(parsed).it
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except ArgumentError as error:

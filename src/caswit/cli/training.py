@@ -110,12 +110,15 @@ def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, 
     scores = score(evaluation.counts)
     print(f"mIoU {scores.miou:.4f}  mF1 {scores.mf1:.4f}  mBIoU {scores.mbiou:.4f} (band {evaluation.band_px} px)")
     print(f"overall accuracy {scores.overall_accuracy:.4f} over {evaluation.tiles} tiles")
-    names = [name for name, pixels in zip(evaluation.class_names, scores.support, strict=True) if not pixels]
-    if names:
+    if names := scores.without_truth(evaluation.class_names):
         print(f"not in the truth of split {split}: {', '.join(names)}, with an IoU of 0 in these means")
     if evaluation.masked_context_counts is not None:
         masked = score(evaluation.masked_context_counts)
         print(f"with masked context: mIoU {masked.miou:.4f}  mF1 {masked.mf1:.4f}  mBIoU {masked.mbiou:.4f}")
+        if evaluation.context is not None:
+            swapped = score(evaluation.context.swapped)
+            print(f"with swapped context: mIoU {swapped.miou:.4f}  mF1 {swapped.mf1:.4f}  mBIoU {swapped.mbiou:.4f}")
+            print("\n".join(evaluation.context.said(evaluation.counts, evaluation.masked_context_counts)))
     print(f"report: {Path(out) / 'report.html'}")
 
 

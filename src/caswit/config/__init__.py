@@ -6,8 +6,12 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 from caswit.config.checks import IGNORE_INDEX, check
 from caswit.config.data import (
     SOURCES,
+    CragSource,
+    DeepGlobeSource,
     FlairHubSource,
     FolderSource,
+    InriaSource,
+    IsicSource,
     LabelValues,
     SourceConfig,
     SwissimageSource,
@@ -17,7 +21,19 @@ from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName
 from caswit.config.experiments import DemoConfig, FiguresConfig, PaperFigures, RowConfig, TableConfig
 from caswit.config.inference import ComputeConfig, Precision
 from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
-from caswit.config.nn import NUM_STAGES, TABLE2, Decoder, ModelConfig, Norm, Size, Stem, Table2Arch, TileConfig
+from caswit.config.nn import (
+    NUM_STAGES,
+    TABLE2,
+    ContextFactor,
+    Decoder,
+    ModelConfig,
+    Norm,
+    Size,
+    Stem,
+    Table2Arch,
+    TileConfig,
+    context_factors,
+)
 from caswit.config.serve import ServeConfig
 from caswit.config.training import (
     TOKEN_PX,
@@ -42,8 +58,11 @@ __all__ = [
     "TOKEN_PX",
     "AugmentConfig",
     "ComputeConfig",
+    "ContextFactor",
+    "CragSource",
     "DataConfig",
     "Decoder",
+    "DeepGlobeSource",
     "DemoConfig",
     "EvaluateConfig",
     "FiguresConfig",
@@ -51,7 +70,9 @@ __all__ = [
     "FolderSource",
     "ImageryConfig",
     "InitConfig",
+    "InriaSource",
     "InspectConfig",
+    "IsicSource",
     "LabelValues",
     "LearningConfig",
     "MapRunConfig",
@@ -83,5 +104,6 @@ __all__ = [
     "UrurSource",
     "WeightSource",
     "check",
+    "context_factors",
     "parse_init",
 ]

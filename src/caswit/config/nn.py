@@ -1,13 +1,15 @@
 """Settings of the network and of its input."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from math import lcm
 from typing import Any, Literal, cast, get_args
 
 from caswit.config.checks import check
 from caswit.errors import brief
 
 Size = Literal["pico", "nano", "tiny", "small", "base", "large"]
-Decoder = Literal["upernet", "segformer"]
+Decoder = Literal["upernet", "segformer", "mask2former"]
 Table2Arch = Literal["stdc1", "stdc2", "glnet", "fctl", "isdnet", "wsdnet", "uhrs", "relay_tokens"]
 SmpArch = Literal[
     "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "pan", "deeplabv3", "deeplabv3plus", "upernet",
@@ -19,8 +21,8 @@ TABLE2: dict[Table2Arch, str] = {
     "uhrs": "UHRS", "relay_tokens": "Relay Tokens",
 }  # fmt: skip
 """Networks of table 2, and the names their papers have for them."""
-_READ_CONTEXT = ("fctl", "relay_tokens")
-"""Networks of table 2 that read a context beside the tile."""
+CONTEXTS: dict[str, int] = {"fctl": 2, "relay_tokens": 1}
+"""How many contexts those networks of table 2 read that see more than the tile."""
 _SHARED = ("arch", "mean", "std")
 """Settings of every network."""
 _OF_KIND = {"smp": ("encoder", "encoder_weights"), "table2": ("width", "encoder_weights")}
@@ -28,6 +30,17 @@ _OF_KIND = {"smp": ("encoder", "encoder_weights"), "table2": ("width", "encoder_
 Norm = Literal["batch", "group"]
 Stem = Literal["patch", "conv"]
 NUM_STAGES = 4
+MASK2FORMER_STEP = 32
+"""Widths of a Mask2Former decoder are multiples of this: groups of its norms, and channels of a head."""
+_LEAST_TILE_PX = 32
+
+ContextFactor = int | tuple[int, ...]
+"""A context factor, or those of several contexts, narrowest first."""
+
+
+def context_factors(context_factor: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the factor of every context, narrowest first."""
+    return (context_factor,) if isinstance(context_factor, int) else tuple(context_factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,30 +49,57 @@ class TileConfig:
 
     tile_px: int = 512
     """Side of the high-resolution tile the model labels, in pixels."""
-    context_factor: int = 2
-    """The context covers this many times the tile's side and is area-averaged to the tile's size."""
+    context_factor: int | tuple[int, ...] = 2
+    """The context covers this many times the tile's side and is area-averaged to the tile's size; an increasing list,
+    such as [2, 8], gives the network several contexts."""
     read_gsd_m: float | None = None
     """Ground size in metres that images are resampled to while they are read; null: pixels as they are."""
 
     def __post_init__(self) -> None:
         """Refuse tiles whose pixels would not line up with the averaged pixels of the context."""
-        check(self.tile_px >= 32, f"tile_px must be at least 32, got {self.tile_px}; try 256")
-        check(1 <= self.context_factor <= 16, f"context_factor must be in 1..16, got {self.context_factor}; try 2")
-        step = 2 * self.context_factor
+        check(self.tile_px >= _LEAST_TILE_PX, f"tile_px must be at least {_LEAST_TILE_PX}, got {self.tile_px}; try 256")
+        self._check_factors()
+        factors, step = self.context_factors, self.step_px
+        fits = max(-(-_LEAST_TILE_PX // step), round(self.tile_px / step)) * step
+        several = f"each context_factor of {list(factors)}, so of" if len(factors) > 1 else "context_factor ="
         check(
             self.tile_px % step == 0,
-            f"tile_px must be a multiple of 2 x context_factor = {step}, got tile_px={self.tile_px}; "
-            f"try {round(self.tile_px / step) * step}",
+            f"tile_px must be a multiple of 2 x {several} {step}, got tile_px={self.tile_px}; try {fits}",
         )
         check(
             self.read_gsd_m is None or self.read_gsd_m > 0,
             f"read_gsd_m must be above 0 or null, got {self.read_gsd_m}; try 0.25",
         )
 
+    def _check_factors(self) -> None:
+        """Refuse factors that no context can have; a list of one factor becomes that factor."""
+        factors, increasing = self.context_factors, sorted(set(self.context_factors))
+        check(
+            0 < len(factors) == len(increasing) and list(factors) == increasing,
+            f"context_factor must be a number or an increasing list of numbers, got {list(factors)}; "
+            f"try {increasing if len(increasing) > 1 else 2}",
+        )
+        for factor in factors:
+            within = f" in {list(factors)}" if len(factors) > 1 else ""
+            check(1 <= factor <= 16, f"context_factor must be in 1..16, got {factor}{within}; try 2")
+        # So that files say the same of one context however it was written.
+        object.__setattr__(self, "context_factor", factors if len(factors) > 1 else factors[0])
+
+    @property
+    def context_factors(self) -> tuple[int, ...]:
+        """The factor of every context, narrowest first."""
+        return context_factors(self.context_factor)
+
+    @property
+    def step_px(self) -> int:
+        """What ``tile_px`` is a multiple of, so that the tile lies on edges of averaged pixels in every context."""
+        # For odd factors half would do, which adds tiles of an odd side only.
+        return lcm(*(2 * factor for factor in self.context_factors))
+
     @property
     def context_px(self) -> int:
-        """Side of the context window, in pixels of the tile."""
-        return self.tile_px * self.context_factor
+        """Side of the widest context's window, in pixels of the tile."""
+        return self.tile_px * self.context_factors[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +122,8 @@ class ModelConfig:
     stem: Stem = "patch"
     """patch: Swin's linear layer on 4 px patches (the paper); conv: 3x3 convolutions, for few labels from scratch."""
     decoder: Decoder = "upernet"
-    """Decoder head: upernet (the paper's first version) or segformer (its second)."""
+    """Decoder head: upernet (the paper's first version), segformer (its second) or mask2former (not in the paper; masks
+    and classes with a loss of their own, through transformers; its context head is a UPerNet)."""
     fusion_stages: tuple[int, ...] = (1, 2, 3, 4)
     """Stages after which hr reads the context; [] is the plain Swin + UPerNet, without a context branch."""
     gated: bool = False
@@ -90,7 +131,7 @@ class ModelConfig:
     feed_forward: bool = True
     """Fused maps feed the next hr stage; false: only the decoder sees them."""
     decoder_channels: int | None = None
-    """Width of the decoder; null takes the size's own (512, nano 96)."""
+    """Width of the decoder; null takes the size's own (512, nano 96; mask2former 256, nano 64)."""
     decoder_norm: Norm = "batch"
     """Normalisation in the decoder and in a conv stem; group norm for batches of one tile per device."""
     drop_path: float = 0.1
@@ -121,6 +162,11 @@ class ModelConfig:
         check(
             self.decoder_channels is None or self.decoder_channels > 0,
             f"decoder_channels must be above 0, got {self.decoder_channels}; try 96 or 512",
+        )
+        check(
+            self.decoder != "mask2former" or (self.decoder_channels or 0) % MASK2FORMER_STEP == 0,
+            f"decoder_channels of mask2former must be a multiple of {MASK2FORMER_STEP}, got {self.decoder_channels}; "
+            "try 64 or 256",
         )
 
     def _check_kind(self) -> None:
@@ -176,6 +222,11 @@ class ModelConfig:
         return {name: value for name, value in vars(self).items() if name not in others}
 
     @property
+    def has_own_loss(self) -> bool:
+        """True for a network that is given the label in training and returns a loss of its own."""
+        return self.kind == "table2" or (self.kind == "caswit" and self.decoder == "mask2former")
+
+    @property
     def reads_context(self) -> bool:
         """True for a network that takes a context beside the tile."""
-        return bool(self.fusion_stages) if self.arch == "caswit" else self.arch in _READ_CONTEXT
+        return bool(self.fusion_stages) if self.arch == "caswit" else self.arch in CONTEXTS

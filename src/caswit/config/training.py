@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from caswit.config.checks import check
 from caswit.config.inference import Precision
-from caswit.config.nn import NUM_STAGES, ModelConfig, TileConfig
+from caswit.config.nn import CONTEXTS, NUM_STAGES, ModelConfig, TileConfig
 from caswit.config.weights import InitConfig, parse_init
 from caswit.errors import brief
 
@@ -73,6 +73,12 @@ class AugmentConfig:
     """Add noise of a standard deviation up to this share of 255 to the tile."""
     context_dropout: float = 0.0
     """Share of samples with masked context: black around the tile, as around a small image."""
+    context_swap: float = 0.0
+    """Share of samples whose context shows another place around the tile: what a network learns of surroundings then
+    has to hold without them."""
+    context_tint: float = 0.0
+    """Multiply each band of the context by its own factor between 1 / (1 + context_tint) and 1 + context_tint, apart
+    from the tile's."""
     holes: float = 0.0
     """Share of samples with a hole or an edge cut into tile and context: black, and its labels ignored."""
 
@@ -82,8 +88,9 @@ class AugmentConfig:
             value = getattr(self, name)
             check(0 <= value < 1, f"{name} must be in [0, 1), got {value}; try {0.05 if name == 'noise' else 0.2}")
         check(0 <= self.context_dropout <= 1, f"context_dropout must be in [0, 1], got {self.context_dropout}; try 0.1")
+        check(0 <= self.context_swap <= 1, f"context_swap must be in [0, 1], got {self.context_swap}; try 0.1")
         check(0 <= self.holes <= 1, f"holes must be in [0, 1], got {self.holes}; try 0.25")
-        for name, most in (("scale", 3), ("gamma", 4), ("tint", 4), ("blur", 16)):
+        for name, most in (("scale", 3), ("gamma", 4), ("tint", 4), ("context_tint", 4), ("blur", 16)):
             value = getattr(self, name)
             check(0 <= value <= most, f"{name} must be in [0, {most}], got {value}; try 0.25")
 
@@ -312,9 +319,16 @@ class Recipe:
             f"init is for arch caswit, got {brief(self.init)} with {self.model.arch}; "
             "try model.encoder_weights: imagenet",
         )
+        whose = f"decoder {self.model.decoder}" if self.model.kind == "caswit" else self.model.arch
         check(
-            self.train.class_weights is None or self.model.kind != "table2",
-            f"class_weights are for cross-entropy, and {self.model.arch} has a loss of its own; leave them out",
+            self.train.class_weights is None or not self.model.has_own_loss,
+            f"class_weights are for cross-entropy, and {whose} has a loss of its own; leave them out",
+        )
+        wanted, factors = CONTEXTS.get(self.model.arch), self.tile.context_factors
+        check(
+            wanted is None or len(factors) == wanted,
+            f"tile.context_factor: {self.model.title} reads {wanted} context{'s'[: (wanted or 0) > 1]}, "
+            f"got {brief(self.tile.context_factor)}; try {'[2, 3]' if wanted == 2 else '4'}",
         )
         check(
             not self.train.phases or self.model.kind == "table2",
@@ -341,7 +355,8 @@ class MaskConfig:
     mask_cell_px: int = 32
     """Side of a cell in pixels, a multiple of 4: 32 as in SimMIM, 4 for single tokens."""
     context_ratio: float | None = None
-    """Side of the masked middle of the context, as a share of its side; null: what the tile covers (paper: 0.5)."""
+    """Side of the masked middle of the context, or of each of several, as a share of its side; null: what the tile
+    covers (paper: 0.5)."""
 
     def __post_init__(self) -> None:
         """Refuse masks that mask nothing, or whose cells are not whole tokens."""

@@ -17,12 +17,11 @@ from math import lcm
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-from caswit.config import ComputeConfig, Precision
+from caswit.config import ComputeConfig, Precision, context_factors
 from caswit.errors import ModelError, one_line
 from caswit.inference.load import load_predictor
 from caswit.inference.predictor import Predictor
@@ -141,7 +140,7 @@ def measure(model: Path, device: str, precision: Precision, sides_px: tuple[int,
 
 def random_images(predictor: Predictor, sides_px: tuple[int, int] | None, tile_px: int) -> list[Tensor]:
     """Return an image (1, 3, H, W), and its context or contexts (1, 3, H, W) or (1, N, 3, H, W) where one is read."""
-    factors = np.atleast_1d(predictor.context_factor).tolist()
+    factors = context_factors(predictor.context_factor)
     # As ``caswit.evaluation`` fills up whole images.
     step = lcm(stride_px(predictor.network), *(2 * factor for factor in factors))
     height, width = (-(-side // step) * step for side in sides_px) if sides_px else (tile_px, tile_px)

@@ -112,7 +112,9 @@ def _model(loaded: LoadedModel) -> dict[str, Any]:
     scaling = [{"type": "z-score", "mean": mean, "stddev": std} for mean, std in normalisation]
     inputs = {"tile": "the tile to be mapped"}
     if loaded.network.reads_context:
-        inputs["context"] = f"the area around it, {info.tile.context_factor} times its side, averaged to its size"
+        for factor in (factors := info.tile.context_factors):
+            name = "context" if len(factors) == 1 else f"context {factor}"
+            inputs[name] = f"the area around it, {factor} times its side, averaged to its size"
     classes = {"classification:classes": _classes(info.classes)}
     return {
         "mlm:name": "caswit-" + re.sub(r"[^a-zA-Z0-9]+", "-", loaded.name.removeprefix("caswit-")).strip("-"),

@@ -4,7 +4,10 @@
 chosen stage every hr token reads all context tokens, and the fused map feeds both the decoder and the next hr stage.
 The context branch has a head of its own that exists in training only (section 3.3).
 
-Shapes: B batch, H/W rows and columns, C channels, K classes.
+The paper's network has one context. With several, of different width, one context encoder and one context head see them
+all, each as an image of its own, and every hr token reads the tokens of all.
+
+Shapes: B batch, N contexts, H/W rows and columns, C channels, K classes.
 """
 
 from collections.abc import Callable
@@ -35,16 +38,42 @@ _ROWS: dict[Size, tuple[Any, ...]] = {
 }
 SIZES: dict[Size, dict[str, Any]] = {size: dict(zip(_COLUMNS, row, strict=True)) for size, row in _ROWS.items()}
 
-HEADS: dict[Decoder, Callable[..., nn.Module]] = {"upernet": UPerNetHead, "segformer": SegformerHead}
+
+def _mask2former(*args: Any, **settings: Any) -> nn.Module:
+    from caswit.nn.mask2former import Mask2FormerHead  # takes transformers along, which few need
+
+    return Mask2FormerHead(*args, **settings)
+
+
+HEADS: dict[Decoder, Callable[..., nn.Module]] = {
+    "upernet": UPerNetHead,
+    "segformer": SegformerHead,
+    "mask2former": _mask2former,
+}
+
+
+def decoder_width(settings: ModelConfig) -> int:
+    """Return the width of the decoder: what the settings say, or the size's own."""
+    if settings.decoder_channels is not None:
+        return settings.decoder_channels
+    if settings.decoder == "mask2former":
+        return 64 if settings.size in ("pico", "nano") else 256  # the paper's, whatever the encoder
+    width: int = SIZES[settings.size]["decoder_channels"]
+    return width
+
+
+NEARLY_CLOSED = 0.05
+"""A gate tanh(g) below this, either way, adds next to nothing of what its stage reads."""
 
 
 class TrainingLogits(NamedTuple):
-    """What a network returns in training: logits of both heads, or its own loss."""
+    """What a network returns in training: logits of both heads, and the loss of the first one if it has its own."""
 
     hr: Tensor
     """(B, K, H, W), at the resolution of the tile."""
     context: Tensor | None
-    """(B, K, H', W'), at the resolution of the averaged context; None without a context head."""
+    """(B, K, H', W'), at the resolution of the averaged context, of several contexts (B, N, K, H', W'); None without a
+    context head."""
     loss: Tensor | None = None
     """The loss of a network that has its own, a mean over labelled pixels; None: cross-entropy of the logits."""
 
@@ -56,12 +85,13 @@ class CASWiT(nn.Module):
         num_classes: K, the number of predicted classes; 0 builds the encoders and fusion only, for pretraining.
         size: "pico", "nano", "tiny", "small", "base" or "large"; both branches have it.
         stem: "patch" (the paper) or "conv".
-        decoder: "upernet" or "segformer".
+        decoder: "upernet", "segformer" or "mask2former", which has a loss of its own.
         fusion_stages: Stages (from 1) after which hr reads the context. An empty tuple builds no context
             branch: the Swin + UPerNet baseline.
         gated: Scale what fusion reads by a learned gate.
         feed_forward: Feed fused maps to the next hr stage, not only to the decoder.
         context_head: Build the head of the context branch, which is used in training only.
+        contexts: N, the number of contexts that it reads.
         decoder_channels: Width of the decoder; None takes the size's own.
         decoder_norm: "batch" or "group".
         drop_path: Highest stochastic-depth rate.
@@ -80,6 +110,7 @@ class CASWiT(nn.Module):
         gated: bool = ModelConfig.gated,
         feed_forward: bool = ModelConfig.feed_forward,
         context_head: bool = True,
+        contexts: int = 1,
         decoder_channels: int | None = ModelConfig.decoder_channels,
         decoder_norm: Norm = ModelConfig.decoder_norm,
         drop_path: float = ModelConfig.drop_path,
@@ -88,7 +119,7 @@ class CASWiT(nn.Module):
     ) -> None:
         super().__init__()
         # The settings class holds all checks of allowed values, so that they are not repeated here.
-        ModelConfig(
+        settings = ModelConfig(
             size=size,
             stem=stem,
             decoder=decoder,
@@ -100,20 +131,19 @@ class CASWiT(nn.Module):
             std=std,
         )
         numbers = SIZES[size] | {"stem": stem, "norm": decoder_norm}
-        own_width = numbers.pop("decoder_channels")
-        head = partial(
-            HEADS[decoder], channels=decoder_channels or own_width, num_classes=num_classes, norm=decoder_norm
-        )
+        del numbers["decoder_channels"]
+        head = {"channels": decoder_width(settings), "num_classes": num_classes, "norm": decoder_norm}
         self.num_classes = num_classes
         self.fusion_stages = tuple(fusion_stages)
         self.feed_forward = feed_forward
+        self.contexts = contexts
         self.hr_encoder = SwinEncoder(**numbers, drop_path=drop_path)
         channels = self.hr_encoder.channels
         if num_classes:
             # Blocks normalise their inputs, so that the output of a stage is not normalised. Swin's own dense
             # prediction models put a layer norm on each map before the decoder; the paper does not mention it.
             self.hr_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
-            self.decoder = head(channels)
+            self.decoder = HEADS[decoder](channels, **head)
         context_head = context_head and num_classes > 0
         self.context_encoder: SwinEncoder | None = None
         self.context_norms: nn.ModuleList | None = None
@@ -121,15 +151,16 @@ class CASWiT(nn.Module):
         self.fusion = nn.ModuleDict()
         if self.fusion_stages:
             heads = numbers["num_heads"]
-            self.fusion.update(
-                {str(s): FusionBlock(channels[s - 1], heads[s - 1], gated=gated) for s in self.fusion_stages}
-            )
+            fused = partial(FusionBlock, gated=gated, contexts=contexts)
+            self.fusion.update({str(s): fused(channels[s - 1], heads[s - 1]) for s in self.fusion_stages})
             # Without its head, nothing uses the context branch beyond the last stage that hr reads.
             deepest = NUM_STAGES if context_head else self.fusion_stages[-1]
             self.context_encoder = SwinEncoder(**_shallow(numbers, deepest, drop_path))
             if context_head:
                 self.context_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
-                self.context_decoder = head(channels)
+                # Matching masks takes as long again for a head that only helps training: UPerNet learns by the
+                # cross-entropy that the paper has for it, and takes less memory than ten layers of masks.
+                self.context_decoder = HEADS["upernet" if decoder == "mask2former" else decoder](channels, **head)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
@@ -146,12 +177,16 @@ class CASWiT(nn.Module):
         gates = {stage: self.fusion[str(stage)].gate for stage in self.fusion_stages}
         return {stage: float(g.detach().tanh()) for stage, g in gates.items() if isinstance(g, Tensor)}
 
-    def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor | TrainingLogits:
+    def forward(
+        self, hr: Tensor, context: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor | TrainingLogits:
         """Label a batch of tiles.
 
         Args:
             hr: (B, 3, H, W) tiles, uint8 or floating point on the 0-255 scale.
-            context: (B, 3, H', W'), the averaged context of each tile on the same scale. Ignored by the baseline.
+            context: (B, 3, H', W'), the averaged context of each tile on the same scale; several contexts, narrowest
+                first, are (B, N, 3, H', W'). Ignored by the baseline.
+            label: (B, H, W) class indices to learn, for a decoder with a loss of its own; None outside of training.
 
         Returns:
             In evaluation mode logits (B, K, H, W); in training mode ``TrainingLogits``.
@@ -160,26 +195,48 @@ class CASWiT(nn.Module):
             ModelError: Wrong shape, number of bands, batch or type, or a missing context.
         """
         assert self.num_classes, "built for pretraining: there is no decoder"
-        check_images(hr, context, self.reads_context)
+        check_images(hr, context, self.contexts if self.reads_context else 0)
         if context is None or self.context_encoder is None:
-            return self._tile_alone(hr)
+            return self._tile_alone(hr, label)
+        context = self.each_context(context)
         x = self.hr_encoder.embed(self.normalise(hr))
         c = self.context_encoder.embed(self.normalise(context))
         hr_maps, context_maps = self.stages(x, c)
-        logits = _decode(self.decoder, self.hr_norms, hr_maps, hr)
         if not self.training:
-            return logits
+            return _decode(self.decoder, self.hr_norms, hr_maps, hr)
+        logits, loss = self._learn(hr_maps, hr, label)
         if self.context_decoder is None or self.context_norms is None:
-            return TrainingLogits(logits, None)
-        return TrainingLogits(logits, _decode(self.context_decoder, self.context_norms, context_maps, context))
+            return TrainingLogits(logits, None, loss)
+        seen = _decode(self.context_decoder, self.context_norms, context_maps, context)
+        return TrainingLogits(logits, seen.unflatten(0, (-1, self.contexts)) if self.contexts > 1 else seen, loss)
 
-    def _tile_alone(self, hr: Tensor) -> Tensor | TrainingLogits:
+    def _tile_alone(self, hr: Tensor, label: Tensor | None) -> Tensor | TrainingLogits:
         """Label tiles with the baseline: one encoder and one decoder."""
-        logits = _decode(self.decoder, self.hr_norms, self.hr_encoder(self.normalise(hr)), hr)
-        return TrainingLogits(logits, None) if self.training else logits
+        maps = self.hr_encoder(self.normalise(hr))
+        if not self.training:
+            return _decode(self.decoder, self.hr_norms, maps, hr)
+        logits, loss = self._learn(maps, hr, label)
+        return TrainingLogits(logits, None, loss)
+
+    def _learn(self, maps: list[Tensor], hr: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Decode in training: logits, and the loss of a decoder that has its own."""
+        # Here and not in the task: data parallelism must see every weight that the loss reads.
+        learn = getattr(self.decoder, "with_loss", None)
+        if learn is None or label is None:
+            return _decode(self.decoder, self.hr_norms, maps, hr), None
+        logits, loss = learn(_normed(self.hr_norms, maps), label)
+        return _enlarged(logits, hr), loss
+
+    def each_context(self, context: Tensor) -> Tensor:
+        """Return contexts as a batch of images: (B, N, 3, H', W') -> (B N, 3, H', W'); of one context as they are."""
+        return context.flatten(0, 1) if self.contexts > 1 else context
 
     def stages(self, x: Tensor, c: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Advance both branches stage by stage from their embedded tokens.
+
+        Args:
+            x: (B, H, W, C) of tiles.
+            c: (B N, H', W', C) of the batch that ``each_context`` returns.
 
         Returns:
             The hr map of every stage, fused where there is fusion, and the context maps that were needed.
@@ -194,12 +251,16 @@ class CASWiT(nn.Module):
             if stage <= last:
                 c = self.context_encoder.stage(stage - 1, c)
                 context_maps.append(c)
-            fused = self.fusion[str(stage)](x, c) if stage in self.fusion_stages else x
+            fused = self.fusion[str(stage)](x, self._stacked(c)) if stage in self.fusion_stages else x
             hr_maps.append(fused)
             # The paper does not say what the next stage reads. Only with the fused map is the fusion of the first
             # stages trained in pretraining, whose head sees the last map alone (docs/decisions/0004).
             x = fused if self.feed_forward else x
         return hr_maps, context_maps
+
+    def _stacked(self, c: Tensor) -> Tensor:
+        """Put the maps of a tile's contexts one under another: (B N, H', W', C) -> (B, N H', W', C)."""
+        return c.unflatten(0, (-1, self.contexts)).flatten(1, 2) if self.contexts > 1 else c
 
     def normalise(self, image: Tensor) -> Tensor:
         """Scale pixels of 0-255 to zero mean and unit deviation, in which encoders and reconstruction work."""
@@ -224,8 +285,15 @@ def _shallow(numbers: dict[str, Any], stages: int, drop_path: float) -> dict[str
 
 def _decode(decoder: nn.Module, norms: nn.ModuleList, maps: list[Tensor], image: Tensor) -> Tensor:
     """Turn the channels-last maps of one branch into logits at the resolution of its image."""
-    normed = [norm(x).permute(0, 3, 1, 2) for norm, x in zip(norms, maps, strict=True)]
-    return F.interpolate(decoder(normed), size=image.shape[-2:], mode="bilinear", align_corners=False)
+    return _enlarged(decoder(_normed(norms, maps)), image)
+
+
+def _normed(norms: nn.ModuleList, maps: list[Tensor]) -> list[Tensor]:
+    return [norm(x).permute(0, 3, 1, 2) for norm, x in zip(norms, maps, strict=True)]
+
+
+def _enlarged(logits: Tensor, image: Tensor) -> Tensor:
+    return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def check_image(name: str, image: Tensor) -> None:
@@ -245,16 +313,22 @@ def check_image(name: str, image: Tensor) -> None:
         )
 
 
-def check_images(hr: Tensor, context: Tensor | None, reads_context: bool) -> None:
-    """Raise ModelError unless a network can be called with these images."""
+def check_images(hr: Tensor, context: Tensor | None, contexts: int) -> None:
+    """Raise ModelError unless a network that reads so many contexts can be called with these images."""
     check_image("hr", hr)
-    if not reads_context:
+    if not contexts:
         return
+    expected = "(B, 3, H', W')" if contexts == 1 else f"(B, {contexts}, 3, H', W')"
     if context is None:
         raise ModelError(
-            "this model needs a context image: call model(hr, context) with a context (B, 3, H', W'); "
+            f"this model needs a context image: call model(hr, context) with a context {expected}; "
             "a model built with fusion_stages=() takes the tile alone"
         )
-    check_image("context", context)
+    if contexts > 1 and (context.ndim != 5 or context.shape[1] != contexts):
+        raise ModelError(
+            f"this model reads {contexts} contexts, narrowest first: context must be {expected}, "
+            f"got {tuple(context.shape)}"
+        )
+    check_image("context", context[:, 0] if contexts > 1 else context)
     if context.shape[0] != hr.shape[0]:  # len() would make the batch a constant where the network is exported
         raise ModelError(f"hr and context must be one batch, got {len(hr)} and {len(context)} images")

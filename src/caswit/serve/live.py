@@ -47,8 +47,8 @@ class LiveModel:
 
     @property
     def explains(self) -> bool:
-        """True where there is attention to show, which only CASWiT with a context has."""
-        return shows_attention(self.model.network)
+        """True where there is attention to show: only CASWiT has some, and the page can lay that of one context."""
+        return shows_attention(self.model.network) and isinstance(self.model.context_factor, int)
 
     def attention(self, image: Path, row: int, col: int) -> dict[str, Any]:
         """Explain a pixel: attention by stage and head as pictures, and the probabilities for each kind of context."""

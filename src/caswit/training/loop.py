@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from signal import SIGINT
@@ -23,7 +24,7 @@ from caswit import __version__
 from caswit.config import LearningConfig, PretrainConfig, PretrainRecipe, TrainConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.sampler import Samples, training_loader
-from caswit.errors import ConfigError, Stopped
+from caswit.errors import ConfigError, DataError, Stopped
 from caswit.files import checked
 from caswit.progress import Progress
 from caswit.training.fabric import all_sum, is_first_process, stop_signal
@@ -112,6 +113,7 @@ class Loop:
         self.save_every_s = usual_s if settings.save_every_s is None else settings.save_every_s
         self.validate_every = settings.validate_every or self.steps_per_epoch
         self.step, self.elapsed_s, self.best_miou = 0, 0.0, -1.0
+        self.longer = checkpoint is not None and checkpoint.get("max_steps", self.max_steps) < self.max_steps
         self.row: dict[str, float] | None = None
         """Columns for the log of a step that is taken and not yet validated; None between steps."""
         self.model, self.optimizer = fabric.setup(network, make_optimizer(network, settings))
@@ -134,7 +136,7 @@ class Loop:
         if noted is not None and noted != resolved.warmup_steps:
             raise ConfigError(
                 f"{self.folder.path}: its run has a warm-up of {noted} steps, got {resolved.warmup_steps}; resume with "
-                f"train.warmup_steps={noted}, or give another --out"
+                f"--train.warmup_steps {noted}, or give another --out"
             )
         return resolved
 
@@ -155,8 +157,18 @@ class Loop:
     def _say_if_longer(self) -> None:
         """Say what the learning rate does where a run goes on and has been made longer: its cosine ends later now."""
         settings, was = self.settings, self.optimizer.param_groups[0]["lr"]
+        warmup = settings.warmup_steps or 0
         # A run in phases keeps its length.
-        if settings.phases or not (settings.warmup_steps or 0) < self.step < self.max_steps:
+        if settings.phases or not 0 < self.step < self.max_steps:
+            return
+        if self.step <= warmup:
+            if self.longer:
+                peak = learning_rate(settings, warmup, warmup / self.max_steps)
+                log.info(
+                    "the run is longer than it was: after step %d the learning rate rises as before, to %.3g at the "
+                    "end of the warm-up of %d steps, and then falls to %.3g at the end of %d steps",
+                    *(self.step, peak, warmup, settings.min_lr, self.max_steps),
+                )
             return
         now = learning_rate(settings, self.step, self._progress())
         # Between two steps of one schedule it only falls.
@@ -204,13 +216,16 @@ class Loop:
         while self.row is not None or (self.step < self.max_steps and not self._out_of_time()):
             if self.row is None:
                 began_s = time.perf_counter()
-                self.row, stop = self._step(next(passes_of_steps))
+                with self._saved_if_data_fails():
+                    passes = next(passes_of_steps)
+                self.row, stop = self._step(passes)
                 self.row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
             # Before the checkpoint: a run that dies while it validates takes the step and the validation again.
             done = self.step == self.max_steps or self._out_of_time()
             validated = self.step % self.validate_every == 0 or done
             if validated:
-                scores = None if stop else self._validate(progress)
+                with self._saved_if_data_fails():
+                    scores = None if stop else self._validate(progress)
                 if scores is None:
                     self._save()
                     return False
@@ -226,6 +241,17 @@ class Loop:
             if stop:
                 return False
         return True
+
+    @contextmanager
+    def _saved_if_data_fails(self) -> Iterator[None]:
+        """Save before a broken file, or a killed reading process, ends the run between two steps."""
+        try:
+            yield
+        except DataError as error:
+            if self.step == 0:
+                raise
+            self._save()
+            raise DataError(f"{error}; step {self.step} is saved, --resume goes on from it") from error
 
     def _leave(self) -> None:
         """End a run that stops before its last step, once its checkpoint is written."""
@@ -339,6 +365,7 @@ class Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "elapsed_s": self._elapsed_s(),
+                "max_steps": self.max_steps,
                 "warmup_steps": self.settings.warmup_steps,
                 "best_miou": self.best_miou,
                 **({} if self.row is None else {"row": self.row}),

@@ -9,10 +9,13 @@ from torch import nn
 
 from caswit.config import LearningConfig
 
+_TABLES = ("relative_position_bias_table", "context_embedding")
+"""Endings of the names of matrices that are added to something, as biases are."""
+
 
 def make_optimizer(network: nn.Module, settings: LearningConfig) -> torch.optim.Optimizer:
-    """Return the optimiser, which does not decay biases, norms, gates and position biases, as Swin is trained."""
-    tables = [name for name, _ in network.named_parameters() if name.endswith("relative_position_bias_table")]
+    """Return the optimiser; biases, norms, gates, embeddings and position biases do not decay, as Swin is trained."""
+    tables = [name for name, _ in network.named_parameters() if name.endswith(_TABLES)]
     # timm makes one group only where the decay is 0. A checkpoint of the optimiser numbers the parameters by group,
     # so there are always both, the decayed ones first.
     groups = param_groups_weight_decay(network, weight_decay=1.0, no_weight_decay_list=tables)

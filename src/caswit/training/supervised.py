@@ -1,6 +1,7 @@
 """Supervised training (paper sections 3.4 and 4.3): the task that the loop of ``caswit.training.loop`` learns."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +19,7 @@ from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
 from caswit.evaluation.evaluate import scored_sample, scored_tiles
-from caswit.evaluation.metrics import Counts, boundary_band_px, score
+from caswit.evaluation.metrics import Counts, Scores, boundary_band_px, score
 from caswit.evaluation.tile_pictures import grid_tiles, sheet, spread_tiles
 from caswit.files import atomic_write_bytes
 from caswit.inference.confidence import Confidence
@@ -37,6 +38,7 @@ from caswit.viz.pictures import png_bytes
 from caswit.weights.initialize import start_from
 from caswit.weights.model_folder import ModelInfo, build, save_model
 
+log = logging.getLogger(__name__)
 _CONFIDENCE_TILES = 100
 """Tiles over which the confidence of a finished model is averaged."""
 _MOST_SCENES = 500
@@ -87,24 +89,24 @@ class SupervisedTask:
         self.validation_scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
         self.validation_sample = _validation_sample(recipe, dataset, self.validation_scenes)
         self.info = _info(recipe, dataset)
+        self.named_absent = False
         weights = settings.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=fabric.device)
 
     def loss_normalizer(self, batch: Batch) -> Tensor:
-        """Return (2,) the labelled pixels, or their summed weights, of tile and context labels."""
-        return torch.stack([loss_normalizer(batch[name], self.class_weights) for name in ("label", "context_label")])
+        """Return (2,) labelled pixels, or their summed weights, of tile and context labels; (1 + N,) of N contexts."""
+        around = batch["context_label"]
+        labels = (batch["label"], *(around.unbind(1) if around.ndim == 4 else (around,)))
+        return torch.stack([loss_normalizer(label, self.class_weights) for label in labels])
 
     def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
         """Return the cross-entropy of both heads (paper section 3.4), or the loss of a network that has its own."""
         # Batches have the same fields for every network; without a context branch that of the context is empty.
         images = batch["tile"], batch["context"] if batch["context"].numel() else None
-        logits = model(*images, batch["label"]) if self.recipe.model.kind == "table2" else model(*images)
-        hr, context = normalizer.unbind()
-        if logits.loss is not None:
-            # A mean over this pass counts in the batch by its share of the labelled pixels.
-            return logits.loss * loss_normalizer(batch["label"]) / hr.clamp(min=torch.finfo().tiny)
+        logits = model(*images, batch["label"]) if self.recipe.model.has_own_loss else model(*images)
+        normalizers = normalizer[0], normalizer[1] if len(normalizer) == 2 else normalizer[1:]
         labels, alpha = (batch["label"], batch["context_label"]), self.recipe.train.alpha
-        return supervised_loss(logits, labels, (hr, context), alpha=alpha, weights=self.class_weights)
+        return supervised_loss(logits, labels, normalizers, alpha=alpha, weights=self.class_weights)
 
     def validate(self, network: Network, step: int) -> dict[str, float]:
         """Score the validation split and draw some of its tiles; nothing where the recipe names no such split."""
@@ -116,6 +118,7 @@ class SupervisedTask:
             return {}
         scores = score(counts)
         if self.fabric.is_global_zero:
+            self._name_absent(scores)
             self._write_picture(predictor, self.folder.pictures / f"step_{step:07}.png")
         network.train()
         return {
@@ -124,6 +127,16 @@ class SupervisedTask:
             "val_mbiou": scores.mbiou,
             "val_accuracy": scores.overall_accuracy,
         }
+
+    def _name_absent(self, scores: Scores) -> None:
+        """Name once the classes that no validation label has, which pull the means down."""
+        if self.named_absent:
+            return
+        self.named_absent = True
+        if names := scores.without_truth(self.dataset.classes.names):
+            what = f"split {self.recipe.data.val_split}"
+            what = what if self.validation_sample is None else f"the tiles of {what} that are scored"
+            log.info("not in the truth of %s: %s, which count 0 in the means", what, ", ".join(names))
 
     def _predictor(self, network: Network) -> Predictor:
         settings, device = self.recipe.train, self.fabric.device

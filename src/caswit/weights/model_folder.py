@@ -44,6 +44,14 @@ _NETWORK = "network."
 """Beginning of the names of encoders and fusion in ``SimMIM``, which model folders leave out."""
 
 
+class _Provenance(TypedDict):
+    """Entries that are printed; all others are left alone."""
+
+    dataset: NotRequired[str | None]
+    step: NotRequired[int | None]
+    best_val_miou: NotRequired[float | None]
+
+
 class _Config(TypedDict):
     """The shape of a config.json, under the names of today; what else it holds is left alone."""
 
@@ -170,8 +178,9 @@ def load_model(folder: Path | str) -> LoadedModel:
     network: Network
     lazy = None
     with _weights_errors(folder):
-        if info.model.kind != "smp":
+        if info.model.kind == "caswit":
             # Parameters are views of the mapped file: once rearranged for a processor, they leave memory again.
+            # Networks of other libraries may compute buffers when they are built, which needs them to have memory.
             lazy = LazyWeights(folder / WEIGHTS)
             network = cast("Network", with_weights(lambda: build(info), lazy))
         else:
@@ -265,7 +274,8 @@ def build(info: ModelInfo, *, context_head: bool = False, pretrained: bool = Fal
     """
     model, classes = info.model, len(info.classes)
     if model.kind == "caswit":
-        return CASWiT(num_classes=classes, context_head=context_head, **model.of_caswit)
+        contexts = len(info.tile.context_factors)
+        return CASWiT(num_classes=classes, context_head=context_head, contexts=contexts, **model.of_caswit)
     of_table2 = model.kind == "table2"
     stride_px = network_class(model.arch).stride_px if of_table2 else STRIDE_PX
     if info.tile.tile_px % stride_px:
@@ -278,9 +288,10 @@ def build_simmim(info: PretrainedInfo) -> SimMIM:
     """Build a network for pretraining with random weights."""
     # The tile is this share of its context's side: 0.5 in section 3.5, whose factor is 2.
     ratio = info.mask.context_ratio
+    factors = info.tile.context_factors
     return SimMIM(
-        CASWiT(num_classes=0, **info.model.of_caswit),
-        context_ratio=1 / info.tile.context_factor if ratio is None else ratio,
+        CASWiT(num_classes=0, contexts=len(factors), **info.model.of_caswit),
+        context_ratio=[1 / factor if ratio is None else ratio for factor in factors],
     )
 
 
@@ -313,6 +324,7 @@ def read_info(folder: Path) -> ModelInfo | PretrainedInfo:
     file = folder / CONFIG
     with config_errors(file):
         content = checked(_Config, read_config(file), str(file))
+        checked(_Provenance, content["provenance"], f"{file}: provenance")
         shared: dict[str, Any] = {name: content[name] for name in _SHARED}
         pretrained = content.get("kind") == PRETRAINED
         if ("mask" if pretrained else "classes") not in content:

@@ -106,6 +106,7 @@ def push(
     half: bool = False,
     license_name: str | None = None,
     private: bool = False,
+    overwrite: bool = False,
 ) -> str:
     """Publish a model, its config and a card on the hub or in a folder.
 
@@ -117,12 +118,13 @@ def push(
         half: Store floating-point weights in 16 bits: half the size. Readers widen them again.
         license_name: For the card, e.g. cc-by-4.0.
         private: Make a new repository private.
+        overwrite: Replace the model that a folder holds.
 
     Returns:
         The address of the page, or the folder.
 
     Raises:
-        CaswitError: The model or the report cannot be read, or the hub refuses.
+        CaswitError: The model or the report cannot be read, the folder holds a model, or the hub refuses.
     """
     folder = model_folder(model)
     config = public_config(folder)
@@ -131,6 +133,9 @@ def push(
     local = name.startswith((".", "/", "~"))
     if not local and name.count("/") != 1:
         raise ConfigError(f"{where}: give owner/name on the hub, or a folder as ./name")
+    there = [file for file in (CARD, CONFIG, WEIGHTS) if local and (Path(name).expanduser() / file).exists()]
+    if there and not overwrite:
+        raise ConfigError(f"{where}: holds {', '.join(there)} already; give another folder, or add --overwrite")
     if report is None and about is None and license_name is None and (folder / CARD).is_file():
         # It has a card already: licence, scores and limits go with the weights.
         card = (folder / CARD).read_text(encoding="utf-8")

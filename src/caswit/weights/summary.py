@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from caswit.config import ModelConfig
 from caswit.nn.baselines.table2 import Table2Network
-from caswit.nn.caswit import SIZES, CASWiT
+from caswit.nn.caswit import SIZES, CASWiT, decoder_width
+from caswit.viz.pages import numbers
 from caswit.weights.model_folder import (
     LoadedModel,
     ModelInfo,
@@ -49,8 +50,10 @@ def costs(loaded: LoadedModel) -> Costs:
     """Count the parameters of each part, and the FLOPs of one tile with tensors that have no memory."""
     side = loaded.info.tile.tile_px
     image = torch.empty(1, 3, side, side, device="meta")
+    contexts = len(loaded.info.tile.context_factors)
+    context = image if contexts == 1 else torch.empty(1, contexts, 3, side, side, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        build(loaded.info).eval().to("meta")(image, image)
+        build(loaded.info).eval().to("meta")(image, context)
     return Costs(parameters=count_parameters(loaded.network), flops=counter.get_total_flops())
 
 
@@ -100,7 +103,11 @@ def _page(
     yield from (f"  {part:<15}{count / 1e6:8.3f} M" for part, count in parameters.items())
     yield from arithmetic
     yield f"input          bands {list(info.bands)} as RGB, uint8; tile {tile.tile_px} x {tile.tile_px} px"
-    sees = f"{tile.context_px} x {tile.context_px} px around it, averaged by {tile.context_factor} (the context factor)"
+    factors = tile.context_factors
+    sides = numbers([tile.tile_px * factor for factor in factors])
+    around = f"squares of {sides} px" if len(factors) > 1 else f"{sides} x {sides} px"
+    name = f"context factor{'s' * (len(factors) > 1)}"
+    sees = f"{around} around it, averaged by {numbers(factors)} (the {name})"
     yield f"sees           {sees if info.model.reads_context else 'the tile alone'}"
     yield f"ground pixel   {_ground_size(info)}"
     yield f"normalisation  mean {_numbers(info.model.mean)}, std {_numbers(info.model.std)}"
@@ -130,8 +137,8 @@ def _architecture(model: ModelConfig, network: nn.Module, *, decoder: bool) -> I
     yield f"  by stage     widths {_list(widths)}; blocks {_list(size['depths'])}; heads {_list(size['num_heads'])}"
     yield f"  fusion       {_fusion(model, network)}"
     if decoder:
-        width = model.decoder_channels or size["decoder_channels"]
-        yield f"  decoder      {model.decoder}, {width} channels, {model.decoder_norm} norm"
+        norm = "" if model.decoder == "mask2former" else f", {model.decoder_norm} norm"
+        yield f"  decoder      {model.decoder}, {decoder_width(model)} channels{norm}"
 
 
 def _fusion(model: ModelConfig, network: CASWiT) -> str:

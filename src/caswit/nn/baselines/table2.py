@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from caswit.config import ModelConfig
+from caswit.config.nn import CONTEXTS
 from caswit.errors import ModelError
 from caswit.nn.baselines.normalised import Normalised
 from caswit.nn.caswit import TrainingLogits, check_images
@@ -88,6 +89,7 @@ class Table2Network(Normalised):
         make = network_class(settings.arch)
         network = make(num_classes=num_classes, width=settings.width, pretrained=pretrained, **own)
         super().__init__(network, num_classes=num_classes, settings=settings)
+        self._contexts = CONTEXTS.get(settings.arch, 0)
 
     @property
     def _own(self) -> _Network:
@@ -137,7 +139,7 @@ class Table2Network(Normalised):
         Raises:
             ModelError: Wrong shape, number of bands, batch or type, sides that do not fit, or a missing context.
         """
-        check_images(hr, context, self.reads_context)
+        check_images(hr, context, self._contexts)
         _check_sides(hr, self._own.stride_px)
         used = self.normalise(context) if context is not None and self.reads_context else None
         found = self.network(self.normalise(hr), used)
