@@ -6,6 +6,7 @@ python docs/settings_page.py
 import types
 from argparse import SUPPRESS, Action
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -14,7 +15,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from caswit.cli.commands import COMMANDS
 from caswit.cli.parsing import Command, dashed, make_parser
-from caswit.config import SOURCES, InitConfig, RowConfig
+from caswit.config import SOURCES, InitConfig, PhaseConfig, RowConfig
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = "| {} | values | default | meaning |\n|---|---|---|---|\n"
@@ -38,7 +39,11 @@ NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", ty
 def page() -> str:
     """Return the whole page."""
     kinds = {f"Dataset: `source: {{kind: {kind}}}`": source for kind, source in SOURCES.items()}
-    kinds |= {"Recipe: `row`, for `caswit table`": RowConfig, "Recipe: `init`": InitConfig}
+    kinds |= {
+        "Recipe: `row`, for `caswit table`": RowConfig,
+        "Recipe: `init`": InitConfig,
+        "Recipe: `train.phases`": PhaseConfig,
+    }
     files = [f"### {title}\n\n{field_table(kind)}" for title, kind in kinds.items()]
     return "\n".join([INTRODUCTION, *(section(command) for command in COMMANDS.values()), FILES, *files])
 
@@ -92,9 +97,9 @@ def words_for(hint: Any) -> str:
     if kind is tuple:
         one = words_for(items[0])
         return f"list of {one}s" if items[-1] is ... else f"{len(items)} {one}s"
-    if kind in (dict, Mapping) or getattr(kind, "__name__", "") == "Mapping":
+    if is_dataclass(hint) or kind in (dict, Mapping) or getattr(kind, "__name__", "") == "Mapping":
         return "mapping"
-    return NAMES[hint]
+    return "mapping" if is_dataclass(hint) else NAMES[hint]
 
 
 def _values(action: Action) -> str:

@@ -511,7 +511,10 @@ class TestRefusals:
 
     def test_a_kind_that_does_not_exist(self, tmp_path):
         file = write_dataset(tmp_path / "d.yaml", source={"kind": "flair"})
-        with pytest.raises(DataError, match="kind must be one of flair_hub, urur, swissimage, folder, got 'flair'"):
+        with pytest.raises(
+            DataError,
+            match=r"kind must be one of flair_hub, urur, .*, got 'flair'",
+        ):
             load_dataset(file)
 
 

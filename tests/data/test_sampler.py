@@ -6,7 +6,7 @@ import torch
 import yaml
 from rasterio.errors import RasterioError
 
-from caswit.config import AugmentConfig, DataConfig, TileConfig
+from caswit.config import AugmentConfig, DataConfig, TileConfig, context_factors
 from caswit.data.dataset import load_dataset
 from caswit.data.reader import SceneReader, SceneReaders
 from caswit.data.sampler import TrainingSamples, training_loader
@@ -198,3 +198,32 @@ def test_nor_with_few_labels_at_other_scales(dataset_file, make_raster):
     seen = [set(np.unique(again[n][name])) for n in range(60) for name in ("label", "context_label")]
     assert set.union(*seen) == {0, 255}  # class 1 has index 0
     assert sum(0 in ids for ids in seen) > 100
+
+
+@pytest.mark.parametrize(("fraction", "factor"), [(1.0, 2), (0.5, 2), (1.0, (2, 4))])
+def test_swapped_contexts_keep_the_tile_and_its_labels(dataset_file, fraction, factor):
+    def samples(share: float) -> TrainingSamples:
+        return TrainingSamples(
+            load_dataset(dataset_file),
+            DataConfig(dataset=str(dataset_file), sampling="random", label_fraction=fraction),
+            TileConfig(tile_px=32, context_factor=factor),
+            AugmentConfig(context_swap=share),
+            seed=0,
+            context=True,
+        )
+
+    def each(contexts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return contexts.unbind(0) if isinstance(factor, tuple) else (contexts,)
+
+    always, never = samples(1.0), samples(0.0)
+    others = 0
+    for number in range(12):
+        swapped, own = always[number], never[number]
+        assert torch.equal(swapped["tile"], own["tile"])
+        assert torch.equal(swapped["label"], own["label"])
+        for name in ("context", "context_label"):
+            for one, other, f in zip(each(swapped[name]), each(own[name]), context_factors(factor), strict=True):
+                middle = slice(16 - 16 // f, 16 + 16 // f)
+                assert torch.equal(one[..., middle, middle], other[..., middle, middle])
+        others += not torch.equal(swapped["context"], own["context"])
+    assert others >= 10

@@ -108,6 +108,18 @@ def test_new_strengths_leave_the_draws_of_the_old_ones_alone(sample):
     assert after.context.sum() == after.context[:, 8:24, 8:24].sum() > 0
 
 
+def test_a_context_of_its_own_colour_leaves_the_tile_alone(sample):
+    strengths = (AugmentConfig(context_tint=x) for x in (0, 0.3))
+    plain, tinted = (augment(sample, s, np.random.default_rng(3), factor=2) for s in strengths)
+    np.testing.assert_array_equal(plain.tile, tinted.tile)
+    seen = (sample.context > 0) & (tinted.context < 255)
+    for band in range(3):  # one gain each, within 1 / 1.3 and 1.3
+        gains = (tinted.context[band] / np.maximum(sample.context[band], 1))[seen[band] & (sample.context[band] > 60)]
+        assert np.ptp(gains) < 0.03
+        assert 1 / 1.32 < gains.mean() < 1.32
+        assert abs(gains.mean() - 1) > 0.005
+
+
 @pytest.mark.parametrize("sigma", [0.5, 1.7, 4.0])
 def test_blur_is_a_gaussian(sigma):
     point = np.full((3, 65, 65), 55, np.uint8)

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -149,17 +146,24 @@ def test_a_broken_file_is_one_error_whoever_reads_it(dataset_file, model_folder,
         evaluate(model_folder, dataset_file, tmp_path / "r", settings=dataclasses.replace(EXACT, workers=workers))
 
 
-def test_a_worker_that_is_killed_is_one_line(dataset_file, model_folder):
+@pytest.mark.parametrize("in_python", [True, False])
+def test_a_worker_that_is_killed_is_one_line(dataset_file, model_folder, killing, in_python):
+    """Whatever runs when it is killed: the network, or code of those who ask for tiles."""
     dataset = load_dataset(dataset_file)
     predictor = load_predictor(load_model(model_folder), EXACT)
+    if not in_python:
+        forward = predictor.network.forward
+        predictor.network.forward = lambda *inputs: [killing.kill(), forward(*inputs)][1]
 
     def kill_the_workers() -> None:
         for _ in scored_tiles(predictor, dataset, dataset.split("test") * 20, tile_px=32, band_px=2, workers=1):
-            for child in multiprocessing.active_children():
-                os.kill(child.pid, signal.SIGKILL)
+            if in_python:
+                killing.kill()
+                sum(range(100_000))
 
-    with pytest.raises(DataError, match=r"process that reads ahead was ended from outside.*try fewer --workers"):
+    with pytest.raises(DataError, match=r"process that reads ahead was ended from outside.*try fewer workers"):
         kill_the_workers()
+    assert killing.killed
 
 
 def test_single_tiles_count_as_they_do_in_their_blocks(dataset_file, model_folder):

@@ -32,7 +32,8 @@ def run(*words):
 def test_it_shows_tiles_and_counts_classes(flair, tmp_path, capsys):
     out = tmp_path / "out"
     run(flair, "--split", "train", "--n", 3, "--out", out)
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
+    assert "pictures: 3/3 tiles" in progress
     assert "| building | 3,008 | 37.60 % |" in said  # 94 rows of 32
     assert "| water | 4,992 | 62.40 % |" in said
     assert "8,000 pixels are labelled; 2.3 % are ignored or missing." in said

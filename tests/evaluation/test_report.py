@@ -145,6 +145,12 @@ def test_html_shows_scores_classes_and_how_it_was_measured(page, evaluation):
     for text in ("CASWiT on <dubai>", *NAMES, "9.8.7", "1 h 2 min", "2 px (3.0 % of the diagonal)"):
         assert text in page.text
     assert "absent: neither in the truth nor predicted" in page.text
+    assert f"Not in the truth of this split: {NAMES[3]}, with an IoU of 0 in these means." in page.text
+
+
+def test_markdown_names_the_classes_without_truth(written):
+    text = (written / "report.md").read_text(encoding="utf-8")
+    assert f"\nNot in the truth of this split: {NAMES[3]}, with an IoU of 0 in these means.\n" in text
 
 
 def test_html_stands_alone(page, written):

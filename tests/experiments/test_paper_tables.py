@@ -8,12 +8,24 @@ import pytest
 import yaml
 
 import caswit.experiments.paper_tables
+import caswit.experiments.table_scale as scale
 from caswit.cli.main import main
 from caswit.cli.recipe import parse_recipe, parse_row, read_recipe
-from caswit.config import Recipe, TableConfig
+from caswit.config import Recipe, TableConfig, TileConfig, TilingConfig
 from caswit.errors import CaswitError, ConfigError
 from caswit.experiments.memory import peak_memory
-from caswit.experiments.paper_tables import TableRow, scaled_recipe, scaled_size, sized_name, table
+from caswit.experiments.paper_tables import table
+from caswit.experiments.table_scale import (
+    TableRow,
+    common_px,
+    fitting_px,
+    method_tiling,
+    scaled_recipe,
+    scaled_size,
+    scaled_tile,
+    sized_name,
+    start_of,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -66,7 +78,7 @@ def test_rows_are_trained_scored_and_found_again(recipes, monkeypatch):
     scores = [r.reports[0]["confusion"]["pixels"] for r in results]
     assert scores[0] != scores[1]
     page = (out / "table.md").read_text()
-    assert "| Seeing | 61.50 | " in page
+    assert "| Seeing | pico | scratch | 61.50 | " in page
     assert " | +1.50 | " in page
     assert (out / "table.csv").read_text().count("\n") == 1 + 6
     assert (out / "classes.csv").read_text().count("\n") == 1 + 6 * 3
@@ -232,7 +244,7 @@ class TestScale:
             (folder / "dataset.yaml").write_text("")
             return type("Drawn", (), {"path": folder / "dataset.yaml"})
 
-        monkeypatch.setattr(caswit.experiments.paper_tables, "write_landscapes", draw)
+        monkeypatch.setattr(scale, "write_landscapes", draw)
         settings = TableConfig(dataset="landscapes")
         made = [scaled_recipe(self.row(recipes), seed, recipes / "out", settings).data.dataset for seed in (0, 1, 0)]
         assert drawn == [0, 1]
@@ -246,7 +258,7 @@ def test_the_command(recipes, capsys):
     words += ["--seeds", "3", "4", "--device", "cpu", "--measure_memory", "false", "--boundary_px", "2"]
     main([str(word) for word in words])
     said = capsys.readouterr().out
-    assert "| Alone | 60.00 | " in said
+    assert "| Alone | pico | scratch | 60.00 | " in said
     assert "1 steps, seeds 3, 4, " in said
     assert "boundary band 2 px" in said
     made_by = json.loads((recipes / "out" / "runs" / "stripes" / "alone-s4" / "model" / "config.json").read_text())
@@ -283,3 +295,136 @@ def test_runs_of_both_starts_lie_side_by_side(recipes):
     assert (out / "runs" / "stripes" / "alone-scratch-s0" / "model").is_dir()
     assert result.row.name.endswith(", from scratch")
     assert f"| {result.row.name} |" in (out / "table.md").read_text()
+
+
+class TestTilesOfMethods:
+    def row(self, recipes, own_px=None, **inference) -> TableRow:
+        (row,) = rows(recipes, "alone")
+        tile = TileConfig(tile_px=own_px or 512)
+        recipe = dataclasses.replace(row.recipe, tile=tile)
+        printed = dataclasses.replace(row.row, inference=TilingConfig(**inference))
+        return dataclasses.replace(row, recipe=recipe, row=printed)
+
+    def test_on_landscapes_tiles_are_a_quarter_and_whole_images_stay(self, recipes):
+        settings = TableConfig(dataset="landscapes")
+        patches = self.row(recipes, 504, tile_px=508, overlap_px=50)
+        tile = scaled_tile(patches, settings)
+        assert tile.tile_px == 128
+        assert method_tiling(patches, tile) == TilingConfig(tile_px=128, overlap_px=13)
+        crops = self.row(recipes, 2560, tile_px="whole")
+        assert scaled_tile(crops, settings).tile_px == 640
+        assert method_tiling(crops, scaled_tile(crops, settings)) == TilingConfig(tile_px="whole")
+        assert scaled_tile(self.row(recipes, 5120), settings).tile_px == 1024  # all of a landscape
+        assert common_px([patches, crops], settings) == 128
+
+    def test_tiles_that_over_names_are_not_scaled_again_but_inference_follows_them(self, recipes):
+        row = dataclasses.replace(
+            self.row(recipes, 128, tile_px=508, overlap_px=50), own_tile_px=508, fixed=frozenset({"tile.tile_px"})
+        )
+        settings = TableConfig(dataset="landscapes")
+        assert scaled_tile(row, settings).tile_px == 128
+        assert method_tiling(row, scaled_tile(row, settings)) == TilingConfig(tile_px=128, overlap_px=13)
+
+    def test_at_full_size_nothing_is_scaled(self, recipes):
+        row = self.row(recipes, 504, tile_px=508, overlap_px=50)
+        assert method_tiling(row, scaled_tile(row, TableConfig())) == row.row.inference
+
+    def test_one_side_for_all(self, recipes):
+        alone, whole = self.row(recipes, 256), self.row(recipes, 2560, tile_px="whole")
+        assert common_px([alone, whole], TableConfig()) == 256
+        assert common_px([whole], TableConfig()) == 512
+        assert common_px([alone, self.row(recipes, 512), whole], TableConfig()) == 512
+        assert common_px([alone, whole], TableConfig(tile_px=320)) == 320
+
+    @pytest.mark.parametrize(("side", "factor", "fits"), [(512, 2, 512), (127, 2, 128), (256, 4, 256), (100, 2, 96)])
+    def test_sides_fit_contexts_and_strides(self, side, factor, fits):
+        assert fitting_px(side, TileConfig(tile_px=fits, context_factor=factor)) == fits
+
+    def test_a_small_machine(self, recipes):
+        """On landscapes a row asks for one process and few tiles, whatever its recipe does on four GPUs."""
+        (row,) = rows(recipes, "alone")
+        train = dataclasses.replace(row.recipe.train, batch=20, devices=4)
+        row = dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, train=train))
+        settings = TableConfig(dataset="landscapes")
+        made = scaled_recipe(row, 0, recipes / "out", settings).train
+        assert (made.batch, made.devices) == (8, 1)
+        fixed = dataclasses.replace(row, fixed=frozenset({"train.batch"}))
+        assert scaled_recipe(fixed, 0, recipes / "out", settings).train.batch == 20
+        assert scaled_recipe(row, 0, recipes / "out", TableConfig()).train.devices == 4
+        assert set(scale.SMALL) == {"stdc1", "stdc2", "glnet", "fctl", "isdnet", "wsdnet", "uhrs", "relay_tokens"}
+
+
+def with_inference(row: TableRow, **inference) -> TableRow:
+    return dataclasses.replace(row, row=dataclasses.replace(row.row, inference=TilingConfig(**inference)))
+
+
+def test_a_row_is_scored_as_its_method_cuts_scenes_and_with_the_tiles_of_all(recipes, monkeypatch):
+    out, settings = recipes / "out", dataclasses.replace(FAST, seeds=(0,))
+    alone, pspnet = rows(recipes, "alone", "pspnet")
+    found = table([alone, with_inference(pspnet, tile_px="whole")], out, settings)
+    how = [(r.reports[0]["evaluated"]["tile_px"], r.reports_alike[0]["evaluated"]["tile_px"]) for r in found]
+    assert how == [(32, 32), ("whole", 32)]
+    bands = {report["evaluated"]["band_px"] for r in found for report in (r.reports[0], r.reports_alike[0])}
+    assert len(bands) == 1
+    # The column of all rows is what a row without a method of its own gets.
+    (plain,) = table([pspnet], recipes / "plain", settings)
+    assert found[1].reports_alike[0]["confusion"] == plain.reports[0]["confusion"]
+    assert found[1].reports[0]["confusion"] != plain.reports[0]["confusion"]
+    page = (out / "table.md").read_text()
+    assert "| ours at 32 px tiles |" in page
+    assert "1 whole images" in page
+
+    def never(*_, **__):
+        raise AssertionError("already done")
+
+    monkeypatch.setattr(caswit.experiments.paper_tables, "evaluate", never)
+    again = table([alone, with_inference(pspnet, tile_px="whole")], out, settings)
+    assert [r.reports for r in again] == [r.reports for r in found]
+
+
+def test_a_network_that_two_tables_name_differently_is_trained_once(recipes, monkeypatch):
+    """Also by a later command; another seed, or another recipe, is another run."""
+    out, settings = recipes / "out", dataclasses.replace(FAST, seeds=(0,))
+    (alone,) = rows(recipes, "alone")
+    named = dataclasses.replace(alone, row=dataclasses.replace(alone.row, name="Baseline", table="8"))
+    first = table([alone], out, settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(caswit.experiments.paper_tables, "train", lambda *_, **__: 1 / 0)
+        patch.setattr(caswit.experiments.paper_tables, "evaluate", lambda *_, **__: 1 / 0)
+        (again,) = table([named], out, settings)
+    assert again.reports == first[0].reports
+    assert again.row.name == "Baseline"
+    table([named], out, dataclasses.replace(settings, seeds=(1,)))
+    table([named], out, dataclasses.replace(settings, seeds=(2,), max_steps=1))
+    assert sorted(f.name for f in (out / "runs" / "stripes").iterdir()) == ["alone-s0", "baseline-s1", "baseline-s2"]
+
+
+def test_exit_status_and_messages_of_rows_that_were_left_out(recipes, capsys, caplog):
+    """It was 0, and where no row ran the same line stood there twice."""
+    words = [recipes / "alone.yaml", recipes / "ssl.yaml", "--out", recipes / "out", "--max-steps", "1"]
+    words += ["--seeds", "0", "1", "--device", "cpu", "--measure-memory", "false", "--pictures", "0"]
+
+    def stopped(words) -> tuple[int, str]:
+        caplog.clear()
+        with pytest.raises(SystemExit) as stop, caplog.at_level("INFO"):
+            main(["table", *map(str, words)])
+        return stop.value.code, capsys.readouterr().err + "\n".join(caplog.messages)
+
+    status, said = stopped(words)
+    assert status == 3
+    assert "1 of 2 rows are not complete: SSL; the same command tries only these again" in said
+    assert said.count("which does not exist") == 1
+    status, said = stopped(words[1:])
+    assert status == 2
+    assert said.count("which does not exist") == 1
+    (recipes / "ssl2.yaml").write_text("base: ssl.yaml\nrow: {name: SSL2}")
+    status, said = stopped([recipes / "ssl2.yaml", *words[1:]])
+    assert status == 2
+    assert "none of the 2 rows could be run; the reasons are above and in " in said
+    assert "SSL2, seed 0: not run: " in said
+
+
+def test_starts_in_one_word(recipes):
+    alone, ssl, pspnet = rows(recipes, "alone", "ssl", "pspnet")
+    assert [start_of(row.recipe) for row in (alone, ssl, pspnet)] == ["scratch", "pretrained", "scratch"]
+    assert start_of(dataclasses.replace(alone.recipe, init={"from": "timm", "timm": True})) == "imagenet"

@@ -1,6 +1,7 @@
 """Rows beside the paper's."""
 
 import csv
+import dataclasses
 import io
 import statistics
 
@@ -50,17 +51,17 @@ def test_mean_std():
 def test_a_row_has_the_papers_figures_and_ours():
     text = markdown([FIRST, SECOND, ABSENT])
     assert cells(text, "Baseline") == [
-        "Baseline", "70.11", "55.00 ± 7.07", "81.72", "65.00 ± 7.07", "-", "45.00 ± 7.07", "-", "-", "-", "-",
+        "Baseline", "-", "-", "70.11", "55.00 ± 7.07", "81.72", "65.00 ± 7.07", "-", "45.00 ± 7.07", "-", "-", "-", "-",
     ]  # fmt: skip
     ours = cells(text, "Ours")
-    assert ours[1:3] == ["71.40", "57.00 ± 8.49"]
+    assert ours[3:5] == ["71.40", "57.00 ± 8.49"]
     assert ours[-1] == "812 (401)"
-    assert cells(text, "SSL")[1:] == ["-"] * 10
+    assert cells(text, "SSL")[1:] == ["-"] * 12
 
 
 def test_differences_are_taken_seed_by_seed():
     """1 and 3 points: their spread is far below that of the scores."""
-    assert cells(markdown([FIRST, SECOND]), "Ours")[7:9] == ["+1.29", "+2.00 ± 1.41"]
+    assert cells(markdown([FIRST, SECOND]), "Ours")[9:11] == ["+1.29", "+2.00 ± 1.41"]
 
 
 def test_classes_and_what_is_missing():
@@ -84,7 +85,7 @@ def test_tables_are_kept_apart():
     other = RowResult(row=RowConfig(name="PSPNet", table="2"), reports={0: report(0.3)})
     text = markdown([FIRST, other])
     assert text.index("## Table 3") < text.index("## Table 2")
-    assert cells(text, "PSPNet")[7:9] == ["-", "-"]  # the first row of its own table
+    assert cells(text, "PSPNet")[9:11] == ["-", "-"]  # the first row of its own table
 
 
 def test_csv_has_a_line_for_each_seed():
@@ -102,3 +103,69 @@ def test_csv_has_a_line_for_each_seed():
 
 def test_nothing_run_is_an_empty_file():
     assert scores_csv([ABSENT]) == classes_csv([ABSENT]) == ""
+
+
+def whole(miou, **how):
+    return report(miou) | {"evaluated": EVALUATED | {"tile_px": "whole", "tiles": 4} | how}
+
+
+ISDNET = RowResult(
+    row=RowConfig(name="ISDNet", table="3", paper=PaperFigures(miou=45.8), note="whole images"),
+    size="width 0.25",
+    start="scratch",
+    reports={0: whole(0.4)},
+    reports_alike={0: report(0.3)},
+    common_px=128,
+)
+
+
+def test_methods_that_cut_otherwise_have_both_scores_side_by_side():
+    first = dataclasses.replace(FIRST, reports_alike=FIRST.reports, common_px=128, size="nano", start="imagenet")
+    text = markdown([first, ISDNET])
+    assert cells(text, "row")[:6] == ["row", "size", "start", "mIoU, paper", "ours", "ours at 128 px tiles"]
+    assert cells(text, "ISDNet")[1:6] == ["width 0.25", "scratch", "45.80", "40.00", "30.00"]
+    assert cells(text, "Baseline")[1:6] == ["nano", "imagenet", "70.11", "55.00 ± 7.07", "55.00 ± 7.07"]
+    assert "- ISDNet: d, split val, None steps, seed 0, 4 whole images, boundary band 4 px\n" in text
+    assert "- ISDNet: whole images\n" in text
+    assert "at 128 px tiles: without overlap\n" in text
+    lines = list(csv.DictReader(io.StringIO(scores_csv([first, ISDNET]))))
+    assert [(x["tile_px"], x["miou"], x["common_tile_px"], x["common_tiles_miou"]) for x in lines][1:] == [
+        ("128", "60.0000", "128", "60.0000"), ("whole", "40.0000", "128", "30.0000"),
+    ]  # fmt: skip
+    assert [(x["size"], x["start"]) for x in lines][-1] == ("width 0.25", "scratch")
+
+
+def test_tiles_that_contexts_do_not_allow_are_named():
+    other = dataclasses.replace(ISDNET, reports_alike={0: whole(0.3, tile_px=132)})
+    assert "at 128 px tiles: without overlap, ISDNet 132 px\n" in markdown(
+        [dataclasses.replace(FIRST, common_px=128), other]
+    )
+
+
+def test_tables_of_one_protocol_have_no_second_column():
+    assert "px tiles |" not in markdown([dataclasses.replace(FIRST, reports_alike=FIRST.reports)])
+
+
+def test_overlaps_are_said():
+    patches = dataclasses.replace(FIRST, reports={0: whole(0.5, tile_px=508, overlap_px=50)})
+    assert "4 tiles of 508 px that overlap by 50 px or more," in markdown([patches])
+
+
+def test_quoted_figures_are_a_row_of_their_own():
+    row = RowConfig(
+        name="Swin-B", table="3", paper=PaperFigures(miou=64.02), quoted=PaperFigures(miou=64.05, mf1=76.88)
+    )
+    text = markdown([FIRST, RowResult(row=row, reports={0: report(0.5)}, steps=3)])
+    assert cells(text, "Swin-B, quoted") == [
+        "Swin-B, quoted", "-", "-", "64.05", "-", "76.88", "-", "-", "-", "-6.06", "-", "-", "-",
+    ]  # fmt: skip
+    assert text.index("| Swin-B, quoted |") < text.index("| Swin-B |")
+    assert "- quoted: published by the networks' authors" in text
+    # On a table's first line there is nothing to compare with.
+    assert cells(markdown([RowResult(row=row, reports={0: report(0.5)})]), "Swin-B, quoted")[9] == "-"
+
+
+def test_differences_are_to_a_quoted_figure_where_the_paper_has_no_other():
+    first = RowConfig(name="Swin-T", table="3", quoted=PaperFigures(miou=62.0))
+    text = markdown([RowResult(row=first, reports={0: report(0.5)}), SECOND])
+    assert cells(text, "Ours")[9] == "+9.40"

@@ -162,8 +162,8 @@ def _holds(window, row, col):
 def test_the_figure_shows_every_stage(scene, model_folder):
     model = load_predictor(load_model(model_folder), EXACT)
     found = explain_pixel(model, scene, 40, 60, TILE.tile_px)
-    whole = explanation_figure(found, CLASSES, 2, "title")
-    fewer = explanation_figure(found._replace(stages=found.stages[:2]), CLASSES, 2, "title")
+    whole = explanation_figure(found, CLASSES, "title")
+    fewer = explanation_figure(found._replace(stages=found.stages[:2]), CLASSES, "title")
     assert whole.dtype == np.uint8
     assert whole.shape[0] > fewer.shape[0] + 400
     assert {tuple(c) for c in CLASSES.colors} <= {tuple(c) for c in whole[-40:].reshape(-1, 3)}  # the legend
@@ -208,12 +208,12 @@ def test_the_share_of_attention_on_padding_is_that_of_its_pixels(side, tokens):
 def test_padding_is_what_lies_outside_the_image(scene, model_folder):
     model = load_predictor(load_model(model_folder), EXACT)
     inside, corner = (explain_pixel(model, scene, *at, TILE.tile_px) for at in ((45, 70), (0, 0)))
-    assert not inside.padding.any()
+    assert not inside.contexts[0].padding.any()
     assert [s.on_padding for s in inside.stages] == [0.0] * len(inside.stages)
     # The tile lies in the image's corner: a quarter of its side is missing above and at the left.
     expected = np.ones((32, 32))
     expected[8:, 8:] = 0
-    np.testing.assert_array_equal(corner.padding, expected)
+    np.testing.assert_array_equal(corner.contexts[0].padding, expected)
     for stage in corner.stages:
         first = len(stage.mean) // 4
         if first:

@@ -5,7 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caswit.raster.windows import Window, block_at, block_windows, count_blocks, starts, tile_grid
+from caswit.raster.windows import (
+    Block,
+    Tile,
+    Window,
+    block_at,
+    block_windows,
+    count_blocks,
+    overlapping_blocks,
+    spread_starts,
+    starts,
+    tile_grid,
+    whole_blocks,
+)
 
 
 @st.composite
@@ -157,3 +169,41 @@ def test_inside_cuts_the_window_out_of_the_array_of_another(outer, data):
 def test_inside_refuses_what_reaches_out(inner):
     with pytest.raises(AssertionError):
         inner.inside(Window(0, 0, 10, 10))
+
+
+areas = st.lists(st.builds(Window, *[st.integers(-40, 40)] * 2, *[st.integers(1, 90)] * 2), min_size=1, max_size=2)
+
+
+@given(areas, st.integers(2, 48), st.data(), st.integers(1, 120))
+def test_overlapping_blocks_own_every_pixel_of_an_area_once_and_hold_all_tiles_that_see_it(areas, tile, data, block_px):
+    overlap = data.draw(st.integers(0, tile - 1))
+    for area in areas:
+        hits, seen = np.zeros((2, area.height, area.width), int)
+        everything = {t for block in overlapping_blocks([area], tile, overlap, 10_000) for t in block.tiles}
+        for block in overlapping_blocks([area], tile, overlap, block_px):
+            for each in block.own:
+                hits[each.owned.inside(area)] += 1
+                assert each.owned.common(each.window) == each.owned
+            assert {t for t in everything if 0 not in t.window.common(block.window)[2:]} == set(block.tiles)
+        for each in everything:
+            seen[each.window.common(area).inside(area)] += 1
+        assert (hits == 1).all()
+        assert (seen >= 1).all()
+
+
+@given(st.integers(1, 400), st.integers(2, 60), st.data())
+def test_spread_tiles_are_as_few_as_overlap_enough(length, tile, data):
+    overlap = data.draw(st.integers(0, tile - 1))
+    begins = spread_starts(length, tile, overlap)
+    assert begins[0] == 0
+    if length > tile:
+        assert begins[-1] == length - tile
+        steps = np.diff(begins)
+        assert steps.max() <= tile - overlap
+        assert steps.max() - steps.min() <= 1
+        assert (len(begins) - 2) * (tile - overlap) < length - tile  # one less would not do
+
+
+def test_a_whole_area_is_one_tile_with_sides_that_fit():
+    (block,) = whole_blocks([Window(5, 7, 90, 130)], 32)
+    assert block == Block(Window(5, 7, 90, 130), (Tile(Window(5, 7, 96, 160), Window(5, 7, 90, 130)),))

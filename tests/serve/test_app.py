@@ -39,6 +39,7 @@ from caswit.serve.live import LiveModel
 from caswit.serve.server import serve
 from caswit.weights.model_folder import load_model
 from conftest import CLASSES, georeference, picture
+from trees import make_deepglobe
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # which client library it prefers is none of our business
@@ -155,6 +156,43 @@ def test_a_class_of_255_is_drawn_counted_and_compared(tmp_path):
     assert [each["pixels"] for each in areas] == [(mask == 0).sum(), (mask == 255).sum()]
     point = client.get(f"/api/views/{view['key']}/point", params={"row": 0, "col": 7}).json()
     assert point["layers"][layer(view, "truth")["key"]]["name"] == "roof"
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        ("binary", lambda mask: np.where(mask, 7, 0)),
+        ("binary", lambda mask: np.repeat(np.where(mask, 255, 0)[..., None], 3, -1)),
+        ("auto", lambda mask: np.where(mask[..., None], (255, 204, 0), (17, 34, 51))),
+        ("near_colors", lambda mask: np.where(mask[..., None], (250, 210, 3), (20, 30, 60))),
+    ],
+)
+def test_labels_of_one_class_and_of_colours_are_drawn_as_they_are_read(tmp_path, values, stored):
+    table = ClassTable((LandClass(id=0, name="ground", color="#112233"), LandClass(id=1, name="roof", color="#ffcc00")))
+    mask = np.indices((40, 50)).sum(0) % 10 >= 5
+    write_raster(tmp_path / "a.tif", picture(40, 50), crs="EPSG:2154", gsd_m=0.5)
+    write_raster(tmp_path / "a_map.tif", np.ones((1, 40, 50), np.uint8), crs="EPSG:2154", gsd_m=0.5)
+    Image.fromarray(stored(mask).astype(np.uint8)).save(tmp_path / "a_label.png")
+    scenes = [{"image": "a.tif", "label": "a_label.png", "split": "test", "label_values": values}]
+    content = {"name": "masks", "classes": table.to_dicts(), "scenes": scenes}
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(content))
+    client = TestClient(make_app(Collection(tmp_path, table=table)))
+    view = views(client)["a.tif"]
+    truth, errors = (tile(client, view, kind)[:40, :50] for kind in ("truth", "errors"))
+    np.testing.assert_array_equal((truth == (255, 204, 0, 255)).all(2), mask)
+    np.testing.assert_array_equal((truth == (17, 34, 51, 255)).all(2), ~mask)
+    np.testing.assert_array_equal(errors[..., 3] > 0, ~mask)
+
+
+def test_public_datasets_are_shown_with_their_truth(tmp_path):
+    make_deepglobe(tmp_path, picture(40, 50), ["119"])
+    (tmp_path / "dataset.yaml").write_text("name: d\nsource: {kind: deepglobe, root: ., splits: papers}\n")
+    client = TestClient(make_app(Collection(tmp_path)))
+    (view,) = views(client).values()
+    truth = tile(client, view, "truth")[:40, :50]
+    stored = np.array(Image.open(tmp_path / "land-train" / "119_mask.png")) > 127
+    known = stored.any(2)
+    np.testing.assert_array_equal(truth[known][:, :3] > 127, stored[known])
 
 
 def test_points_say_class_place_and_confidence(client, label):

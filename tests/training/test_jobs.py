@@ -26,6 +26,7 @@ from caswit.progress import Progress
 from caswit.training.fabric import launch, noting_signals, stop_signal
 from caswit.training.loop import Loop
 from caswit.training.run_folder import RunFolder
+from caswit.training.supervised import SupervisedTask
 from caswit.weights.model_folder import is_complete
 from training.test_loop import Line, line_network, make_recipe, read_log, run
 
@@ -122,6 +123,42 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_stopped(dataset_fil
     assert "Traceback" not in said
     assert not (out / "model").exists()
     assert finish(start(command(dataset_file, out, *settings, "--resume")))[0] == 0
+    assert losses(out) == losses(whole)
+    assert losses(out, "val_miou") == losses(whole, "val_miou")
+    assert same_weights(whole, out)
+
+
+@pytest.mark.parametrize("validating", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_killed_reading_process_is_one_line_and_the_run_goes_on(
+    dataset_file, tmp_path, monkeypatch, capsys, killing, validating
+):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    settings = ["--train.max_steps", "8", "--train.save_every_s", "1000"]
+    main(command(dataset_file, whole, *settings)[3:])
+    step, score = Loop._step, SupervisedTask._counts
+
+    def killed_in_a_step(loop, passes):
+        if loop.step == 2 and not validating:
+            killing.kill()
+        return step(loop, passes)
+
+    def killed_in_a_validation(task, predictor):
+        forward = predictor.network.forward
+        predictor.network.forward = lambda *inputs: [validating and killing.kill(), forward(*inputs)][1]
+        return score(task, predictor)
+
+    monkeypatch.setattr(Loop, "_step", killed_in_a_step)
+    monkeypatch.setattr(SupervisedTask, "_counts", killed_in_a_validation)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main(command(dataset_file, out, *settings, "--data.workers", "2")[3:])
+    assert killing.killed
+    assert left.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "a process that reads ahead was ended from outside" in said
+    assert "is saved, --resume goes on from it" in said
+    assert not (out / "model").exists()
+    main(command(dataset_file, out, *settings, "--resume")[3:])
     assert losses(out) == losses(whole)
     assert losses(out, "val_miou") == losses(whole, "val_miou")
     assert same_weights(whole, out)

@@ -194,6 +194,25 @@ def test_a_finished_run_can_be_trained_longer(tmp_path, caplog, length):
     assert read_losses(tmp_path / "killed") == read_losses(whole)
 
 
+def test_a_run_made_longer_in_its_warm_up_says_what_the_learning_rate_does(tmp_path, caplog):
+    caplog.set_level("INFO")
+    with pytest.raises(KeyError):
+        run(tmp_path / "same", fails_at=3, warmup_steps=4)
+    go_on(tmp_path / "same", warmup_steps=4)
+    assert "longer" not in caplog.text
+    out = tmp_path / "longer"
+    with pytest.raises(KeyError):
+        run(out, fails_at=3, warmup_steps=4)
+    go_on(out, warmup_steps=4, max_steps=12)
+    (said,) = [m for m in caplog.messages if "longer" in m]
+    peak = rates(out)[4]
+    assert said == (
+        f"the run is longer than it was: after step 2 the learning rate rises as before, to {peak:.3g} at the end of "
+        f"the warm-up of 4 steps, and then falls to {make_recipe().train.min_lr:.3g} at the end of 12 steps"
+    )
+    assert max(rates(out)) == peak
+
+
 @pytest.mark.parametrize(
     ("was", "now", "says"),
     [

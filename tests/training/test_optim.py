@@ -6,11 +6,12 @@ from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
 from caswit.config import ModelConfig, TrainConfig
+from caswit.errors import ConfigError
 from caswit.nn.baselines.smp import Baseline
 from caswit.nn.caswit import CASWiT
 from caswit.nn.fusion import FusionBlock
 from caswit.nn.simmim import SimMIM
-from caswit.training.optim import adamw, learning_rate
+from caswit.training.optim import learning_rate, make_optimizer
 
 PAPER = TrainConfig()
 
@@ -50,7 +51,7 @@ def test_weights_of_linear_layers_and_convolutions_decay_and_nothing_else():
     """Norms, biases, gates and position biases are exempt."""
     network = CASWiT(num_classes=3, size="nano", decoder_channels=32, gated=True)
     settings = TrainConfig(lr=1e-3, weight_decay=0.05)
-    decayed, exempt = adamw(network, settings).param_groups
+    decayed, exempt = make_optimizer(network, settings).param_groups
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.05, 0.0)
     assert decayed["lr"] == exempt["lr"] == 1e-3
     modules = list(network.modules())
@@ -90,7 +91,7 @@ NETWORKS = {
 @pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
 def test_parameters_are_grouped_and_ordered_as_in_version_0_1_0(build, weight_decay):
     network = build()
-    groups = adamw(network, TrainConfig(weight_decay=weight_decay)).param_groups
+    groups = make_optimizer(network, TrainConfig(weight_decay=weight_decay)).param_groups
     assert [group["weight_decay"] for group in groups] == [weight_decay, 0.0]
     for group, parameters in zip(groups, groups_of_version_0_1_0(network), strict=True):
         assert [id(p) for p in group["params"]] == [id(p) for p in parameters]
@@ -99,10 +100,63 @@ def test_parameters_are_grouped_and_ordered_as_in_version_0_1_0(build, weight_de
 def test_exempt_parameters_stay_where_no_gradient_pulls():
     network = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     before = [p.detach().clone() for p in network.parameters()]
-    optimiser = adamw(network, TrainConfig(lr=0.1, weight_decay=0.5))
+    optimiser = make_optimizer(network, TrainConfig(lr=0.1, weight_decay=0.5))
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step()
     weight, *others = network.parameters()
     torch.testing.assert_close(weight, before[0] * (1 - 0.1 * 0.5))
     assert all(torch.equal(p, b) for p, b in zip(others, before[1:], strict=True))
+
+
+@pytest.mark.parametrize("power", [0.9, 1.0, 2.0])
+def test_poly_is_torchs_polynomial(power):
+    settings = TrainConfig(schedule="poly", poly_power=power, lr=0.01, min_lr=0.0)
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=settings.lr)
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, total_iters=20, power=power)
+    for step in range(21):
+        assert learning_rate(settings, step, step / 20) == pytest.approx(optimiser.param_groups[0]["lr"], abs=1e-12)
+        optimiser.step()
+        schedule.step()
+    ends_at = TrainConfig(schedule="poly", lr=0.01, min_lr=1e-4)
+    assert learning_rate(ends_at, 7, 1.0) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_sgd_and_adam_step_as_written_down(optimizer):
+    """Weight decay is added to the gradient, of the weights alone."""
+    settings = TrainConfig(optimizer=optimizer, lr=0.1, momentum=0.8, betas=(0.7, 0.95), weight_decay=0.2)
+    network = nn.Linear(2, 1)
+    ours = make_optimizer(network, settings)
+    expected = {name: p.detach().clone() for name, p in network.named_parameters()}
+    first = {name: torch.zeros_like(x) for name, x in expected.items()}
+    second = {name: torch.zeros_like(x) for name, x in expected.items()}
+    for step in range(1, 4):
+        for name, p in network.named_parameters():
+            p.grad = torch.full_like(p, float(step))
+            gradient = p.grad + (0.2 * expected[name] if name == "weight" else 0)
+            if optimizer == "sgd":
+                first[name] = 0.8 * first[name] + gradient
+                expected[name] = expected[name] - 0.1 * first[name]
+            else:
+                first[name] = 0.7 * first[name] + 0.3 * gradient
+                second[name] = 0.95 * second[name] + 0.05 * gradient**2
+                mean, square = first[name] / (1 - 0.7**step), second[name] / (1 - 0.95**step)
+                expected[name] = expected[name] - 0.1 * mean / (square.sqrt() + settings.eps)
+        ours.step()
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "lion"}, "optimizer must be one of adamw, adam, sgd, got 'lion'"),
+        ({"schedule": "step"}, "schedule must be one of cosine, poly, got 'step'"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0; try 0.9"),
+        ({"poly_power": 0.0}, r"poly_power must be above 0, got 0.0; try 0.9"),
+    ],
+)
+def test_what_cannot_train_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**settings)

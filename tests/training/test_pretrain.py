@@ -327,5 +327,5 @@ def test_a_run_that_has_begun_keeps_its_warm_up(dataset_file, tmp_path, monkeypa
         patch.setattr(Progress, "advance", _die_at(2))
         with pytest.raises(KeyboardInterrupt):
             pretrain(make_recipe(dataset_file, warmup_epochs=1.0, warmup_steps=0, save_every_s=0.0), tmp_path)
-    with pytest.raises(ConfigError, match=r"warm-up of 0 steps, got 3; resume with train.warmup_steps=0"):
+    with pytest.raises(ConfigError, match=r"warm-up of 0 steps, got 3; resume with --train.warmup_steps 0,"):
         pretrain(make_recipe(dataset_file, warmup_epochs=1.0, save_every_s=0.0), tmp_path, resume=True)

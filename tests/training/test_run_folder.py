@@ -1,13 +1,17 @@
 """A run folder whose files are damaged: one line, not a traceback."""
 
 import json
+import shlex
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from caswit.cli.commands import COMMANDS
+from caswit.cli.parsing import parse
+from caswit.cli.recipe import with_recipe
 from caswit.config import DataConfig, Recipe
-from caswit.errors import CaswitError, DataError
+from caswit.errors import CaswitError, ConfigError, DataError
 from caswit.training.run_folder import RunFolder, checkpoint_errors, read_log
 from caswit.weights.model_folder import is_complete
 
@@ -28,6 +32,35 @@ def test_rows_of_a_log_that_are_no_steps_are_left_out(tmp_path):
     file = tmp_path / "log.csv"
     file.write_bytes("step,loss\n1,2\n²,2\n\n3\n4,5,6\n99999999999999999999999999,1\nx,1\n5,6".encode())
     assert [row["step"] for row in read_log(file)] == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("was", "remedy"),
+    [
+        (["--train.batch", "4"], "train.batch=4, got 2; resume with --train.batch 4, with the run's own recipe ("),
+        (["--train.class_weights", "[1, 2.5]"], "--train.class_weights '[1.0, 2.5]', with"),
+        (["--train.clip_norm", "3", "--train.seed", "7"], "; resume with --train.seed 7 --train.clip_norm 3.0, with"),
+        (["--model.decoder_channels", "64"], "resume with --model.decoder_channels 64, with"),
+        (["--init", "{from: timm, timm: true}"], "; resume with the run's own recipe ("),
+    ],
+)
+def test_the_words_that_a_resumed_run_needs_are_said_and_do(tmp_path, was, remedy):
+    """They give the recipe of the run, as the command line reads them."""
+    file, folder = tmp_path / "recipe.yaml", RunFolder(tmp_path / "run")
+    file.write_text("data: {dataset: a.yaml}\ntrain: {batch: 2}\n")
+
+    def recipe(*words: str) -> Recipe:
+        parsed, _ = parse(COMMANDS["train"], with_recipe([str(file), "--out", "x", *words], COMMANDS["train"]))
+        return parsed[0]
+
+    folder.begin(recipe(*was))
+    folder.last.touch()
+    with pytest.raises(ConfigError) as refused:
+        folder.check(recipe(), resume=True)
+    assert remedy in str(refused.value)
+    words = str(refused.value).partition("resume with ")[2].partition("with the run's")[0]
+    if words.startswith("--"):
+        folder.check(recipe(*shlex.split(words.removesuffix(", "))), resume=True)
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,17 @@ def test_the_model_says_where_it_learned_and_how_sure_it_is_of_its_validation_da
     assert learned.where(3.2) == "trained on landscapes, 3 km from here"
 
 
+def test_classes_that_no_validation_label_has_are_named_once(landscapes, tmp_path, caplog):
+    caplog.set_level("INFO")
+    settings = {"max_steps": 2, "val_every_steps": 1, "pictures": 0}
+    train(make_recipe(landscapes, **settings), tmp_path / "run")
+    labels = np.unique(landscape(1, 96, 128).label)
+    absent = [name for i, name, _ in CLASSES if i not in labels]
+    assert 0 < len(absent) < len(CLASSES)
+    (said,) = [m for m in caplog.messages if "not in the truth" in m]
+    assert said == f"not in the truth of split val: {', '.join(absent)}, which count 0 in the means"
+
+
 def test_max_minutes_stops_early_and_still_writes_the_model(landscapes, tmp_path):
     train(make_recipe(landscapes, max_steps=100_000, max_minutes=0.03), tmp_path / "run")
     assert (tmp_path / "run" / "model" / "config.json").is_file()

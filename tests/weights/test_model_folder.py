@@ -309,6 +309,13 @@ def test_impossible_setting_is_named(folder, field, value):
     assert field in message or "not a caswit config" in message
 
 
+@pytest.mark.parametrize(("field", "value"), [("best_val_miou", []), ("step", "many"), ("dataset", 3)])
+def test_provenance_that_cannot_be_printed_is_refused(folder, field, value):
+    """``caswit info`` ended in a traceback."""
+    edit(folder, lambda content: content["provenance"].update({field: value}))
+    assert f"provenance: {field}: must be" in refusal(folder)
+
+
 # Checkpoints of torch
 
 

@@ -88,6 +88,21 @@ def test_the_card_says_what_the_model_expects_and_scores(model_folder, report, t
     assert "No scores were given" in bare
 
 
+def test_a_folder_that_holds_a_model_is_not_overwritten_without_a_word(model_folder, tmp_path, capsys):
+    mine, own = tmp_path / "mine", tmp_path / "own"
+    for folder in (mine, own):
+        folder.mkdir()
+        (folder / "README.md").write_text("my notes")
+    with pytest.raises(SystemExit) as left:
+        main(["push", str(model_folder), str(mine)])
+    assert left.value.code == 2
+    assert f"{mine}: holds README.md already; give another folder, or add --overwrite" in capsys.readouterr().err
+    assert [(f.name, f.read_text()) for f in mine.iterdir()] == [("README.md", "my notes")]
+    main(["push", str(model_folder), str(mine), "--overwrite"])
+    assert load_model(mine).digest == load_model(model_folder).digest
+    assert "my notes" not in (mine / "README.md").read_text()
+
+
 def test_folders_of_the_maker_are_not_handed_on(model_folder, tmp_path):
     private = tmp_path / "private"
     shutil.copytree(model_folder, private)

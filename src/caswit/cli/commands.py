@@ -181,6 +181,7 @@ _TABLE = (
             argument("--about", "YAML file of what the card says: data, limits, ..."),
             argument("--half", "store weights in 16 bits: half the size", bool, default=False),
             argument("--private", "make a new repository private", bool, default=False),
+            argument("--overwrite", "replace the model, config and card that a folder holds", bool, default=False),
         ),
     ),
 )

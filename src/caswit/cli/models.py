@@ -73,7 +73,15 @@ def export(*, model: str, out: str, single_input: bool, deepness: bool) -> None:
 
 
 def push(
-    *, model: str, repo: str, report: str | None, license: str | None, about: str | None, half: bool, private: bool
+    *,
+    model: str,
+    repo: str,
+    report: str | None,
+    license: str | None,
+    about: str | None,
+    half: bool,
+    private: bool,
+    overwrite: bool,
 ) -> None:
     """Publish a model with a model card on the Hugging Face hub.
 
@@ -89,5 +97,6 @@ def push(
         half=half,
         license_name=license,
         private=private,
+        overwrite=overwrite,
     )
     print(where)

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 
 from caswit.config.checks import check_sizes
 from caswit.config.renamed import old_options, say_once
-from caswit.errors import CaswitError
+from caswit.errors import CaswitError, brief
 
 T = TypeVar("T")
 
@@ -42,6 +42,7 @@ _OTHERS_NAMES = {
 }
 """Names that other programs have for a field: their name -> ours."""
 _UNKNOWN = "unrecognized arguments: "
+_FEW_VALUES = re.compile(r"argument (--\S+): expected (one|at least one|\d+) arguments?")
 _MISSING = "the following arguments are required: "
 
 Argument = tuple[str, dict[str, Any]]
@@ -143,7 +144,7 @@ def _add_settings(parser: ArgumentParser, kind: Any) -> None:
             type=Union[item, *words],
             nargs="+" if others == [...] else 1 + len(others),
             metavar=_METAVARS.get(name),
-            default=default and list(default),
+            default=list(default) if isinstance(default, tuple) and default else default,
             help=about[name],
         )
 
@@ -203,7 +204,9 @@ def parse(
     try:
         if follow is not None:
             parser.set_defaults(follow(parser.parse_args(complete, defaults=False)))
-        found = parser.instantiate(parser.parse_args(complete))
+        parsed = parser.parse_args(complete)
+        refuse_null(parser, parsed)
+        found = parser.instantiate(parsed)
     except ArgumentError as error:
         raise CaswitError(_command_message(str(error), parser)) from error
     names = [name.removeprefix("--") for name, _ in command.arguments]
@@ -211,6 +214,16 @@ def parse(
     for each in settings:
         check_sizes(each)
     return settings, {name: found[name] for name in names}
+
+
+def refuse_null(parser: ArgumentParser, parsed: Namespace) -> None:
+    """Raise ArgumentError if null is given for a setting that cannot be null, which jsonargparse lets through."""
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        null = hint is not None and parsed.get(action.dest, action.default) is None
+        if null and action.default is not None and type(None) not in get_args(hint):
+            usual = f"{action.default:g}" if isinstance(action.default, float) else brief(action.default)
+            raise ArgumentError(None, f'Parser key "{action.dest}": must not be null; leave it out for {usual}')
 
 
 def settings_of(kind: type[T], found: Namespace) -> T:
@@ -270,6 +283,11 @@ def _command_message(message: str, parser: ArgumentParser) -> str:
         words = {a.dest: a.option_strings[0] if a.option_strings else a.metavar for a in parser._actions}
         missing = dashed(", ".join(str(words.get(name, name)) for name in text.removeprefix(_MISSING).split(", ")))
         return f"missing: {missing}; {parser.prog} --help says what they are"
+    if few := _FEW_VALUES.fullmatch(text):
+        option, count = few[1].lstrip("-"), few[2].replace("one", "a")
+        which = f": {' '.join(_METAVARS[option])}" if option in _METAVARS else f"; {parser.prog} --help says which"
+        instead = f", or {_INSTEAD}" if few[1] in _TAKE_WORD else ""
+        return dashed(f"{few[1]} needs {count} value{'s' * (count.isdecimal())}{which}{instead}")
     return dashed(text)
 
 
@@ -278,7 +296,11 @@ def plain_message(message: str) -> str:
     text = " ".join(message.split())
     text = re.sub(r"Does not validate .* Subtypes: \[(.*?)\] Errors: .* Given value: ", r"expected \1, got ", text)
     text = re.sub(r"Expected an? (.*)\. Got value: ", r"expected \1, got ", text)
+    # Of an item that is a mapping, jsonargparse names the class and not the item.
+    text = re.sub(r"Problem with given class_path '.*?': (?:Parser key \"(\w+)\": )?", r"\1 ", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null").replace("typing.Literal", "one of ")
+    # A word in place of a number, such as auto.
+    text = re.sub(r"expected float, one of \['(\w+)'\](, null)?, got", r"expected a number or \1, got", text)
     return re.sub(r'^Parser key "(.*?)"(?: element \d+)?: ', r"--\1: ", text)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from caswit.cli.parsing import Command, closest, is_boolean, plain_message
-from caswit.config import ModelConfig, Recipe, RowConfig, TileConfig, parse_init
+from caswit.cli.parsing import Command, closest, is_boolean, plain_message, refuse_null
+from caswit.config import ModelConfig, PhaseConfig, Recipe, RowConfig, TileConfig, parse_init
 from caswit.config.renamed import with_new_names
 from caswit.errors import CaswitError, ConfigError, brief
 from caswit.files import read_yaml
@@ -182,6 +182,11 @@ def _check(file: Path, content: Any, kind: type) -> None:
     _check_keys(f"{file}", content, {*_names(kind), ROW, BASE, "out", "resume"})
     for name in content.keys() & sections:
         _check_keys(f"{file}: {name}", content[name], _names(sections[name]))
+    phases = content.get("train", {}).get("phases", [])
+    if not isinstance(phases, list):
+        raise CaswitError(f"{file}: train.phases must be a list, got {brief(phases)}; try [{{name: NAME, share: 1}}]")
+    for phase in phases:
+        _check_keys(f"{file}: train.phases", phase, _names(PhaseConfig))
 
 
 def _check_keys(where: str, content: Any, allowed: set[str]) -> None:
@@ -200,7 +205,9 @@ def _parse(kind: Any, content: Mapping[str, Any], where: Path) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "it", fail_untyped=True)
     try:
-        return parser.instantiate(parser.parse_object({"it": dict(content)})).it
+        parsed = parser.parse_object({"it": dict(content)})
+        refuse_null(parser, parsed)
+        return parser.instantiate(parsed).it
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except ArgumentError as error:

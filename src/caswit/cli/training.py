@@ -1,6 +1,9 @@
 """Commands for training and scoring: demo, train, pretrain, reconstruct, evaluate, table, figures, prepare."""
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from caswit.cli.recipe import merge, parse_recipe, parse_row, read_recipe
 from caswit.config import (
@@ -10,9 +13,13 @@ from caswit.config import (
     PretrainRecipe,
     Recipe,
     TableConfig,
+    TileConfig,
     check,
 )
 from caswit.errors import brief
+
+_LEFT_OUT = 3
+"""Exit status of a command that is done but for some parts."""
 
 
 def demo(settings: DemoConfig, *, out: str) -> None:
@@ -103,12 +110,15 @@ def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, 
     scores = score(evaluation.counts)
     print(f"mIoU {scores.miou:.4f}  mF1 {scores.mf1:.4f}  mBIoU {scores.mbiou:.4f} (band {evaluation.band_px} px)")
     print(f"overall accuracy {scores.overall_accuracy:.4f} over {evaluation.tiles} tiles")
-    names = [name for name, pixels in zip(evaluation.class_names, scores.support, strict=True) if not pixels]
-    if names:
+    if names := scores.without_truth(evaluation.class_names):
         print(f"not in the truth of split {split}: {', '.join(names)}, with an IoU of 0 in these means")
     if evaluation.masked_context_counts is not None:
         masked = score(evaluation.masked_context_counts)
         print(f"with masked context: mIoU {masked.miou:.4f}  mF1 {masked.mf1:.4f}  mBIoU {masked.mbiou:.4f}")
+        if evaluation.context is not None:
+            swapped = score(evaluation.context.swapped)
+            print(f"with swapped context: mIoU {swapped.miou:.4f}  mF1 {swapped.mf1:.4f}  mBIoU {swapped.mbiou:.4f}")
+            print("\n".join(evaluation.context.said(evaluation.counts, evaluation.masked_context_counts)))
     print(f"report: {Path(out) / 'report.html'}")
 
 
@@ -117,17 +127,32 @@ def table(settings: TableConfig, *, recipes: list[str], out: str, over: str | No
 
     After an interruption, the same command continues.
     """
-    from caswit.experiments.paper_tables import TableRow, table
+    from caswit.experiments.paper_tables import table
     from caswit.experiments.table_format import markdown
+    from caswit.experiments.table_scale import TableRow
 
     replaced = {} if over is None else read_recipe(Path(over))
+    fixed = frozenset(f"{section}.{name}" for section, values in replaced.items() for name in _names(values))
     rows = []
     for file in map(Path, recipes):
-        content = merge(read_recipe(file), replaced)
-        rows.append(TableRow(file=file, row=parse_row(content, file), recipe=parse_recipe(content, file)))
+        own = read_recipe(file)
+        content = merge(own, replaced)
+        recipe = parse_recipe(content, file)
+        own_px = own.get("tile", {}).get("tile_px", TileConfig.tile_px)
+        rows.append(TableRow(file=file, row=parse_row(content, file), recipe=recipe, own_tile_px=own_px, fixed=fixed))
     results = table(rows, Path(out), settings)
     print(markdown(results))
     print(f"written to {out}/table.md, table.csv and classes.csv")
+    if failed := [result.row.name for result in results if result.error]:
+        count = f"{len(failed)} of {len(rows)} rows"
+        print(
+            f"{count} are not complete: {', '.join(failed)}; the same command tries only these again", file=sys.stderr
+        )
+        sys.exit(_LEFT_OUT)
+
+
+def _names(values: Any) -> Iterable[str]:
+    return values if isinstance(values, dict) else ()
 
 
 def figures(settings: FiguresConfig, *, model: str, dataset: str, out: str, baseline: str | None, split: str) -> None:

@@ -6,18 +6,34 @@ Nothing here imports torch: ``caswit --help`` reads this package and must be ins
 from caswit.config.checks import IGNORE_INDEX, check
 from caswit.config.data import (
     SOURCES,
+    CragSource,
+    DeepGlobeSource,
     FlairHubSource,
     FolderSource,
+    InriaSource,
+    IsicSource,
     LabelValues,
     SourceConfig,
     SwissimageSource,
     UrurSource,
 )
-from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName
+from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName, ScoreConfig, TilingConfig
 from caswit.config.experiments import DemoConfig, FiguresConfig, PaperFigures, RowConfig, TableConfig
 from caswit.config.inference import ComputeConfig, Precision
 from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
-from caswit.config.nn import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem, TileConfig
+from caswit.config.nn import (
+    NUM_STAGES,
+    TABLE2,
+    ContextFactor,
+    Decoder,
+    ModelConfig,
+    Norm,
+    Size,
+    Stem,
+    Table2Arch,
+    TileConfig,
+    context_factors,
+)
 from caswit.config.serve import ServeConfig
 from caswit.config.training import (
     TOKEN_PX,
@@ -26,6 +42,7 @@ from caswit.config.training import (
     ImageryConfig,
     LearningConfig,
     MaskConfig,
+    PhaseConfig,
     PretrainConfig,
     PretrainRecipe,
     Recipe,
@@ -37,11 +54,15 @@ __all__ = [
     "IGNORE_INDEX",
     "NUM_STAGES",
     "SOURCES",
+    "TABLE2",
     "TOKEN_PX",
     "AugmentConfig",
     "ComputeConfig",
+    "ContextFactor",
+    "CragSource",
     "DataConfig",
     "Decoder",
+    "DeepGlobeSource",
     "DemoConfig",
     "EvaluateConfig",
     "FiguresConfig",
@@ -49,7 +70,9 @@ __all__ = [
     "FolderSource",
     "ImageryConfig",
     "InitConfig",
+    "InriaSource",
     "InspectConfig",
+    "IsicSource",
     "LabelValues",
     "LearningConfig",
     "MapRunConfig",
@@ -59,6 +82,7 @@ __all__ = [
     "OnError",
     "OutputConfig",
     "PaperFigures",
+    "PhaseConfig",
     "Precision",
     "PredictConfig",
     "PretrainConfig",
@@ -66,16 +90,20 @@ __all__ = [
     "ProtocolName",
     "Recipe",
     "RowConfig",
+    "ScoreConfig",
     "ServeConfig",
     "Size",
     "SourceConfig",
     "Stem",
     "SwissimageSource",
+    "Table2Arch",
     "TableConfig",
     "TileConfig",
+    "TilingConfig",
     "TrainConfig",
     "UrurSource",
     "WeightSource",
     "check",
+    "context_factors",
     "parse_init",
 ]

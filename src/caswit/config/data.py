@@ -7,7 +7,7 @@ from caswit.config.checks import check
 from caswit.errors import brief
 
 Neighbours = Literal["any", "same_split"]
-LabelValues = Literal["auto", "ids", "colors"]
+LabelValues = Literal["auto", "ids", "colors", "near_colors", "binary"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +54,85 @@ class FolderSource:
     """Name of the folders of images; null finds images, image, imgs, img."""
     labels: str | None = None
     """Name of the folders of masks; null finds labels, label, masks, mask, gt."""
+    image_suffix: str = ""
+    """Ending of the names of images, before the extension: _sat for a_sat.jpg. Rasters without it are no images."""
     label_suffix: str = ""
-    """Ending that a mask's name adds to its image's, before the extension: _label for a.tif and a_label.tif."""
+    """Ending of the names of masks, before the extension: _label for a.tif and a_label.tif, _mask for a_mask.png."""
     split: str = "train"
     """Split of the scenes where folders do not say it."""
     label_values: LabelValues = "auto"
-    """ids: masks hold class ids; colors: the colours of the class table; auto: by the number of bands."""
+    """ids: masks hold class ids; colors: the colours of the class table; near_colors: the nearest of these, off by up
+    to 127 in each band; binary: 0 is the class with id 0, every other value the other class; auto: ids in one band,
+    colors in three or four."""
 
     def __post_init__(self) -> None:
         """Refuse label values that do not exist."""
         _check_choice("label_values", self.label_values, LabelValues)
 
 
-SourceConfig = FlairHubSource | UrurSource | SwissimageSource | FolderSource
+@dataclass(frozen=True, kw_only=True)
+class InriaSource:
+    """Inria Aerial Image Labeling as downloaded: five cities with labels, five without."""
+
+    root: str
+    """Folder that holds train/images, train/gt and perhaps test/images; or the one that holds AerialImageDataset/."""
+    splits: Literal["papers", "official"] | dict[str, str] = "papers"
+    """papers: the 126, 27 and 27 images that papers on large images use; official: images 1 to 5 of each city are val,
+    the others train; or {train: A.txt, val: B.txt, test: C.txt}, files with a name in each line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepGlobeSource:
+    """DeepGlobe land cover as downloaded: NUMBER_sat.jpg, and NUMBER_mask.png where there is a label."""
+
+    root: str
+    """Folder of the images and masks, or of the folders that hold them: land-train or train, and so on."""
+    splits: Literal["papers"] | dict[str, str] = "papers"
+    """papers: the lists that papers use, of 454, 207 and 142 images; or {train: A.txt, val: B.txt, test: C.txt}, files
+    with a name in each line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsicSource:
+    """ISIC 2018, task 1 (outlines of skin lesions), as downloaded."""
+
+    root: str
+    """Folder that holds ISIC2018_Task1-2_Training_Input, ISIC2018_Task1_Training_GroundTruth and so on."""
+    splits: Literal["tenths", "official"] | dict[str, str] = "tenths"
+    """tenths: of the training images those whose number ends in 8 are val, in 9 test; official: training, validation
+    and test images of the challenge; or {train: A.txt, val: B.txt, test: C.txt}, files with a name in each line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CragSource:
+    """CRAG, glands in colon tissue, as downloaded: masks hold a number for each gland."""
+
+    root: str
+    """Folder that holds train/ and valid/ (or test/), with Images/ and Annotation/; or the one that holds CRAG/."""
+    splits: Literal["official"] | dict[str, str] = "official"
+    """official: by folder, 173 images in train and 40 in test; or {val: A.txt}, files with a name in each line, for
+    some or all splits."""
+
+
+SourceConfig = (
+    FlairHubSource
+    | UrurSource
+    | SwissimageSource
+    | FolderSource
+    | InriaSource
+    | DeepGlobeSource
+    | IsicSource
+    | CragSource
+)
 SOURCES: dict[str, type[SourceConfig]] = {
     "flair_hub": FlairHubSource,
     "urur": UrurSource,
     "swissimage": SwissimageSource,
     "folder": FolderSource,
+    "inria": InriaSource,
+    "deepglobe": DeepGlobeSource,
+    "isic": IsicSource,
+    "crag": CragSource,
 }
 """Settings of each source by its name, the ``kind`` in ``source: {kind: ...}``."""
 

@@ -12,8 +12,36 @@ ProtocolName = Literal["flair15", "urur8"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(TTAConfig):
-    """Settings of scoring labelled scenes."""
+class TilingConfig:
+    """How a scene is cut for the network while it is scored."""
+
+    tile_px: int | Literal["whole"] | None = None
+    """Side of the tiles in pixels that are read; whole: each image at once; null: that of the model's own tiles. The
+    context keeps its factor."""
+    overlap_px: int = 0
+    """Pixels by which neighbouring tiles overlap at least, evenly spread; where they do, their scores are averaged."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for tiles that cannot be laid out."""
+        tile = self.tile_px
+        check(
+            tile is None or tile == "whole" or tile >= 32,
+            f"tile_px must be at least 32, whole or null, got {brief(tile)}; try 512",
+        )
+        check(self.overlap_px >= 0, f"overlap_px must be 0 or more, got {self.overlap_px}; try 50")
+        check(
+            tile != "whole" or self.overlap_px == 0,
+            f"tile_px whole leaves nothing to overlap, got overlap_px={self.overlap_px}; leave it out",
+        )
+        check(
+            not isinstance(tile, int) or self.overlap_px < tile,
+            f"overlap_px must be below tile_px, got overlap_px={self.overlap_px} with tile_px={tile}; try 50",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(TTAConfig):
+    """Settings of scoring labelled scenes, however they are cut."""
 
     protocol: ProtocolName | None = None
     """Classes that are scored: flair15 (FLAIR-HUB without ids 15-18, predicted or true), urur8 (URUR with "others");
@@ -52,13 +80,31 @@ class EvaluateConfig(TTAConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(TilingConfig, ScoreConfig):
+    """Settings of scoring labelled scenes."""
+
+    context_report: bool = False
+    """Report what the context does: scores with it masked and with another place's, class by class, gates, and what
+    it costs; takes three times as long."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for settings that cannot be scored with."""
+        ScoreConfig.__post_init__(self)
+        TilingConfig.__post_init__(self)
+        check(
+            not self.context_report or self.tile_px != "whole",
+            "context_report compares tiles, and tile_px whole has none to swap; leave one of them out",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectConfig:
     """Settings of the tiles that are shown."""
 
     tile_px: int = 512
     """Side of the tiles that are shown, in pixels."""
-    context_factor: int = 2
-    """The context covers this many times the tile's side."""
+    context_factor: int | tuple[int, ...] = 2
+    """The context covers this many times the tile's side; several numbers show several contexts."""
     read_gsd_m: float | None = None
     """Ground size in metres that images are resampled to while they are read; null: pixels as they are."""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from caswit.config.checks import check
-from caswit.config.evaluation import EvaluateConfig, ProtocolName
+from caswit.config.evaluation import ProtocolName, ScoreConfig, TilingConfig
 from caswit.config.inference import ComputeConfig
 from caswit.config.nn import Size
 from caswit.errors import brief
@@ -40,12 +40,19 @@ class RowConfig:
     """Classes that are scored, as in caswit evaluate; null: those of the dataset."""
     pretraining: str | None = None
     """Pretraining recipe whose weights ``init`` names, for the message when they are missing."""
+    inference: TilingConfig = field(default_factory=TilingConfig)
+    """How the method cuts scenes when it is tested; null fields: tiles of the recipe, without overlap."""
     paper: PaperFigures = field(default_factory=PaperFigures)
     """The paper's figures."""
+    quoted: PaperFigures | None = None
+    """Figures that the network's authors published, as the paper quotes them, with the keys of paper; they are printed
+    as a row of their own."""
+    note: str = ""
+    """What a reader of the table must know of this row, in one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableConfig(EvaluateConfig):
+class TableConfig(ScoreConfig):
     """Settings of the rows that are trained and scored."""
 
     dataset: str | None = None
@@ -59,6 +66,9 @@ class TableConfig(EvaluateConfig):
     baseline's own); null: what each recipe says. The paper's text allows both."""
     max_steps: int | None = None
     """Number of training steps of every row; null: the recipe's."""
+    tile_px: int | None = None
+    """Side of the tiles of the column in which all networks tile alike, without overlap; null: that of the rows whose
+    method tiles so itself, or else 512 px, a quarter of it on landscapes."""
     seeds: tuple[int, ...] = (0,)
     """Seeds: every row is trained and scored once with each."""
     pretrained: str | None = None
@@ -81,6 +91,7 @@ class TableConfig(EvaluateConfig):
         check(len(set(self.seeds)) == len(self.seeds), f"seeds must differ, got {list(self.seeds)}")
         check(min(self.seeds) >= 0, f"seeds must be 0 or more, got {list(self.seeds)}")
         check(self.max_steps is None or self.max_steps > 0, f"max_steps must be above 0, got {self.max_steps}")
+        check(self.tile_px is None or self.tile_px >= 32, f"tile_px must be at least 32, got {self.tile_px}; try 512")
 
 
 @dataclass(frozen=True, kw_only=True)

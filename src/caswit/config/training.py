@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from caswit.config.checks import check
 from caswit.config.inference import Precision
-from caswit.config.nn import NUM_STAGES, ModelConfig, TileConfig
+from caswit.config.nn import CONTEXTS, NUM_STAGES, ModelConfig, TileConfig
 from caswit.config.weights import InitConfig, parse_init
 from caswit.errors import brief
 
@@ -73,6 +73,12 @@ class AugmentConfig:
     """Add noise of a standard deviation up to this share of 255 to the tile."""
     context_dropout: float = 0.0
     """Share of samples with masked context: black around the tile, as around a small image."""
+    context_swap: float = 0.0
+    """Share of samples whose context shows another place around the tile: what a network learns of surroundings then
+    has to hold without them."""
+    context_tint: float = 0.0
+    """Multiply each band of the context by its own factor between 1 / (1 + context_tint) and 1 + context_tint, apart
+    from the tile's."""
     holes: float = 0.0
     """Share of samples with a hole or an edge cut into tile and context: black, and its labels ignored."""
 
@@ -82,8 +88,9 @@ class AugmentConfig:
             value = getattr(self, name)
             check(0 <= value < 1, f"{name} must be in [0, 1), got {value}; try {0.05 if name == 'noise' else 0.2}")
         check(0 <= self.context_dropout <= 1, f"context_dropout must be in [0, 1], got {self.context_dropout}; try 0.1")
+        check(0 <= self.context_swap <= 1, f"context_swap must be in [0, 1], got {self.context_swap}; try 0.1")
         check(0 <= self.holes <= 1, f"holes must be in [0, 1], got {self.holes}; try 0.25")
-        for name, most in (("scale", 3), ("gamma", 4), ("tint", 4), ("blur", 16)):
+        for name, most in (("scale", 3), ("gamma", 4), ("tint", 4), ("context_tint", 4), ("blur", 16)):
             value = getattr(self, name)
             check(0 <= value <= most, f"{name} must be in [0, {most}], got {value}; try 0.25")
 
@@ -129,20 +136,28 @@ class LearningConfig:
     """Finish within this many minutes: the learning-rate schedule follows the clock if it is ahead of the steps."""
     stop_minutes: float | None = None
     """Save and end this job after this many minutes; --resume continues, with the schedule of the whole run."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """AdamW (the paper), Adam, whose weight decay is added to the gradient, or SGD with momentum."""
+    schedule: Literal["cosine", "poly"] = "cosine"
+    """Fall of the learning rate from lr to min_lr: half a cosine (the paper), or (1 - done)^poly_power."""
+    poly_power: float = 0.9
+    """Power of the schedule poly; 1 falls linearly."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
     lr: float = 6e-5
-    """Highest learning rate of AdamW."""
+    """Highest learning rate."""
     min_lr: float = 1e-6
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the schedule."""
     warmup_lr: float = 0.0
     """Learning rate from which the linear rise begins."""
     warmup_steps: int | None = 0
     """Steps over which the learning rate first rises linearly."""
     weight_decay: float = 0.01
-    """AdamW weight decay; biases, norms and position biases are exempt."""
+    """Weight decay; biases, norms and position biases are exempt."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates for the running means of gradients and of their squares."""
+    """Decay rates of AdamW and Adam for the running means of gradients and of their squares."""
     eps: float = 1e-8
-    """AdamW's epsilon, added to the divisor of an update."""
+    """Epsilon of AdamW and Adam, added to the divisor of an update."""
     clip_norm: float | None = None
     """Largest norm of the gradient; null does not clip."""
     precision: Precision = "auto"
@@ -189,11 +204,37 @@ class LearningConfig:
             f"betas must be two numbers in [0, 1), got {list(self.betas)}; try [0.9, 0.999]",
         )
         check(self.eps > 0, f"eps must be above 0, got {self.eps}; try 1e-8")
+        for name, values in (("optimizer", ("adamw", "adam", "sgd")), ("schedule", ("cosine", "poly"))):
+            value = getattr(self, name)
+            check(value in values, f"{name} must be one of {', '.join(values)}, got {brief(value)}")
+        check(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}; try 0.9")
+        check(self.poly_power > 0, f"poly_power must be above 0, got {self.poly_power}; try 0.9")
 
     def resolve_schedule(self, steps_per_epoch: int, max_steps: int) -> Self:
         """Return the settings with learning rates for this batch and warm-up in steps, as these are already."""
         _ = steps_per_epoch, max_steps
         return dataclasses.replace(self, warmup_steps=self.warmup_steps or 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """A step of a training in several steps, in which one part of the network learns."""
+
+    name: str
+    """Name of the step, as the network has it."""
+    share: float
+    """Share of the run's optimiser steps; the shares of all steps sum to 1."""
+    lr: float | None = None
+    """Highest learning rate, from which the schedule begins anew; null: train.lr."""
+
+    def __post_init__(self) -> None:
+        """Refuse a step without a share of the run, or one that does not learn."""
+        check(0 < self.share <= 1, f"share of phase {brief(self.name)} must be above 0 and at most 1, got {self.share}")
+        check(self.lr is None or self.lr > 0, f"lr of phase {brief(self.name)} must be above 0 or null, got {self.lr}")
+
+
+_ROUNDING = 2e-3
+"""Largest difference from 1 of the sum of shares that are written with few digits, such as three times 0.333."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +254,9 @@ class TrainConfig(LearningConfig):
     """Number of tiles, evenly spread over the validation split, that a validation scores; null: all."""
     keep: Literal["best", "last"] = "best"
     """Weights that become the model: those with the best validation mIoU, or those of the last step."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """Steps of the training of a network of table 2 that is trained in several, one after the other: a list of
+    {name: NAME, share: SHARE, lr: LR}. [] trains the whole network at once."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
@@ -225,6 +269,23 @@ class TrainConfig(LearningConfig):
             f"ema_decay must be between 0 and 1 or null, got {self.ema_decay}; try 0.99",
         )
         check(self.alpha >= 0, f"alpha must be 0 or more, got {self.alpha}; try 0.5")
+        self._check_phases()
+
+    def _check_phases(self) -> None:
+        """Refuse steps that are no whole run, or whose learning rates do not fit the schedule."""
+        total = sum(phase.share for phase in self.phases)
+        check(
+            not self.phases or abs(total - 1) <= _ROUNDING,
+            f"the shares of train.phases must sum to 1, got {total:.4g} "
+            f"({', '.join(f'{p.name} {p.share:g}' for p in self.phases)})",
+        )
+        least = max(self.min_lr, self.warmup_lr)
+        for phase in self.phases:
+            check(
+                phase.lr is None or phase.lr >= least,
+                f"lr of phase {brief(phase.name)} must be at least min_lr and warmup_lr, got {phase.lr} with "
+                f"min_lr={self.min_lr} and warmup_lr={self.warmup_lr}",
+            )
 
     @property
     def validate_every(self) -> int | None:
@@ -258,6 +319,22 @@ class Recipe:
             f"init is for arch caswit, got {brief(self.init)} with {self.model.arch}; "
             "try model.encoder_weights: imagenet",
         )
+        whose = f"decoder {self.model.decoder}" if self.model.kind == "caswit" else self.model.arch
+        check(
+            self.train.class_weights is None or not self.model.has_own_loss,
+            f"class_weights are for cross-entropy, and {whose} has a loss of its own; leave them out",
+        )
+        wanted, factors = CONTEXTS.get(self.model.arch), self.tile.context_factors
+        check(
+            wanted is None or len(factors) == wanted,
+            f"tile.context_factor: {self.model.title} reads {wanted} context{'s'[: (wanted or 0) > 1]}, "
+            f"got {brief(self.tile.context_factor)}; try {'[2, 3]' if wanted == 2 else '4'}",
+        )
+        check(
+            not self.train.phases or self.model.kind == "table2",
+            f"train.phases are for networks of table 2, got {len(self.train.phases)} with {self.model.arch}; "
+            "leave them out",
+        )
 
     @property
     def start(self) -> InitConfig | None:
@@ -278,7 +355,8 @@ class MaskConfig:
     mask_cell_px: int = 32
     """Side of a cell in pixels, a multiple of 4: 32 as in SimMIM, 4 for single tokens."""
     context_ratio: float | None = None
-    """Side of the masked middle of the context, as a share of its side; null: what the tile covers (paper: 0.5)."""
+    """Side of the masked middle of the context, or of each of several, as a share of its side; null: what the tile
+    covers (paper: 0.5)."""
 
     def __post_init__(self) -> None:
         """Refuse masks that mask nothing, or whose cells are not whole tokens."""
@@ -299,9 +377,9 @@ class PretrainConfig(LearningConfig):
     epochs: float = 100.0
     """Length of the run in passes over the fixed grid of tiles, unless max_steps is set."""
     lr: float = 2e-4
-    """Highest learning rate of AdamW, for a batch of lr_batch."""
+    """Highest learning rate, for a batch of lr_batch."""
     min_lr: float = 1e-5
-    """Learning rate at the end of the cosine, for a batch of lr_batch."""
+    """Learning rate at the end of the schedule, for a batch of lr_batch."""
     warmup_lr: float = 1e-6
     """Learning rate from which the linear rise begins, for a batch of lr_batch."""
     lr_batch: int | None = 512
@@ -311,7 +389,7 @@ class PretrainConfig(LearningConfig):
     warmup_steps: int | None = None
     """Steps over which the learning rate first rises linearly, 0 for none; null takes it from warmup_epochs."""
     weight_decay: float = 0.05
-    """AdamW weight decay; biases, norms, position biases and mask tokens are exempt."""
+    """Weight decay; biases, norms, position biases and mask tokens are exempt."""
     clip_norm: float | None = 5.0
     """Largest norm of the gradient; null does not clip."""
     picture_every_steps: int | None = None
@@ -335,6 +413,11 @@ class PretrainConfig(LearningConfig):
     def ema_decay(self) -> float | None:
         """None: no running mean of the weights."""
         return None
+
+    @property
+    def phases(self) -> tuple[PhaseConfig, ...]:
+        """(): all of the network learns at once."""
+        return ()
 
     @property
     def keep(self) -> str:

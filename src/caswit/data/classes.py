@@ -16,6 +16,8 @@ from caswit.files import checked, only_keys
 
 _UNKNOWN = 254
 _MAX_ID = 65_535
+NEAR = 127
+"""Largest difference in a band of colours that are taken for each other, where this is asked for."""
 _BACKGROUND = ("background", "other", "others")
 """Names of classes that are background unless the class table says otherwise."""
 
@@ -49,12 +51,9 @@ class LandClass:
 class UnknownLabelError(DataError):
     """A label raster holds a value that is not in the class table."""
 
-    def __init__(self, path: str, what: str, known: str, kind: str, at: tuple[int, int]) -> None:
-        super().__init__(
-            f"{path}: {what} not in the class table ({known}); add a class with that {kind}, "
-            "with ignore: true if it should not count"
-        )
-        self.said = what, known, kind, at
+    def __init__(self, path: str, what: str, known: str, fix: str, at: tuple[int, int]) -> None:
+        super().__init__(f"{path}: {what} not in the class table ({known}); {fix}")
+        self.said = what, known, fix, at
 
     @property
     def at(self) -> tuple[int, int]:
@@ -162,10 +161,38 @@ class ClassTable:
             found[(labels < 0) | (labels > _MAX_ID)] = _UNKNOWN
         return self._checked(found, labels, path, ignore, "id")
 
-    def color_indices(
-        self, colors: NDArray[Any], path: str, ignore: NDArray[np.bool_] | None = None
+    def binary_id(self, path: str) -> int:
+        """Return the id of the class that is not 0, of a table of two; ``path`` is named in the error.
+
+        Raises:
+            DataError: The table has other classes.
+        """
+        others = [c.id for c in self.classes if c.id]
+        if len(others) != 1 or len(self.classes) != 2:
+            known = ", ".join(str(c.id) for c in self.classes)
+            raise DataError(
+                f"{path}: label_values: binary needs a class table of two classes, one with id 0; its ids are {known}"
+            )
+        return others[0]
+
+    def binary_indices(
+        self, mask: NDArray[np.bool_], path: str, ignore: NDArray[np.bool_] | None = None
     ) -> NDArray[np.uint8]:
-        """Turn colours 0xRRGGBB into indices; arguments and errors as for ``indices``."""
+        """Turn a mask into indices: False is the class with id 0, True that with ``binary_id``; else as ``indices``."""
+        return self.indices(np.where(mask, self.binary_id(path), 0), path, ignore)
+
+    def color_indices(
+        self, colors: NDArray[Any], path: str, ignore: NDArray[np.bool_] | None = None, *, near: bool = False
+    ) -> NDArray[np.uint8]:
+        """Turn colours 0xRRGGBB into indices; arguments and errors as for ``indices``.
+
+        Args:
+            colors: Of any integer type.
+            path: Named in the error.
+            ignore: Where True, IGNORE_INDEX whatever the colour.
+            near: A colour that no class has is that of the class whose bands differ least, by at most 127 in the one
+                that differs most. For colours of 0 and 255 alone, this is a threshold at 128.
+        """
         codes = np.array([int(c.color[1:], 16) for c in self.classes], np.uint32)
         if len(np.unique(codes)) < len(codes):
             raise DataError(f"{path}: holds colours, but two classes share a colour; give each class its own")
@@ -173,6 +200,8 @@ class ClassTable:
         nearest = order[np.searchsorted(codes, colors, sorter=order).clip(max=len(codes) - 1)]
         indices = self._indices[[c.id for c in self.classes]]
         found = np.where(codes[nearest] == colors, indices[nearest], _UNKNOWN).astype(np.uint8)
+        if near and (others := found == _UNKNOWN).any():
+            found[others] = _near(colors[others], codes, indices)
         return self._checked(found, colors, path, ignore, "color")
 
     def _checked(
@@ -190,8 +219,11 @@ class ClassTable:
             row, col = np.argwhere(unknown)[0].tolist()
             known = ", ".join(str(getattr(c, kind)) for c in self.classes)
             values = np.unique(values[unknown])
+            fix = f"add a class with that {kind}, with ignore: true if it should not count"
+            if len(self.classes) == 2 and any(c.id == 0 for c in self.classes):
+                fix += "; or set label_values: binary, if every value but 0 is the other class"
             shown = ", ".join(f"#{v:06x}" if kind == "color" else str(v) for v in values[:8].tolist())
-            raise UnknownLabelError(path, f"label {kind}{'s' * (len(values) > 1)} {shown}", known, kind, (row, col))
+            raise UnknownLabelError(path, f"label {kind}{'s' * (len(values) > 1)} {shown}", known, fix, (row, col))
         return found
 
     def to_dicts(self) -> list[dict[str, Any]]:
@@ -224,6 +256,15 @@ class ClassTable:
             return ClassTable(tuple(classes))
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
+
+
+def _near(colors: NDArray[Any], codes: NDArray[np.uint32], indices: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the index of the class with the nearest of the colours ``codes``; _UNKNOWN where none is within 127."""
+    different, where = np.unique(colors, return_inverse=True)
+    given, known = (np.stack([c >> 16, c >> 8 & 255, c & 255], -1).astype(np.int16) for c in (different, codes))
+    apart = np.abs(given[:, None] - known).max(-1)  # (colours, classes)
+    found = np.where(apart.min(1) <= NEAR, indices[apart.argmin(1)], _UNKNOWN).astype(np.uint8)
+    return found[where]
 
 
 def _is_color(value: Any) -> bool:
@@ -275,8 +316,35 @@ URUR_CLASSES = _table(
 )
 """All 8 count, "others" included: the convention of the papers that report on URUR."""
 
-OFFICIAL_CLASSES = {"flair_hub": FLAIR_HUB_CLASSES, "urur": URUR_CLASSES, "swissimage": ClassTable(())}
-"""By kind of source; SWISSIMAGE has no labels."""
+DEEPGLOBE_CLASSES = _table(
+    ("urban", "#00ffff"),
+    ("agriculture", "#ffff00"),
+    ("rangeland", "#ff00ff"),
+    ("forest", "#00ff00"),
+    ("water", "#0000ff"),
+    ("barren", "#ffffff"),
+    ("unknown", "#000000"),
+    ignored=1,
+)
+"""The official names and colours; clouds and others are unknown, which is not scored."""
+
+
+def _against_background(name: str, color: str, id_: int) -> ClassTable:
+    return ClassTable(
+        (LandClass(id=0, name="background", color="#e6e6e6"), LandClass(id=id_, name=name, color=color)),
+    )
+
+
+OFFICIAL_CLASSES = {
+    "flair_hub": FLAIR_HUB_CLASSES,
+    "urur": URUR_CLASSES,
+    "swissimage": ClassTable(()),
+    "inria": _against_background("building", "#db0e9a", 255),
+    "deepglobe": DEEPGLOBE_CLASSES,
+    "isic": _against_background("lesion", "#0072b2", 255),
+    "crag": _against_background("gland", "#009e73", 1),
+}
+"""By kind of source; SWISSIMAGE has no labels. Masks of 0 and 255 keep their values as ids."""
 
 
 OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#f0e442", "#d55e00", "#56b4e9", "#cc79a7", "#3c3c3c")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from caswit.config import SOURCES, SourceConfig
+from caswit.config import SOURCES, FlairHubSource, LabelValues, SourceConfig
 from caswit.data.classes import OFFICIAL_CLASSES, ClassTable
 from caswit.data.scene import Scene
 from caswit.data.sources import read_source
@@ -147,7 +147,7 @@ def _source(row: Any, where: str, folder: Path) -> SourceConfig:
         raise DataError(f"{where}: no such folder {root}; root is relative to {folder.resolve()}")
     settings = {key: value for key, value in row.items() if key != "kind"} | {"root": str(root)}
     match settings.get("splits"):
-        case str(path):
+        case str(path) if made is FlairHubSource:  # elsewhere a word, such as official
             settings["splits"] = str(folder / expand_path(path))
         case {**paths}:
             settings["splits"] = {str(name): str(folder / expand_path(str(path))) for name, path in paths.items()}
@@ -161,8 +161,9 @@ def _text(value: Any, where: str) -> str:
 
 
 def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, list[str]]:
-    only_keys(row, {"image", "split"}, {"label"}, where)
+    only_keys(row, {"image", "split"}, {"label", "label_values"}, where)
     said = {key: _text(row[key], f"{where}: {key}") for key in row if row[key] is not None or key != "label"}
+    values: LabelValues = checked(LabelValues, row.get("label_values", "auto"), f"{where}: label_values")
     image = folder / expand_path(said["image"])
     label = folder / expand_path(said["label"]) if "label" in said else None
     # Only existence is checked here; ``check_scenes`` opens the files before a training.
@@ -171,4 +172,4 @@ def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, lis
         for file in (image, label)
         if file is not None and not file.exists()
     ]
-    return Scene(image=image, label=label, split=said["split"]), missing
+    return Scene(image=image, label=label, split=said["split"], label_values=values), missing

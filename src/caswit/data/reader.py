@@ -2,9 +2,9 @@
 
 What the model sees in training is therefore what it sees in production, pixel for pixel.
 
-Shapes: T tile_px, f context_factor. Images are uint8, black outside the raster; labels are class indices,
-IGNORE_INDEX outside. Windows count pixels that are read, which may be coarser or finer than the raster's own:
-"native" is what the files hold.
+Shapes: T tile_px, f context_factor, N contexts where there are several, narrowest first. Images are uint8, black
+outside the raster; labels are class indices, IGNORE_INDEX outside. Windows count pixels that are read, which may be
+coarser or finer than the raster's own: "native" is what the files hold.
 """
 
 import copy
@@ -15,12 +15,12 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from caswit.config import IGNORE_INDEX
+from caswit.config import IGNORE_INDEX, ContextFactor, context_factors
 from caswit.data.classes import ClassTable, UnknownLabelError
 from caswit.data.dataset import Dataset
 from caswit.data.scene import Scene
 from caswit.errors import DataError
-from caswit.raster.labels import ColorLabel, file_at
+from caswit.raster.labels import BinaryLabel, ColorLabel, file_at
 from caswit.raster.mosaic import Mosaic
 from caswit.raster.reader import Bool, OpenFiles, Raster, UInt8
 from caswit.raster.resample import MOST_AVERAGED, Axis, area_average, nearest, reading_ratio, resample_image
@@ -37,11 +37,12 @@ class Sample(NamedTuple):
     tile: UInt8
     """(3, T, T)."""
     context: UInt8
-    """(3, T, T): f times the tile's side, area-averaged by f. Empty (3, 0, 0) where none was asked for."""
+    """(3, T, T), of several (N, 3, T, T): f times the tile's side, area-averaged by f. Empty (3, 0, 0) where none was
+    asked for."""
     label: UInt8
     """(T, T) class indices. Empty (0, 0) without a label raster."""
     context_label: UInt8
-    """(T, T), nearest. Empty (0, 0) without a label raster or a context."""
+    """(T, T), of several contexts (N, T, T): nearest. Empty (0, 0) without a label raster or a context."""
 
 
 class Region(NamedTuple):
@@ -60,9 +61,11 @@ class Region(NamedTuple):
         rows, cols = window.inside(self.window)
         return self.image[:, rows, cols]
 
-    def context(self, tile: Window, factor: int) -> UInt8:
-        """Return the context of a tile, averaged to the tile's size: (3, H, W)."""
-        return area_average(self.tile(context_window(tile, factor)), factor)
+    def context(self, tile: Window, factor: ContextFactor) -> UInt8:
+        """Return the context of a tile, averaged to the tile's size: (3, H, W), of several factors (N, 3, H, W)."""
+        if isinstance(factor, int):
+            return area_average(self.tile(context_window(tile, factor)), factor)
+        return np.stack([self.context(tile, each) for each in factor])
 
     def known(self, window: Window, factor: int = 1, *, around: bool) -> Bool:
         """Return which squares of factor x factor pixels of a window have data throughout: (H, W) squares.
@@ -118,13 +121,18 @@ class SceneReader:
         self.image.check_image(bands)
         self.label: Raster | None = None
         self.colors: ColorLabel | None = None
+        self.binary: BinaryLabel | None = None
         if classes is not None and scene.label is not None:
             self.label = Raster(scene.label)
             # Class ids take one band, so a label with three or four bands holds colours.
-            colors = {"auto": self.label.count in (3, 4), "colors": True, "ids": False}
-            self.colors = ColorLabel(self.label) if colors[scene.label_values] else None
+            match scene.label_values, self.label.count:
+                case ("colors" | "near_colors", _) | ("auto", 3 | 4):
+                    self.colors = ColorLabel(self.label)
+                case "binary", _:
+                    classes.binary_id(self.label.path)  # a training would run into it at its first tile
+                    self.binary = BinaryLabel(self.label)
             if not scene.checked:
-                _check_label(self.image, self.label, colored=self.colors is not None)
+                _check_label(self.image, self.label, ids=self.colors is None and self.binary is None)
         self.ratio = self._ratio(read_gsd_m, source_gsd_m)
         self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)
 
@@ -244,7 +252,11 @@ class SceneReader:
         try:
             if self.colors is not None:
                 colors, has_data = self.colors.read(window)
-                return self.classes.color_indices(colors, self.label.path, ignore=~(has_data & valid))
+                near = self.scene.label_values == "near_colors"
+                return self.classes.color_indices(colors, self.label.path, ignore=~(has_data & valid), near=near)
+            if self.binary is not None:
+                mask, known = self.binary.read(window)
+                return self.classes.binary_indices(mask, self.label.path, ignore=~(known & valid))
             ids, known = self.label.read_ids(window)
             return self.classes.indices(ids, self.label.path, ignore=~(known & valid))
         except UnknownLabelError as error:
@@ -257,14 +269,14 @@ class SceneReader:
         left, right = self.cols.source(window.col, window.col + window.width)
         return Window(top, left, bottom - top, right - left)
 
-    def read(self, tile: Window, context_factor: int | None) -> Sample:
+    def read(self, tile: Window, context_factor: ContextFactor | None) -> Sample:
         """Read everything about a tile with one access to each file.
 
         Args:
             tile: May reach outside the raster.
-            context_factor: f, or None to read no context.
+            context_factor: f, those of several contexts, or None to read no context.
         """
-        # The context holds the tile, so one read serves both; and labels of the context cost one more, not two.
+        # The widest context holds the tile, so one read serves both; and labels of the context cost one more, not two.
         window = tile if context_factor is None else context_window(tile, context_factor)
         region = self.region(window)
         # Empty arrays, not None: samples are put into batches field by field.
@@ -273,7 +285,8 @@ class SceneReader:
         if self.label is not None:
             labels = self.labels(window, region.valid)
             label = labels[tile.inside(window)]
-            context_label = none if context_factor is None else nearest(labels, context_factor)
+            if context_factor is not None:
+                context_label = _labels_around(labels, window, tile, context_factor)
         if context_factor is None:
             return Sample(region.image, np.zeros((3, 0, 0), np.uint8), label, none)
         return Sample(region.tile(tile), region.context(tile, context_factor), label, context_label)
@@ -360,18 +373,29 @@ def _scaled(area: Window, ratio: float, whole: Window) -> Window:
     return part
 
 
-def context_window(tile: Window, factor: int) -> Window:
-    """Return the window ``factor`` times the tile's sides with the same centre (paper, section 3.2)."""
+def context_window(tile: Window, factor: ContextFactor) -> Window:
+    """Return the window ``factor`` times the tile's sides with the same centre (paper, section 3.2).
+
+    Of several factors this is the window of the widest context, in which all others lie.
+    """
+    factor = context_factors(factor)[-1]
     # Margins that are multiples of the factor put the tile's edges on edges of averaged pixels: both branches then see
     # the same ground at the same place.
-    margin = tile.height * (factor - 1) // 2
-    assert tile.height == tile.width, tile
-    assert margin * 2 == tile.height * (factor - 1), (tile, factor)
-    assert margin % factor == 0, (tile, factor)
-    return tile.grown(margin)
+    margins = [side * (factor - 1) // 2 for side in (tile.height, tile.width)]
+    for margin, side in zip(margins, (tile.height, tile.width), strict=True):
+        assert margin * 2 == side * (factor - 1), (tile, factor)
+        assert margin % factor == 0, (tile, factor)
+    return Window(tile.row - margins[0], tile.col - margins[1], tile.height * factor, tile.width * factor)
 
 
-def _check_label(image: Raster | Mosaic, label: Raster, *, colored: bool) -> None:
+def _labels_around(labels: UInt8, window: Window, tile: Window, factor: ContextFactor) -> UInt8:
+    """Return the labels (T, T) of a tile's context out of those of the widest one; of several factors (N, T, T)."""
+    if isinstance(factor, int):
+        return nearest(labels[context_window(tile, factor).inside(window)], factor)
+    return np.stack([_labels_around(labels, window, tile, each) for each in factor])
+
+
+def _check_label(image: Raster | Mosaic, label: Raster, *, ids: bool) -> None:
     if (label.height, label.width) != (image.height, image.width):
         raise DataError(
             f"{label.path}: the label is {label.height} x {label.width}, its image {image.path} is "
@@ -383,7 +407,7 @@ def _check_label(image: Raster | Mosaic, label: Raster, *, colored: bool) -> Non
             f"{label.path}: lies elsewhere than its image {image.path} (CRS or transform differ); "
             "warp it onto the image's grid (gdalwarp -t_srs -te -ts)"
         )
-    if colored:
+    if not ids:
         return
     if not np.issubdtype(np.dtype(label.dtype), np.integer):
         raise DataError(

@@ -2,20 +2,20 @@
 
 import logging
 import math
-import signal
 from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
 from caswit.data.dataset import Dataset
+from caswit.data.loader import Loader, begin_worker
 from caswit.data.reader import Sample, SceneReader, SceneReaders, scene_areas
 from caswit.data.scene import Scene
-from caswit.data.transforms import augment, only_labels
+from caswit.data.transforms import augment, only_labels, swap_context
 from caswit.errors import DataError
 from caswit.raster.windows import Window, area_tiles, bounds
 
@@ -113,12 +113,20 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
             whole = scene
             scene, window = _scaled(whole, window, self.augmentation.scale, rng)
             factor = scene.ratio / whole.ratio
-        sample = scene.read(window, self.factor)
-        if self.labelled is not None:
-            inside = [_inner(w, factor) for i, w in self.labelled if i == index]
-            sample = only_labels(sample, window, self.factor, inside)
+        sample = self._read(index, scene, window, factor)
+        swapped = self.augmentation.context_swap
+        if swapped and self.factor is not None and rng.uniform() < swapped:
+            elsewhere, other = self._random_window(rng)
+            sample = swap_context(sample, self._read(elsewhere, self._opened[elsewhere], other), self.factor)
         sample = augment(sample, self.augmentation, rng, factor=self.factor or 1)
         return {name: torch.from_numpy(x) for name, x in zip(Sample._fields, sample, strict=True)}
+
+    def _read(self, index: int, scene: SceneReader, window: Window, scale: float = 1.0) -> Sample:
+        """Read a window of a scene, with the labels that may be used."""
+        sample = scene.read(window, self.factor)
+        if self.labelled is None:
+            return sample
+        return only_labels(sample, window, self.factor, [_inner(w, scale) for i, w in self.labelled if i == index])
 
     def _grid_window(self, number: int) -> tuple[int, Window]:
         epoch, position = divmod(number, len(self.grid))
@@ -197,7 +205,7 @@ def training_loader(
     passes: int = 1,
     device: tuple[int, int] = (0, 1),
     workers: int = 0,
-) -> DataLoader[dict[str, torch.Tensor]]:
+) -> Loader[dict[str, torch.Tensor]]:
     """Return the batches of steps[0] .. steps[1] - 1 in order, ``passes`` of them per step.
 
     Args:
@@ -213,20 +221,9 @@ def training_loader(
     )
     # A forked worker would share the position in each open file with this process and with the other workers.
     samples.forget_files()
-    return DataLoader(
+    return Loader(
         cast(TorchDataset[dict[str, torch.Tensor]], samples),
         batch_sampler=batches,
         num_workers=workers,
         worker_init_fn=begin_worker if workers else None,
     )
-
-
-def begin_worker(_worker: int) -> None:
-    """Make a process one that reads for another: it leaves signals to that one, and computes in one thread."""
-    # Ctrl-C and the signals of a cluster reach every process of a run. The training process saves first, for which it
-    # still needs its workers; they end when it does.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # Workers are as many as there are cores to spare: more threads in each would only wait for one another.
-    torch.set_num_threads(1)

@@ -19,7 +19,7 @@ class Scene:
     checked: bool = False
     """Image and label are known to fit each other, so that they need not be opened before they are read."""
     label_values: LabelValues = "auto"
-    """ids or colors: the values of the label raster; auto: decided by its number of bands."""
+    """What the values of the label raster mean; see ``FolderSource.label_values``."""
 
     @property
     def name(self) -> str:

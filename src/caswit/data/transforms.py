@@ -1,17 +1,18 @@
 """Changes to training samples, most of them random.
 
-Geometry and colour of a tile and its context change alike; noise touches the tile only, context dropout the context.
+Geometry and colour of a tile and its contexts change alike; noise touches the tile only, context dropout the contexts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torchvision.transforms.functional import gaussian_blur
 
-from caswit.config import IGNORE_INDEX, AugmentConfig
+from caswit.config import IGNORE_INDEX, AugmentConfig, ContextFactor
 from caswit.data.reader import Sample, context_window
 from caswit.raster.reader import UInt8
 from caswit.raster.resample import nearest
@@ -23,14 +24,14 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Brightness of red, green and blue (ITU-R BT.601)."""
 
 
-def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *, factor: int = 1) -> Sample:
+def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *, factor: ContextFactor = 1) -> Sample:
     """Return a changed copy. Turning a tile and its context alike turns the scene that they come from.
 
     Args:
         sample: As it was read.
         settings: Strength of each change.
         rng: Source of the random numbers.
-        factor: Context factor of the sample.
+        factor: Context factor of the sample, or those of its contexts.
     """
     # Always the same draws, so that one setting's strength does not change what the others do.
     turn, (bright, stretch, power) = int(rng.integers(8)), rng.uniform(-1, 1, 3)
@@ -48,13 +49,17 @@ def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *
     tile, context = sample.tile, sample.context
     if settings.tint or settings.saturation:
         gains, saturation = (1 + settings.tint) ** tints, 1 + grey * settings.saturation
-        tile, context = (coloured(x, gains=gains, saturation=saturation) for x in (tile, context))
+        tile = coloured(tile, gains=gains, saturation=saturation)
+        context = _each(context, factor, lambda x, _: coloured(x, gains=gains, saturation=saturation))
     # A pixel of the context is ``factor`` pixels wide, so that the same camera blurs it by less.
     if settings.blur and softness > 0:
         tile = blurred(tile, softness * settings.blur)
-        context = blurred(context, softness * settings.blur / factor)
+        context = _each(context, factor, lambda x, f: blurred(x, softness * settings.blur / f))
+    if settings.context_tint:
+        own = (1 + settings.context_tint) ** rng.uniform(-1, 1, 3)
+        context = _each(context, factor, lambda x, _: coloured(x, gains=own, saturation=1.0))
     if settings.context_dropout and (hidden + 1) / 2 < settings.context_dropout:
-        context = mask_context(context, factor)
+        context = _each(context, factor, mask_context)
     # The noise of a context pixel, a mean over many, would hardly be seen. Drawn last: its count depends on the tile.
     if settings.noise:
         tile = noisy(tile, rng.uniform() * settings.noise, rng)
@@ -65,8 +70,15 @@ def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *
     return sample
 
 
-def cut(sample: Sample, rng: np.random.Generator, *, factor: int = 1) -> Sample:
-    """Return a sample with a hole or an edge of the image in its tile, at the same place in its context.
+def _each(context: UInt8, factor: ContextFactor, change: Callable[[UInt8, int], UInt8]) -> UInt8:
+    """Change a context, or each of several, given its factor; labels of contexts likewise."""
+    if isinstance(factor, int):
+        return change(context, factor)
+    return np.stack([change(*pair) for pair in zip(context, factor, strict=True)])
+
+
+def cut(sample: Sample, rng: np.random.Generator, *, factor: ContextFactor = 1) -> Sample:
+    """Return a sample with a hole or an edge of the image in its tile, at the same place in its contexts.
 
     What is cut away is black, as pixels without data are read, and its labels are ignored. At least a sixth of the tile
     is left.
@@ -75,6 +87,7 @@ def cut(sample: Sample, rng: np.random.Generator, *, factor: int = 1) -> Sample:
     at_edge = rng.uniform() < 0.5
     (across, along), (wide, long) = rng.uniform(-0.28, 0.28, 2) * side, rng.uniform(0.05, 0.4, 2) * side
 
+    @cache  # images and their labels
     def is_cut(pixels: int, pixel: int) -> NDArray[np.bool_]:
         """Return which of pixels x pixels squares, each ``pixel`` wide, lie in the part that is cut away."""
         at = (np.arange(pixels) + 0.5 - pixels / 2) * pixel
@@ -82,18 +95,20 @@ def cut(sample: Sample, rng: np.random.Generator, *, factor: int = 1) -> Sample:
         y = at[:, None] * np.cos(angle) - at * np.sin(angle) - along
         return x > 0 if at_edge else (x / wide) ** 2 + (y / long) ** 2 < 1
 
-    in_tile, in_context = is_cut(side, 1), is_cut(sample.context.shape[-1], factor)
-    return Sample(
-        tile=np.where(in_tile, 0, sample.tile).astype(np.uint8),
-        context=np.where(in_context, 0, sample.context).astype(np.uint8),
-        label=_ignored(sample.label, in_tile),
-        context_label=_ignored(sample.context_label, in_context),
-    )
+    def blackened(image: UInt8, factor: int) -> UInt8:
+        return np.where(is_cut(image.shape[-1], factor), 0, image).astype(np.uint8)
 
+    def ignored(label: UInt8, factor: int) -> UInt8:
+        return np.where(is_cut(label.shape[-1], factor), IGNORE_INDEX, label).astype(np.uint8)
 
-def _ignored(label: UInt8, where: NDArray[np.bool_]) -> UInt8:
     # Unlabelled samples have empty labels.
-    return np.where(where, IGNORE_INDEX, label).astype(np.uint8) if label.size else label
+    around = sample.context_label
+    return Sample(
+        tile=blackened(sample.tile, 1),
+        context=_each(sample.context, factor, blackened),
+        label=ignored(sample.label, 1) if sample.label.size else sample.label,
+        context_label=_each(around, factor, ignored) if around.size else around,
+    )
 
 
 def coloured(image: UInt8, *, gains: FloatArray, saturation: float) -> UInt8:
@@ -119,11 +134,32 @@ def noisy(image: UInt8, share: float, rng: np.random.Generator) -> UInt8:
     return np.where(image.any(0), _to_uint8(image + noise), 0).astype(np.uint8)
 
 
+def swap_context(sample: Sample, other: Sample, factor: ContextFactor) -> Sample:
+    """Return a sample whose contexts, around the middle that the tile covers, are another's: images and labels."""
+
+    def swapped(own: UInt8, theirs: UInt8) -> UInt8:
+        if not own.size:  # unlabelled samples have empty labels
+            return own
+        if isinstance(factor, int):
+            return _with_middle(theirs, own, factor)
+        return np.stack([_with_middle(*each) for each in zip(theirs, own, factor, strict=True)])
+
+    return sample._replace(
+        context=swapped(sample.context, other.context),
+        context_label=swapped(sample.context_label, other.context_label),
+    )
+
+
 def mask_context(context: UInt8, factor: int) -> UInt8:
     """Return (3, H, W) with masked context: only the middle, which the tile covers, is left; the rest is black."""
-    inner = np.s_[..., slice_middle(context.shape[-2], factor), slice_middle(context.shape[-1], factor)]
-    changed = np.zeros_like(context)
-    changed[inner] = context[inner]
+    return _with_middle(np.zeros_like(context), context, factor)
+
+
+def _with_middle(around: UInt8, image: UInt8, factor: int) -> UInt8:
+    """Return (..., H, W) a copy of ``around`` with the middle, which the tile covers, of ``image``."""
+    middle = np.s_[..., slice_middle(image.shape[-2], factor), slice_middle(image.shape[-1], factor)]
+    changed = around.copy()
+    changed[middle] = image[middle]
     return changed
 
 
@@ -154,21 +190,25 @@ def tone_curve(*, brightness: float, contrast: float, gamma: float) -> UInt8:
     return table
 
 
-def only_labels(sample: Sample, tile: Window, factor: int | None, labelled: Sequence[Window]) -> Sample:
+def only_labels(sample: Sample, tile: Window, factor: ContextFactor | None, labelled: Sequence[Window]) -> Sample:
     """Return a sample in which the labels outside of some windows are ignored.
 
     Args:
         sample: As it was read.
         tile: Window of the sample's tile.
-        factor: Context factor of the sample, None without a context.
+        factor: Context factor of the sample, or those of its contexts; None without a context.
         labelled: Windows of the scene whose labels are used.
     """
     label = np.where(_covered(tile, labelled), sample.label, IGNORE_INDEX).astype(np.uint8)
     context_label = sample.context_label
     if factor is not None and context_label.size:
-        # Computed at full resolution and then picked like the labels themselves, so that both agree at every pixel.
-        covered = _covered(context_window(tile, factor), labelled).astype(np.uint8)
-        context_label = np.where(nearest(covered, factor), context_label, IGNORE_INDEX).astype(np.uint8)
+
+        def only(label: UInt8, factor: int) -> UInt8:
+            # Computed at full resolution and then picked like the labels themselves, so that both agree at every pixel.
+            covered = nearest(_covered(context_window(tile, factor), labelled), factor)
+            return np.where(covered, label, IGNORE_INDEX).astype(np.uint8)
+
+        context_label = _each(context_label, factor, only)
     return sample._replace(label=label, context_label=context_label)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from caswit.config import IGNORE_INDEX, InspectConfig, check
+from caswit.config import IGNORE_INDEX, InspectConfig, check, context_factors
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import SceneReader, context_window, open_dataset_scene
 from caswit.data.scene import Scene
@@ -75,16 +75,18 @@ def inspect(
     out.mkdir(parents=True, exist_ok=True)
     broken = list(data.broken)
     summaries = _summaries(data, scenes, broken)
-    for number, (scene, tile) in enumerate(spread_tiles(data, scenes, settings.tile_px, tiles), 1):
-        try:
-            with open_dataset_scene(data, scene) as opened:
-                picture = _picture(data, opened, tile, settings.context_factor)
-        except DataError as error:
-            if not skip_broken:
-                raise
-            broken.append(str(error))
-            continue
-        atomic_write_bytes(out / f"tile-{number:02}.png", png_bytes(picture))
+    drawn = spread_tiles(data, scenes, settings.tile_px, tiles)
+    with Progress("pictures", len(drawn), "tiles") as progress:
+        for number, (scene, tile) in enumerate(drawn, 1):
+            try:
+                with open_dataset_scene(data, scene) as opened:
+                    picture = _picture(data, opened, tile, context_factors(settings.context_factor))
+                atomic_write_bytes(out / f"tile-{number:02}.png", png_bytes(picture))
+            except DataError as error:
+                if not skip_broken:
+                    raise
+                broken.append(str(error))
+            progress.advance(1)
     atomic_write_bytes(out / "scenes.csv", _scenes_csv(data, summaries).encode())
     report = out / "report.md"
     atomic_write_bytes(report, _report(data, split, summaries, list(dict.fromkeys(broken))).encode())
@@ -131,20 +133,24 @@ def _count(data: Dataset, opened: SceneReader, tile: Tile) -> NDArray[np.int64]:
     return np.bincount(ids.ravel(), minlength=len(data.classes) + 1)
 
 
-def _picture(data: Dataset, opened: SceneReader, tile: Tile, factor: int) -> Image:
-    """Draw the context with the tile outlined, the tile, and the labels over both; missing pixels are hatched."""
-    window, around = tile.window, context_window(tile.window, factor)
-    sample, valid = opened.read(window, factor), opened.region(around).valid
-    # One pixel from the middle of each cell stands for the cell: the mean of a mask is no mask.
-    missing = ~valid[factor // 2 :: factor, factor // 2 :: factor]
-    context = hatched(channels_last(sample.context), missing)
+def _picture(data: Dataset, opened: SceneReader, tile: Tile, factors: tuple[int, ...]) -> Image:
+    """Draw each context with the tile outlined, the tile, and the labels over all; missing pixels are hatched."""
+    window, around = tile.window, context_window(tile.window, factors)
+    sample, valid = opened.read(window, factors), opened.region(around).valid
+    colors, panels = data.classes.colors, []
+    for number, factor in enumerate(factors):
+        # One pixel from the middle of each cell stands for the cell: the mean of a mask is no mask.
+        missing = ~valid[context_window(window, factor).inside(around)][factor // 2 :: factor, factor // 2 :: factor]
+        context = hatched(channels_last(sample.context[number]), missing)
+        panels.append(("context" if len(factors) == 1 else f"context x {factor}", draw_tile(context, factor)))
+        if sample.label.size:
+            labels = overlay(context, sample.context_label[number], colors, 0.6)
+            panels.append(("labels", draw_tile(labels, factor)))
     image = hatched(channels_last(sample.tile), ~valid[window.inside(around)])
-    panels = [("context", draw_tile(context, factor)), ("tile", image)]
+    panels.append(("tile", image))
     name = f"{opened.scene.name} at row {window.row}, column {window.col}; hatched: no image"
     if sample.label.size:
         name += "; without colour: ignored"
-        colors = data.classes.colors
-        panels.insert(1, ("labels", draw_tile(overlay(context, sample.context_label, colors, 0.6), factor)))
         panels.append(("labels", overlay(image, sample.label, colors, 0.6)))
     pictures = [strip(panels)]
     if sample.label.size:

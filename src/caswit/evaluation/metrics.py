@@ -84,6 +84,10 @@ class Scores:
     present: Mask
     """(C,) True where the class is in truth or prediction."""
 
+    def without_truth(self, names: Sequence[str]) -> list[str]:
+        """Return those of C names whose classes no truth pixel has: their IoU is 0, whatever is predicted."""
+        return [name for name, pixels in zip(names, self.support, strict=True) if not pixels]
+
 
 def boundary_band_px(height: int, width: int, ratio: float = 0.02) -> int:
     """Return the width of the boundary band in pixels: `ratio` of the image diagonal, at least 1."""

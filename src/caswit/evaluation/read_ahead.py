@@ -4,18 +4,18 @@ What is read does not depend on who reads it, and blocks come in the order in wh
 of workers the network sees the same batches, and counts are the same to the pixel.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
 
+from caswit.config import ContextFactor
 from caswit.data.dataset import Dataset
+from caswit.data.loader import Loader, begin_worker
 from caswit.data.reader import SceneReader, SceneReaders
-from caswit.data.sampler import begin_worker
 from caswit.data.scene import Scene
 from caswit.errors import DataError
 from caswit.inference.predictor import BlockPixels, read_block
@@ -46,11 +46,13 @@ class LabelledBlocks(TorchDataset[ReadBlock]):
     Args:
         dataset: Its class table and bands apply.
         scenes: The scenes; their place here is their number.
-        context_factor: Of the network; 1 reads no context.
+        context_factor: Of the network, or those of its contexts; 1 reads no context.
         workers: Processes that read ahead, each up to two blocks; 0 reads in this process when a block is asked for.
     """
 
-    def __init__(self, dataset: Dataset, scenes: Sequence[Scene], context_factor: int, workers: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset, scenes: Sequence[Scene], context_factor: ContextFactor, workers: int = 0
+    ) -> None:
         self.dataset, self.scenes, self.context_factor, self.workers = dataset, scenes, context_factor, workers
         self._opened = SceneReaders(dataset, scenes)
 
@@ -73,42 +75,23 @@ class LabelledBlocks(TorchDataset[ReadBlock]):
         Raises:
             DataError: A worker was killed, as where there is not enough memory.
         """
-        with warnings.catch_warnings():
-            # More workers than cores are what one wants where a disk is far away.
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
-            loader: DataLoader[ReadBlock] = DataLoader(
-                self,
-                batch_size=None,
-                sampler=cast(Sampler[Job], jobs),
-                num_workers=self.workers,
-                prefetch_factor=_AHEAD if self.workers else None,
-                # Tensors lie in memory that processes share; arrays would be written through a pipe.
-                collate_fn=_with_tensors if self.workers else _as_it_is,
-                generator=torch.Generator(),  # else the loader draws from the global one, which trainings repeat from
-                worker_init_fn=self._begin if self.workers else None,
-            )
-            reading = iter(loader)
-        try:
-            for read in reading:
-                yield _with_arrays(read) if self.workers else read
-        except (RuntimeError, OSError, EOFError) as error:
-            if not _is_gone(error):
-                raise
-            raise DataError(
-                "a process that reads ahead was ended from outside; memory, or shared memory in /dev/shm, may be too "
-                "little: try fewer --workers"
-            ) from error
+        loader: Loader[ReadBlock] = Loader(
+            self,
+            batch_size=None,
+            sampler=cast(Sampler[Job], jobs),
+            num_workers=self.workers,
+            prefetch_factor=_AHEAD if self.workers else None,
+            # Tensors lie in memory that processes share; arrays would be written through a pipe.
+            collate_fn=_with_tensors if self.workers else _as_it_is,
+            generator=torch.Generator(),  # else the loader draws from the global one, which trainings repeat from
+            worker_init_fn=self._begin if self.workers else None,
+        )
+        for read in loader:
+            yield _with_arrays(read) if self.workers else read
 
     def _begin(self, worker: int) -> None:
         self._opened.forget()  # files that this process was forked with are not its own
         begin_worker(worker)
-
-
-def _is_gone(error: Exception) -> bool:
-    """Return whether an error says that a worker is gone, rather than what it raised."""
-    # It may go while what it has read is fetched from it. The loader writes before errors of workers: Caught ...
-    fetching = isinstance(error, ConnectionError | EOFError | FileNotFoundError) and "Caught" not in str(error)
-    return fetching or "DataLoader worker (pid" in str(error)
 
 
 def _as_it_is(read: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from caswit.config import IGNORE_INDEX
+from caswit.config import IGNORE_INDEX, ContextFactor
 from caswit.data.dataset import Dataset
 from caswit.data.reader import SceneReader, open_dataset_scene, scene_areas
 from caswit.data.scene import Scene
@@ -20,7 +20,7 @@ class TilePicture(NamedTuple):
 
     title: str
     context: UInt8
-    """(3, T, T), averaged to the size of the tile."""
+    """(3, T, T), averaged to the size of the tile; of several contexts (N, 3, T, T)."""
     tile: UInt8
     """(3, T, T)."""
     truth: UInt8
@@ -28,13 +28,13 @@ class TilePicture(NamedTuple):
     prediction: UInt8
     """(T, T) class indices."""
 
-    def panels(self, dataset: Dataset, context_factor: int) -> list[tuple[str, UInt8]]:
+    def panels(self, dataset: Dataset, context_factor: ContextFactor) -> list[tuple[str, UInt8]]:
         """Draw titled pictures, left to right."""
         colors, tile = dataset.classes.colors, channels_last(self.tile)
         ignored = self.truth == IGNORE_INDEX
         wrong = (self.truth != self.prediction) & ~ignored
         return [
-            ("context", draw_tile(channels_last(self.context), context_factor)),
+            *context_panels(self.context, context_factor),
             ("tile", tile),
             ("truth", colourise(self.truth, colors)),
             ("prediction", colourise(self.prediction, colors)),
@@ -42,7 +42,17 @@ class TilePicture(NamedTuple):
         ]
 
 
-def tile_picture(predictor: Predictor, scene: SceneReader, tile: Tile, context_factor: int) -> TilePicture:
+def context_panels(context: UInt8, context_factor: ContextFactor) -> list[tuple[str, UInt8]]:
+    """Draw each context with the tile outlined."""
+    if isinstance(context_factor, int):
+        return [("context", draw_tile(channels_last(context), context_factor))]
+    return [
+        (f"context x {factor}", draw_tile(channels_last(each), factor))
+        for each, factor in zip(context, context_factor, strict=True)
+    ]
+
+
+def tile_picture(predictor: Predictor, scene: SceneReader, tile: Tile, context_factor: ContextFactor) -> TilePicture:
     """Read one tile with its context and labels, and predict it."""
     sample = scene.read(tile.window, context_factor)
     title = f"{scene.scene.name} at row {tile.window.row}, column {tile.window.col}"
@@ -62,7 +72,9 @@ def spread_tiles(dataset: Dataset, scenes: Sequence[Scene], tile_px: int, count:
     return [everything[round(i)] for i in picks]
 
 
-def sheet(predictor: Predictor, dataset: Dataset, tiles: Sequence[tuple[Scene, Tile]], context_factor: int) -> UInt8:
+def sheet(
+    predictor: Predictor, dataset: Dataset, tiles: Sequence[tuple[Scene, Tile]], context_factor: ContextFactor
+) -> UInt8:
     """Draw one picture (H, W, 3): a row for each tile, and the legend."""
     rows = []
     for scene, tile in tiles:

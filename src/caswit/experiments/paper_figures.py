@@ -91,11 +91,13 @@ def figures(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
-    captions = ("context", "tile", "truth", title, loaded.name)
+    factors = loaded.info.tile.context_factors
+    contexts = ("context",) if len(factors) == 1 else tuple(f"context x {factor}" for factor in factors)
+    captions = (*contexts, "tile", "truth", title, loaded.name)
     sheets = {
-        "figure5.png": _comparison(chosen[:1], captions, data, ours.context_factor, settings),
+        "figure5.png": _comparison(chosen[:1], captions, data, factors, settings),
         "figure6.png": _attention(ours, chosen[0], data, loaded.info.tile.tile_px, settings),
-        "figure8.png": _comparison(chosen, captions, data, ours.context_factor, settings),
+        "figure8.png": _comparison(chosen, captions, data, factors, settings),
     }
     for name, sheet in sheets.items():
         atomic_write_bytes(out / name, _print_png(sheet))
@@ -131,27 +133,29 @@ def _pairs(
 
 
 def _comparison(
-    pairs: Sequence[TilePair], captions: Sequence[str], data: Dataset, factor: int, settings: FiguresConfig
+    pairs: Sequence[TilePair], captions: Sequence[str], data: Dataset, factors: tuple[int, ...], settings: FiguresConfig
 ) -> Image:
     """Draw a row for each tile: context, tile, truth, baseline, ours; and the legend below."""
     rows = []
     for number, pair in enumerate(pairs):
         titles = captions if number == 0 else [""] * len(captions)
-        panels = zip(titles, _panels(pair, data, factor, settings), strict=True)
+        panels = zip(titles, _panels(pair, data, factors, settings), strict=True)
         rows.append(strip(list(panels), height=settings.panel_px))
     width, font_px = max(row.shape[1] for row in rows), max(12, settings.panel_px // 22)
     return stack([*rows, legend(data.classes.names, data.classes.colors, width=width, font_px=font_px)])
 
 
-def _panels(pair: TilePair, data: Dataset, factor: int, settings: FiguresConfig) -> list[Image]:
+def _panels(pair: TilePair, data: Dataset, factors: tuple[int, ...], settings: FiguresConfig) -> list[Image]:
     side = settings.panel_px
     tile = _resized(pair.ours.tile, side)
-    context = draw_tile(_resized(pair.ours.context, side), factor, line_px=max(2, side // 200))
+    context = pair.ours.context
+    each = zip(context if context.ndim == 4 else [context], factors, strict=True)
+    contexts = [draw_tile(_resized(x, side), factor, line_px=max(2, side // 200)) for x, factor in each]
 
     def over(classes: Image) -> Image:
         return overlay(tile, resize_nearest(classes, side, side), data.classes.colors, settings.opacity)
 
-    return [context, tile, *(over(c) for c in (pair.ours.truth, pair.baseline.prediction, pair.ours.prediction))]
+    return [*contexts, tile, *(over(c) for c in (pair.ours.truth, pair.baseline.prediction, pair.ours.prediction))]
 
 
 def _attention(ours: Predictor, pair: TilePair, data: Dataset, tile_px: int, settings: FiguresConfig) -> Image:
@@ -159,9 +163,9 @@ def _attention(ours: Predictor, pair: TilePair, data: Dataset, tile_px: int, set
     with open_dataset_scene(data, pair.scene) as scene:
         row, col = (int((at + 0.5) * scene.ratio) for at in _innermost_gain(pair))
         explanation = explain_pixel(ours, scene, row, col, tile_px)
-    context = _resized(explanation.context, settings.panel_px)
     name = f"{pair.scene.name}, row {row}, column {col}"
-    return strip([(name, context), *attention_panels(explanation, ours.context_factor, settings.panel_px)])
+    contexts = [(name, _resized(context.image, settings.panel_px)) for context in explanation.contexts]
+    return strip([*contexts, *attention_panels(explanation, settings.panel_px)])
 
 
 def _innermost_gain(pair: TilePair) -> tuple[int, int]:

@@ -13,31 +13,40 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict, get_args
+from typing import Any, NamedTuple, TypedDict
 
 import yaml
 
-from caswit.config import EvaluateConfig, Recipe, RowConfig, Size, TableConfig
+from caswit.config import EvaluateConfig, Recipe, ScoreConfig, TableConfig, TilingConfig
 from caswit.data.dataset import Dataset, load_dataset
-from caswit.data.synthetic import write_landscapes
+from caswit.data.reader import scene_areas
 from caswit.errors import CaswitError, ConfigError, DataError, Stopped
 from caswit.evaluation.evaluate import band_width_px
 from caswit.evaluation.run import evaluate
 from caswit.experiments.memory import PeakMemory, peak_memory
 from caswit.experiments.table_format import RowResult, classes_csv, markdown, scores_csv
+from caswit.experiments.table_scale import (
+    LANDSCAPES,
+    TableRow,
+    common_px,
+    fitting_px,
+    method_tiling,
+    printed,
+    restarts,
+    scaled_recipe,
+    size_of,
+    start_of,
+)
 from caswit.files import atomic_write_bytes, checked, read_json
 from caswit.training.fabric import is_first_process, noting_signals, srun_tasks, stop_signal
 from caswit.training.run_folder import RunFolder
 from caswit.training.supervised import train
 from caswit.weights.hub import is_on_hub
-from caswit.weights.model_folder import file_digest
+from caswit.weights.model_folder import file_digest, read_info
 
 log = logging.getLogger(__name__)
-
-LANDSCAPES = "landscapes"
-"""Name that takes the place of a dataset.yaml: synthetic landscapes, drawn when first needed."""
 
 
 class _Steps(TypedDict):
@@ -50,15 +59,6 @@ class _Trained(TypedDict):
     """The part of a config.json that a table reads."""
 
     provenance: _Steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableRow:
-    """A recipe and the row of the table that it reproduces."""
-
-    file: Path
-    row: RowConfig
-    recipe: Recipe
 
 
 def table(rows: Sequence[TableRow], out: Path, settings: TableConfig | None = None) -> list[RowResult]:
@@ -83,130 +83,91 @@ def table(rows: Sequence[TableRow], out: Path, settings: TableConfig | None = No
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
-    results = [RowResult(row=_printed(row, settings)) for row in rows]
-    errors: list[CaswitError] = []
+    results = [RowResult(row=printed(row, settings), common_px=common_px(rows, settings)) for row in rows]
+    said: set[str] = set()
     for seed in settings.seeds:  # the outer loop, so that an interrupted table compares rows of the same seeds
         for number, row in enumerate(rows):
             try:
                 results[number] = _run(row, results[number], seed, out, settings)
             except CaswitError as error:
-                log.info("%s, seed %d: not run: %s", row.row.name, seed, error)
-                errors.append(error)
+                # What is wrong with many rows or seeds alike is said once; the table has it beside each row.
+                if str(error) not in said and len(rows) > 1:
+                    log.info("%s, seed %d: not run: %s", row.row.name, seed, error)
+                said.add(str(error))
                 results[number] = replace(results[number], error=str(error))
             _write(results, out)
     if not any(result.reports for result in results):
-        raise errors[0]
+        reasons = f"none of the {len(rows)} rows could be run; the reasons are above and in {out / 'table.md'}"
+        raise ConfigError(str(results[0].error) if len(rows) == 1 else reasons)
     return results
 
 
 def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: TableConfig) -> RowResult:
     """Train, score and measure one row with one seed; what is done already is read."""
     recipe = scaled_recipe(row, seed, out, settings)
-    dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken)
+    data = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken)
     # Runs of another start lie beside those of the recipe's own.
-    name = f"{slug(row.row.name)}{f'-{settings.start}' if _restarts(row, settings) else ''}-s{seed}"
-    folder = out / "runs" / slug(dataset.name) / name
+    name = f"{slug(row.row.name)}{f'-{settings.start}' if restarts(row, settings) else ''}-s{seed}"
+    folder = _shared(out / "runs" / slug(data.name) / name, recipe)
     model = _trained_model(recipe, row, folder)
-    digest = file_digest(model)
-    split = settings.split or ("test" if settings.dataset == LANDSCAPES else row.row.split)
-    protocol = settings.protocol or (None if settings.dataset else row.row.protocol)
-    scoring = {f.name: getattr(settings, f.name) for f in fields(EvaluateConfig)} | {
-        "protocol": protocol,
+    one = _Model(model, file_digest(model), data, settings.split or _split(row, settings))
+    tiling = method_tiling(row, recipe.tile)
+    alike = TilingConfig(tile_px=fitting_px(so_far.common_px, recipe.tile))
+    own_px = recipe.tile.tile_px
+    # One width of the band of Boundary IoU for all rows, or it would not compare.
+    common = {} if own_px == so_far.common_px else {"boundary_px": band_width_px(so_far.common_px, settings)}
+    scoring = {f.name: getattr(settings, f.name) for f in fields(ScoreConfig)} | {
+        "protocol": settings.protocol or (None if settings.dataset else row.row.protocol),
         "workers": settings.workers or recipe.data.workers,
+        **common,
     }
-    scores = out / "scores" / slug(dataset.name) / f"{name}-{slug(split)}"
-    report = _scored_report(model, digest, dataset, scores, split, EvaluateConfig(**scoring), recipe.tile.tile_px)
+    scores = out / "scores" / slug(data.name) / f"{folder.name}-{slug(one.split)}"
+    report = _scored_report(one, scores, EvaluateConfig(**scoring, **asdict(tiling)), own_px)
+    if (tiling.tile_px or own_px, tiling.overlap_px) == (alike.tile_px, 0):
+        report_alike = report
+    else:
+        beside = scores.with_name(f"{scores.name}-{alike.tile_px}px")
+        report_alike = _scored_report(one, beside, EvaluateConfig(**scoring | {"pictures": 0}, **asdict(alike)), own_px)
     memory = so_far.memory
     if settings.measure_memory and memory is None:
-        memory = _memory(model, digest, out / "memory" / slug(dataset.name) / f"{name}.json", settings)
+        memory = _memory(one, out / "memory" / slug(data.name) / f"{folder.name}.json", settings, tiling)
     config: _Trained = checked(_Trained, read_json(model / "config.json"), str(model / "config.json"))
-    steps = config["provenance"]["step"]
-    return replace(so_far, steps=steps, reports={**so_far.reports, seed: report}, memory=memory)
+    return replace(
+        so_far,
+        steps=config["provenance"]["step"],
+        size=size_of(recipe.model),
+        start=start_of(recipe),
+        reports={**so_far.reports, seed: report},
+        reports_alike={**so_far.reports_alike, seed: report_alike},
+        memory=memory,
+    )
 
 
-def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig) -> Recipe:
-    """Return a row's recipe at the scale of the table."""
-    recipe = row.recipe
-    if settings.skip_broken:
-        recipe = replace(recipe, data=replace(recipe.data, skip_broken=True))
-    learning: dict[str, Any] = {"seed": seed}
-    if settings.max_steps is not None:
-        learning["max_steps"] = settings.max_steps
-    if settings.dataset is not None:
-        learning["keep"] = "last"  # another dataset has no validation split by which the best could be chosen
-        dataset = settings.dataset
-        if dataset == LANDSCAPES:
-            dataset = str(_landscapes(out / LANDSCAPES / f"seed-{seed}", seed))
-        recipe = replace(recipe, data=replace(recipe.data, dataset=dataset, val_split=None))
-    recipe = _started(recipe, settings)
-    if settings.size is not None:
-        model = replace(recipe.model, encoder_weights=None)
-        if model.arch == "caswit":
-            model = replace(model, size=scaled_size(model.size, settings.size))
-        recipe = replace(recipe, model=model)
-        # Published weights have the size of the paper's model; only our own can be pretrained at another size.
-        if recipe.start is not None and recipe.start.source != "caswit" and settings.start != "imagenet":
-            recipe = replace(recipe, init=None)
-    if settings.pretrained is not None and recipe.start is not None and recipe.start.source == "caswit":
-        known = dict(recipe.init) if not isinstance(recipe.init, str) else {"from": "caswit"}  # type: ignore[arg-type]
-        recipe = replace(recipe, init=known | {"path": settings.pretrained.replace("{seed}", str(seed))})
-    return replace(recipe, train=replace(recipe.train, **learning))
+class _Model(NamedTuple):
+    """A trained model and what it is scored on."""
+
+    folder: Path
+    digest: str
+    dataset: Dataset
+    split: str
 
 
-def scaled_size(size: Size, base: Size) -> Size:
-    """Return the size that takes the place of ``size`` in a table whose base is ``base``."""
-    # One step up or down at most: a table at small scale keeps the order of its rows, and its largest stays affordable.
-    order: tuple[Size, ...] = get_args(Size)
-    distance = order.index(size) - order.index("base")
-    step = (distance > 0) - (distance < 0)
-    return order[min(max(order.index(base) + step, 0), len(order) - 1)]
+def _split(row: TableRow, settings: TableConfig) -> str:
+    return "test" if settings.dataset == LANDSCAPES else row.row.split
+
+
+def _shared(folder: Path, recipe: Recipe) -> Path:
+    """Return the folder of a run of the same recipe that another row has made, or ``folder``."""
+    # Two tables may name one network differently: the baseline of table 3 is the Swin-B of table 1.
+    if folder.exists():
+        return folder
+    others = sorted(file.parent for file in folder.parent.glob("*/recipe.yaml"))
+    return next((other for other in others if RunFolder(other).holds(recipe)), folder)
 
 
 def slug(name: str) -> str:
     """Return a name as part of a path."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _started(recipe: Recipe, settings: TableConfig) -> Recipe:
-    """Return a recipe with the start that the table asks for; rows that start from weights of caswit keep theirs."""
-    if settings.start is None or (recipe.start is not None and recipe.start.source == "caswit"):
-        return recipe
-    scratch = settings.start == "scratch"
-    if recipe.model.arch != "caswit":
-        weights = None if scratch else "imagenet"
-        return replace(recipe, model=replace(recipe.model, encoder_weights=weights))
-    return replace(recipe, init=None if scratch else {"from": "timm", "timm": True})
-
-
-def _restarts(row: TableRow, settings: TableConfig) -> bool:
-    """Return whether a row starts otherwise in this table than its recipe says."""
-    return _started(row.recipe, settings) != row.recipe
-
-
-def _printed(row: TableRow, settings: TableConfig) -> RowConfig:
-    """Return a row as it is printed: named by what is trained, without the paper's classes on other data than its."""
-    model, name = row.recipe.model, row.row.name
-    if settings.size is not None and model.arch == "caswit":
-        name = sized_name(name, model.size, scaled_size(model.size, settings.size))
-    if _restarts(row, settings):
-        name += ", from scratch" if settings.start == "scratch" else ", from ImageNet"
-    paper = row.row.paper if settings.dataset is None else replace(row.row.paper, per_class=None)
-    return replace(row.row, name=name, paper=paper)
-
-
-def sized_name(name: str, was: Size, now: Size) -> str:
-    """Return the name of a row for another size, with the paper's: CASWiT-Nano (for CASWiT-Base), All-stage, Nano."""
-    if was == now:
-        return name
-    ours = now.capitalize()
-    # As the paper writes sizes: Base, and B after Swin.
-    renamed = re.sub(rf"\b{was.capitalize()}\b|(?<=Swin-){was[0].upper()}\b", ours, name)
-    return f"{renamed} (for {name})" if renamed != name else f"{name}, {ours}"
-
-
-def _landscapes(folder: Path, seed: int) -> Path:
-    file = folder / "dataset.yaml"
-    return file if file.is_file() else write_landscapes(folder, seed).path
 
 
 def _missing_start(recipe: Recipe, row: TableRow, path: Path) -> str:
@@ -268,33 +229,49 @@ def _train_in_subprocess(recipe: Recipe, folder: Path) -> None:
         raise ConfigError(f"{folder}: its training stopped, see above; the same table command continues it")
 
 
-def _scored_report(
-    model: Path, digest: str, dataset: Dataset, out: Path, split: str, settings: EvaluateConfig, tile_px: int
-) -> dict[str, Any]:
+def _scored_report(model: _Model, out: Path, settings: EvaluateConfig, own_px: int) -> dict[str, Any]:
     """Return the report.json of this evaluation, or evaluate."""
     wanted = {
-        "dataset": dataset.name,
-        "split": split,
+        "dataset": model.dataset.name,
+        "split": model.split,
         "protocol": settings.protocol,
-        "model_sha256": digest,
-        "band_px": band_width_px(tile_px, settings),
+        "model_sha256": model.digest,
+        "band_px": band_width_px(own_px, settings),
+        "tile_px": settings.tile_px or own_px,
+        "overlap_px": settings.overlap_px,
     }
     report = _read_json(out / "report.json")
-    if any(report.get("evaluated", {}).get(key) != value for key, value in wanted.items()):
-        evaluate(model, dataset.path, out, split=split, settings=settings)
+    # Reports of earlier versions do not say that tiles do not overlap.
+    if any(({"overlap_px": 0} | report.get("evaluated", {})).get(key) != value for key, value in wanted.items()):
+        evaluate(model.folder, model.dataset.path, out, split=model.split, settings=settings)
         report = _read_json(out / "report.json")
     return report
 
 
-def _memory(model: Path, digest: str, file: Path, settings: TableConfig) -> PeakMemory:
-    wanted = {"model_sha256": digest, "device": settings.device, "precision": settings.precision}
+def _memory(model: _Model, file: Path, settings: TableConfig, tiling: TilingConfig) -> PeakMemory:
+    """Return what the process that labels one tile holds, or one whole image where the method takes these."""
+    wanted: dict[str, Any] = {"model_sha256": model.digest, "device": settings.device, "precision": settings.precision}
+    sides: tuple[int, int] | None = None
+    if tiling.tile_px == "whole":
+        sides = _largest_px(model)
+        wanted["sides_px"] = list(sides)
+    elif tiling.tile_px is not None:
+        sides = tiling.tile_px, tiling.tile_px
+        wanted["sides_px"] = list(sides)
     measured = _read_json(file)
     if any(measured.get(key) != value for key, value in wanted.items()):
-        peak = peak_memory(model, device=settings.device, precision=settings.precision)
+        peak = peak_memory(model.folder, device=settings.device, precision=settings.precision, sides_px=sides)
         measured = wanted | {"peak": asdict(peak)}
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(file, json.dumps(measured, indent=2).encode())
     return PeakMemory(**measured["peak"])
+
+
+def _largest_px(model: _Model) -> tuple[int, int]:
+    """Return height and width of the largest image of the split, in pixels that the model reads."""
+    data = model.dataset.read_at(read_info(model.folder).tile.read_gsd_m)
+    areas = (area for scene in data.split(model.split) for area in scene_areas(data, scene))
+    return max(((area.height, area.width) for area in areas), key=lambda sides: sides[0] * sides[1])
 
 
 def _read_json(file: Path) -> dict[str, Any]:

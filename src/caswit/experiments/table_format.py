@@ -12,6 +12,7 @@ from caswit.experiments.memory import PeakMemory
 
 SCORES = {"miou": "mIoU", "mf1": "mF1", "mbiou": "mBIoU"}
 MISSING = "-"
+_MEMORY = ("process_mb", "allocated_mb", "reserved_mb", "resident_mb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,24 @@ class RowResult:
     row: RowConfig
     steps: int | None = None
     """Training steps; None where nothing was trained."""
+    size: str = ""
+    """Swin size, encoder or width of the network."""
+    start: str = ""
+    """What its training started from."""
     reports: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """Content of report.json, by seed."""
+    """Content of report.json, by seed: scenes are cut as the method cuts them."""
+    reports_alike: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """The same with tiles as those of all other rows, without overlap."""
+    common_px: int = 512
+    """Side of these tiles."""
     memory: PeakMemory | None = None
     error: str | None = None
     """Reason why a seed is missing, in one line."""
+
+    @property
+    def cuts_otherwise(self) -> bool:
+        """True where the method cuts scenes otherwise than the tiles of all rows."""
+        return bool(self.reports_alike) and self.reports_alike != self.reports
 
     def values(self, pick: Callable[[Mapping[str, Any]], float]) -> dict[int, float]:
         """Pick a score from every report, in percent, by seed."""
@@ -49,22 +63,45 @@ def markdown(results: Sequence[RowResult]) -> str:
 def _scores(rows: Sequence[RowResult]) -> Iterator[str]:
     """Write the table of means, with differences to the first row."""
     first = rows[0]
-    head = ["row", *(f"{name}, {who}" for name in SCORES.values() for who in ("paper", "ours"))]
+    # Where all methods cut scenes into the same tiles, a column for that would say everything twice.
+    alike = any(each.cuts_otherwise for each in rows)
+    head = ["row", "size", "start", "mIoU, paper", "ours", *[f"ours at {first.common_px} px tiles"] * alike]
+    head += [f"{name}, {who}" for name in [*SCORES.values()][1:] for who in ("paper", "ours")]
     head += ["mIoU to first row, paper", "ours", "memory MB, paper", "ours"]
     yield _table_line(head)
-    yield _table_line(["---", *["---:"] * (len(head) - 1)])
+    yield _table_line(["---"] * 3 + ["---:"] * (len(head) - 3))
+    began = _published(first.row)
     for each in rows:
         paper = each.row.paper
-        cells = [each.row.name]
-        for key in SCORES:
+        if each.row.quoted is not None:
+            yield _table_line(_quoted(each.row, first, alike))
+        cells = [each.row.name, each.size or MISSING, each.start or MISSING]
+        cells += [_number(paper.miou), mean_std(each.score("miou").values())]
+        cells += [mean_std(100 * report["miou"] for report in each.reports_alike.values())] * alike
+        for key in [*SCORES][1:]:
             cells += [_number(getattr(paper, key)), mean_std(each.score(key).values())]
         ours = _difference(each.score("miou"), first.score("miou"))
-        theirs = None
-        if paper.miou is not None and first.row.paper.miou is not None:
-            theirs = paper.miou - first.row.paper.miou
+        theirs = None if paper.miou is None or began is None else paper.miou - began
         cells += [MISSING] * 2 if each is first else [_number(theirs, "+.2f"), mean_std(ours, "+.2f")]
         memory = MISSING if each.memory is None else str(each.memory)
         yield _table_line([*cells, _number(paper.memory_mb, ".0f"), memory])
+
+
+def _published(row: RowConfig) -> float | None:
+    """Return the mIoU of a row in the paper, or the one that it quotes."""
+    return row.quoted.miou if row.paper.miou is None and row.quoted else row.paper.miou
+
+
+def _quoted(row: RowConfig, first: RowResult, alike: bool) -> list[str]:
+    """Return the cells of figures that the paper quotes, which nothing of ours stands beside."""
+    figures = row.quoted
+    assert figures is not None
+    cells = [f"{row.name}, quoted", MISSING, MISSING, _number(figures.miou), MISSING, *[MISSING] * alike]
+    for key in [*SCORES][1:]:
+        cells += [_number(getattr(figures, key)), MISSING]
+    began = _published(first.row)
+    theirs = None if figures.miou is None or began is None or first.row is row else figures.miou - began
+    return [*cells, _number(theirs, "+.2f"), MISSING, _number(figures.memory_mb, ".0f"), MISSING]
 
 
 def _classes(rows: Sequence[RowResult]) -> Iterator[str]:
@@ -107,19 +144,51 @@ def _notes(rows: Sequence[RowResult]) -> Iterator[str]:
     for each in rows:
         if each.error:
             yield f"- {each.row.name}: not run: {each.error}"
-    for description in dict.fromkeys(r.memory.description for r in rows if r.memory):
-        yield f"- memory: peak at inference, batch 1: {description}"
+    yield from _remarks(rows)
     yield "- the paper's figures are for its own data, model sizes and training"
     yield "- percent; with several seeds the mean ± the standard deviation over seeds, differences seed by seed"
+
+
+def _remarks(rows: Sequence[RowResult]) -> Iterator[str]:
+    """Write what a reader must know of single rows, of memory, and of the columns."""
+    for each in rows:
+        if each.row.note:
+            yield f"- {each.row.name}: {each.row.note}"
+    sizes: dict[str, list[str]] = {}
+    for each in rows:
+        if each.memory is not None:
+            sizes.setdefault(f"{each.memory.description}, {each.memory.image}", []).append(each.row.name)
+    for description, names in sizes.items():
+        whose = "memory" if len(sizes) == 1 else f"memory of {', '.join(names)}"
+        yield f"- {whose}: peak at inference, batch 1: {description}"
+    if any(each.cuts_otherwise for each in rows):
+        tiles = f"at {rows[0].common_px} px tiles: without overlap{_other_tiles(rows)}"
+        yield f"- ours: scenes cut as the method cuts them; {tiles}"
+    if any(each.row.quoted for each in rows):
+        yield "- quoted: published by the networks' authors, not trained here"
+
+
+def _other_tiles(rows: Sequence[RowResult]) -> str:
+    """Name the rows whose context factors do not allow tiles of the common side, with theirs."""
+    found = []
+    for each in rows:
+        sides = {report["evaluated"]["tile_px"] for report in each.reports_alike.values()} - {each.common_px}
+        found += [f", {each.row.name} {side} px" for side in sorted(sides)]
+    return "".join(found)
 
 
 def _measured(result: RowResult, what: Mapping[str, Any]) -> str:
     seeds = f"seed{'s' * (len(result.reports) > 1)} {', '.join(map(str, sorted(result.reports)))}"
     protocol = f", protocol {what['protocol']}" if what["protocol"] else ""
-    return (
-        f"{what['dataset']}, split {what['split']}, {result.steps} steps, {seeds}, {what['tiles']} tiles of "
-        f"{what['tile_px']} px, boundary band {what['band_px']} px{protocol}"
-    )
+    where = f"{what['dataset']}, split {what['split']}, {result.steps} steps, {seeds}"
+    return f"{where}, {_tiles(what)}, boundary band {what['band_px']} px{protocol}"
+
+
+def _tiles(what: Mapping[str, Any]) -> str:
+    if what["tile_px"] == "whole":
+        return f"{what['tiles']} whole images"
+    overlap = what.get("overlap_px", 0)
+    return f"{what['tiles']} tiles of {what['tile_px']} px" + f" that overlap by {overlap} px or more" * bool(overlap)
 
 
 def scores_csv(results: Sequence[RowResult]) -> str:
@@ -131,12 +200,23 @@ def scores_csv(results: Sequence[RowResult]) -> str:
             lines.append(
                 {"table": each.row.table, "row": each.row.name, "seed": seed}
                 | {key: what[key] for key in ("dataset", "split", "protocol", "band_px", "tile_px")}
-                | {"steps": each.steps}
+                | {"overlap_px": what.get("overlap_px", 0), "steps": each.steps}
+                | {"size": each.size, "start": each.start}
                 | {key: f"{100 * report[key]:.4f}" for key in (*SCORES, "overall_accuracy")}
+                | _alike(each, seed)
                 | {f"paper_{key}": getattr(paper, key) for key in (*SCORES, "memory_mb")}
-                | {key: getattr(each.memory, key, None) for key in ("allocated_mb", "reserved_mb", "resident_mb")}
+                | {key: getattr(each.memory, key, None) for key in _MEMORY}
             )
     return _csv(lines)
+
+
+def _alike(result: RowResult, seed: int) -> dict[str, Any]:
+    """Return the columns of the scores with the tiles of all rows."""
+    report = result.reports_alike.get(seed)
+    if report is None:
+        return dict.fromkeys(("common_tile_px", *(f"common_tiles_{key}" for key in SCORES)))
+    scores = {f"common_tiles_{key}": f"{100 * report[key]:.4f}" for key in SCORES}
+    return {"common_tile_px": report["evaluated"]["tile_px"], **scores}
 
 
 def classes_csv(results: Sequence[RowResult]) -> str:

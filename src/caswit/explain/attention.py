@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from caswit.config import context_factors
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.errors import ConfigError, ModelError
 from caswit.inference.devices import autocast
@@ -35,22 +36,39 @@ _SWAP_CANDIDATES = 3
 
 
 class StageAttention(NamedTuple):
-    """Attention of one hr token over the context after a stage."""
+    """Attention of one hr token over a context after a stage."""
 
     stage: int
     """From 1."""
     heads: Floats
-    """(h, H, W): attention of each head, which sums to 1 over the context."""
+    """(h, H, W): attention of each head, which sums to 1 over the context, over all of several."""
+    context: int = 0
+    """Which of several contexts, narrowest first."""
     on_padding: float = 0.0
     """Share of the attention, as the mean over the heads, that lies on padding."""
     gate: float | None = None
     """tanh(g), by which the stage scales what it reads; None where it is not gated."""
 
     @property
+    def share(self) -> float:
+        """Share of the stage's attention that lies on this context, as the mean over the heads."""
+        return float(self.mean.sum())
+
+    @property
     def mean(self) -> Floats:
         """(H, W): the mean over the heads."""
         mean: Floats = self.heads.mean(0)
         return mean
+
+
+class SeenContext(NamedTuple):
+    """A context of the tile as the network sees it."""
+
+    factor: int
+    image: UInt8
+    """(3, T, T): averaged, the tile in its centre."""
+    padding: Floats
+    """(T, T): share of each pixel that is padding: black, outside the image or without data."""
 
 
 class Explanation(NamedTuple):
@@ -64,11 +82,10 @@ class Explanation(NamedTuple):
     """(row, column) of the pixel in the tile."""
     image: UInt8
     """(3, T, T): the tile."""
-    context: UInt8
-    """(3, T, T): the averaged context, the tile in its centre."""
-    padding: Floats
-    """(T, T): share of each pixel of the context that is padding: black, outside the image or without data."""
+    contexts: tuple[SeenContext, ...]
+    """Narrowest first."""
     stages: tuple[StageAttention, ...]
+    """Of every stage, in each context."""
     probabilities: Mapping[str, Floats]
     """Kind of context -> (K,) probabilities of the pixel; SWAPPED only if the scene has another tile."""
     classes: Mapping[str, UInt8]
@@ -106,12 +123,11 @@ def explain_pixel(model: Predictor, scene: SceneReader, row: int, col: int, tile
     if not valid[pixel]:
         raise ConfigError(f"{scene.scene.image.name} has no data at row {row}, column {col}; choose another pixel")
     hr, context = _batch(model, region, tile.window)
-    assert isinstance(model.network, CASWiT)  # no other network reads context
+    assert isinstance(model.network, CASWiT)  # as checked
     with recorded_attention(model.network, *pixel, tile_px) as stages:
         logits = {AS_IS: _logits(model, hr, context)}
     factor = model.context_factor
-    missing = np.where(region.valid, 0.0, 1.0).astype(np.float32)
-    padding = missing.reshape(tile_px, factor, tile_px, factor).mean((1, 3))
+    seen = tuple(_seen_context(region, tile.window, each) for each in context_factors(factor))
     gates = model.network.gates
     logits[MASKED] = _logits(model, hr, mask_context(context, factor))
     if (other := _least_similar_context(model, scene, tile.window)) is not None:
@@ -122,12 +138,19 @@ def explain_pixel(model: Predictor, scene: SceneReader, row: int, col: int, tile
         tile=tile,
         pixel=pixel,
         image=region.tile(tile.window),
-        context=region.context(tile.window, factor),
-        padding=padding,
-        stages=tuple(s._replace(on_padding=share_on(s.mean, padding), gate=gates.get(s.stage)) for s in stages),
+        contexts=seen,
+        stages=tuple(
+            s._replace(on_padding=share_on(s.mean, seen[s.context].padding), gate=gates.get(s.stage)) for s in stages
+        ),
         probabilities={kind: x[:, pixel[0], pixel[1]].softmax(0).cpu().numpy() for kind, x in logits.items()},
         classes={kind: class_map(logits[kind], valid) for kind in (AS_IS, MASKED)},
     )
+
+
+def _seen_context(region: Region, tile: Window, factor: int) -> SeenContext:
+    missing = np.where(region.valid[context_window(tile, factor).inside(region.window)], 0.0, 1.0).astype(np.float32)
+    padding = missing.reshape(tile.height, factor, tile.width, factor).mean((1, 3))
+    return SeenContext(factor, region.context(tile, factor), padding)
 
 
 def share_on(attention: Floats, padding: Floats) -> float:
@@ -145,10 +168,20 @@ def pixel_as_read(scene: SceneReader, row: int, col: int) -> tuple[int, int]:
     return min(read_row, scene.height - 1), min(read_col, scene.width - 1)
 
 
+def shows_attention(network: nn.Module) -> bool:
+    """Return whether a network has cross-attention to a context: CASWiT with fusion."""
+    return isinstance(network, CASWiT) and network.reads_context
+
+
 def check_reads_context(model: Predictor) -> None:
     """Raise ModelError for a network without cross-attention, such as the baseline."""
+    if not isinstance(model.network, CASWiT):
+        raise ModelError("this model is not of arch caswit, so there is no cross-attention to show")
     if not model.network.reads_context:
-        raise ModelError("this model reads no context (fusion_stages is empty), so there is no attention to show")
+        raise ModelError(
+            "this model reads no context (fusion_stages is empty), so there is no attention to show; "
+            "choose one with context"
+        )
 
 
 @contextmanager
@@ -171,8 +204,10 @@ def recorded_attention(network: CASWiT, row: int, col: int, tile_px: int) -> Ite
             hr, context = (image[:1] for image in images)
             stride = PATCH_PX * 2 ** (stage - 1)
             token = min(row // stride, hr.shape[1] - 1), min(col // stride, hr.shape[2] - 1)
-            weights = module.weights(hr, context, *token)[0]
-            recorded.append(StageAttention(stage, weights.float().cpu().numpy()))
+            weights = module.weights(hr, context, *token)[0].float().cpu().numpy()
+            # The maps of several contexts lie one under another.
+            for number, heads in enumerate(np.split(weights, network.contexts, axis=1)):
+                recorded.append(StageAttention(stage, heads, number))
 
         return hook
 
@@ -218,14 +253,14 @@ def _least_similar_context(model: Predictor, scene: SceneReader, tile: Window) -
     """
     factor, side = model.context_factor, tile.height
     rows, cols = (_spread(starts(length, side, 0)) for length in (scene.height, scene.width))
-    mean_colour = scene.region(context_window(tile, factor)).context(tile, factor).mean((1, 2))
+    mean_colour = scene.region(context_window(tile, factor)).context(tile, factor).mean((-2, -1))
     farthest, distance = None, 0.0
     for window in (Window(row, col, side, side) for row in rows for col in cols):
         if abs(window.row - tile.row) < side and abs(window.col - tile.col) < side:
             continue
         region = scene.region(context_window(window, factor))
         context = region.context(window, factor)
-        apart = float(np.abs(context.mean((1, 2)) - mean_colour).sum())
+        apart = float(np.abs(context.mean((-2, -1)) - mean_colour).sum())
         if apart > distance and region.valid.mean() > 0.5:  # beyond the raster all is black: that would be masking
             farthest, distance = context, apart
     return None if farthest is None else torch.from_numpy(farthest)[None].to(model.device)

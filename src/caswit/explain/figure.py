@@ -23,6 +23,7 @@ from caswit.errors import ConfigError
 from caswit.explain.attention import AS_IS, MASKED, Explanation, StageAttention, explain_pixel
 from caswit.files import atomic_write_bytes
 from caswit.inference.load import load_predictor
+from caswit.nn.caswit import NEARLY_CLOSED
 from caswit.raster.georef import pixel_at, pixel_at_lonlat
 from caswit.raster.mosaic import Mosaic
 from caswit.raster.reader import Raster
@@ -58,8 +59,6 @@ PEAK_PERCENTILE = 99.5
 """Percentile that is drawn brightest."""
 LEAST_PEAK = 3.0
 """Least attention that is drawn brightest, relative to uniform attention."""
-NEARLY_CLOSED = 0.05
-"""Gates below this hand on little of what their stage reads."""
 _LEAST, _GAIN = 0.1, 0.75
 """Opacity of a heatmap over the context: of no attention, and what the highest adds."""
 
@@ -104,7 +103,7 @@ def explain(
         row, col = find_pixel(scene.image, place)
         explanation = explain_pixel(load_predictor(loaded, settings or ComputeConfig()), scene, row, col, tile.tile_px)
     title = f"{image.name}, row {row}, column {col}, labelled by {loaded.name}"
-    figure = explanation_figure(explanation, loaded.info.classes, tile.context_factor, title)
+    figure = explanation_figure(explanation, loaded.info.classes, title)
     atomic_write_bytes(out, png_bytes(figure))
     return [title, *summary(explanation, loaded.info.classes.names)]
 
@@ -134,18 +133,36 @@ def summary(explanation: Explanation, names: tuple[str, ...]) -> list[str]:
         lines.append(f"context {kind}: {names[best]} ({100 * probabilities[best]:.0f} %)")
     changed = 100 * explanation.changed.mean()
     lines.append(f"with masked context {changed:.1f} % of the tile's pixels get another class")
-    return [*lines, *_said_of_padding(explanation), *_said_of_gates(explanation)]
+    return [*lines, *_said_of_contexts(explanation), *_said_of_padding(explanation), *_said_of_gates(explanation)]
+
+
+def _said_of_contexts(explanation: Explanation) -> Iterator[str]:
+    """Say how the attention is shared out, where there are several contexts."""
+    if len(explanation.contexts) > 1:
+        for number, context in enumerate(explanation.contexts):
+            shares = (f"stage {s.stage} {100 * s.share:.0f} %" for s in explanation.stages if s.context == number)
+            yield f"attention on context x {context.factor}: {', '.join(shares)}"
 
 
 def _said_of_padding(explanation: Explanation) -> Iterator[str]:
     """Say how much of the attention lies where there is nothing to see."""
-    padded = 100 * float(explanation.padding.mean())
-    if padded:
-        stages = ", ".join(f"stage {s.stage} {100 * s.on_padding:.0f} %" for s in explanation.stages)
-        yield (
-            f"attention on padding: {stages}; {padded:.0f} % of the context is padding (black: outside the image, or "
-            "without data), where there is nothing to see"
-        )
+    for number, context in enumerate(explanation.contexts):
+        padded = 100 * float(context.padding.mean())
+        if padded:
+            stages = ", ".join(
+                f"stage {s.stage} {100 * s.on_padding:.0f} %" for s in explanation.stages if s.context == number
+            )
+            name = _name(explanation, number)
+            where = "" if name == "context" else f" in {name}"
+            yield (
+                f"attention on padding{where}: {stages}; {padded:.0f} % of the context is padding (black: outside the "
+                "image, or without data), where there is nothing to see"
+            )
+
+
+def _name(explanation: Explanation, number: int) -> str:
+    """Return what a context is called, with its factor where there are several."""
+    return "context" if len(explanation.contexts) == 1 else f"context x {explanation.contexts[number].factor}"
 
 
 def _said_of_gates(explanation: Explanation) -> Iterator[str]:
@@ -195,18 +212,24 @@ class Frame(NamedTuple):
         return mark_pixel(draw_tile(picture, self.factor), row, col, max(3.0, self.side_px / 90))
 
 
-def explanation_figure(explanation: Explanation, classes: ClassTable, context_factor: int, title: str) -> Image:
+def explanation_figure(explanation: Explanation, classes: ClassTable, title: str) -> Image:
     """Draw the whole explanation of one pixel."""
-    frame, context = _framed_context(explanation, context_factor, PANEL_PX)
-    stages = [attention_row(stage, frame, context) for stage in explanation.stages]
-    rows = [_text(title, TEXT_PX + 6), _input_and_classes(explanation, classes, frame, context)]
+    framed = _framed_contexts(explanation, PANEL_PX)
+    stages = [attention_row(stage, *framed[stage.context], _share(explanation, stage)) for stage in explanation.stages]
+    rows = [_text(title, TEXT_PX + 6), _input_and_classes(explanation, classes, framed)]
     rows += [np.concatenate(stages[at : at + 2], axis=1) for at in range(0, len(stages), 2)]
     width = max(row.shape[1] for row in rows)
     rows.append(legend(classes.names, classes.colors, width=width, font_px=TEXT_PX - 2))
     return np.pad(stack(rows), ((GAP_PX, GAP_PX), (GAP_PX, GAP_PX), (0, 0)), constant_values=255)
 
 
-def attention_row(stage: StageAttention, frame: Frame, context: Image) -> Image:
+def _share(explanation: Explanation, stage: StageAttention) -> str:
+    """Say how much of a stage's attention lies on one of several contexts; nothing where there is one."""
+    name = _name(explanation, stage.context)
+    return "" if name == "context" else f", {100 * stage.share:.0f} % on {name}"
+
+
+def attention_row(stage: StageAttention, frame: Frame, context: Image, share: str = "") -> Image:
     """Draw the mean over the heads, large, and every head, small."""
     heads, height, width = stage.heads.shape
     count = "one head" if heads == 1 else f"mean and {heads} heads"
@@ -219,28 +242,30 @@ def attention_row(stage: StageAttention, frame: Frame, context: Image) -> Image:
     notes.append("not gated" if stage.gate is None else f"gate {stage.gate:.3f}{closed}")
     if heads > 1:
         notes.append("heads: colours to their own peaks")
-    title = _text(f"Stage {stage.stage}: {height} x {width} tokens, {count}; {peak}")
+    title = _text(f"Stage {stage.stage}{share}: {height} x {width} tokens, {count}; {peak}")
     lines = [title, _text("; ".join(notes), TEXT_PX - 4, MUTED)]
     return stack([*lines, _beside(panels)])
 
 
-def attention_panels(explanation: Explanation, context_factor: int, side_px: int) -> list[tuple[str, Image]]:
-    """Draw the mean attention over the context for each stage, with titles (figure 6)."""
-    frame, context = _framed_context(explanation, context_factor, side_px)
-    padded = frame.padding.any()
+def attention_panels(explanation: Explanation, side_px: int) -> list[tuple[str, Image]]:
+    """Draw the mean attention over each context for each stage, with titles (figure 6)."""
+    framed, panels = _framed_contexts(explanation, side_px), []
+    for s in explanation.stages:
+        frame, context = framed[s.context]
+        padded = f", {100 * s.on_padding:.0f} % on padding" if frame.padding.any() else ""
+        picture = np.concatenate((frame.heatmap(context, s.mean), colour_bar(s.mean, side_px)), axis=1)
+        panels.append((f"Stage {s.stage}{_share(explanation, s)}{padded}", picture))
+    return panels
+
+
+def _framed_contexts(explanation: Explanation, side_px: int) -> list[tuple[Frame, Image]]:
     return [
         (
-            f"Stage {s.stage}{f', {100 * s.on_padding:.0f} % on padding' if padded else ''}",
-            np.concatenate((frame.heatmap(context, s.mean), colour_bar(s.mean, side_px)), axis=1),
+            Frame(side_px, context.image.shape[-1], context.factor, explanation.pixel, context.padding > 0.5),
+            resize(channels_last(context.image), side_px, side_px, smooth=True),
         )
-        for s in explanation.stages
+        for context in explanation.contexts
     ]
-
-
-def _framed_context(explanation: Explanation, context_factor: int, side_px: int) -> tuple[Frame, Image]:
-    padding = explanation.padding > 0.5
-    frame = Frame(side_px, explanation.context.shape[-1], context_factor, explanation.pixel, padding)
-    return frame, resize(channels_last(explanation.context), side_px, side_px, smooth=True)
 
 
 def _heads(stage: StageAttention, frame: Frame, context: Image) -> Image:
@@ -257,9 +282,9 @@ def _heads(stage: StageAttention, frame: Frame, context: Image) -> Image:
     return np.concatenate(padded)[: frame.side_px]
 
 
-def _input_and_classes(explanation: Explanation, classes: ClassTable, frame: Frame, context: Image) -> Image:
-    """Draw context, tile, class maps with context as is and masked, their difference, and the probabilities."""
-    side = frame.side_px
+def _input_and_classes(explanation: Explanation, classes: ClassTable, framed: Sequence[tuple[Frame, Image]]) -> Image:
+    """Draw contexts, tile, class maps with context as is and masked, their difference, and the probabilities."""
+    side = framed[0][0].side_px
     tile = channels_last(explanation.image)
     row, col = ((at + 0.5) * side / len(tile) for at in explanation.pixel)
 
@@ -271,9 +296,12 @@ def _input_and_classes(explanation: Explanation, classes: ClassTable, frame: Fra
     changed = np.where(explanation.changed[..., None], np.array(WRONG_COLOUR, np.uint8), dark)
     pictures = [
         (
-            f"context, tile outlined{', padding hatched' if frame.padding.any() else ''}",
+            f"{_name(explanation, number)}, tile outlined{', padding hatched' if frame.padding.any() else ''}",
             frame.annotated(frame.hatched(context, 0.35)),
-        ),
+        )
+        for number, (frame, context) in enumerate(framed)
+    ]
+    pictures += [
         ("tile", panel(resize(tile, side, side, smooth=True))),
         ("class, context as is", panel(resize_nearest(as_is, side, side))),
         ("class, context masked", panel(resize_nearest(masked, side, side))),

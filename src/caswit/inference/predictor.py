@@ -3,13 +3,14 @@
 A block is a pure function of (scene, model, settings). Evaluation and mapping share it. Nothing here knows how a
 network is arranged for a processor: ``caswit.inference.load`` makes the predictor that the commands use.
 
-Shapes: T tile_px, B tiles in a batch, K classes, H/W rows and columns, f context_factor.
+Shapes: T tile_px, B tiles in a batch, K classes, H/W rows and columns, f context_factor. Contexts are (B, 3, T, T);
+where there are N of them, narrowest first, they are (B, N, 3, T, T).
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from itertools import groupby
+from itertools import count, groupby, islice
 from math import pi
 from typing import NamedTuple
 
@@ -17,17 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caswit.config import IGNORE_INDEX
+from caswit.config import IGNORE_INDEX, ContextFactor
 from caswit.config.inference import Fill
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.inference.devices import autocast
 from caswit.nn.network import Network
 from caswit.raster.mirror import mirrored
 from caswit.raster.reader import Bool, UInt8
-from caswit.raster.windows import Block, Tile, Window, slice_middle
+from caswit.raster.windows import Block, Tile, Window, bounds, slice_middle
 
 Forward = Callable[[Tensor, Tensor | None], Tensor]
-"""Tiles and contexts (B, 3, T, T) -> logits (B, K, T, T)."""
+"""Tiles (B, 3, T, T) and contexts -> logits (B, K, T, T)."""
 
 _LEAST_PROBABILITY = 1e-12
 """Lower ones count as this, so that every probability has a logarithm."""
@@ -71,13 +72,16 @@ class TestTimeAugmentation:
         return straight.flip(-1) if mirror else straight
 
 
-def mask_context(context: Tensor, factor: int) -> Tensor:
-    """Return the context (B, 3, T, T) with black around the tile's own part."""
+def mask_context(context: Tensor, factor: ContextFactor) -> Tensor:
+    """Return contexts with black around the tile's own part in each."""
     return swap_context(context, torch.zeros_like(context), factor)
 
 
-def swap_context(context: Tensor, other: Tensor, factor: int) -> Tensor:
-    """Return the context (B, 3, T, T) with everything around the tile's own part taken from another place's."""
+def swap_context(context: Tensor, other: Tensor, factor: ContextFactor) -> Tensor:
+    """Return contexts with everything around the tile's own part in each taken from another place's."""
+    if not isinstance(factor, int):
+        each = zip(context.unbind(-4), other.unbind(-4), factor, strict=True)
+        return torch.stack([swap_context(*one) for one in each], -4)
     # The middle, which is the tile once more, averaged, stays: black around it is what the network met in training at
     # every edge of the data, a black middle it never met.
     rows, cols = (slice_middle(side, factor) for side in context.shape[-2:])
@@ -102,11 +106,9 @@ class BlockPixels(NamedTuple):
     """(H, W): which of them have data."""
 
 
-def read_block(scene: SceneReader, block: Block, context_factor: int) -> BlockPixels:
-    """Read everything that a block of a scene needs for a network with this context factor; 1 reads no context."""
-    tile_px = block.tiles[0].window.height
-    margin = tile_px * (context_factor - 1) // 2
-    region = scene.region(block.reach.grown(margin))
+def read_block(scene: SceneReader, block: Block, context_factor: ContextFactor) -> BlockPixels:
+    """Read everything that a block of a scene needs for a network with these context factors; 1 reads no context."""
+    region = scene.region(bounds([context_window(tile.window, context_factor) for tile in block.tiles]))
     native = scene.native(block.window)
     if scene.ratio == 1:
         return BlockPixels(region, native, region.valid[native.inside(region.window)])
@@ -137,7 +139,7 @@ class Predictor:
 
     Args:
         network: In evaluation mode.
-        context_factor: f that it was trained with.
+        context_factor: f that it was trained with, or those of several contexts.
         batch: Tiles per forward pass.
         device: Where to compute.
         bf16: Compute in bfloat16.
@@ -152,7 +154,7 @@ class Predictor:
         self,
         network: Network,
         *,
-        context_factor: int,
+        context_factor: ContextFactor,
         batch: int,
         device: torch.device,
         bf16: bool,
@@ -163,9 +165,10 @@ class Predictor:
     ) -> None:
         self.network, self.arranged = network.to(device), arranged
         # The baseline reads no margin: with a factor of 1, the context window is the tile itself.
-        self.context_factor = context_factor if network.reads_context else 1
+        self.context_factor: ContextFactor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
         self.tta, self.masked_context, self.fill = TestTimeAugmentation(tta), masked_context, fill
+        self._others: Iterator[Tensor] | None = None
 
     def with_masked_context(self) -> "Predictor":
         """Return the same predictor with masked context; it shares the network."""
@@ -173,15 +176,37 @@ class Predictor:
         masked.masked_context = True
         return masked
 
+    def with_swapped_context(self, others: Tensor, tiles: int) -> "Predictor":
+        """Return the same predictor, which shows each tile another place's context around its own part.
+
+        Args:
+            others: Contexts (P, 3, T, T), or (P, N, 3, T, T), of places spread over the tiles in their order.
+            tiles: Number of tiles that will be labelled; tile n sees the place half of them away.
+        """
+        swapped = copy.copy(self)
+        places = len(others)
+        swapped._others = (others[(n * places // max(tiles, 1) + places // 2) % places] for n in count())
+        return swapped
+
     def logits(self, region: Region, tiles: Sequence[Tile]) -> Tensor:
         """Return fp32 logits (B, K, T, T) of tiles whose context lies in ``region``."""
         hr = self._stack([self._shown(region, region.tile(t.window), t.window) for t in tiles])
         context = None
         if self.network.reads_context:
-            factor = self.context_factor
-            wide = [(region.context(t.window, factor), context_window(t.window, factor)) for t in tiles]
-            context = self._stack([self._shown(region, image, window, factor) for image, window in wide])
+            context = torch.stack([self.context(region, t.window) for t in tiles])
+            if self._others is not None:
+                context = swap_context(context, torch.stack([*islice(self._others, len(tiles))]), self.context_factor)
         return self.image_logits(hr, context)
+
+    def context(self, region: Region, tile: Window) -> Tensor:
+        """Return the context of a tile, on the device, as the network is to see it: (3, T, T), or (N, 3, T, T)."""
+        return torch.from_numpy(self._context(region, tile, self.context_factor)).to(self.device)
+
+    def _context(self, region: Region, tile: Window, factor: ContextFactor) -> UInt8:
+        """Return the context of a tile as the network is to see it: (3, T, T), of several factors (N, 3, T, T)."""
+        if isinstance(factor, int):
+            return self._shown(region, region.context(tile, factor), context_window(tile, factor), factor)
+        return np.stack([self._context(region, tile, each) for each in factor])
 
     def _shown(self, region: Region, image: UInt8, window: Window, factor: int = 1) -> UInt8:
         """Return a tile or context as the network is to see it."""
@@ -218,11 +243,20 @@ class Predictor:
         """Read and label a block: class indices (H, W) of its native pixels, IGNORE_INDEX without data."""
         return self.sure_classes(scene, block, self.read(scene, block))[0]
 
-    def sure_classes(self, scene: SceneReader, block: Block, pixels: BlockPixels) -> tuple[UInt8, UInt8]:
-        """Label a block that was read: class indices as ``classes`` returns them, and confidence in percent, (H, W)."""
+    def sure_classes(
+        self, scene: SceneReader, block: Block, pixels: BlockPixels, *, mean: bool = False
+    ) -> tuple[UInt8, UInt8]:
+        """Label a block that was read: class indices as ``classes`` returns them, and confidence in percent, (H, W).
+
+        Args:
+            scene: Where the block lies.
+            block: Its tiles; for the mean, those of its neighbours that reach into it too.
+            pixels: As ``read`` returned them.
+            mean: Average the logits of all tiles that see a pixel, each with the same weight.
+        """
         classes = np.full(pixels.valid.shape, IGNORE_INDEX, np.uint8)
         percent = np.zeros(pixels.valid.shape, np.uint8)
-        for part in self.block(scene, block, pixels):
+        for part in self._averaged(scene, block, pixels, even=True) if mean else self.block(scene, block, pixels):
             where = part.window.inside(pixels.native)
             classes[where] = class_map(part.scores, pixels.valid[where])
             percent[where] = part.confidence().cpu().numpy()
@@ -244,12 +278,16 @@ class Predictor:
             blend: Average all tiles that see a pixel; otherwise each tile keeps the part it owns.
         """
         if blend:
-            return self._blended(scene, block, pixels)
+            return self._averaged(scene, block, pixels, even=False)
         parts = [(tile, scene.native(tile.owned)) for tile in block.tiles]
         return (Prediction(part, logits, False) for _, part, logits in self._native_logits(scene, pixels, parts))
 
-    def _blended(self, scene: SceneReader, block: Block, pixels: BlockPixels) -> Iterator[Prediction]:
-        """Average tiles, row of tiles by row of tiles. Holds the rows that one row of tiles covers."""
+    def _averaged(self, scene: SceneReader, block: Block, pixels: BlockPixels, *, even: bool) -> Iterator[Prediction]:
+        """Average tiles, row of tiles by row of tiles. Holds the rows that one row of tiles covers.
+
+        Logits with equal weights if ``even``, as GLNet and FCtL add up the scores of their patches; else probabilities
+        with less weight towards a tile's edges, as maps are blended.
+        """
         # Tiles are added up in the order of the whole raster's grid, so that no block size changes a sum.
         native = pixels.native
         rows = [list(row) for _, row in groupby(block.tiles, lambda tile: tile.window.row)]
@@ -262,13 +300,15 @@ class Predictor:
             sums = torch.cat([sums, sums.new_zeros(len(sums), max(missing, 0), native.width)], dim=1)
             held = Window(top, native.col, sums.shape[1], native.width)
             for tile, part, logits in self._native_logits(scene, pixels, parts):
-                weight = _weight(scene, tile, part).to(self.device)
-                sums[:, *part.inside(held)] += torch.cat([logits.softmax(0) * weight, weight[None]])
+                weight = torch.ones(part.height, part.width) if even else _weight(scene, tile, part)
+                weight = weight.to(self.device)
+                scores = logits if even else logits.softmax(0)
+                sums[:, *part.inside(held)] += torch.cat([scores * weight, weight[None]])
             # The next row of tiles begins at ``final``: what lies above gets no more terms.
             done, sums = sums[:, : final - top], sums[:, final - top :]
             # Weights add up to 0 where no tile was computed. The least weight is that of a corner, a product of two.
             mean = done[:-1] / done[-1].clamp(min=_LEAST_WEIGHT**2)
-            yield Prediction(Window(top, native.col, final - top, native.width), mean, True)
+            yield Prediction(Window(top, native.col, final - top, native.width), mean, not even)
             top = final
 
     def _native_logits(

@@ -103,7 +103,7 @@ def stac_item(out: Path, plan: MapPlan, loaded: LoadedModel, others: Mapping[str
 
 
 def _model(loaded: LoadedModel) -> dict[str, Any]:
-    info, tile = loaded.info, loaded.info.tile.tile_px
+    info, model, tile = loaded.info, loaded.info.model, loaded.info.tile.tile_px
     tasks, order = ["semantic-segmentation"], ["batch", "channel", "height", "width"]
     pixels = {"shape": [-1, 3, tile, tile], "dim_order": order, "data_type": "uint8"}
     shape = [-1, len(info.classes), tile, tile]
@@ -112,11 +112,13 @@ def _model(loaded: LoadedModel) -> dict[str, Any]:
     scaling = [{"type": "z-score", "mean": mean, "stddev": std} for mean, std in normalisation]
     inputs = {"tile": "the tile to be mapped"}
     if loaded.network.reads_context:
-        inputs["context"] = f"the area around it, {info.tile.context_factor} times its side, averaged to its size"
+        for factor in (factors := info.tile.context_factors):
+            name = "context" if len(factors) == 1 else f"context {factor}"
+            inputs[name] = f"the area around it, {factor} times its side, averaged to its size"
     classes = {"classification:classes": _classes(info.classes)}
     return {
         "mlm:name": "caswit-" + re.sub(r"[^a-zA-Z0-9]+", "-", loaded.name.removeprefix("caswit-")).strip("-"),
-        "mlm:architecture": f"CASWiT ({info.model.size}, {info.model.decoder})",
+        "mlm:architecture": f"CASWiT ({model.size}, {model.decoder})" if model.kind == "caswit" else model.title,
         "mlm:tasks": tasks,
         "mlm:framework": "PyTorch",
         "mlm:framework_version": torch.__version__,

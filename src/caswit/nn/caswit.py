@@ -4,10 +4,14 @@
 chosen stage every hr token reads all context tokens, and the fused map feeds both the decoder and the next hr stage.
 The context branch has a head of its own that exists in training only (section 3.3).
 
-Shapes: B batch, H/W rows and columns, C channels, K classes.
+The paper's network has one context. With several, of different width, one context encoder and one context head see them
+all, each as an image of its own, and every hr token reads the tokens of all.
+
+Shapes: B batch, N contexts, H/W rows and columns, C channels, K classes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -58,13 +62,18 @@ def decoder_width(settings: ModelConfig) -> int:
     return width
 
 
+NEARLY_CLOSED = 0.05
+"""A gate tanh(g) below this, either way, adds next to nothing of what its stage reads."""
+
+
 class TrainingLogits(NamedTuple):
     """What a network returns in training: logits of both heads, and the loss of the first one if it has its own."""
 
     hr: Tensor
     """(B, K, H, W), at the resolution of the tile."""
     context: Tensor | None
-    """(B, K, H', W'), at the resolution of the averaged context; None without a context head."""
+    """(B, K, H', W'), at the resolution of the averaged context, of several contexts (B, N, K, H', W'); None without a
+    context head."""
     loss: Tensor | None = None
     """The loss of a network that has its own, a mean over labelled pixels; None: cross-entropy of the logits."""
 
@@ -82,6 +91,7 @@ class CASWiT(nn.Module):
         gated: Scale what fusion reads by a learned gate.
         feed_forward: Feed fused maps to the next hr stage, not only to the decoder.
         context_head: Build the head of the context branch, which is used in training only.
+        contexts: N, the number of contexts that it reads.
         decoder_channels: Width of the decoder; None takes the size's own.
         decoder_norm: "batch" or "group".
         drop_path: Highest stochastic-depth rate.
@@ -100,6 +110,7 @@ class CASWiT(nn.Module):
         gated: bool = ModelConfig.gated,
         feed_forward: bool = ModelConfig.feed_forward,
         context_head: bool = True,
+        contexts: int = 1,
         decoder_channels: int | None = ModelConfig.decoder_channels,
         decoder_norm: Norm = ModelConfig.decoder_norm,
         drop_path: float = ModelConfig.drop_path,
@@ -125,6 +136,7 @@ class CASWiT(nn.Module):
         self.num_classes = num_classes
         self.fusion_stages = tuple(fusion_stages)
         self.feed_forward = feed_forward
+        self.contexts = contexts
         self.hr_encoder = SwinEncoder(**numbers, drop_path=drop_path)
         channels = self.hr_encoder.channels
         if num_classes:
@@ -139,9 +151,8 @@ class CASWiT(nn.Module):
         self.fusion = nn.ModuleDict()
         if self.fusion_stages:
             heads = numbers["num_heads"]
-            self.fusion.update(
-                {str(s): FusionBlock(channels[s - 1], heads[s - 1], gated=gated) for s in self.fusion_stages}
-            )
+            fused = partial(FusionBlock, gated=gated, contexts=contexts)
+            self.fusion.update({str(s): fused(channels[s - 1], heads[s - 1]) for s in self.fusion_stages})
             # Without its head, nothing uses the context branch beyond the last stage that hr reads.
             deepest = NUM_STAGES if context_head else self.fusion_stages[-1]
             self.context_encoder = SwinEncoder(**_shallow(numbers, deepest, drop_path))
@@ -173,7 +184,8 @@ class CASWiT(nn.Module):
 
         Args:
             hr: (B, 3, H, W) tiles, uint8 or floating point on the 0-255 scale.
-            context: (B, 3, H', W'), the averaged context of each tile on the same scale. Ignored by the baseline.
+            context: (B, 3, H', W'), the averaged context of each tile on the same scale; several contexts, narrowest
+                first, are (B, N, 3, H', W'). Ignored by the baseline.
             label: (B, H, W) class indices to learn, for a decoder with a loss of its own; None outside of training.
 
         Returns:
@@ -183,9 +195,10 @@ class CASWiT(nn.Module):
             ModelError: Wrong shape, number of bands, batch or type, or a missing context.
         """
         assert self.num_classes, "built for pretraining: there is no decoder"
-        check_images(hr, context, self.reads_context)
+        check_images(hr, context, self.contexts if self.reads_context else 0)
         if context is None or self.context_encoder is None:
             return self._tile_alone(hr, label)
+        context = self.each_context(context)
         x = self.hr_encoder.embed(self.normalise(hr))
         c = self.context_encoder.embed(self.normalise(context))
         hr_maps, context_maps = self.stages(x, c)
@@ -195,7 +208,7 @@ class CASWiT(nn.Module):
         if self.context_decoder is None or self.context_norms is None:
             return TrainingLogits(logits, None, loss)
         seen = _decode(self.context_decoder, self.context_norms, context_maps, context)
-        return TrainingLogits(logits, seen, loss)
+        return TrainingLogits(logits, seen.unflatten(0, (-1, self.contexts)) if self.contexts > 1 else seen, loss)
 
     def _tile_alone(self, hr: Tensor, label: Tensor | None) -> Tensor | TrainingLogits:
         """Label tiles with the baseline: one encoder and one decoder."""
@@ -214,8 +227,16 @@ class CASWiT(nn.Module):
         logits, loss = learn(_normed(self.hr_norms, maps), label)
         return _enlarged(logits, hr), loss
 
+    def each_context(self, context: Tensor) -> Tensor:
+        """Return contexts as a batch of images: (B, N, 3, H', W') -> (B N, 3, H', W'); of one context as they are."""
+        return context.flatten(0, 1) if self.contexts > 1 else context
+
     def stages(self, x: Tensor, c: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Advance both branches stage by stage from their embedded tokens.
+
+        Args:
+            x: (B, H, W, C) of tiles.
+            c: (B N, H', W', C) of the batch that ``each_context`` returns.
 
         Returns:
             The hr map of every stage, fused where there is fusion, and the context maps that were needed.
@@ -230,12 +251,16 @@ class CASWiT(nn.Module):
             if stage <= last:
                 c = self.context_encoder.stage(stage - 1, c)
                 context_maps.append(c)
-            fused = self.fusion[str(stage)](x, c) if stage in self.fusion_stages else x
+            fused = self.fusion[str(stage)](x, self._stacked(c)) if stage in self.fusion_stages else x
             hr_maps.append(fused)
             # The paper does not say what the next stage reads. Only with the fused map is the fusion of the first
             # stages trained in pretraining, whose head sees the last map alone (docs/decisions/0004).
             x = fused if self.feed_forward else x
         return hr_maps, context_maps
+
+    def _stacked(self, c: Tensor) -> Tensor:
+        """Put the maps of a tile's contexts one under another: (B N, H', W', C) -> (B, N H', W', C)."""
+        return c.unflatten(0, (-1, self.contexts)).flatten(1, 2) if self.contexts > 1 else c
 
     def normalise(self, image: Tensor) -> Tensor:
         """Scale pixels of 0-255 to zero mean and unit deviation, in which encoders and reconstruction work."""
@@ -288,16 +313,22 @@ def check_image(name: str, image: Tensor) -> None:
         )
 
 
-def check_images(hr: Tensor, context: Tensor | None, reads_context: bool) -> None:
-    """Raise ModelError unless a network can be called with these images."""
+def check_images(hr: Tensor, context: Tensor | None, contexts: int) -> None:
+    """Raise ModelError unless a network that reads so many contexts can be called with these images."""
     check_image("hr", hr)
-    if not reads_context:
+    if not contexts:
         return
+    expected = "(B, 3, H', W')" if contexts == 1 else f"(B, {contexts}, 3, H', W')"
     if context is None:
         raise ModelError(
-            "this model needs a context image: call model(hr, context) with a context (B, 3, H', W'); "
+            f"this model needs a context image: call model(hr, context) with a context {expected}; "
             "a model built with fusion_stages=() takes the tile alone"
         )
-    check_image("context", context)
+    if contexts > 1 and (context.ndim != 5 or context.shape[1] != contexts):
+        raise ModelError(
+            f"this model reads {contexts} contexts, narrowest first: context must be {expected}, "
+            f"got {tuple(context.shape)}"
+        )
+    check_image("context", context[:, 0] if contexts > 1 else context)
     if context.shape[0] != hr.shape[0]:  # len() would make the batch a constant where the network is exported
         raise ModelError(f"hr and context must be one batch, got {len(hr)} and {len(context)} images")

@@ -46,8 +46,9 @@ def supervised_loss(
 
     Args:
         logits: What the network returns in training.
-        labels: hr labels (B, H, W) and context labels (B, H', W').
-        normalizers: ``loss_normalizer`` of both over the whole batch; 0 stands for no labelled pixel and gives loss 0.
+        labels: hr labels (B, H, W) and context labels (B, H', W'), of several contexts (B, N, H', W').
+        normalizers: ``loss_normalizer`` of both over the whole batch, of several contexts (N,) of each; 0 stands for no
+            labelled pixel and gives loss 0.
         alpha: Weight of the context head.
         weights: (K,) class weights, or None.
     """
@@ -60,5 +61,11 @@ def supervised_loss(
     loss = total / normalizers[0].clamp(min=torch.finfo().tiny)
     if logits.context is None or alpha == 0:
         return loss
-    context_loss = cross_entropy_sum(logits.context, labels[1], weights)
-    return loss + alpha * context_loss / normalizers[1].clamp(min=torch.finfo().tiny)
+    below = normalizers[1].clamp(min=torch.finfo().tiny)
+    if logits.context.ndim == 4:
+        return loss + alpha * cross_entropy_sum(logits.context, labels[1], weights) / below
+    # The mean over contexts of the mean of each. One mean over all pixels would count least what reaches furthest out
+    # of the scene, where labels end.
+    each = zip(logits.context.unbind(1), labels[1].unbind(1), strict=True)
+    sums = torch.stack([cross_entropy_sum(*one, weights) for one in each])
+    return loss + alpha * (sums / below).mean()

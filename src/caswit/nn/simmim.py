@@ -9,6 +9,7 @@ count in tokens of TOKEN_PX pixels. Shapes: B batch, H/W rows and columns, N tok
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -63,14 +64,17 @@ class SimMIM(nn.Module):
 
     Args:
         network: Built with ``num_classes=0``, which leaves out the decoders.
-        context_ratio: Side of the masked square in the centre of the context, as a share of the context's side.
+        context_ratio: Side of the masked square in the centre of the context, as a share of the context's side; of
+            several contexts one for each.
     """
 
-    def __init__(self, network: CASWiT, context_ratio: float) -> None:
+    def __init__(self, network: CASWiT, context_ratio: float | Sequence[float]) -> None:
         super().__init__()
         first, last = network.hr_encoder.channels[0], network.hr_encoder.channels[-1]
         self.network = network
-        self.context_ratio = context_ratio
+        ratios = (context_ratio,) if isinstance(context_ratio, float) else tuple(context_ratio)
+        assert len(ratios) == network.contexts, (ratios, network.contexts)
+        self.context_ratios = ratios
         self.hr_token = nn.Parameter(torch.zeros(first))
         self.context_token = nn.Parameter(torch.zeros(first)) if network.reads_context else None
         # The paper does not mention a norm here; SimMIM has one, as Swin has before its classifier.
@@ -85,7 +89,7 @@ class SimMIM(nn.Module):
 
         Args:
             hr: (B, 3, H, W), uint8 or floating point on the 0-255 scale.
-            context: (B, 3, H', W') on the same scale; None for the baseline.
+            context: (B, 3, H', W'), of several contexts (B, N, 3, H', W'), on the same scale; None for the baseline.
             mask: (B, N, N), True where a token of the tile is masked.
 
         Returns:
@@ -101,17 +105,20 @@ class SimMIM(nn.Module):
         elif context is None:
             raise ModelError("this model needs a context image: give it a context (B, 3, H', W')")
         else:
-            centre = self.context_mask(context)[None]
-            c = _embed_masked(network.context_encoder, network.normalise(context), centre, self.context_token)
+            centres = self.context_masks(context).repeat(len(context), 1, 1)
+            context = network.each_context(context)
+            c = _embed_masked(network.context_encoder, network.normalise(context), centres, self.context_token)
             hr_maps, _ = network.stages(x, c)
         pixels = self.head(self.norm(hr_maps[-1]).permute(0, 3, 1, 2))
         # Stages round their sides up, so the head returns whole squares of 32 px, which may reach beyond the tile.
         return pixels[..., : hr.shape[-2], : hr.shape[-1]]
 
-    def context_mask(self, context: Tensor) -> Tensor:
-        """Return a mask (N, N), True where a token of the context is masked."""
-        assert context.shape[-2] == context.shape[-1], context.shape
-        return torch.from_numpy(centre_square(context.shape[-1], self.context_ratio)).to(context.device)
+    def context_masks(self, context: Tensor) -> Tensor:
+        """Return a mask (N, N) for each context of a tile, True where a token of it is masked."""
+        side = context.shape[-1]
+        assert context.shape[-2] == side, context.shape
+        masks = np.stack([centre_square(side, ratio) for ratio in self.context_ratios])
+        return torch.from_numpy(masks).to(context.device)
 
 
 def _embed_masked(encoder: SwinEncoder, image: Tensor, mask: Tensor, token: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Label rasters that hold colours, and the file of a mosaic that a pixel comes from."""
+"""Label rasters that hold colours, or one class and the rest, and the file of a mosaic that a pixel comes from."""
 
 import html
 import math
@@ -48,6 +48,39 @@ class ColorLabel:
             return self.palette[np.where(valid, values, 0)], valid
         pixels, valid = self.label.read_image(window)
         return _packed(pixels.astype(np.uint32)), valid
+
+
+class BinaryLabel:
+    """Reads an open label raster as where its values are not 0: 0 and 255, 0 and 1, bits, or a number for each object.
+
+    Of a JPEG, values from 128 on are those that count: its zeros need not be 0.
+
+    Args:
+        label: One band of whole numbers, or three or four of uint8.
+
+    Raises:
+        DataError: It is neither.
+    """
+
+    def __init__(self, label: Raster) -> None:
+        self.label = label
+        self.least = 128 if label.driver == "JPEG" else 1
+        whole = label.count == 1 and np.issubdtype(np.dtype(label.dtype), np.integer)
+        if not whole and (label.count not in (3, 4) or label.dtype != "uint8"):
+            raise DataError(
+                f"{label.path}: a binary mask is one band of whole numbers, or three or four of uint8, got "
+                f"{label.count} band{'s' * (label.count != 1)} of {label.dtype}; try gdal_translate -ot Byte -b 1"
+            )
+
+    def read(self, window: Window) -> tuple[Bool, Bool]:
+        """Read where the mask is set in a window that may reach outside, and where the raster has data: (H, W) both."""
+        if self.label.count > 1:
+            pixels, known = self.label.read_image(window)
+            mask: Bool = pixels.max(0) >= self.least
+        else:
+            values, known = self.label.read_ids(window)
+            mask = np.asarray(values >= self.least if self.least > 1 else values != 0)
+        return mask, known
 
 
 def file_at(path: str, row: int, col: int) -> str:

@@ -5,8 +5,11 @@ Order is always (row, col) and (height, width). Windows are half-open and may re
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
+
+_SAMPLES, _SAMPLE_PX = 16, 64
+"""Of ``spread_windows``: windows along each side, and their own side."""
 
 
 class Window(NamedTuple):
@@ -56,7 +59,7 @@ class Tile(NamedTuple):
     """A window that is predicted at once, and the part of it whose prediction is kept."""
 
     window: Window
-    """Square, tile_px on a side; reaches outside a raster smaller than that."""
+    """tile_px on a side, or around all of an area; reaches outside a raster smaller than that."""
     owned: Window
     """The part whose prediction is kept, inside both the window and the raster."""
 
@@ -73,6 +76,11 @@ class Block(NamedTuple):
     def reach(self) -> Window:
         """The smallest window that holds all its tiles."""
         return bounds([t.window for t in self.tiles])
+
+    @property
+    def own(self) -> tuple[Tile, ...]:
+        """Its tiles without those of its neighbours."""
+        return tuple(t for t in self.tiles if t.owned.common(self.window) == t.owned)
 
 
 class Span(NamedTuple):
@@ -94,8 +102,11 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 @lru_cache(maxsize=8)
 def spans(length: int, tile: int, overlap: int) -> tuple[Span, ...]:
     """Return the tiles along one axis; neighbours meet in the middle of their overlap."""
+    return _meeting(starts(length, tile, overlap), length, tile)
+
+
+def _meeting(begins: Sequence[int], length: int, tile: int) -> tuple[Span, ...]:
     # Both sides of the overlap are equally far from a tile's edge, where predictions are worst, if they meet halfway.
-    begins = starts(length, tile, overlap)
     meets = [(left + tile + right + 1) // 2 for left, right in pairwise(begins)]
     edges = [0, *meets, length]
     return tuple(Span(begin, *owned) for begin, owned in zip(begins, pairwise(edges), strict=True))
@@ -166,8 +177,7 @@ def area_tiles(areas: Sequence[Window], tile_px: int) -> list[Tile]:
     tiles = []
     for area in areas:
         for tile in tile_grid(area.height, area.width, tile_px, 0):
-            window, owned = (w._replace(row=w.row + area.row, col=w.col + area.col) for w in tile)
-            tiles.append(Tile(window, owned))
+            tiles.append(Tile(*(_moved(w, area) for w in tile)))
     return tiles
 
 
@@ -182,6 +192,49 @@ def area_blocks(areas: Sequence[Window], tile_px: int, block_px: int) -> Iterato
         groups.setdefault((tile.owned.row // block_px, tile.owned.col // block_px), []).append(tile)
     for _, tiles in sorted(groups.items()):
         yield Block(bounds([t.owned for t in tiles]), tuple(tiles))
+
+
+def spread_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Return where the fewest tiles begin that cover [0, length) and overlap at least so much, evenly spread."""
+    if length <= tile:
+        return [0]
+    gaps = -(-(length - tile) // (tile - overlap))
+    return [round(gap * (length - tile) / gaps) for gap in range(gaps + 1)]
+
+
+def overlapping_blocks(areas: Sequence[Window], tile_px: int, overlap_px: int, block_px: int) -> Iterator[Block]:
+    """Yield each rectangle in blocks of evenly spread tiles, each with all tiles that have a pixel in its window.
+
+    What tiles own covers every pixel of a rectangle exactly once. Blocks have about ``block_px`` on a side.
+    """
+    count = max(1, block_px // (tile_px - overlap_px))
+
+    def along(length: int) -> tuple[Span, ...]:
+        return _meeting(spread_starts(length, tile_px, overlap_px), length, tile_px)
+
+    for area in areas:
+        rows, cols = along(area.height), along(area.width)
+        for own_rows, own_cols in product([*_chunks(rows, count)], [*_chunks(cols, count)]):
+            reaching = product(_reaching(rows, own_rows, tile_px), _reaching(cols, own_cols, tile_px))
+            tiles = (_tile(row, col, tile_px) for row, col in reaching)
+            window = _moved(_union(own_rows, own_cols), area)
+            yield Block(window, tuple(Tile(*(_moved(w, area) for w in tile)) for tile in tiles))
+
+
+def whole_blocks(areas: Sequence[Window], multiple_px: int) -> Iterator[Block]:
+    """Yield a block of one tile for each rectangle: all of it, its sides rounded up to multiples of ``multiple_px``."""
+    for area in areas:
+        height, width = (-(-length // multiple_px) * multiple_px for length in (area.height, area.width))
+        yield Block(area, (Tile(Window(area.row, area.col, height, width), area),))
+
+
+def _reaching(along: Sequence[Span], some: Sequence[Span], tile_px: int) -> list[Span]:
+    """Return the tiles that have a pixel where ``some`` of them own theirs."""
+    return [s for s in along if s.start < some[-1].own_to and s.start + tile_px > some[0].own_from]
+
+
+def _moved(window: Window, area: Window) -> Window:
+    return window._replace(row=window.row + area.row, col=window.col + area.col)
 
 
 def _tile(row: Span, col: Span, tile_px: int) -> Tile:
@@ -200,3 +253,16 @@ def slice_middle(length: int, factor: int) -> slice:
     inner = length // factor
     first = (length - inner) // 2
     return slice(first, first + inner)
+
+
+def spread_windows(height: int, width: int) -> list[Window]:
+    """Return small windows spread evenly over a raster, a million pixels of a large one, all of a small one."""
+    rows, cols = (_spread(length) for length in (height, width))
+    return [Window(row, col, h, w) for row, h in rows for col, w in cols]
+
+
+def _spread(length: int) -> list[tuple[int, int]]:
+    """Return beginnings and lengths of pieces along one side, the first and the last at its ends."""
+    if length <= _SAMPLES * _SAMPLE_PX:
+        return [(0, length)]
+    return [(round(i * (length - _SAMPLE_PX) / (_SAMPLES - 1)), _SAMPLE_PX) for i in range(_SAMPLES)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from caswit.config import LabelValues
 from caswit.data.classes import ClassTable, LandClass, default_color
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.errors import CaswitError, DataError
@@ -34,8 +35,8 @@ _FRESH_S = 2.0
 """Age up to which a listing is used again, in seconds."""
 
 Palette = Mapping[int, tuple[int, int, int]]
-Labelled = tuple[Path, Dataset]
-"""The image that a label belongs to, and the dataset that lists both."""
+Labelled = tuple[Path, Dataset, LabelValues]
+"""The image that a label belongs to, the dataset that lists both, and what the label holds."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,9 +122,13 @@ class Collection:
         rasters = {path: overviews for path in files.rasters if (overviews := self._open(path)) is not None}
         self._forget(rasters)
         datasets = [dataset for file in files.datasets if (dataset := self._dataset(file)) is not None]
-        pairs = ((_real(s.label), _real(s.image), d) for d in datasets for s in d.scenes if s.label is not None)
+        pairs = ((_real(s.label), _real(s.image), d, s) for d in datasets for s in d.scenes if s.label is not None)
         # A label of an image elsewhere says nothing about this folder, and must not take an image out of the list.
-        labels = {label: (image, d) for label, image, d in pairs if label != image and self.gate.is_inside(image)}
+        labels = {
+            label: (image, d, scene.label_values)
+            for label, image, d, scene in pairs
+            if label != image and self.gate.is_inside(image)
+        }
         # A dataset that lists a label wins over what the raster looks like: it may have three bands, or any name.
         images = {p: overviews for p, overviews in rasters.items() if p not in labels and _is_image(overviews.info)}
         overlays: dict[Path, list[tuple[Path, Overviews]]] = {image: [] for image in images}
@@ -176,7 +181,8 @@ class Collection:
         for file, raster in belonging:
             kind, title = _kind(file, raster.info, file in labels), self._title(file)
             if file in labels:
-                overlays.append(truth_layer(title, raster, labels[file][1].classes))
+                _, dataset, values = labels[file]
+                overlays.append(truth_layer(title, raster, dataset.classes, values))
                 continue
             classes = self._classes(raster.info) if kind != "confidence" else ()
             overlays.append(raster_layer(kind, title, raster, classes=classes))

@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from caswit.data.classes import ClassTable, LandClass
+from caswit.config import LabelValues
+from caswit.data.classes import NEAR, ClassTable, LandClass
 from caswit.explain.figure import ramp_colours
 from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid
@@ -177,15 +178,60 @@ def raster_layer(
     )
 
 
-def truth_layer(title: str, overviews: Overviews, table: ClassTable) -> Layer:
+def truth_layer(title: str, overviews: Overviews, table: ClassTable, label_values: LabelValues = "auto") -> Layer:
     """Make a layer of a label raster, with the values that its classes have in maps.
 
-    In maps 255 is nodata, while a label may well be 255: such values are replaced as maps replace them.
+    In maps 255 is nodata, while a label may well be 255, or hold colours: its values are replaced as maps replace them.
     """
     mapped = dict(zip(table.predicted, table.mapped, strict=True))
-    layer = raster_layer("truth", title, overviews, classes=tuple(mapped.get(c, c) for c in table.classes))
-    replaced = {before.id: after.id for before, after in mapped.items() if before.id != after.id}
+    classes = tuple(mapped.get(c, c) for c in table.classes)
+    layer = raster_layer("truth", title, overviews, classes=classes)
+    about, replaced = overviews.info, {before.id: after.id for before, after in mapped.items() if before.id != after.id}
+    if label_values in ("colors", "near_colors") or (label_values == "auto" and about.bands in (3, 4)):
+        return replace(layer, source=_Colored(overviews, classes, near=label_values == "near_colors"))
+    if label_values == "binary" and len(classes) == 2:
+        return replace(layer, source=_Binary(overviews, *(c.id for c in sorted(classes, key=lambda c: c.id))))
     return replace(layer, source=_Replaced(overviews, replaced)) if replaced else layer
+
+
+class _Colored:
+    """The classes of a raster that holds their colours, as ``data.classes`` finds them; NO_CLASS for other colours."""
+
+    def __init__(self, raster: Overviews, classes: Sequence[LandClass], *, near: bool) -> None:
+        self.raster, self.palette = raster, None
+        self.ids = np.array([c.id for c in classes], np.int32)
+        self.colors = np.array([c.rgb for c in classes], np.int16)
+        self.most = NEAR if near else 0
+        if raster.info.bands < 3:
+            self.palette = np.zeros((1 << 16, 3), np.uint8)
+            for value, color in raster.info.palette.items():
+                self.palette[value] = color
+
+    def read(
+        self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
+    ) -> tuple[NDArray[Any], Bool]:
+        """Read a window, as ``Source``."""
+        pixels, valid = self.raster.read(window, height, width, (1,) if self.palette is not None else (1, 2, 3))
+        if self.palette is not None:
+            pixels = np.moveaxis(self.palette[pixels[0]], -1, 0)
+        apart = np.stack([np.abs(pixels - color[:, None, None]).max(0) for color in self.colors])
+        found = np.where(apart.min(0) <= self.most, self.ids[apart.argmin(0)], NO_CLASS)
+        return found[None], valid
+
+
+class _Binary:
+    """The classes of a raster in which every value but 0 is one class; from 128 on in a JPEG."""
+
+    def __init__(self, raster: Overviews, rest: int, marked: int) -> None:
+        self.raster, self.rest, self.marked = raster, rest, marked
+        self.least = 128 if raster.path.suffix.lower() in (".jpg", ".jpeg") else 1
+
+    def read(
+        self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
+    ) -> tuple[NDArray[Any], Bool]:
+        """Read a window, as ``Source``."""
+        pixels, valid = self.raster.read(window, height, width, (1, 2, 3) if self.raster.info.bands > 1 else (1,))
+        return np.where(pixels.max(0) >= self.least, self.marked, self.rest)[None], valid
 
 
 class _Replaced:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from caswit.config import ComputeConfig
 from caswit.data.reader import SceneReader, context_window
 from caswit.data.scene import Scene
-from caswit.explain.attention import Explanation, explain_pixel, pixel_as_read
+from caswit.explain.attention import Explanation, explain_pixel, pixel_as_read, shows_attention
 from caswit.explain.figure import heatmap_overlay, peak_over_uniform
 from caswit.inference.load import load_predictor
 from caswit.raster.gate import OPENING, Gate
@@ -47,8 +47,8 @@ class LiveModel:
 
     @property
     def explains(self) -> bool:
-        """True where there is attention to show, which a model without context does not have."""
-        return self.model.network.reads_context
+        """True where there is attention to show: only CASWiT has some, and the page can lay that of one context."""
+        return shows_attention(self.model.network) and isinstance(self.model.context_factor, int)
 
     def attention(self, image: Path, row: int, col: int) -> dict[str, Any]:
         """Explain a pixel: attention by stage and head as pictures, and the probabilities for each kind of context."""

@@ -9,6 +9,7 @@ from caswit.config import ModelConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import open_dataset_scene
 from caswit.errors import ConfigError
+from caswit.viz.pages import numbers
 from caswit.weights.inherited import folder_of_start
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo, read_info
 
@@ -59,7 +60,8 @@ def fine_tuning_recipe(model: str, dataset: str) -> str:
     validates = any(s.split == "val" and s.label is not None for s in data.scenes)
     with open_dataset_scene(data.read_at(None, info.bands), scenes[0]) as first:
         source_gsd_m = first.image.grid.source_gsd_m
-    about, tile = _about(info, data), [f"  tile_px: {min(usual.tile_px, info.tile.tile_px)}"]
+    step_px = info.tile.step_px
+    about, tile = _about(info, data), [f"  tile_px: {min(usual.tile_px, info.tile.tile_px) // step_px * step_px}"]
     read_gsd_m = info.tile.read_gsd_m
     if read_gsd_m is not None and source_gsd_m is None:
         tile.append("  read_gsd_m: null   # the images do not say how large their pixels are: read as they are")
@@ -108,7 +110,7 @@ def _about(info: ModelInfo | PretrainedInfo, data: Dataset) -> list[str]:
     pixels = "as they are" if ground is None else f"of {ground:g} m"
     lines = [
         f"The network is the model's and need not be repeated here: {_described(info.model)}; "
-        f"context factor {info.tile.context_factor}, pixels {pixels}, "
+        f"context factor {numbers(info.tile.context_factors)}, pixels {pixels}, "
         f"bands {list(data.bands if data.names_bands else info.bands)}."
     ]
     if not isinstance(info, ModelInfo):

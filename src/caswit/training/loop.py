@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from signal import SIGINT
@@ -23,11 +24,12 @@ from caswit import __version__
 from caswit.config import LearningConfig, PretrainConfig, PretrainRecipe, TrainConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.sampler import Samples, training_loader
-from caswit.errors import ConfigError, Stopped
+from caswit.errors import ConfigError, DataError, Stopped
 from caswit.files import checked
 from caswit.progress import Progress
 from caswit.training.fabric import all_sum, is_first_process, stop_signal
-from caswit.training.optim import EMA, adamw, learning_rate
+from caswit.training.optim import EMA, learning_rate, make_optimizer
+from caswit.training.phases import Phases, check_steps
 from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
 from caswit.weights.model_folder import is_complete, torch_load
 
@@ -103,6 +105,7 @@ class Loop:
     def __init__(self, fabric: Fabric, recipe: AnyRecipe, folder: RunFolder, task: Task, network: nn.Module) -> None:
         self.fabric, self.recipe, self.folder, self.task, self.network = fabric, recipe, folder, task, network
         self.steps_per_epoch, self.max_steps = length(recipe.train, task.samples.tiles_per_epoch)
+        check_steps(recipe.train.phases, self.max_steps)
         checkpoint = fabric.broadcast(folder.begin(recipe) if fabric.is_global_zero else None)
         settings = self.settings = self._schedule(checkpoint)
         weights = sum(p.numel() for p in network.parameters())
@@ -110,9 +113,12 @@ class Loop:
         self.save_every_s = usual_s if settings.save_every_s is None else settings.save_every_s
         self.validate_every = settings.validate_every or self.steps_per_epoch
         self.step, self.elapsed_s, self.best_miou = 0, 0.0, -1.0
+        self.longer = checkpoint is not None and checkpoint.get("max_steps", self.max_steps) < self.max_steps
         self.row: dict[str, float] | None = None
         """Columns for the log of a step that is taken and not yet validated; None between steps."""
-        self.model, self.optimizer = fabric.setup(network, adamw(network, settings))
+        self.model, self.optimizer = fabric.setup(network, make_optimizer(network, settings))
+        # After fabric.setup: data parallelism is to know every weight, also those that learn in a later phase only.
+        self.phases = Phases(settings, network, self.max_steps)
         self.ema = None if settings.ema_decay is None else EMA(network, settings.ema_decay)
         if checkpoint is not None:
             with checkpoint_errors(folder.last):
@@ -130,7 +136,7 @@ class Loop:
         if noted is not None and noted != resolved.warmup_steps:
             raise ConfigError(
                 f"{self.folder.path}: its run has a warm-up of {noted} steps, got {resolved.warmup_steps}; resume with "
-                f"train.warmup_steps={noted}, or give another --out"
+                f"--train.warmup_steps {noted}, or give another --out"
             )
         return resolved
 
@@ -145,11 +151,24 @@ class Loop:
         self.step, self.elapsed_s = checkpoint["step"], checkpoint["elapsed_s"]
         self.best_miou = checkpoint.get("best_miou", self.best_miou)
         self.row = checkpoint.get("row")
+        if "phase" in checkpoint:
+            self.phases.resume(checkpoint["phase"])
 
     def _say_if_longer(self) -> None:
         """Say what the learning rate does where a run goes on and has been made longer: its cosine ends later now."""
         settings, was = self.settings, self.optimizer.param_groups[0]["lr"]
-        if not (settings.warmup_steps or 0) < self.step < self.max_steps:
+        warmup = settings.warmup_steps or 0
+        # A run in phases keeps its length.
+        if settings.phases or not 0 < self.step < self.max_steps:
+            return
+        if self.step <= warmup:
+            if self.longer:
+                peak = learning_rate(settings, warmup, warmup / self.max_steps)
+                log.info(
+                    "the run is longer than it was: after step %d the learning rate rises as before, to %.3g at the "
+                    "end of the warm-up of %d steps, and then falls to %.3g at the end of %d steps",
+                    *(self.step, peak, warmup, settings.min_lr, self.max_steps),
+                )
             return
         now = learning_rate(settings, self.step, self._progress())
         # Between two steps of one schedule it only falls.
@@ -197,20 +216,24 @@ class Loop:
         while self.row is not None or (self.step < self.max_steps and not self._out_of_time()):
             if self.row is None:
                 began_s = time.perf_counter()
-                self.row, stop = self._step(next(passes_of_steps))
+                with self._saved_if_data_fails():
+                    passes = next(passes_of_steps)
+                self.row, stop = self._step(passes)
                 self.row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
             # Before the checkpoint: a run that dies while it validates takes the step and the validation again.
             done = self.step == self.max_steps or self._out_of_time()
             validated = self.step % self.validate_every == 0 or done
             if validated:
-                scores = None if stop else self._validate(progress)
+                with self._saved_if_data_fails():
+                    scores = None if stop else self._validate(progress)
                 if scores is None:
                     self._save()
                     return False
                 self.row |= scores
             if writer is not None:
                 self._log(self.row, writer)
-            progress.advance(1, f"loss {self.row['loss']:.3f}, {self.row['tiles_per_s']:.1f} tiles/s")
+            phase = f"{self.phases.name}: " if self.phases.name else ""
+            progress.advance(1, f"{phase}loss {self.row['loss']:.3f}, {self.row['tiles_per_s']:.1f} tiles/s")
             self.row = None
             if stop or validated or time.perf_counter() - saved_s >= self.save_every_s:
                 self._save()
@@ -218,6 +241,17 @@ class Loop:
             if stop:
                 return False
         return True
+
+    @contextmanager
+    def _saved_if_data_fails(self) -> Iterator[None]:
+        """Save before a broken file, or a killed reading process, ends the run between two steps."""
+        try:
+            yield
+        except DataError as error:
+            if self.step == 0:
+                raise
+            self._save()
+            raise DataError(f"{error}; step {self.step} is saved, --resume goes on from it") from error
 
     def _leave(self) -> None:
         """End a run that stops before its last step, once its checkpoint is written."""
@@ -256,7 +290,7 @@ class Loop:
         settings, fabric, task = self.settings, self.fabric, self.task
         # A function of (seed, step, device): what stochastic depth drops does not depend on the past.
         torch.manual_seed((settings.seed * 1_000_003 + self.step) * 1009 + fabric.global_rank)
-        lr = learning_rate(settings, self.step, self._progress())
+        lr = learning_rate(*self.phases.at(self.step, self._progress(), self.optimizer.optimizer))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
@@ -296,7 +330,8 @@ class Loop:
 
     def _validate(self, progress: Progress) -> dict[str, float] | None:
         """Validate, and keep the best weights so far in a checkpoint of their own; None if a signal cut it short."""
-        scores = self.task.validate(self.validated_network, self.step)
+        with self.phases.validating(self.validated_network):
+            scores = self.task.validate(self.validated_network, self.step)
         # Asked of all, since a device with a signal has left out some of its share.
         if all_sum(self.fabric, torch.tensor(float(stop_signal() is not None))) > 0:
             return None
@@ -305,7 +340,8 @@ class Loop:
         miou, first = scores["val_miou"], self.fabric.is_global_zero
         if first:
             progress.say(f"step {self.step}: val mIoU {miou:.4f}, mF1 {scores['val_mf1']:.4f}")
-        if miou > self.best_miou:
+        # Before the last phase parts of the network have not learned: such weights are no model.
+        if miou > self.best_miou and self.phases.last:
             self.best_miou = miou
             if first:
                 best = {"model": self.validated_network.state_dict(), "step": self.step, "val_miou": miou}
@@ -314,6 +350,8 @@ class Loop:
 
     def _log(self, row: dict[str, float], writer: SummaryWriter) -> None:
         numbers = {name: f"{value:.6g}" for name, value in row.items()}
+        if self.phases.name:
+            numbers["phase"] = self.phases.name
         numbers |= {"epoch": f"{self.step / self.steps_per_epoch:.4f}", "elapsed_s": f"{self._elapsed_s():.1f}"}
         self.folder.write_log({"step": self.step, **numbers})
         for name, value in row.items():
@@ -327,9 +365,11 @@ class Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "elapsed_s": self._elapsed_s(),
+                "max_steps": self.max_steps,
                 "warmup_steps": self.settings.warmup_steps,
                 "best_miou": self.best_miou,
                 **({} if self.row is None else {"row": self.row}),
+                **({"phase": self.phases.state} if self.phases.name else {}),
                 **({} if self.ema is None else {"ema": self.ema.module.state_dict()}),
             }
             self.folder.save(self.folder.last, checkpoint)
@@ -341,6 +381,8 @@ class Loop:
             with checkpoint_errors(self.folder.best):
                 network.load_state_dict(best["model"])
             step = best["step"]
+        if self.phases.name:
+            network.phase = None  # type: ignore[assignment]  # finished: all of it answers
         score = {} if self.best_miou < 0 else {"best_val_miou": self.best_miou}
         versions = {"caswit": __version__, "torch": torch.__version__}
         self.task.save(network, {"step": step, **score, "recipe": asdict(self.recipe), "versions": versions})

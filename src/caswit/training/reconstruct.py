@@ -25,7 +25,10 @@ HIDDEN = (128, 128, 128)
 
 
 class Reconstruction(NamedTuple):
-    """A tile, the tile and its context with painted masks, and the reconstruction. Images are (3, T, T)."""
+    """A tile, the tile and its context with painted masks, and the reconstruction. Images are (3, T, T).
+
+    Several contexts are (N, 3, T, T), narrowest first.
+    """
 
     tile: UInt8
     masked_tile: UInt8
@@ -36,7 +39,10 @@ class Reconstruction(NamedTuple):
     def picture(self) -> UInt8:
         """Return the four side by side, (H, W, 3)."""
         titles = ("tile", "masked tile", "masked context", "reconstruction")
-        return strip([(title, np.moveaxis(x, 0, -1)) for title, x in zip(titles, self, strict=True) if x.size])
+        panels: list[tuple[str, UInt8]] = []
+        for title, image in zip(titles, self, strict=True):
+            panels += [(title, each) for each in (image if image.ndim == 4 else [image]) if each.size]
+        return strip([(title, np.moveaxis(x, 0, -1)) for title, x in panels])
 
 
 class Reconstructor:
@@ -72,8 +78,8 @@ class Reconstructor:
         hidden = pixel_mask(mask, side, side)[0, 0].cpu().numpy()
         masked_context = sample.context
         if context is not None:
-            middle = pixel_mask(network.context_mask(context)[None], *context.shape[-2:])[0, 0].cpu().numpy()
-            masked_context = _painted(sample.context, middle)
+            middle = pixel_mask(network.context_masks(context), *context.shape[-2:]).cpu().numpy()
+            masked_context = _painted(sample.context, middle if sample.context.ndim == 4 else middle[0])
         return Reconstruction(
             sample.tile, _painted(sample.tile, hidden), masked_context, np.where(hidden, found, sample.tile)
         )
@@ -116,7 +122,7 @@ def reconstruct(
         grid = [t.window for t in tile_grid(scene.height, scene.width, info.tile.tile_px, 0)]
         shown = [w for w in grid if scene.region(w).valid.any()]
         if not shown:
-            raise DataError(f"{image}: has no valid pixels")
+            raise DataError(f"{image}: has no valid pixels; give an image with data")
         picks = np.linspace(0, len(shown) - 1, num=min(count, len(shown)) + 2)[1:-1]
         rows = [make(scene, shown[round(at)], seed + number).picture() for number, at in enumerate(picks)]
     atomic_write_bytes(out, png_bytes(stack(rows)))

@@ -6,9 +6,11 @@ cut back to the step of that checkpoint on resuming.
 
 import csv
 import errno
+import json
 import logging
 import os
 import re
+import shlex
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +34,7 @@ from caswit.files import (
     read_yaml,
     remove_partial_files,
 )
+from caswit.training.phases import PhaseState
 from caswit.weights.model_folder import CONFIG, is_complete, torch_load
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,8 @@ FREE_TO_CHANGE = {
     *("accelerator", "devices", "accumulate"),
 }
 """Settings that may differ between a run and its continuation."""
+_MOST_NAMED = 4
+"""Settings that differ and are named in a refusal."""
 LENGTH = ("train.max_steps", "train.epochs")
 """Settings that may be raised: a run, finished or not, goes on for longer."""
 
@@ -63,8 +68,12 @@ class Checkpoint(TypedDict):
     ema: NotRequired[dict[str, torch.Tensor]]
     average: NotRequired[dict[str, torch.Tensor]]
     """Name of ``ema`` in version 0.1.0."""
+    max_steps: NotRequired[int]
+    """Length of the run when it was written, which earlier versions did not note."""
     warmup_steps: NotRequired[int]
     """Length of the warm-up, which version 0.1.0 did not note."""
+    phase: NotRequired[PhaseState]
+    """Where a training in several steps is."""
     row: NotRequired[dict[str, float] | None]
     """Columns for the log of a step that was taken and not yet validated."""
 
@@ -118,14 +127,19 @@ class RunFolder:
             before = checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe))
         except DataError as error:
             raise DataError(f"{error}; {_ANOTHER}") from error
-        for name, was, value in _differences(before, recipe):
-            if longer and name in LENGTH:
-                self._check_longer(_settings_of(before, recipe), recipe)
-                continue
+        differences = list(_differences(before, recipe))
+        # The phases of a longer run begin elsewhere: some of its steps would belong to another phase.
+        longer = longer and not recipe.train.phases
+        others = [each for each in differences if not longer or each[0] not in LENGTH]
+        if others:
+            named = others[:_MOST_NAMED]
+            got = "; ".join(f"{name}={one_line(was)}, got {one_line(value)}" for name, was, value in named)
             raise ConfigError(
-                f"{self.path}: its run has {name}={one_line(was)}, got {one_line(value)}; resume with the run's own "
-                f"recipe ({self.recipe}), or give another --out"
+                f"{self.path}: its run has {got}; resume with {_words(others)}the run's own recipe ({self.recipe}), "
+                "or give another --out"
             )
+        if differences:
+            self._check_longer(_settings_of(before, recipe), recipe)
 
     def _check_longer(self, before: Mapping[str, Any], recipe: AnyRecipe) -> None:
         """Raise ConfigError unless the run gets longer, by the setting that says how long it is."""
@@ -181,6 +195,14 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    def holds(self, recipe: AnyRecipe) -> bool:
+        """Return whether the folder's run, finished or not, is of this recipe."""
+        try:
+            before = checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe))
+            return not any(_differences(before, recipe))
+        except CaswitError:
+            return False
 
     def finished(self, recipe: AnyRecipe) -> bool:
         """Return whether the folder's model was made by this recipe."""
@@ -240,6 +262,16 @@ def read_log(file: Path) -> list[dict[str, str]]:
         return [row for row in rows if None not in row and re.fullmatch(r"\d{1,18}", row["step"] or "", re.ASCII)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: not the log of a run ({one_line(error)}); move it away") from error
+
+
+def _words(differences: Sequence[tuple[str, Any, Any]]) -> str:
+    """Return the words of a command that give settings the run's values; nothing where they would be a page."""
+    if len(differences) > _MOST_NAMED or any(isinstance(was, dict) for _, was, _ in differences):
+        return ""
+    # Numbers, null and lists as the command line reads them; text as it is.
+    values = [was if isinstance(was, str) else json.dumps(was, default=str) for _, was, _ in differences]
+    words = [word for (name, *_), value in zip(differences, values, strict=True) for word in (f"--{name}", value)]
+    return f"{shlex.join(words)}, with "
 
 
 def _differences(before: dict[str, Any], recipe: AnyRecipe) -> Iterator[tuple[str, Any, Any]]:

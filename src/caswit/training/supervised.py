@@ -1,6 +1,7 @@
 """Supervised training (paper sections 3.4 and 4.3): the task that the loop of ``caswit.training.loop`` learns."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from caswit.config import Recipe
+from caswit.config import Recipe, TrainConfig
 from caswit.data.dataset import Dataset
 from caswit.data.reader import check_scenes, ground_size_m, open_dataset_scene
 from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
 from caswit.evaluation.evaluate import scored_sample, scored_tiles
-from caswit.evaluation.metrics import Counts, boundary_band_px, score
+from caswit.evaluation.metrics import Counts, Scores, boundary_band_px, score
 from caswit.evaluation.tile_pictures import grid_tiles, sheet, spread_tiles
 from caswit.files import atomic_write_bytes
 from caswit.inference.confidence import Confidence
@@ -30,11 +32,13 @@ from caswit.raster.ground import Degrees, together
 from caswit.raster.windows import Tile
 from caswit.training.fabric import all_sum, launch, repeatable, stop_signal
 from caswit.training.loop import Batch, fit, load_data
-from caswit.training.run_folder import RunFolder
+from caswit.training.phases import check_phases
+from caswit.training.run_folder import COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
 from caswit.weights.initialize import start_from
 from caswit.weights.model_folder import ModelInfo, build, save_model
 
+log = logging.getLogger(__name__)
 _CONFIDENCE_TILES = 100
 """Tiles over which the confidence of a finished model is averaged."""
 _MOST_SCENES = 500
@@ -58,7 +62,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
     """
     dataset = load_data(recipe)
     _check(recipe, dataset)
-    folder = RunFolder(out)
+    # Only a training in phases has a column that says in which a step is.
+    folder = RunFolder(out, (*COLUMNS, "phase") if recipe.train.phases else COLUMNS)
     with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
         task = SupervisedTask(fabric, recipe, dataset, folder)
         fit(fabric, recipe, folder, task, _network(recipe, task.info, new=not folder.last.exists()))
@@ -84,21 +89,24 @@ class SupervisedTask:
         self.validation_scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
         self.validation_sample = _validation_sample(recipe, dataset, self.validation_scenes)
         self.info = _info(recipe, dataset)
+        self.named_absent = False
         weights = settings.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=fabric.device)
 
     def loss_normalizer(self, batch: Batch) -> Tensor:
-        """Return (2,) the labelled pixels, or their summed weights, of tile and context labels."""
-        return torch.stack([loss_normalizer(batch[name], self.class_weights) for name in ("label", "context_label")])
+        """Return (2,) labelled pixels, or their summed weights, of tile and context labels; (1 + N,) of N contexts."""
+        around = batch["context_label"]
+        labels = (batch["label"], *(around.unbind(1) if around.ndim == 4 else (around,)))
+        return torch.stack([loss_normalizer(label, self.class_weights) for label in labels])
 
     def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
         """Return the cross-entropy of both heads (paper section 3.4), or the loss of a network that has its own."""
         # Batches have the same fields for every network; without a context branch that of the context is empty.
         images = batch["tile"], batch["context"] if batch["context"].numel() else None
         logits = model(*images, batch["label"]) if self.recipe.model.has_own_loss else model(*images)
-        hr, context = normalizer.unbind()
+        normalizers = normalizer[0], normalizer[1] if len(normalizer) == 2 else normalizer[1:]
         labels, alpha = (batch["label"], batch["context_label"]), self.recipe.train.alpha
-        return supervised_loss(logits, labels, (hr, context), alpha=alpha, weights=self.class_weights)
+        return supervised_loss(logits, labels, normalizers, alpha=alpha, weights=self.class_weights)
 
     def validate(self, network: Network, step: int) -> dict[str, float]:
         """Score the validation split and draw some of its tiles; nothing where the recipe names no such split."""
@@ -110,6 +118,7 @@ class SupervisedTask:
             return {}
         scores = score(counts)
         if self.fabric.is_global_zero:
+            self._name_absent(scores)
             self._write_picture(predictor, self.folder.pictures / f"step_{step:07}.png")
         network.train()
         return {
@@ -118,6 +127,16 @@ class SupervisedTask:
             "val_mbiou": scores.mbiou,
             "val_accuracy": scores.overall_accuracy,
         }
+
+    def _name_absent(self, scores: Scores) -> None:
+        """Name once the classes that no validation label has, which pull the means down."""
+        if self.named_absent:
+            return
+        self.named_absent = True
+        if names := scores.without_truth(self.dataset.classes.names):
+            what = f"split {self.recipe.data.val_split}"
+            what = what if self.validation_sample is None else f"the tiles of {what} that are scored"
+            log.info("not in the truth of %s: %s, which count 0 in the means", what, ", ".join(names))
 
     def _predictor(self, network: Network) -> Predictor:
         settings, device = self.recipe.train, self.fabric.device
@@ -197,6 +216,8 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
     torch.manual_seed(recipe.train.seed)
     network = build(info, context_head=recipe.train.alpha > 0)
     network.checkpoint_gradients(recipe.train.checkpoint_gradients)
+    if recipe.model.kind == "table2" and any(isinstance(module, _BatchNorm) for module in network.modules()):
+        _check_tiles_per_pass(recipe)
     if new and recipe.model.encoder_weights is not None:
         network.load_state_dict(build(info, pretrained=True).state_dict())
     if new and recipe.start is not None:
@@ -207,24 +228,27 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
 
 def _check(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse what would fail only after a while."""
-    _check_weights(recipe, dataset)
+    _check_weights(recipe.train, dataset)
+    check_phases(recipe)
     for split in (recipe.data.train_split, recipe.data.val_split):
         check_scenes(dataset, dataset.split(split) if split else ())
+    if recipe.model.kind != "table2" and recipe.model.decoder_norm == "batch":  # those are asked once they are built
+        _check_tiles_per_pass(recipe)
+
+
+def _check_tiles_per_pass(recipe: Recipe) -> None:
+    """Refuse passes of one tile in a network with batch norms."""
     # A batch norm of one tile, whose deepest maps may be a single pixel, has nothing to normalise by.
-    per_pass = recipe.train.batch // (recipe.train.devices * recipe.train.accumulate)
-    if per_pass == 1 and recipe.model.decoder_norm == "batch":
+    if recipe.train.batch == recipe.train.devices * recipe.train.accumulate:
+        other = ", or set model.decoder_norm=group" if recipe.model.kind == "caswit" else ""
         raise ConfigError(
-            "one tile per pass and device is too few for batch norm; raise batch, lower accumulate, "
-            "or set model.decoder_norm=group"
+            f"one tile per pass and device is too few for batch norm; raise batch{',' if other else ' or'} "
+            f"lower accumulate{other}"
         )
 
 
-def _check_weights(recipe: Recipe, dataset: Dataset) -> None:
-    weights = recipe.train.class_weights
-    if weights is not None and recipe.model.has_own_loss:
-        raise ConfigError(
-            "class_weights weigh a cross-entropy, and decoder mask2former has a loss of its own; leave them out"
-        )
+def _check_weights(settings: TrainConfig, dataset: Dataset) -> None:
+    weights = settings.class_weights
     if weights is not None and len(weights) != len(dataset.classes):
         raise ConfigError(
             f"class_weights must have one weight for each of the {len(dataset.classes)} classes "

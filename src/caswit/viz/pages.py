@@ -1,6 +1,6 @@
 """HTML and Markdown pages from the templates of the package."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=percent, duration=duration, cell=table_cell)
+    environment.filters.update(percent=percent, duration=duration, cell=table_cell, numbers=numbers)
     environment.globals["wrong_colour"] = hex_colour(WRONG_COLOUR)
     return environment
 
@@ -50,6 +50,12 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def numbers(values: int | Sequence[int]) -> str:
+    """Write a number, or several: 2, 4 and 8."""
+    *others, last = (str(value) for value in (values if isinstance(values, Sequence) else [values]))
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def table_cell(text: str) -> str:

@@ -25,6 +25,7 @@ from caswit.data.classes import ClassTable
 from caswit.errors import ConfigError, DataError, ModelError, brief, one_line
 from caswit.files import atomic_path, atomic_write_bytes, checked, read_json
 from caswit.nn.baselines.smp import STRIDE_PX, Baseline
+from caswit.nn.baselines.table2 import Table2Network, network_class
 from caswit.nn.caswit import CASWiT
 from caswit.nn.network import Network
 from caswit.nn.simmim import SimMIM
@@ -41,6 +42,14 @@ _SHARED = ("model", "tile", "bands", "trained_gsd_m", "provenance")
 """Entries that both kinds have."""
 _NETWORK = "network."
 """Beginning of the names of encoders and fusion in ``SimMIM``, which model folders leave out."""
+
+
+class _Provenance(TypedDict):
+    """Entries that are printed; all others are left alone."""
+
+    dataset: NotRequired[str | None]
+    step: NotRequired[int | None]
+    best_val_miou: NotRequired[float | None]
 
 
 class _Config(TypedDict):
@@ -169,10 +178,11 @@ def load_model(folder: Path | str) -> LoadedModel:
     network: Network
     lazy = None
     with _weights_errors(folder):
-        if info.model.arch == "caswit":
+        if info.model.kind == "caswit":
             # Parameters are views of the mapped file: once rearranged for a processor, they leave memory again.
+            # Networks of other libraries may compute buffers when they are built, which needs them to have memory.
             lazy = LazyWeights(folder / WEIGHTS)
-            network = cast("CASWiT", with_weights(lambda: build(info), lazy))
+            network = cast("Network", with_weights(lambda: build(info), lazy))
         else:
             network = build(info)
             loaded = load_file(folder / WEIGHTS)
@@ -257,23 +267,31 @@ def _config_digest(folder: Path) -> str:
 
 
 def build(info: ModelInfo, *, context_head: bool = False, pretrained: bool = False) -> Network:
-    """Build a network with random weights; a baseline has a ``pretrained`` encoder if asked for."""
-    if info.model.arch != "caswit":
-        if info.tile.tile_px % STRIDE_PX:
-            raise ConfigError(
-                f"arch {info.model.arch} needs tile_px in multiples of {STRIDE_PX}, got {info.tile.tile_px}"
-            )
-        return Baseline(num_classes=len(info.classes), settings=info.model, pretrained=pretrained)
-    return CASWiT(num_classes=len(info.classes), context_head=context_head, **info.model.of_caswit)
+    """Build a network with random weights; one of others has ``pretrained`` weights in its encoder if asked for.
+
+    Raises:
+        ConfigError: Tiles do not fit the network, or weights cannot be downloaded.
+    """
+    model, classes = info.model, len(info.classes)
+    if model.kind == "caswit":
+        contexts = len(info.tile.context_factors)
+        return CASWiT(num_classes=classes, context_head=context_head, contexts=contexts, **model.of_caswit)
+    of_table2 = model.kind == "table2"
+    stride_px = network_class(model.arch).stride_px if of_table2 else STRIDE_PX
+    if info.tile.tile_px % stride_px:
+        raise ConfigError(f"arch {model.arch} needs tile_px in multiples of {stride_px}, got {info.tile.tile_px}")
+    kind = Table2Network if of_table2 else Baseline
+    return kind(num_classes=classes, settings=model, pretrained=pretrained)
 
 
 def build_simmim(info: PretrainedInfo) -> SimMIM:
     """Build a network for pretraining with random weights."""
     # The tile is this share of its context's side: 0.5 in section 3.5, whose factor is 2.
     ratio = info.mask.context_ratio
+    factors = info.tile.context_factors
     return SimMIM(
-        CASWiT(num_classes=0, **info.model.of_caswit),
-        context_ratio=1 / info.tile.context_factor if ratio is None else ratio,
+        CASWiT(num_classes=0, contexts=len(factors), **info.model.of_caswit),
+        context_ratio=[1 / factor if ratio is None else ratio for factor in factors],
     )
 
 
@@ -306,6 +324,7 @@ def read_info(folder: Path) -> ModelInfo | PretrainedInfo:
     file = folder / CONFIG
     with config_errors(file):
         content = checked(_Config, read_config(file), str(file))
+        checked(_Provenance, content["provenance"], f"{file}: provenance")
         shared: dict[str, Any] = {name: content[name] for name in _SHARED}
         pretrained = content.get("kind") == PRETRAINED
         if ("mask" if pretrained else "classes") not in content:

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from caswit.config import ModelConfig
 from caswit.config.renamed import with_new_names
 from caswit.errors import ConfigError, brief
 from caswit.files import atomic_path, checked, read_json, read_yaml
@@ -105,6 +106,7 @@ def push(
     half: bool = False,
     license_name: str | None = None,
     private: bool = False,
+    overwrite: bool = False,
 ) -> str:
     """Publish a model, its config and a card on the hub or in a folder.
 
@@ -116,12 +118,13 @@ def push(
         half: Store floating-point weights in 16 bits: half the size. Readers widen them again.
         license_name: For the card, e.g. cc-by-4.0.
         private: Make a new repository private.
+        overwrite: Replace the model that a folder holds.
 
     Returns:
         The address of the page, or the folder.
 
     Raises:
-        CaswitError: The model or the report cannot be read, or the hub refuses.
+        CaswitError: The model or the report cannot be read, the folder holds a model, or the hub refuses.
     """
     folder = model_folder(model)
     config = public_config(folder)
@@ -130,6 +133,9 @@ def push(
     local = name.startswith((".", "/", "~"))
     if not local and name.count("/") != 1:
         raise ConfigError(f"{where}: give owner/name on the hub, or a folder as ./name")
+    there = [file for file in (CARD, CONFIG, WEIGHTS) if local and (Path(name).expanduser() / file).exists()]
+    if there and not overwrite:
+        raise ConfigError(f"{where}: holds {', '.join(there)} already; give another folder, or add --overwrite")
     if report is None and about is None and license_name is None and (folder / CARD).is_file():
         # It has a card already: licence, scores and limits go with the weights.
         card = (folder / CARD).read_text(encoding="utf-8")
@@ -173,9 +179,13 @@ def model_card(
         license_name: Tag of the licence.
         about: Statements of the model's maker.
     """
+    model = checked(ModelConfig, config["model"], "model")
     return render(
         "model_card.md.j2",
-        **{key: config[key] for key in ("model", "tile", "bands", "trained_gsd_m", "provenance")},
+        network=model.title,
+        reads_context=model.reads_context,
+        model=model,
+        **{key: config[key] for key in ("tile", "bands", "trained_gsd_m", "provenance")},
         name=name,
         classes=[c for c in config.get("classes", ()) if not c.get("ignore")],
         pretrained=config.get("kind") == PRETRAINED,

@@ -1,5 +1,6 @@
 """Summary of a model for ``caswit info``: its whole architecture, its costs, and the images it expects."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from caswit.config import ModelConfig
+from caswit.nn.baselines.table2 import Table2Network
 from caswit.nn.caswit import SIZES, CASWiT, decoder_width
+from caswit.viz.pages import numbers
 from caswit.weights.model_folder import (
     LoadedModel,
     ModelInfo,
@@ -47,13 +50,20 @@ def costs(loaded: LoadedModel) -> Costs:
     """Count the parameters of each part, and the FLOPs of one tile with tensors that have no memory."""
     side = loaded.info.tile.tile_px
     image = torch.empty(1, 3, side, side, device="meta")
+    contexts = len(loaded.info.tile.context_factors)
+    context = image if contexts == 1 else torch.empty(1, contexts, 3, side, side, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        build(loaded.info).eval().to("meta")(image, image)
+        build(loaded.info).eval().to("meta")(image, context)
     return Costs(parameters=count_parameters(loaded.network), flops=counter.get_total_flops())
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
     """Return the number of parameters of each part that a network has."""
+    if isinstance(network, Table2Network):
+        counts = Counter[str]()
+        for name, weights in network.network.named_parameters():
+            counts[name.partition(".")[0].replace("_", " ")] += weights.numel()
+        return dict(counts)
     own = "network.hr_encoder."  # of a network for pretraining, which holds the other
     inner = any(name.startswith(own) for name, _ in network.named_parameters())
     sizes = {n.removeprefix("network.") if inner else n: p.numel() for n, p in network.named_parameters()}
@@ -93,7 +103,11 @@ def _page(
     yield from (f"  {part:<15}{count / 1e6:8.3f} M" for part, count in parameters.items())
     yield from arithmetic
     yield f"input          bands {list(info.bands)} as RGB, uint8; tile {tile.tile_px} x {tile.tile_px} px"
-    sees = f"{tile.context_px} x {tile.context_px} px around it, averaged by {tile.context_factor} (the context factor)"
+    factors = tile.context_factors
+    sides = numbers([tile.tile_px * factor for factor in factors])
+    around = f"squares of {sides} px" if len(factors) > 1 else f"{sides} x {sides} px"
+    name = f"context factor{'s' * (len(factors) > 1)}"
+    sees = f"{around} around it, averaged by {numbers(factors)} (the {name})"
     yield f"sees           {sees if info.model.reads_context else 'the tile alone'}"
     yield f"ground pixel   {_ground_size(info)}"
     yield f"normalisation  mean {_numbers(info.model.mean)}, std {_numbers(info.model.std)}"
@@ -112,13 +126,13 @@ def _page(
 
 def _architecture(model: ModelConfig, network: nn.Module, *, decoder: bool) -> Iterator[str]:
     """Yield the lines about the network."""
-    if model.arch != "caswit":
-        yield f"network        {model.arch} with encoder {model.encoder} (segmentation_models_pytorch)"
+    if model.kind != "caswit":
+        yield f"network        {model.title}{' (segmentation_models_pytorch)' if model.kind == 'smp' else ''}"
         return
     assert isinstance(network, CASWiT)
     size = SIZES[model.size]
     widths = [size["embed_dim"] * 2**stage for stage in range(len(size["depths"]))]
-    yield f"network        CASWiT-{model.size}{'' if model.fusion_stages else ', without a context branch'}"
+    yield f"network        {model.title}{'' if model.fusion_stages else ', without a context branch'}"
     yield f"  encoders     {model.stem} stem, windows of {size['window_size']} x {size['window_size']} tokens"
     yield f"  by stage     widths {_list(widths)}; blocks {_list(size['depths'])}; heads {_list(size['num_heads'])}"
     yield f"  fusion       {_fusion(model, network)}"

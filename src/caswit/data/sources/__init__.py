@@ -2,8 +2,18 @@
 
 from typing import assert_never
 
-from caswit.config import FlairHubSource, FolderSource, SourceConfig, SwissimageSource, UrurSource
-from caswit.data.sources import flair_hub, folder, swissimage, urur
+from caswit.config import (
+    CragSource,
+    DeepGlobeSource,
+    FlairHubSource,
+    FolderSource,
+    InriaSource,
+    IsicSource,
+    SourceConfig,
+    SwissimageSource,
+    UrurSource,
+)
+from caswit.data.sources import crag, deepglobe, flair_hub, folder, inria, isic, swissimage, urur
 from caswit.data.sources.found import Found
 
 
@@ -18,5 +28,13 @@ def read_source(source: SourceConfig) -> Found:
             return swissimage.find(source)
         case FolderSource():
             return folder.find(source)
+        case InriaSource():
+            return inria.find(source)
+        case DeepGlobeSource():
+            return deepglobe.find(source)
+        case IsicSource():
+            return isic.find(source)
+        case CragSource():
+            return crag.find(source)
         case _:
             assert_never(source)

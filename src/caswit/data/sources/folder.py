@@ -32,20 +32,26 @@ def find(source: FolderSource) -> Found:
     root = Path(source.root)
     scenes, broken = [], []
     for pair in _pairs(source, root):
+        together = pair.images == pair.labels
         masks: dict[str, Path] = {}
         for mask in _rasters(pair.labels):
+            if together and not _is_mask(mask, source):
+                continue
             name = mask.stem.removesuffix(source.label_suffix)
-            if pair.images == pair.labels and name == mask.stem:
-                continue  # an image
             if name in masks:
                 raise DataError(f"{mask}: has the same name as {masks[name].name}; which one is the mask of {name}?")
             masks[name] = mask
-        images = [i for i in _rasters(pair.images) if pair.images != pair.labels or i not in masks.values()]
-        for image in images:
-            label = masks.pop(image.stem, None)
+        images = [i for i in _rasters(pair.images) if not (together and _is_mask(i, source))]
+        for image in (i for i in images if i.stem.endswith(source.image_suffix)):
+            label = masks.pop(image.stem.removesuffix(source.image_suffix), None)
             split = pair.split if label else UNLABELLED
             scenes.append(Scene(image=image, label=label, split=split, label_values=source.label_values))
-        broken += [f"{mask}: no such image {pair.images / name}.*, this is its mask" for name, mask in masks.items()]
+        broken += [
+            f"{mask}: no such image {pair.images / name}{source.image_suffix}.*, this is its mask"
+            for name, mask in masks.items()
+        ]
+    if not scenes and source.image_suffix and broken:
+        raise DataError(f"{root}: no image has a name that ends in image_suffix: {source.image_suffix}; {broken[0]}")
     if not scenes:
         raise DataError(
             f"{root}: no images; put {', '.join(_RASTERS)} into {root}/images and their masks into {root}/labels, "
@@ -54,25 +60,35 @@ def find(source: FolderSource) -> Found:
     return Found(tuple(scenes), tuple(broken))
 
 
+def _is_mask(file: Path, source: FolderSource) -> bool:
+    """Return whether a file that lies among images and masks is a mask, by the suffixes."""
+    if source.label_suffix:
+        return file.stem.endswith(source.label_suffix)
+    return not file.stem.endswith(source.image_suffix)
+
+
 def _pairs(source: FolderSource, root: Path) -> Iterator[_Pair]:
     image_names = (source.images,) if source.images else _IMAGES
     label_names = (source.labels,) if source.labels else _LABELS
     images, labels = _first(root, image_names), _first(root, label_names)
-    if source.label_suffix and images is None:
+    suffixes = source.image_suffix or source.label_suffix  # without any, masks cannot lie beside their images
+    folders = sorted(f for f in root.iterdir() if f.is_dir())
+    if suffixes and images is None and any(_rasters(f) for f in (root, *folders)):
         yield from _beside(source, root)
         return
     if images is not None:
         splits = sorted(folder.name for folder in images.iterdir() if folder.is_dir())
-        beside = labels or (images if source.label_suffix else root / label_names[0])
+        beside = labels or (images if suffixes else root / label_names[0])
         for split in splits:
             yield _Pair(images / split, beside / split, split)
         if not splits or any(_rasters(images)):
             yield _Pair(images, beside, source.split)
         return
-    for folder in sorted(f for f in root.iterdir() if f.is_dir()):
+    for folder in folders:
         inner = _first(folder, image_names)
         if inner is not None:
-            yield _Pair(inner, _first(folder, label_names) or folder / label_names[0], folder.name)
+            labels = _first(folder, label_names) or (inner if suffixes else folder / label_names[0])
+            yield _Pair(inner, labels, folder.name)
 
 
 def _beside(source: FolderSource, root: Path) -> Iterator[_Pair]:

@@ -7,6 +7,7 @@ is made. The gate of a fusion is multiplied into the weights of the projection b
 Shapes: N tokens, C channels, h heads, D = C / h, n windows of A slots.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import cast
 
@@ -129,6 +130,8 @@ class Fusion:
         self.heads = attention.num_heads
         self.norms = Norm(ops, attention.norm_hr), Norm(ops, attention.norm_context)
         self.to_q, self.to_kv = linear(ops, attention.to_q), linear(ops, attention.to_kv)
+        embedding = attention.context_embedding
+        self.embedding = [] if embedding is None else [ops.ready(each) for each in embedding.split(1)]
         # g (W x + b) = (g W) x + g b: at inference the gate costs nothing.
         gate = 1.0 if block.gate is None else block.gate.tanh()
         self.proj = Affine(ops.ready(gate * attention.proj.weight), ops.ready(gate * attention.proj.bias))
@@ -137,12 +140,16 @@ class Fusion:
         assert isinstance(last, nn.Linear)
         self.widen, self.narrow = linear(ops, first), linear(ops, last)
 
-    def __call__(self, ops: Ops, x: Value, context: Value, sides: tuple[Sides, Sides]) -> Value:
-        """Fuse hr tokens (N, C) with context tokens (M, C), given the sides of both maps."""
+    def __call__(self, ops: Ops, x: Value, contexts: Sequence[Value], sides: tuple[Sides, Sides]) -> Value:
+        """Fuse hr tokens (N, C) with tokens (M, C) of each context, given the sides of the maps of both branches."""
         tokens, others = (height * width for height, width in sides)
         q = ops.linear(self.norms[0](ops, x), self.to_q)
         q = ops.permute(ops.reshape(q, (1, tokens, self.heads, -1)), (0, 2, 1, 3))
-        kv = ops.linear(self.norms[1](ops, context), self.to_kv)
+        seen = [self.norms[1](ops, context) for context in contexts]
+        if self.embedding:
+            seen = [ops.cat([ops.add(*pair) for pair in zip(seen, self.embedding, strict=True)])]
+            others *= len(contexts)
+        kv = ops.linear(seen[0], self.to_kv)
         k, v = ops.unbind(ops.permute(ops.reshape(kv, (1, others, 2, self.heads, -1)), (2, 0, 3, 1, 4)))
         read = ops.reshape(ops.permute(ops.attention(q, k, v), (0, 2, 1, 3)), (tokens, -1))
         x = ops.add(x, ops.linear(read, self.proj))

@@ -85,16 +85,19 @@ class Arrangement:
         """Turn normalised images (1, 3, H, W), their sides multiples of 4, into logits (1, K, H / 4, W / 4)."""
         ops = self.ops
         x, sides = self.hr_embedding(ops, images[0], sizes[0])
+        contexts: list[Value] = []
         if self.context_stages:
-            c, c_sides = self.context_embedding(ops, images[1], sizes[1])
+            embedded = [self.context_embedding(ops, image, sizes[1]) for image in images[1:]]
+            contexts, c_sides = [tokens for tokens, _ in embedded], embedded[0][1]
         maps = []
         for stage in range(1, NUM_STAGES + 1):
             x, sides = self.hr_stages[stage - 1](ops, x, sides)
             fused = x
             if stage <= len(self.context_stages):
-                c, c_sides = self.context_stages[stage - 1](ops, c, c_sides)
+                advanced = [self.context_stages[stage - 1](ops, c, c_sides) for c in contexts]
+                contexts, c_sides = [c for c, _ in advanced], advanced[0][1]
                 if stage in self.fusion:
-                    fused = self.fusion[stage](ops, x, c, (sides, c_sides))
+                    fused = self.fusion[stage](ops, x, contexts, (sides, c_sides))
             maps.append((self.norms[stage - 1](ops, fused), sides))
             x = fused if self.feed_forward else x
         return as_map(ops, self.head(ops, maps), maps[0][1])
@@ -116,6 +119,7 @@ class ArrangedCASWiT(nn.Module):
     def __init__(self, network: CASWiT, *, bf16: bool, openvino: bool, weights: LazyWeights | None = None) -> None:
         super().__init__()
         self.reads_context = network.reads_context
+        self.contexts = network.contexts if network.reads_context else 0
         self.normalise: Callable[[Tensor], Tensor] = network.normalise
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         # A bound method, not a submodule: the network's weights must not count as this module's, nor be moved with it.
@@ -132,13 +136,15 @@ class ArrangedCASWiT(nn.Module):
     @torch.inference_mode()
     def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor:
         """Label a batch of tiles as ``CASWiT.forward`` does in evaluation mode."""
-        check_images(hr, context, self.reads_context)
-        images = [hr, context] if context is not None and self.reads_context else [hr]
+        check_images(hr, context, self.contexts)
+        images = [hr, context] if context is not None and self.contexts else [hr]
         return torch.cat([self._one([x[i : i + 1] for x in images]) for i in range(len(hr))])
 
     def _one(self, images: Sequence[Tensor]) -> Tensor:
         height, width = images[0].shape[-2:]
-        ready = [_padded(self.normalise(x)) for x in images]
+        tile, *context = images
+        each = [one for several in context for one in several.unbind(1)] if self.contexts > 1 else context
+        ready = [_padded(self.normalise(x)) for x in (tile, *each)]
         sizes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in ready)
         # OpenVINO plans memory for fixed shapes: one graph for each image size. The tiles of a map all have one.
         if sizes in self._runs:

@@ -3,8 +3,8 @@
 ``TileAndContext`` leaves everything to the program. ``SingleInput`` takes one window of an image and makes tile and
 context of it. ``Deepness`` is that with the conventions of a QGIS plugin.
 
-Shapes: B batch, T tile_px, f context_factor, S = f T side of the context window (T without a context), K classes, W
-side of the window that Deepness gives.
+Shapes: B batch, T tile_px, f context_factor (of several contexts the largest), S = f T side of the context window (T
+without a context), K classes, W side of the window that Deepness gives. Several contexts are (B, N, 3, T, T).
 """
 
 import copy
@@ -61,7 +61,7 @@ class TileAndContext(nn.Module):
         self.network = network
 
     def forward(self, tile: Tensor, context: Tensor | None = None) -> Tensor:
-        """Label tile and context (B, 3, T, T), 0-255: logits (B, K, T, T)."""
+        """Label tile (B, 3, T, T) and context, 0-255: logits (B, K, T, T)."""
         logits: Tensor = self.network(tile, context)
         return logits
 
@@ -71,20 +71,31 @@ class SingleInput(nn.Module):
 
     Args:
         network: Network in evaluation mode.
-        factor: context_factor; 1 without a context.
+        factors: Of every context, narrowest first; 1 without a context.
     """
 
-    def __init__(self, network: Network, factor: int) -> None:
+    def __init__(self, network: Network, factors: tuple[int, ...]) -> None:
         super().__init__()
-        self.network, self.factor = network, factor
+        self.network, self.factors, self.factor = network, factors, factors[-1]
 
     def forward(self, window: Tensor) -> Tensor:
         """Label the tile in the middle of windows (B, 3, S, S), whole numbers 0-255: logits (B, K, T, T)."""
         margin = self.margin_px(window)
         tile = window[:, :, margin : window.shape[2] - margin, margin : window.shape[3] - margin]
-        context = averaged(window, self.factor) if self.network.reads_context else None
+        context = self.context(window) if self.network.reads_context else None
         logits: Tensor = self.network(tile, context)
         return logits
+
+    def context(self, window: Tensor) -> Tensor:
+        """Average the window; of several contexts, the middle of it that each covers."""
+        each = []
+        for factor in self.factors:
+            margin = window.shape[2] * (self.factor - factor) // (2 * self.factor)
+            inner = window
+            if margin:
+                inner = window[:, :, margin : window.shape[2] - margin, margin : window.shape[3] - margin]
+            each.append(averaged(inner, factor))
+        return each[0] if len(each) == 1 else torch.stack(each, 1)
 
     def margin_px(self, window: Tensor) -> int:
         """Return how far the tile's edges lie inside the window's, in pixels."""
@@ -111,12 +122,12 @@ class Deepness(SingleInput):
 
     Args:
         network: Network in evaluation mode.
-        factor: context_factor; 1 without a context.
+        factors: Of every context, narrowest first; 1 without a context.
         tile_px: Side of a tile.
     """
 
-    def __init__(self, network: Network, factor: int, tile_px: int) -> None:
-        super().__init__(network, factor)
+    def __init__(self, network: Network, factors: tuple[int, ...], tile_px: int) -> None:
+        super().__init__(network, factors)
         self.tile_px, self.slack_px = tile_px, deepness_slack_px(tile_px)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -181,16 +192,18 @@ def make_graph(loaded: LoadedModel, form: Form) -> Graph:
     if isinstance(network, CASWiT):
         for fusion in network.fusion.values():
             fusion.add_module("attention", InSlices(fusion.get_submodule("attention")))
-    factor = loaded.info.tile.context_factor if network.reads_context else 1
+    factors = loaded.info.tile.context_factors if network.reads_context else (1,)
+    factor = factors[-1]
     tile_px = loaded.info.tile.tile_px
     tile = torch.zeros(2, 3, tile_px, tile_px, dtype=torch.uint8)
     window = torch.zeros(2, 3, factor * tile_px, factor * tile_px, dtype=torch.uint8)
     if form == "tile and context":
         # Two tensors, since tracing would take the same one twice for one input.
-        inputs = {"tile": tile} | ({"context": tile.clone()} if network.reads_context else {})
+        context = tile.clone() if len(factors) == 1 else tile[:, None].repeat(1, len(factors), 1, 1, 1)
+        inputs = {"tile": tile} | ({"context": context} if network.reads_context else {})
         return Graph(TileAndContext(network), inputs, "logits", 1)
     if form == "single input":
-        return Graph(SingleInput(network, factor).eval(), {"window": window}, "logits", 1)
+        return Graph(SingleInput(network, factors).eval(), {"window": window}, "logits", 1)
     side = deepness_window_px(tile_px, factor)
     image = torch.zeros(2, 3, side, side)
-    return Graph(Deepness(network, factor, tile_px).eval(), {"image": image}, "probabilities", 255)
+    return Graph(Deepness(network, factors, tile_px).eval(), {"image": image}, "probabilities", 255)

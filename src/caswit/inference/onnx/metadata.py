@@ -20,14 +20,14 @@ def describe_model(loaded: LoadedModel, form: Form, provenance: dict[str, Any]) 
         provenance: Origin of the model, without folders of whoever trained it.
     """
     info = loaded.info
-    factor = info.tile.context_factor if loaded.network.reads_context else 1
+    factor = info.tile.context_factors[-1] if loaded.network.reads_context else 1
     names, predicted = list(info.classes.names), info.classes.mapped
     content: dict[str, Any] = {
         "form": form,
         "model_name": loaded.name,
         "model_sha256": loaded.digest,
         "tile_px": info.tile.tile_px,
-        "context_factor": factor,
+        "context_factor": info.tile.context_factor if loaded.network.reads_context else 1,
         "bands": list(info.bands),
         "gsd_m": info.trained_gsd_m,
         "class_ids": [c.id for c in predicted],

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from caswit import __version__
 from caswit.config import check
-from caswit.errors import ModelError
+from caswit.errors import ModelError, one_line
 from caswit.files import atomic_path
 from caswit.inference.onnx.graphs import Form, Graph, make_graph
 from caswit.inference.onnx.metadata import describe_model
@@ -73,7 +74,7 @@ def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exp
     graph = make_graph(loaded, form)
     log.info("tracing %s: half a minute for a small network", loaded.name)
     metadata = describe_model(loaded, form, public_config(folder)["provenance"])
-    content = onnx_bytes(graph, metadata)
+    content = _traced(graph, metadata, loaded)
     with atomic_path(out) as partial:
         partial.write_bytes(content)
         log.info("comparing ONNX Runtime with PyTorch")
@@ -84,6 +85,17 @@ def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exp
                 f"{exported.difference:.2g} where values reach {exported.largest:.2g}; please report this"
             )
     return exported._replace(rim_px=json.loads(metadata.get("rim_px", "0")))
+
+
+def _traced(graph: Graph, metadata: dict[str, str], loaded: LoadedModel) -> bytes:
+    """Return the content of the file; say in one line where a network of table 2 cannot be traced."""
+    try:
+        return onnx_bytes(graph, metadata)
+    except Exception as error:  # the tracer raises anything
+        if loaded.info.model.kind != "table2":
+            raise
+        reason = one_line(error)
+        raise ModelError(f"{loaded.name}: {loaded.info.model.title} cannot be exported as ONNX ({reason})") from error
 
 
 def onnx_bytes(graph: Graph, metadata: dict[str, str]) -> bytes:
@@ -145,7 +157,7 @@ def _compare(file: Path, graph: Graph, loaded: LoadedModel) -> Exported:
     rng = np.random.default_rng(0)
     difference = largest = 0.0
     for batch in (1, 3):
-        images = {name: _random_images(batch, x.shape[-1], rng) for name, x in graph.inputs.items()}
+        images = {name: _random_inputs(batch, x, rng) for name, x in graph.inputs.items()}
         given = {
             name: image if x.dtype == torch.uint8 else image.astype(np.float32) / graph.to_uint8
             for (name, x), image in zip(graph.inputs.items(), images.values(), strict=True)
@@ -158,6 +170,12 @@ def _compare(file: Path, graph: Graph, loaded: LoadedModel) -> Exported:
     return Exported(
         file.stat().st_size, _types(session.get_inputs()), _types(session.get_outputs()), difference, largest
     )
+
+
+def _random_inputs(batch: int, like: torch.Tensor, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Draw a batch of an input (B, 3, side, side), or of several contexts (B, N, 3, side, side)."""
+    several = math.prod(like.shape[1:-3])
+    return _random_images(batch * several, like.shape[-1], rng).reshape(batch, *like.shape[1:])
 
 
 def _random_images(batch: int, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -8,18 +8,18 @@ Shapes: B batch, H/W rows and columns, K classes.
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from caswit.config import ModelConfig
 from caswit.errors import ConfigError, brief
+from caswit.nn.baselines.normalised import Normalised
 from caswit.nn.caswit import TrainingLogits, check_image
 
 STRIDE_PX = 32
 """Tiles must be multiples of this: the deepest maps of the encoders have a 32nd of their sides."""
 
 
-class Baseline(nn.Module):
+class Baseline(Normalised):
     """An encoder and decoder of segmentation_models_pytorch, with the normalisation of images in front.
 
     Args:
@@ -34,15 +34,8 @@ class Baseline(nn.Module):
     reads_context = False
 
     def __init__(self, *, num_classes: int, settings: ModelConfig, pretrained: bool = False) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.network = _create(settings, num_classes, settings.encoder_weights if pretrained else None)
-        self.mean: Tensor
-        self.std: Tensor
-        # Buffers that are not saved: they belong to the settings, as CASWiT's do.
-        for name in ("mean", "std"):
-            numbers = torch.tensor(getattr(settings, name), dtype=torch.float32).view(1, 3, 1, 1)
-            self.register_buffer(name, numbers, persistent=False)
+        network = _create(settings, num_classes, settings.encoder_weights if pretrained else None)
+        super().__init__(network, num_classes=num_classes, settings=settings)
 
     def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor | TrainingLogits:
         """Label a batch of tiles.
@@ -55,17 +48,8 @@ class Baseline(nn.Module):
             In evaluation mode logits (B, K, H, W); in training mode ``TrainingLogits`` without a context.
         """
         check_image("hr", hr)
-        logits = self.network((hr.to(self.mean.dtype) - self.mean) / self.std)
+        logits = self.network(self.normalise(hr))
         return TrainingLogits(logits, None) if self.training else logits
-
-    def checkpoint_gradients(self, enable: bool = True) -> None:
-        """Refuse gradient checkpointing, which these networks do not have.
-
-        Raises:
-            ConfigError: ``enable`` is true.
-        """
-        if enable:
-            raise ConfigError("checkpoint_gradients is for caswit only; leave it out for other architectures")
 
 
 def _create(settings: ModelConfig, num_classes: int, weights: str | None) -> Any:

@@ -1,0 +1,117 @@
+"""Whether what a network learns carries over: train on all zones but one, score that one, for each zone in turn.
+
+python benchmarks/leave_one_zone_out.py DATASET RECIPE... --out DIR [--steps N] [--seeds 0 1] [--zones NAME...]
+
+A zone is the part of an image's name before the first ``_``; training scenes of the other zones are learned, all scenes
+of the zone are scored, with its context and with masked context. Counts of all folds are added up before they are
+scored: one mIoU over the classes that occur, for a mean over five zones of five sets of classes says little. A fold
+that is finished is not trained again, so the same command goes on where it stopped.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from caswit.cli.recipe import parse_recipe, read_recipe
+from caswit.config import EvaluateConfig
+from caswit.data.dataset import load_dataset
+from caswit.evaluation.run import evaluate
+from caswit.files import atomic_write_bytes
+from caswit.training.run_folder import RunFolder
+from caswit.training.supervised import train
+
+
+def main() -> None:
+    """Run what is missing and print a line for each recipe."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("recipes", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--zones", nargs="+", default=[])
+    options = parser.parse_args()
+    scenes = load_dataset(options.dataset).scenes
+    zones = options.zones or sorted({zone(scene.image) for scene in scenes})
+    for seed in options.seeds:  # the outer loops, so that what is finished early compares all recipes
+        for held_out in zones:
+            data = without(options.dataset, held_out, options.out)
+            for file in options.recipes:
+                run(file, data, held_out, seed, options.steps, options.out)
+            report(options.recipes, zones, options.seeds, options.out)
+
+
+def zone(image: Path) -> str:
+    """Return the zone of an image."""
+    return image.name.split("_")[0]
+
+
+def without(dataset: Path, held_out: str, out: Path) -> Path:
+    """Write a dataset.yaml whose split ``test`` is a zone, and ``train`` the training scenes of the others."""
+    content = yaml.safe_load(dataset.read_text())
+    scenes = []
+    for scene in content["scenes"]:
+        there = zone(Path(scene["image"])) == held_out
+        if there or scene["split"] == "train":
+            files = {name: str((dataset.parent / scene[name]).resolve()) for name in ("image", "label")}
+            scenes.append(files | {"split": "test" if there else "train"})
+    file = out / f"without-{held_out}.yaml"
+    atomic_write_bytes(file, yaml.safe_dump(content | {"scenes": scenes}, sort_keys=False).encode())
+    return file
+
+
+def run(file: Path, data: Path, held_out: str, seed: int, steps: int | None, out: Path) -> None:
+    """Train and score a fold."""
+    folder = out / file.stem / f"{held_out}-s{seed}"
+    if (folder / "counts.json").exists():
+        return
+    recipe = parse_recipe(read_recipe(file), file)
+    learning: dict[str, Any] = {"seed": seed} | ({} if steps is None else {"max_steps": steps})
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, dataset=str(data), val_split=None),
+        train=replace(recipe.train, keep="last", **learning),
+    )
+    model = train(recipe, folder, resume=RunFolder(folder).last.exists())
+    settings = EvaluateConfig(masked_context=True, pictures=0)
+    found = evaluate(model, data, None, settings=settings)
+    masked = found.masked_context_counts
+    counts = {"classes": list(found.class_names), "own": found.counts.confusion.tolist()}
+    counts["masked"] = None if masked is None else masked.confusion.tolist()
+    atomic_write_bytes(folder / "counts.json", json.dumps(counts).encode())
+
+
+def report(recipes: list[Path], zones: list[str], seeds: list[int], out: Path) -> None:
+    """Print mIoU and accuracy in percent over all folds that every recipe has finished."""
+    names = [file.stem for file in recipes]
+    folds = [f"{z}-s{s}" for s in seeds for z in zones]
+    folds = [fold for fold in folds if all((out / name / fold / "counts.json").exists() for name in names)]
+    print(f"folds: {', '.join(folds)}", flush=True)
+    for name in names:
+        each = [json.loads((out / name / fold / "counts.json").read_text()) for fold in folds]
+        words = [f"{name:28}"]
+        for kind in ("own", "masked"):
+            if each and all(counts[kind] is not None for counts in each):
+                matrices = [np.array(counts[kind]) for counts in each]
+                single = " ".join(f"{scores(m)[0]:5.1f}" for m in matrices)
+                miou, accuracy = scores(sum(matrices[1:], start=matrices[0]))
+                words.append(f"{kind} mIoU {miou:5.1f} accuracy {accuracy:5.1f} ({single})")
+        print("  ".join(words), flush=True)
+
+
+def scores(confusion: Any) -> tuple[float, float]:
+    """Return mIoU over the classes that occur in the truth, and overall accuracy, in percent."""
+    right, truth = confusion.diagonal(), confusion.sum(1)
+    union = truth + confusion.sum(0) - right
+    there = truth > 0
+    return 100 * float((right[there] / union[there]).mean()), 100 * float(right.sum() / truth.sum())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

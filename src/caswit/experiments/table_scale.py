@@ -1,0 +1,225 @@
+"""A row of a table, and its recipe at the scale of the table: other data, sizes, starts, seeds and lengths.
+
+Rows of one table are compared, so a small one must cost about the same for each: ``SMALL`` is the place to tune that.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import lcm
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from caswit.config import ModelConfig, Recipe, RowConfig, Size, TableConfig, TileConfig, TilingConfig
+from caswit.data.synthetic import SCENE_PX, write_landscapes
+
+LANDSCAPES = "landscapes"
+"""Name that takes the place of a dataset.yaml: synthetic landscapes, drawn when first needed."""
+LANDSCAPES_SHARE = 1 / 4
+"""Sides of tiles on landscapes, as a share of the recipe's: 128 px for 512, for which the landscapes are made."""
+COMMON_PX = 512
+"""Side of the tiles that all networks are compared on, where no row of the table has tiles of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Small:
+    """Settings by which a network of table 2 costs about what CASWiT-nano does in a step of 8 tiles of 128 px."""
+
+    width: float
+    """``model.width``."""
+    batch: int
+    """``train.batch`` on landscapes: two at least where a batch norm follows a global mean."""
+
+
+SMALL: dict[str, Small] = {
+    # Whole-image methods learn from crops of 256 to 1024 px there, so their batches shrink with the area of a crop, and
+    # their widths with what is left: a quarter of the channels is about a sixteenth of the work. GLNet sees a whole
+    # image and six of its patches, each of 508 px, and has no norm after a global mean.
+    "stdc1": Small(width=0.25, batch=4),
+    "stdc2": Small(width=0.25, batch=4),
+    "glnet": Small(width=0.0625, batch=1),
+    "fctl": Small(width=0.125, batch=4),
+    "isdnet": Small(width=0.25, batch=2),
+    "wsdnet": Small(width=0.25, batch=2),
+    "uhrs": Small(width=0.25, batch=2),
+    "relay_tokens": Small(width=0.25, batch=8),
+}
+_SMALL_SIZES: tuple[Size, ...] = ("pico", "nano")
+_STRIDE_PX = 32
+_SMALL_BATCH = 8
+"""Tiles in a step on landscapes, of every other network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """A recipe and the row of the table that it reproduces."""
+
+    file: Path
+    row: RowConfig
+    recipe: Recipe
+    own_tile_px: int | None = None
+    """Side of the tiles of the recipe itself, where ``--over`` names another; None: that of ``recipe``."""
+    fixed: frozenset[str] = frozenset()
+    """Settings, as section.name, that ``--over`` names, so that no scale changes them."""
+
+
+def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig) -> Recipe:
+    """Return a row's recipe at the scale of the table."""
+    recipe = row.recipe
+    if settings.skip_broken:
+        recipe = replace(recipe, data=replace(recipe.data, skip_broken=True))
+    learning: dict[str, Any] = {"seed": seed}
+    if settings.max_steps is not None:
+        learning["max_steps"] = settings.max_steps
+    if settings.dataset is not None:
+        learning["keep"] = "last"  # another dataset has no validation split by which the best could be chosen
+        dataset = settings.dataset
+        if dataset == LANDSCAPES:
+            dataset = str(_landscapes(out / LANDSCAPES / f"seed-{seed}", seed))
+            recipe = replace(_on_landscapes(recipe, row.fixed), tile=scaled_tile(row, settings))
+        recipe = replace(recipe, data=replace(recipe.data, dataset=dataset, val_split=None))
+    recipe = started(recipe, settings)
+    if settings.size is not None:
+        recipe = replace(recipe, model=scaled_model(recipe.model, settings.size))
+        # Published weights have the size of the paper's model; only our own can be pretrained at another size.
+        if recipe.start is not None and recipe.start.source != "caswit" and settings.start != "imagenet":
+            recipe = replace(recipe, init=None)
+    if settings.pretrained is not None and recipe.start is not None and recipe.start.source == "caswit":
+        known = dict(recipe.init) if not isinstance(recipe.init, str) else {"from": "caswit"}  # type: ignore[arg-type]
+        recipe = replace(recipe, init=known | {"path": settings.pretrained.replace("{seed}", str(seed))})
+    return replace(recipe, train=replace(recipe.train, **learning))
+
+
+def scaled_model(model: ModelConfig, base: Size) -> ModelConfig:
+    """Return a network in the size that it has in a table whose base is ``base``."""
+    changes: dict[str, Any] = {"encoder_weights": None}
+    if model.arch == "caswit":
+        changes["size"] = scaled_size(model.size, base)
+    if model.arch in SMALL and base in _SMALL_SIZES:
+        changes["width"] = SMALL[model.arch].width
+    return replace(model, **changes)
+
+
+def scaled_size(size: Size, base: Size) -> Size:
+    """Return the size that takes the place of ``size`` in a table whose base is ``base``."""
+    # One step up or down at most: a table at small scale keeps the order of its rows, and its largest stays affordable.
+    order: tuple[Size, ...] = get_args(Size)
+    distance = order.index(size) - order.index("base")
+    step = (distance > 0) - (distance < 0)
+    return order[min(max(order.index(base) + step, 0), len(order) - 1)]
+
+
+def _on_landscapes(recipe: Recipe, fixed: frozenset[str]) -> Recipe:
+    """Return a recipe for scenes of 1024 px on one machine without a GPU, but for what ``--over`` names."""
+    model, train = recipe.model, recipe.train
+    batch = SMALL[model.arch].batch if model.arch in SMALL else min(train.batch, _SMALL_BATCH)
+    changes: dict[str, dict[str, Any]] = {
+        "train": {"batch": batch, "devices": 1, "accumulate": 1},
+        "data": {"workers": 0},
+    }
+    for section, values in changes.items():
+        free = {name: value for name, value in values.items() if f"{section}.{name}" not in fixed}
+        recipe = replace(recipe, **{section: replace(getattr(recipe, section), **free)})
+    return recipe
+
+
+def scaled_tile(row: TableRow, settings: TableConfig) -> TileConfig:
+    """Return the tiles that a row is trained on at the scale of the table."""
+    tile = row.recipe.tile
+    if settings.dataset != LANDSCAPES or "tile.tile_px" in row.fixed:
+        return tile
+    return replace(tile, tile_px=min(fitting_px(tile.tile_px * LANDSCAPES_SHARE, tile), SCENE_PX))
+
+
+def fitting_px(side: float, tile: TileConfig) -> int:
+    """Return the side near ``side`` that contexts of these factors allow: a multiple of 32, which all networks take.
+
+    Where no such side is near, as with contexts of 2 and 3 times, which want multiples of 12, the nearest allowed one.
+    """
+    step = lcm(*(2 * factor for factor in np.atleast_1d(tile.context_factor).tolist()))
+    coarse = lcm(step, _STRIDE_PX)
+    if abs(round(side / coarse) * coarse - side) <= _STRIDE_PX / 2:
+        step = coarse
+    return max(-(-_STRIDE_PX // step), round(side / step)) * step
+
+
+def method_tiling(row: TableRow, tile: TileConfig) -> TilingConfig:
+    """Return how a method cuts scenes when it is tested, at the scale of its tiles; whole images stay whole."""
+    asked = row.row.inference
+    ratio = tile.tile_px / (row.own_tile_px or row.recipe.tile.tile_px)
+    side = asked.tile_px
+    if isinstance(side, int) and ratio != 1:
+        side = fitting_px(side * ratio, tile)
+    return TilingConfig(tile_px=side, overlap_px=round(asked.overlap_px * ratio))
+
+
+def common_px(rows: Sequence[TableRow], settings: TableConfig) -> int:
+    """Return the side of the tiles on which all networks of a table are compared."""
+    if settings.tile_px is not None:
+        return settings.tile_px
+    own = {scaled_tile(row, settings).tile_px for row in rows if row.row.inference == TilingConfig()}
+    if len(own) == 1:
+        return own.pop()
+    return round(COMMON_PX * (LANDSCAPES_SHARE if settings.dataset == LANDSCAPES else 1))
+
+
+def started(recipe: Recipe, settings: TableConfig) -> Recipe:
+    """Return a recipe with the start that the table asks for; rows that start from weights of caswit keep theirs."""
+    if settings.start is None or (recipe.start is not None and recipe.start.source == "caswit"):
+        return recipe
+    scratch = settings.start == "scratch"
+    if recipe.model.arch != "caswit":
+        weights = None if scratch else "imagenet"
+        return replace(recipe, model=replace(recipe.model, encoder_weights=weights))
+    return replace(recipe, init=None if scratch else {"from": "timm", "timm": True})
+
+
+def restarts(row: TableRow, settings: TableConfig) -> bool:
+    """Return whether a row starts otherwise in this table than its recipe says."""
+    return started(row.recipe, settings) != row.recipe
+
+
+def printed(row: TableRow, settings: TableConfig) -> RowConfig:
+    """Return a row as it is printed: named by what is trained, without the paper's classes on other data than its."""
+    model, name = row.recipe.model, row.row.name
+    if settings.size is not None and model.arch == "caswit":
+        name = sized_name(name, model.size, scaled_size(model.size, settings.size))
+    if settings.size in _SMALL_SIZES and model.arch in SMALL:
+        name += f", width {SMALL[model.arch].width:g}"
+    if restarts(row, settings):
+        name += ", from scratch" if settings.start == "scratch" else ", from ImageNet"
+    paper = row.row.paper if settings.dataset is None else replace(row.row.paper, per_class=None)
+    return replace(row.row, name=name, paper=paper)
+
+
+def sized_name(name: str, was: Size, now: Size) -> str:
+    """Return the name of a row for another size, with the paper's: CASWiT-Nano (for CASWiT-Base), All-stage, Nano."""
+    if was == now:
+        return name
+    ours = now.capitalize()
+    # As the paper writes sizes: Base, and B after Swin.
+    renamed = re.sub(rf"\b{was.capitalize()}\b|(?<=Swin-){was[0].upper()}\b", ours, name)
+    return f"{renamed} (for {name})" if renamed != name else f"{name}, {ours}"
+
+
+def _landscapes(folder: Path, seed: int) -> Path:
+    file = folder / "dataset.yaml"
+    return file if file.is_file() else write_landscapes(folder, seed).path
+
+
+def size_of(model: ModelConfig) -> str:
+    """Return the size of a network in one word: a Swin size, an encoder, or a width."""
+    if model.arch == "caswit":
+        return model.size
+    return model.encoder or f"width {getattr(model, 'width', 1):g}"
+
+
+def start_of(recipe: Recipe) -> str:
+    """Return what a training starts from in one word: scratch, imagenet, pretrained, or the source of its weights."""
+    if recipe.start is None:
+        return recipe.model.encoder_weights or "scratch"
+    if recipe.start.source == "caswit":
+        return "pretrained"
+    return "imagenet" if recipe.start.source == "timm" else recipe.start.source
