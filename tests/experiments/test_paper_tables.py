@@ -26,6 +26,7 @@ from caswit.experiments.table_scale import (
     sized_name,
     start_of,
 )
+from caswit.weights.model_folder import load_pretrained
 
 pytestmark = pytest.mark.e2e
 
@@ -145,6 +146,22 @@ def test_a_row_that_cannot_start_says_so_and_the_others_run(recipes, caplog):
     assert any("SSL, seed 0: not run: " in message for message in caplog.messages)
 
 
+def test_a_small_table_makes_its_pretraining_once(recipes, dataset_file, monkeypatch):
+    """All rows of a table ended but those that start from a pretraining, which nobody has at a small size."""
+    content = yaml.safe_load((recipes / "ssl.yaml").read_text())
+    content["model"] |= {"decoder": "segformer"}
+    (recipes / "other.yaml").write_text(yaml.safe_dump(content | {"row": {"name": "Other"}}))
+    settings = dataclasses.replace(FAST, seeds=(0,), dataset=str(dataset_file), size="pico", measure_memory=False)
+    ssl, other = table(rows(recipes, "ssl", "other"), recipes / "out", settings)
+    assert ssl.reports
+    assert other.reports
+    assert ssl.start == "pretrained here"
+    (made,) = (recipes / "out" / "pretraining").iterdir()
+    assert load_pretrained(made / "model").info.provenance["step"] == 2
+    monkeypatch.setattr("caswit.experiments.paper_tables.pretrain", None)
+    table(rows(recipes, "ssl"), recipes / "out", settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -217,7 +234,9 @@ class TestScale:
         made = scaled_recipe(self.row(recipes, size="base"), 5, recipes, settings)
         assert (made.data.dataset, made.data.val_split, made.train.keep) == ("x.yaml", None, "last")
         assert (made.model.size, made.train.max_steps, made.train.seed) == ("nano", 7, 5)
-        assert made.init == {"from": "caswit", "path": str(recipes / "pretrained")}
+        assert made.init["path"].startswith(str(recipes / "pretraining" / "-nano-s5-"))  # x.yaml lies in no folder
+        larger = dataclasses.replace(settings, size="tiny")
+        assert scaled_recipe(self.row(recipes, size="base"), 5, recipes, larger).init["path"].endswith("/pretrained")
 
     def test_weights_of_others_have_their_own_size(self, recipes):
         row = self.row(recipes, size="base")

@@ -33,14 +33,17 @@ from caswit.experiments.table_scale import (
     common_px,
     fitting_px,
     method_tiling,
+    pretrains_itself,
     printed,
     restarts,
+    scaled_pretraining,
     scaled_recipe,
     size_of,
     start_of,
 )
 from caswit.files import atomic_write_bytes, checked, read_json
 from caswit.training.fabric import is_first_process, noting_signals, srun_tasks, stop_signal
+from caswit.training.pretrain import pretrain
 from caswit.training.run_folder import RunFolder
 from caswit.training.supervised import train
 from caswit.weights.hub import is_on_hub
@@ -109,6 +112,8 @@ def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: Table
     # Runs of another start lie beside those of the recipe's own.
     name = f"{slug(row.row.name)}{f'-{settings.start}' if restarts(row, settings) else ''}-s{seed}"
     folder = _shared(out / "runs" / slug(data.name) / name, recipe)
+    if pretrains_itself(recipe, settings):
+        _pretrain(recipe)
     model = _trained_model(recipe, row, folder)
     one = _Model(model, file_digest(model), data, settings.split or _split(row, settings))
     tiling = method_tiling(row, recipe.tile)
@@ -205,6 +210,17 @@ def _trained_model(recipe: Recipe, row: TableRow, folder: Path) -> Path:
         return train(recipe, folder, resume=True)
     _train_in_subprocess(recipe, folder)
     return run.model
+
+
+def _pretrain(recipe: Recipe) -> None:
+    """Make the pretraining that a small row starts from, unless it is there."""
+    assert recipe.start is not None
+    assert recipe.start.path is not None
+    pretraining, folder = scaled_pretraining(recipe), Path(recipe.start.path)
+    if RunFolder(folder).finished(pretraining):
+        return
+    log.info("%s: pretraining on the table's own imagery; --pretrained names another", folder)
+    pretrain(pretraining, folder, resume=True)
 
 
 def _train_in_subprocess(recipe: Recipe, folder: Path) -> None:

@@ -3,6 +3,7 @@
 Rows of one table are compared, so a small one must cost about the same for each: ``SMALL`` is the place to tune that.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,19 @@ from typing import Any, get_args
 
 import numpy as np
 
-from caswit.config import ModelConfig, Recipe, RowConfig, Size, TableConfig, TileConfig, TilingConfig
+from caswit.config import (
+    AugmentConfig,
+    ImageryConfig,
+    ModelConfig,
+    PretrainConfig,
+    PretrainRecipe,
+    Recipe,
+    RowConfig,
+    Size,
+    TableConfig,
+    TileConfig,
+    TilingConfig,
+)
 from caswit.data.synthetic import SCENE_PX, write_landscapes
 
 LANDSCAPES = "landscapes"
@@ -46,6 +59,10 @@ SMALL: dict[str, Small] = {
     "uhrs": Small(width=0.25, batch=2),
     "relay_tokens": Small(width=0.25, batch=8),
 }
+PRETRAINING = "pretraining"
+"""Folder in a table's own, of pretrainings that the table makes itself."""
+_PRETRAIN_LR = 1e-3
+"""As in recipes/pretrain-dubai-nano.yaml."""
 _SMALL_SIZES: tuple[Size, ...] = ("pico", "nano")
 _STRIDE_PX = 32
 _SMALL_BATCH = 8
@@ -89,7 +106,34 @@ def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig) ->
     if settings.pretrained is not None and recipe.start is not None and recipe.start.source == "caswit":
         known = dict(recipe.init) if not isinstance(recipe.init, str) else {"from": "caswit"}  # type: ignore[arg-type]
         recipe = replace(recipe, init=known | {"path": settings.pretrained.replace("{seed}", str(seed))})
-    return replace(recipe, train=replace(recipe.train, **learning))
+    recipe = replace(recipe, train=replace(recipe.train, **learning))
+    if pretrains_itself(recipe, settings):
+        # Rows that differ in their decoder alone share one.
+        told_apart = hashlib.sha256(repr(scaled_pretraining(recipe)).encode()).hexdigest()[:8]
+        name = f"{Path(recipe.data.dataset).parent.name}-{recipe.model.size}-s{seed}-{told_apart}"
+        recipe = replace(recipe, init={"from": "caswit", "path": str(out / PRETRAINING / name)})
+    return recipe
+
+
+def pretrains_itself(recipe: Recipe, settings: TableConfig) -> bool:
+    """Return whether a table makes the pretraining of a row: at small scale, on its data, where it is given none."""
+    starts = recipe.start is not None and recipe.start.source == "caswit"
+    return starts and settings.pretrained is None and settings.dataset is not None and settings.size in _SMALL_SIZES
+
+
+def scaled_pretraining(recipe: Recipe) -> PretrainRecipe:
+    """Return the pretraining on all imagery of a small row's data, as long as its training, with such batches."""
+    train = recipe.train
+    learning = {name: getattr(train, name) for name in ("seed", "batch", "accumulate", "epochs", "max_steps")}
+    shared = {name: getattr(train, name) for name in ("precision", "accelerator", "devices", "save_every_s")}
+    steps = 100 if train.max_steps is None else train.max_steps
+    return PretrainRecipe(
+        data=ImageryConfig(dataset=recipe.data.dataset, sampling=recipe.data.sampling, workers=recipe.data.workers),
+        model=replace(recipe.model, drop_path=0.0, decoder=ModelConfig.decoder, decoder_channels=None),
+        tile=recipe.tile,
+        augment=AugmentConfig(spatial=True),
+        train=PretrainConfig(**learning, **shared, lr=_PRETRAIN_LR, lr_batch=None, warmup_steps=min(10, steps // 10)),
+    )
 
 
 def scaled_model(model: ModelConfig, base: Size) -> ModelConfig:
@@ -221,5 +265,5 @@ def start_of(recipe: Recipe) -> str:
     if recipe.start is None:
         return recipe.model.encoder_weights or "scratch"
     if recipe.start.source == "caswit":
-        return "pretrained"
+        return "pretrained here" if f"/{PRETRAINING}/" in str(recipe.start.path) else "pretrained"
     return "imagenet" if recipe.start.source == "timm" else recipe.start.source
