@@ -128,24 +128,27 @@ def dataset_file(tmp_path, make_raster, image, label) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_model(tmp_path_factory) -> Callable[[tuple[int, ...]], Path]:
-    """Function from fusion stages to a model folder; weights are random, yet every class is found somewhere."""
-    folders: dict[tuple[int, ...], Path] = {}
+def make_model(tmp_path_factory) -> Callable[..., Path]:
+    """Function from fusion stages (and a tile) to a model folder; weights are random, yet every class is found."""
+    folders: dict[tuple[tuple[int, ...], TileConfig], Path] = {}
 
-    def make(fusion_stages: tuple[int, ...]) -> Path:
-        if fusion_stages not in folders:
+    def make(fusion_stages: tuple[int, ...], tile: TileConfig = TILE) -> Path:
+        key = fusion_stages, tile
+        if key not in folders:
             config = ModelConfig(size="nano", decoder_channels=16, fusion_stages=fusion_stages)
-            info = ModelInfo(model=config, tile=TILE, classes=CLASSES, trained_gsd_m=0.5)
+            info = ModelInfo(model=config, tile=tile, classes=CLASSES, trained_gsd_m=0.5)
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 network = build(info).eval()
             # Random logits differ more between classes than between pixels: centred, no class wins everywhere.
             hr, context = (torch.from_numpy(picture(64, 64, seed))[None] for seed in (1, 2))
+            if (several := len(tile.context_factors)) > 1:
+                context = context[:, None].repeat(1, several, 1, 1, 1)
             with torch.no_grad():
                 network.decoder.classify.bias -= network(hr, context).mean((0, 2, 3))
-            folders[fusion_stages] = tmp_path_factory.mktemp("models") / "model"
-            save_model(network, info, folders[fusion_stages])
-        return folders[fusion_stages]
+            folders[key] = tmp_path_factory.mktemp("models") / "model"
+            save_model(network, info, folders[key])
+        return folders[key]
 
     return make
 

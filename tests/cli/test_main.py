@@ -148,6 +148,20 @@ class TestMistakes:
     def test_value_of_the_wrong_type(self, capsys, option, value, words):
         assert words in refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", option, value)
 
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--rescale", "300"], "caswit: --rescale needs 2 values: LOW HIGH, or auto\n"),
+            (["--bands", "1", "2"], "caswit: --bands needs 3 values: R G B\n"),
+            (["--vector"], "caswit: --vector needs a value; caswit predict --help says which\n"),
+            (["--min_area"], "caswit: --min-area needs a value; caswit predict --help says which\n"),
+            (["--nodata", "foo"], "caswit: --nodata: expected a number or auto, got foo\n"),
+            (["--rescale", "a", "b"], "caswit: --rescale: expected a number or auto, got a\n"),
+        ],
+    )
+    def test_too_few_values_and_values_that_are_no_numbers(self, capsys, words, message):
+        assert refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", *words) == message
+
     def test_value_out_of_range(self, capsys):
         message = refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--batch", "0")
         assert "batch must be at least 1, got 0" in message

@@ -59,6 +59,18 @@ def test_fp32_is_the_plain_network(settings, openvino):
     assert arranged.reads_context == network.reads_context
 
 
+@torch.no_grad()
+def test_each_of_several_contexts_is_read_as_the_plain_network_reads_it(openvino):
+    network, (hr, *contexts) = random_network(contexts=2), noise((64, 64), (64, 64), (64, 64))
+    for name, value in network.named_parameters():
+        if name.endswith(("to_q.weight", "to_kv.weight", "proj.weight")) and name.startswith("fusion"):
+            nn.init.normal_(value, std=0.3)  # else the context hardly matters
+    arranged = ArrangedCASWiT(network, bf16=False, openvino=openvino)
+    images = hr, torch.stack(contexts, 1)
+    assert apart(arranged(*images), network(*images)) < 1e-4
+    assert apart(arranged(hr, torch.stack(contexts[::-1], 1)), network(*images)) > 1e-2
+
+
 @pytest.mark.parametrize("sides", [(32, 32), (48, 34), (33, 40)], ids=str)
 @torch.no_grad()
 def test_wide_convolutions_are_convolutions(sides):

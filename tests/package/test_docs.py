@@ -233,16 +233,6 @@ def said_in_the_source() -> list[str]:
     return found
 
 
-def test_messages_on_the_page_of_troubles_are_those_of_the_source():
-    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("## No message")[0]
-    quoted = re.findall(r"^\| `(.*?)` \|", text, re.MULTILINE)
-    assert len(quoted) > 80
-    said = said_in_the_source()
-    for message in quoted:
-        pattern = re.compile(".*".join(map(re.escape, message.split("…"))), re.DOTALL)
-        assert any(pattern.search(each) for each in said), message
-
-
 def test_no_row_of_the_table_of_growth_is_there_twice():
     rows = re.findall(r"^\| (inference|training.*?) \| (\d+) \| (\d+) \|", (DOCS / "performance.md").read_text(), re.M)
     assert len(rows) == len(set(rows)) > 12

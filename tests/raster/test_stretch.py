@@ -7,9 +7,9 @@ import rasterio
 from caswit.config import PredictConfig
 from caswit.errors import ConfigError, DataError
 from caswit.mapping.run import predict
-from caswit.raster import stretch
+from caswit.raster import windows
 from caswit.raster.mosaic import build_mosaic
-from caswit.raster.reader import PixelEncoding
+from caswit.raster.reader import PixelEncoding, Raster
 from caswit.raster.stretch import usual_range
 from conftest import georeference, picture
 
@@ -44,11 +44,11 @@ def test_pixels_without_data_do_not_count(make_raster):
 
 
 def test_what_is_read_does_not_grow_with_the_image(make_raster, monkeypatch):
-    monkeypatch.setattr(stretch, "_SIDE_PX", 4)
-    monkeypatch.setattr(stretch, "_ALONG", 5)
+    monkeypatch.setattr(windows, "_SAMPLE_PX", 4)
+    monkeypatch.setattr(windows, "_SAMPLES", 5)
     values = np.repeat(np.arange(3000, dtype=np.uint16)[None, None], 3, 0).repeat(200, 1)
     read = []
-    monkeypatch.setattr(stretch.Raster, "sample", lambda self, window, bands: read.append(window) or np.arange(5.0))
+    monkeypatch.setattr(Raster, "sample", lambda self, window, bands: read.append(window) or np.arange(5.0))
     range_of(make_raster(values, **georeference()))
     assert len(read) == 25
     assert sum(each.height * each.width for each in read) == 25 * 16
@@ -87,3 +87,34 @@ def test_the_journal_holds_the_numbers(make_raster, model_folder, tmp_path, monk
 def test_impossible_numbers_are_still_refused():
     with pytest.raises(ConfigError, match="the lower one first"):
         PredictConfig(rescale=(5, 5))
+
+
+@pytest.mark.parametrize("size", [(60, 70), (1500, 40)])
+def test_the_refusal_of_other_pixels_names_the_range_that_auto_takes(make_raster, size):
+    values = np.random.default_rng(3).gamma(2, 400, (3, *size)).astype(np.uint16)
+    values[:, :, :5] = 60_000
+    path = make_raster(values, nodata=60_000, **georeference())
+    low, high = range_of(path)
+    with pytest.raises(DataError, match=rf"98 of 100 pixels lie in {low:g} {high:g}\)"):
+        build_mosaic([str(path)], BANDS, PixelEncoding())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "words"),
+    [
+        ("uint8", 300, "pixels are uint8, whole numbers 0 to 255, so none has --nodata 300"),
+        ("uint8", -1, "so none has --nodata -1"),
+        ("uint8", 1.5, "so none has --nodata 1.5"),
+        ("int16", 40_000, "whole numbers -32768 to 32767, so none has --nodata 40000"),
+    ],
+)
+def test_nodata_that_no_pixel_can_have(make_raster, image, dtype, nodata, words):
+    path = make_raster(image.astype(dtype), **georeference())
+    with pytest.raises(DataError, match=words) as caught:
+        build_mosaic([str(path)], BANDS, ANY._replace(nodata=nodata))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 255), ("uint8", 0.0), ("uint16", 300), ("float32", -9999)])
+def test_nodata_that_pixels_can_have(make_raster, image, dtype, nodata):
+    build_mosaic([str(make_raster(image.astype(dtype), **georeference()))], BANDS, ANY._replace(nodata=nodata))

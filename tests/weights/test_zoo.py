@@ -9,12 +9,14 @@ import pytest
 import rasterio
 
 from caswit.cli.main import main
-from caswit.errors import ConfigError, ModelError
+from caswit.errors import ConfigError, DataError, ModelError
 from caswit.experiments.demo import map_zoo_samples
+from caswit.raster.image_list import list_images
 from caswit.weights import zoo
 from caswit.weights.convert import find_weights
 from caswit.weights.model_folder import load_model
 from caswit.weights.zoo import ZooModel, choose
+from caswit.weights.zoo.candidates import candidates
 from conftest import georeference, picture
 
 
@@ -194,3 +196,20 @@ def test_pixels_far_coarser_than_the_model_sees_are_said(filled, make_raster, tm
     image = make_raster(picture(32, 32), "ortho.tif", **georeference(1.0))
     main(["predict", str(image), str(tmp_path / "map.tif"), "--model", "fine"])
     assert "the image has pixels of 1 m, the model reads 0.3 m: expect a poor map" in caplog.text
+
+
+def test_images_of_a_folder_are_listed_by_ground_size(make_raster, image, tmp_path):
+    for name, gsd in (("a.tif", 0.2), ("b.tif", 1.0), ("c.tif", 0.2)):
+        make_raster(image, name, **georeference(gsd))
+    (tmp_path / "d.png").write_bytes(b"nothing")
+    lines = candidates(list_images([str(tmp_path)]))
+    heads = [line for line in lines if line.startswith(("a.tif", "b.tif", "c.tif"))]
+    assert [head.split(", 3 bands")[0] for head in heads] == ["a.tif: pixels of 0.2 m", "b.tif: pixels of 1 m"]
+    assert heads[0].endswith("(2 images; this is the first)")
+    assert not heads[1].endswith(")")
+    chosen = [line.split()[0] for line in lines if "  chosen: " in line]
+    assert chosen == ["caswit-nano-buildings", "caswit-nano-dubai"]
+    assert lines[-1].startswith(f"broken: {tmp_path}/d.png: not a raster")
+    assert candidates([str(tmp_path / "b.tif")]) == lines[lines.index(heads[1]) : -2]
+    with pytest.raises(DataError, match=r"d.png: not a raster"):
+        candidates([str(tmp_path / "d.png")])

@@ -36,7 +36,7 @@ def predict(
         from caswit.raster.image_list import list_images
         from caswit.weights.zoo.candidates import candidates
 
-        print("\n".join(candidates(list_images(images)[0], settings.gsd_m)))
+        print("\n".join(candidates(list_images(images), settings.gsd_m)))
         return
     if out_dir is not None:
         _predict_each(images, out_dir, model, settings, outputs, run)

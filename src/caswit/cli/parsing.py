@@ -42,6 +42,7 @@ _OTHERS_NAMES = {
 }
 """Names that other programs have for a field: their name -> ours."""
 _UNKNOWN = "unrecognized arguments: "
+_FEW_VALUES = re.compile(r"argument (--\S+): expected (one|at least one|\d+) arguments?")
 _MISSING = "the following arguments are required: "
 
 Argument = tuple[str, dict[str, Any]]
@@ -282,6 +283,11 @@ def _command_message(message: str, parser: ArgumentParser) -> str:
         words = {a.dest: a.option_strings[0] if a.option_strings else a.metavar for a in parser._actions}
         missing = dashed(", ".join(str(words.get(name, name)) for name in text.removeprefix(_MISSING).split(", ")))
         return f"missing: {missing}; {parser.prog} --help says what they are"
+    if few := _FEW_VALUES.fullmatch(text):
+        option, count = few[1].lstrip("-"), few[2].replace("one", "a")
+        which = f": {' '.join(_METAVARS[option])}" if option in _METAVARS else f"; {parser.prog} --help says which"
+        instead = f", or {_INSTEAD}" if few[1] in _TAKE_WORD else ""
+        return dashed(f"{few[1]} needs {count} value{'s' * (count.isdecimal())}{which}{instead}")
     return dashed(text)
 
 
@@ -293,6 +299,8 @@ def plain_message(message: str) -> str:
     # Of an item that is a mapping, jsonargparse names the class and not the item.
     text = re.sub(r"Problem with given class_path '.*?': (?:Parser key \"(\w+)\": )?", r"\1 ", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null").replace("typing.Literal", "one of ")
+    # A word in place of a number, such as auto.
+    text = re.sub(r"expected float, one of \['(\w+)'\](, null)?, got", r"expected a number or \1, got", text)
     return re.sub(r'^Parser key "(.*?)"(?: element \d+)?: ', r"--\1: ", text)
 
 

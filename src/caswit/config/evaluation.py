@@ -83,10 +83,18 @@ class ScoreConfig(TTAConfig):
 class EvaluateConfig(TilingConfig, ScoreConfig):
     """Settings of scoring labelled scenes."""
 
+    context_report: bool = False
+    """Report what the context does: scores with it masked and with another place's, class by class, gates, and what
+    it costs; takes three times as long."""
+
     def __post_init__(self) -> None:
         """Raise ConfigError for settings that cannot be scored with."""
         ScoreConfig.__post_init__(self)
         TilingConfig.__post_init__(self)
+        check(
+            not self.context_report or self.tile_px != "whole",
+            "context_report compares tiles, and tile_px whole has none to swap; leave one of them out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from caswit.data.reader import SceneReader, open_dataset_scene
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError, brief
 from caswit.evaluation.boundary_errors import EdgeCounts, count_edges
+from caswit.evaluation.context_report import ContextReport, cost_of_context, swapping
 from caswit.evaluation.metrics import Counts, boundary_band_px, count
 from caswit.evaluation.protocols import Scored, scored_classes
 from caswit.evaluation.read_ahead import Job, LabelledBlocks, ReadBlock
@@ -26,6 +27,7 @@ from caswit.evaluation.report import Evaluation, Example
 from caswit.evaluation.tile_pictures import tile_picture
 from caswit.inference.confidence import Confidence
 from caswit.inference.predictor import Predictor
+from caswit.nn.caswit import CASWiT
 from caswit.nn.network import stride_px
 from caswit.progress import Progress
 from caswit.raster.reader import UInt8
@@ -46,8 +48,11 @@ def evaluate_scenes(
     *,
     split: str,
     settings: EvaluateConfig,
+    alone: Predictor | None = None,
 ) -> Evaluation:
     """Score a loaded model on scenes with the predictor made of it, and pick tiles to show.
+
+    ``alone`` is the same network without its context branch, timed where the settings ask what the context costs.
 
     Raises:
         DataError: There is no labelled pixel.
@@ -85,13 +90,25 @@ def evaluate_scenes(
     if not tiles:
         raise DataError(f"{data.path}: split {brief(split)} has no labelled pixel to score")
     masked = predictor.with_masked_context() if loaded.network.reads_context else None
-    masked_counts = None
-    if settings.masked_context and masked is not None:
-        with Progress(f"evaluate {data.name} {split}, masked context", total_mpx, "Mpx") as progress:
-            masked_counts = Counts.zeros(len(classes.classes))
-            for scored in tiles_of(masked):
-                masked_counts += scored.counts
+
+    def counted(other: Predictor, how: str) -> Counts:
+        with Progress(f"evaluate {data.name} {split}, {how} context", total_mpx, "Mpx") as progress:
+            found = Counts.zeros(len(classes.classes))
+            for scored in tiles_of(other):
+                found += scored.counts
                 progress.advance(scored.truth.size / 1e6)
+        return found
+
+    masked_counts = context = None
+    if masked is not None and (settings.masked_context or settings.context_report):
+        masked_counts = counted(masked, "masked")
+    if masked is not None and settings.context_report:
+        assert isinstance(tile_px, int)  # the settings refuse whole images
+        context = ContextReport(
+            swapped=counted(swapping(predictor, data, scenes, tile_px, tiles), "swapped"),
+            gates=loaded.network.gates if isinstance(loaded.network, CASWiT) else {},
+            cost=cost_of_context(predictor, alone, data, scenes, tile_px),
+        )
     return Evaluation(
         title=f"{loaded.name} on {data.name} ({split})",
         dataset=data.name,
@@ -115,6 +132,7 @@ def evaluate_scenes(
         examples=tuple(_examples(predictor, masked, data, candidates, settings.pictures, classes)),
         boundary_errors=edges,
         masked_context_counts=masked_counts,
+        context=context,
     )
 
 

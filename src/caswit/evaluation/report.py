@@ -6,6 +6,7 @@ All three are made from one value, ``report_values``, so they cannot disagree.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from caswit.config import IGNORE_INDEX, ContextFactor
 from caswit.evaluation.boundary_errors import EdgeCounts
+from caswit.evaluation.context_report import ContextReport
 from caswit.evaluation.metrics import Counts, Scores, score
 from caswit.files import atomic_write_bytes
 from caswit.viz.pages import hex_colour, percent, render
@@ -71,6 +73,8 @@ class Evaluation:
     """Errors near the outlines of the truth and elsewhere."""
     masked_context_counts: Counts | None = None
     """Counts of the same model and tiles with masked context; None if that was not evaluated."""
+    context: ContextReport | None = None
+    """What else was measured of the context; None if that was not asked for."""
     protocol: str | None = None
     """Named benchmark whose classes are scored; None for the classes of the dataset."""
     confidence: Mapping[str, Any] | None = None
@@ -99,13 +103,17 @@ def write_report(evaluation: Evaluation, out: Path) -> None:
     for example in evaluation.examples:
         panels = example_panels(example, evaluation.class_names, evaluation.class_colours)
         rows.setdefault(example.group, []).append((example.title, panels))
-    masked = None
-    if (counts := evaluation.masked_context_counts) is not None:
-        masked = report_values(replace(evaluation, counts=counts, masked_context_counts=None))
+    contexts = []
+    if evaluation.masked_context_counts is not None:
+        of = partial(replace, evaluation, masked_context_counts=None, context=None)
+        contexts.append(("Masked", report_values(of(counts=evaluation.masked_context_counts))))
+        if evaluation.context is not None:
+            contexts.append(("Swapped", report_values(of(counts=evaluation.context.swapped))))
+        contexts.append(("As is", report))
     # Everything is rendered before the first file is written, and report.json comes last: where it is, the report is
     # complete, which the table of experiments relies on when it continues.
     files = {
-        "report.html": render("report.html.j2", report=report, rows=rows, masked_context=masked),
+        "report.html": render("report.html.j2", report=report, rows=rows, contexts=contexts),
         "report.md": render("report.md.j2", report=report),
         "report.json": json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
     }
@@ -126,6 +134,8 @@ def report_values(evaluation: Evaluation) -> dict[str, Any]:
         optional["edges"] = evaluation.boundary_errors.values()
     if evaluation.masked_context_counts is not None:
         optional["without_surroundings"] = _means(evaluation.masked_context_counts)
+        if evaluation.context is not None:
+            optional["context_report"] = evaluation.context.values(evaluation.counts, evaluation.masked_context_counts)
     if evaluation.confidence:
         optional["confidence"] = dict(evaluation.confidence)
     return {

@@ -1,5 +1,7 @@
 """caswit evaluate: load a model and a dataset, score the one on the other, write the report."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from caswit.config import EvaluateConfig
@@ -9,7 +11,10 @@ from caswit.evaluation.evaluate import check_tiling, evaluate_scenes
 from caswit.evaluation.protocols import scored_classes
 from caswit.evaluation.report import Evaluation, write_report
 from caswit.inference.load import load_predictor
-from caswit.weights.model_folder import load_model
+from caswit.inference.predictor import Predictor
+from caswit.weights.model_folder import LoadedModel, build, load_model
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -48,7 +53,18 @@ def evaluate(
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{out}: is a file, or lies in one; give a folder for the report") from error
     predictor = load_predictor(loaded, settings)
-    evaluation = evaluate_scenes(predictor, loaded, data, scenes, split=split, settings=settings)
+    alone = _alone(loaded, settings) if settings.context_report else None
+    if settings.context_report and not loaded.network.reads_context:
+        log.info("%s: the model reads no context: there is nothing to report of it", loaded.name)
+    evaluation = evaluate_scenes(predictor, loaded, data, scenes, split=split, settings=settings, alone=alone)
     if out is not None:
         write_report(evaluation, out)
     return evaluation
+
+
+def _alone(loaded: LoadedModel, settings: EvaluateConfig) -> Predictor | None:
+    """Return the predictor of the same network without its context branch, with random weights, to be timed."""
+    if loaded.info.model.kind != "caswit" or not loaded.network.reads_context:
+        return None
+    info = replace(loaded.info, model=replace(loaded.info.model, fusion_stages=()))
+    return load_predictor(loaded._replace(network=build(info).eval(), info=info, weights=None), settings)

@@ -30,15 +30,16 @@ class Small:
     width: float
     """``model.width``."""
     batch: int
-    """``train.batch`` on landscapes. Two at least: batch norm after a global mean has one value for each image."""
+    """``train.batch`` on landscapes: two at least where a batch norm follows a global mean."""
 
 
 SMALL: dict[str, Small] = {
-    # Whole-image methods learn from crops of 128 to 1024 px there, so their batches shrink with the area of a crop, and
-    # their widths with what is left: a quarter of the channels is about a sixteenth of the work.
+    # Whole-image methods learn from crops of 256 to 1024 px there, so their batches shrink with the area of a crop, and
+    # their widths with what is left: a quarter of the channels is about a sixteenth of the work. GLNet sees a whole
+    # image and six of its patches, each of 508 px, and has no norm after a global mean.
     "stdc1": Small(width=0.25, batch=4),
     "stdc2": Small(width=0.25, batch=4),
-    "glnet": Small(width=0.125, batch=2),
+    "glnet": Small(width=0.0625, batch=1),
     "fctl": Small(width=0.125, batch=4),
     "isdnet": Small(width=0.25, batch=2),
     "wsdnet": Small(width=0.25, batch=2),

@@ -178,7 +178,10 @@ def check_reads_context(model: Predictor) -> None:
     if not isinstance(model.network, CASWiT):
         raise ModelError("this model is not of arch caswit, so there is no cross-attention to show")
     if not model.network.reads_context:
-        raise ModelError("this model reads no context (fusion_stages is empty), so there is no attention to show")
+        raise ModelError(
+            "this model reads no context (fusion_stages is empty), so there is no attention to show; "
+            "choose one with context"
+        )
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from caswit.errors import ConfigError
 from caswit.explain.attention import AS_IS, MASKED, Explanation, StageAttention, explain_pixel
 from caswit.files import atomic_write_bytes
 from caswit.inference.load import load_predictor
+from caswit.nn.caswit import NEARLY_CLOSED
 from caswit.raster.georef import pixel_at, pixel_at_lonlat
 from caswit.raster.mosaic import Mosaic
 from caswit.raster.reader import Raster
@@ -58,8 +59,6 @@ PEAK_PERCENTILE = 99.5
 """Percentile that is drawn brightest."""
 LEAST_PEAK = 3.0
 """Least attention that is drawn brightest, relative to uniform attention."""
-NEARLY_CLOSED = 0.05
-"""Gates below this hand on little of what their stage reads."""
 _LEAST, _GAIN = 0.1, 0.75
 """Opacity of a heatmap over the context: of no attention, and what the highest adds."""
 

@@ -10,7 +10,7 @@ where there are N of them, narrowest first, they are (B, N, 3, T, T).
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from itertools import groupby
+from itertools import count, groupby, islice
 from math import pi
 from typing import NamedTuple
 
@@ -168,6 +168,7 @@ class Predictor:
         self.context_factor: ContextFactor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
         self.tta, self.masked_context, self.fill = TestTimeAugmentation(tta), masked_context, fill
+        self._others: Iterator[Tensor] | None = None
 
     def with_masked_context(self) -> "Predictor":
         """Return the same predictor with masked context; it shares the network."""
@@ -175,13 +176,31 @@ class Predictor:
         masked.masked_context = True
         return masked
 
+    def with_swapped_context(self, others: Tensor, tiles: int) -> "Predictor":
+        """Return the same predictor, which shows each tile another place's context around its own part.
+
+        Args:
+            others: Contexts (P, 3, T, T), or (P, N, 3, T, T), of places spread over the tiles in their order.
+            tiles: Number of tiles that will be labelled; tile n sees the place half of them away.
+        """
+        swapped = copy.copy(self)
+        places = len(others)
+        swapped._others = (others[(n * places // max(tiles, 1) + places // 2) % places] for n in count())
+        return swapped
+
     def logits(self, region: Region, tiles: Sequence[Tile]) -> Tensor:
         """Return fp32 logits (B, K, T, T) of tiles whose context lies in ``region``."""
         hr = self._stack([self._shown(region, region.tile(t.window), t.window) for t in tiles])
         context = None
         if self.network.reads_context:
-            context = self._stack([self._context(region, t.window, self.context_factor) for t in tiles])
+            context = torch.stack([self.context(region, t.window) for t in tiles])
+            if self._others is not None:
+                context = swap_context(context, torch.stack([*islice(self._others, len(tiles))]), self.context_factor)
         return self.image_logits(hr, context)
+
+    def context(self, region: Region, tile: Window) -> Tensor:
+        """Return the context of a tile, on the device, as the network is to see it: (3, T, T), or (N, 3, T, T)."""
+        return torch.from_numpy(self._context(region, tile, self.context_factor)).to(self.device)
 
     def _context(self, region: Region, tile: Window, factor: ContextFactor) -> UInt8:
         """Return the context of a tile as the network is to see it: (3, T, T), of several factors (N, 3, T, T)."""

@@ -62,6 +62,10 @@ def decoder_width(settings: ModelConfig) -> int:
     return width
 
 
+NEARLY_CLOSED = 0.05
+"""A gate tanh(g) below this, either way, adds next to nothing of what its stage reads."""
+
+
 class TrainingLogits(NamedTuple):
     """What a network returns in training: logits of both heads, and the loss of the first one if it has its own."""
 

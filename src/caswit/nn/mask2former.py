@@ -55,7 +55,8 @@ class Mask2FormerHead(nn.Module):
     def predict(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return for each of L layers the masks' logits (B, Q, h, w) and the classes' logits (B, Q, K + 1)."""
         # Positions that are sampled need more digits than bf16 has; the authors' pixel decoder is in fp32 too.
-        with torch.autocast(maps[0].device.type, enabled=False):
+        device = maps[0].device.type
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             pixels = self.pixel_decoder([x.float() for x in maps], output_hidden_states=False)
         found = self.transformer(pixels.multi_scale_features, pixels.mask_features, output_hidden_states=True)
         classes = [self.class_predictor(x.transpose(0, 1)) for x in found.intermediate_hidden_states]
@@ -156,6 +157,7 @@ class LabelledPointsLoss(parts.Mask2FormerLoss):  # type: ignore[misc]
         self.points = Points()
         self.matcher = LabelledMatcher(self.points, costs=costs, num_points=config.train_num_points)
         self._image_of_mask: list[int] = []
+        self._most_points = config.train_num_points
 
     def of_layers(self, masks: list[Tensor], classes: list[Tensor], label: Tensor) -> Tensor:
         """Return the weighted sum of the losses of all layers.
@@ -172,6 +174,9 @@ class LabelledPointsLoss(parts.Mask2FormerLoss):  # type: ignore[misc]
         targets = [ids[ids != IGNORE_INDEX] for ids in found]
         target_masks = [(label[i] == ids[:, None, None]).float() for i, ids in zip(used, targets, strict=True)]
         self.points.take([label[i] for i in used])
+        # The paper's 12544 points are 49/64 of a mask of its tiles, 512 px. Smaller tiles need no more than that share.
+        height, width = masks[0].shape[-2:]
+        self.num_points = self.matcher.num_points = min(self._most_points, max(1, height * width * 49 // 64))
         *layers, last = (
             {"masks_queries_logits": m[used], "class_queries_logits": c[used]}
             for m, c in zip(masks, classes, strict=True)

@@ -75,12 +75,12 @@ def read_aoi(file: Path, grid: Grid) -> AreaOfInterest:
         meta, _, geometry, _ = pyogrio.raw.read(file, layer=layers[0] if layers else None, columns=[])
         found = shapely.from_wkb(geometry)
         if not np.isfinite(shapely.get_coordinates(found)).all():
-            raise DataError(f"{file}: has corners whose coordinates are not finite")
+            raise DataError(f"{file}: has corners whose coordinates are not finite; draw those polygons again")
         shape = shapely.union_all(shapely.make_valid(found))
     except _ERRORS as error:
         raise DataError(f"{file}: not a vector file that GDAL reads ({one_line(error)})") from error
     if shape is None or shapely.area(shape) == 0:
-        raise DataError(f"{file}: has no polygons")
+        raise DataError(f"{file}: has no polygons; lines and points have no area, so buffer them first")
     if not meta["crs"]:
         raise DataError(f"{file}: has no CRS; give it one (ogr2ogr -a_srs)")
     try:
@@ -89,7 +89,10 @@ def read_aoi(file: Path, grid: Grid) -> AreaOfInterest:
         raise DataError(f"{file}: cannot be placed on the image ({one_line(error)})") from error
     if not area.touches(Window(0, 0, grid.height, grid.width)):
         west, south, east, north = shape.bounds
-        raise DataError(f"{file}: lies outside the image ({west:.6g} {south:.6g} {east:.6g} {north:.6g} in its CRS)")
+        raise DataError(
+            f"{file}: lies outside the image ({west:.6g} {south:.6g} {east:.6g} {north:.6g} in its CRS); "
+            "check the CRS of both"
+        )
     return area
 
 

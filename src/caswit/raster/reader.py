@@ -27,13 +27,15 @@ from caswit.errors import DataError
 from caswit.errors import one_line as shortened
 from caswit.raster.blanks import REACH_PX, blank_areas
 from caswit.raster.georef import Grid, check_grid
-from caswit.raster.windows import Window
+from caswit.raster.windows import Window, spread_windows
 
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 CACHE_MB = 256
 """GDAL's block cache, in every process. Its own default is a share of the machine's memory, which is no bound."""
 
+USUAL = 1, 99
+"""Percentiles between which the usual values of an image lie."""
 _MOST_SOURCES = 100
 """Sources of virtual rasters that GDAL keeps open, in every process."""
 
@@ -154,12 +156,25 @@ class Raster:
                 f"{self.path}: has {count} band{'s' * (count > 1)}, bands {list(bands)} are needed; "
                 "give an RGB image, or name three existing bands"
             )
+        self._check_nodata()
         if self.dtype != "uint8" and self.encoding.rescale is None:
             low, high = self._usual_range(bands)
             raise DataError(
                 f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale auto, or "
                 f"--rescale LOW HIGH (98 of 100 pixels lie in {low:.6g} {high:.6g}), otherwise rescale first: "
                 "gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT"
+            )
+
+    def _check_nodata(self) -> None:
+        """Raise DataError if no pixel can have the value that the user calls nodata: it would do nothing, silently."""
+        nodata, dtype = self.encoding.nodata, np.dtype(self.dtype)
+        if nodata is None or not np.issubdtype(dtype, np.integer):
+            return
+        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+        if not (low <= nodata <= high and float(nodata).is_integer()):
+            raise DataError(
+                f"{self.path}: pixels are {self.dtype}, whole numbers {low} to {high}, so none has "
+                f"--nodata {nodata:g}; leave it out, or try --nodata auto"
             )
 
     def read_image(self, window: Window, bands: tuple[int, int, int] = (1, 2, 3)) -> tuple[UInt8, Bool]:
@@ -286,15 +301,12 @@ class Raster:
         return np.array([self._src.colormap(1).get(value, (0, 0, 0, 0)) for value in range(256)], np.uint8).T
 
     def _usual_range(self, bands: tuple[int, int, int]) -> tuple[float, float]:
-        """Return the 1st and 99th percentile of a coarse sample of the pixels."""
-        shape = (len(bands), min(self.height, 512), min(self.width, 512))
+        """Return the values between which 98 of 100 lie in a sample of the pixels, as ``raster.stretch`` finds them."""
         try:
-            with rasterio.Env(**_STRICT):
-                found = self._src.read(list(bands), out_shape=shape, masked=True).compressed()
-        except GDAL_ERRORS:
+            found = np.concatenate([self.sample(each, bands) for each in spread_windows(self.height, self.width)])
+        except DataError:
             return float("nan"), float("nan")
-        found = found[np.isfinite(found)]
-        low, high = np.percentile(found, [1, 99]) if found.size else (np.nan, np.nan)
+        low, high = np.percentile(found, USUAL) if found.size else (np.nan, np.nan)
         return float(low), float(high)
 
     def _read(self, part: Window, bands: int | list[int]) -> NDArray[Any]:

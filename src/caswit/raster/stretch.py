@@ -7,12 +7,8 @@ import numpy as np
 from caswit.errors import DataError
 from caswit.raster.georef import Grid
 from caswit.raster.mosaic import Source
-from caswit.raster.reader import PixelEncoding, Raster
-from caswit.raster.windows import Window
-
-_ALONG, _SIDE_PX = 16, 64
-"""Windows along each side that are read, and their own side: at most a million pixels of an image of any size."""
-_PERCENTILES = 1, 99
+from caswit.raster.reader import USUAL, PixelEncoding, Raster
+from caswit.raster.windows import spread_windows
 
 
 def usual_range(
@@ -33,7 +29,7 @@ def usual_range(
     """
     found = []
     for source in sources:
-        windows = [each.common(source.window) for each in _windows(grid)]
+        windows = [each.common(source.window) for each in spread_windows(grid.height, grid.width)]
         windows = [each for each in windows if each.height > 0 and each.width > 0]
         if not windows:
             continue
@@ -48,18 +44,5 @@ def usual_range(
     values = np.concatenate(found)
     if not values.size:
         raise DataError(f"{sources[0].path}: --rescale auto found no pixel with data in its sample; give LOW and HIGH")
-    low, high = (float(f"{value:.6g}") for value in np.percentile(values, _PERCENTILES))
+    low, high = (float(f"{value:.6g}") for value in np.percentile(values, USUAL))
     return (low, high) if low < high else (low, low + 1.0)
-
-
-def _windows(grid: Grid) -> list[Window]:
-    """Return windows spread evenly over a grid: all of a small one."""
-    rows, cols = (_starts(length) for length in (grid.height, grid.width))
-    return [Window(row, col, height, width) for row, height in rows for col, width in cols]
-
-
-def _starts(length: int) -> list[tuple[int, int]]:
-    """Return beginnings and lengths of pieces along one side, the first and the last at its ends."""
-    if length <= _ALONG * _SIDE_PX:
-        return [(0, length)]
-    return [(round(i * (length - _SIDE_PX) / (_ALONG - 1)), _SIDE_PX) for i in range(_ALONG)]

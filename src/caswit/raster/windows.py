@@ -8,6 +8,9 @@ from functools import lru_cache
 from itertools import pairwise, product
 from typing import NamedTuple
 
+_SAMPLES, _SAMPLE_PX = 16, 64
+"""Of ``spread_windows``: windows along each side, and their own side."""
+
 
 class Window(NamedTuple):
     """A rectangle of pixels. It may reach outside the raster it refers to."""
@@ -250,3 +253,16 @@ def slice_middle(length: int, factor: int) -> slice:
     inner = length // factor
     first = (length - inner) // 2
     return slice(first, first + inner)
+
+
+def spread_windows(height: int, width: int) -> list[Window]:
+    """Return small windows spread evenly over a raster, a million pixels of a large one, all of a small one."""
+    rows, cols = (_spread(length) for length in (height, width))
+    return [Window(row, col, h, w) for row, h in rows for col, w in cols]
+
+
+def _spread(length: int) -> list[tuple[int, int]]:
+    """Return beginnings and lengths of pieces along one side, the first and the last at its ends."""
+    if length <= _SAMPLES * _SAMPLE_PX:
+        return [(0, length)]
+    return [(round(i * (length - _SAMPLE_PX) / (_SAMPLES - 1)), _SAMPLE_PX) for i in range(_SAMPLES)]

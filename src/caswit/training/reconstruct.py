@@ -122,7 +122,7 @@ def reconstruct(
         grid = [t.window for t in tile_grid(scene.height, scene.width, info.tile.tile_px, 0)]
         shown = [w for w in grid if scene.region(w).valid.any()]
         if not shown:
-            raise DataError(f"{image}: has no valid pixels")
+            raise DataError(f"{image}: has no valid pixels; give an image with data")
         picks = np.linspace(0, len(shown) - 1, num=min(count, len(shown)) + 2)[1:-1]
         rows = [make(scene, shown[round(at)], seed + number).picture() for number, at in enumerate(picks)]
     atomic_write_bytes(out, png_bytes(stack(rows)))

@@ -178,8 +178,9 @@ def load_model(folder: Path | str) -> LoadedModel:
     network: Network
     lazy = None
     with _weights_errors(folder):
-        if info.model.kind != "smp":
+        if info.model.kind == "caswit":
             # Parameters are views of the mapped file: once rearranged for a processor, they leave memory again.
+            # Networks of other libraries may compute buffers when they are built, which needs them to have memory.
             lazy = LazyWeights(folder / WEIGHTS)
             network = cast("Network", with_weights(lambda: build(info), lazy))
         else:

@@ -122,7 +122,7 @@ def _is_done(root: Path, png: Path) -> bool:
 
 def _prepare(root: Path, image: Path, label: Path) -> None:
     if not label.exists():
-        raise DataError(f"{label}: no such label, {image} has none")
+        raise DataError(f"{label}: no such label, {image} has none; download it again, or add --skip-broken")
     with Raster(image) as raster:
         raster.check_image((1, 2, 3))
         pixels, _ = raster.read_image(_whole(raster))
@@ -130,7 +130,7 @@ def _prepare(root: Path, image: Path, label: Path) -> None:
         ids = _ids(raster)[None]
     if pixels.shape[1:] != ids.shape[1:]:
         sizes = [f"{a.shape[1]} x {a.shape[2]}" for a in (ids, pixels)]
-        raise DataError(f"{label}: the label is {sizes[0]}, its image {image} is {sizes[1]}")
+        raise DataError(f"{label}: the label is {sizes[0]}, its image {image} is {sizes[1]}; download both again")
     for png, array in ((image, pixels), (label, ids)):
         tif = tiled_path(root, png)
         tif.parent.mkdir(parents=True, exist_ok=True)

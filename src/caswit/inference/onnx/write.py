@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,7 +157,7 @@ def _compare(file: Path, graph: Graph, loaded: LoadedModel) -> Exported:
     rng = np.random.default_rng(0)
     difference = largest = 0.0
     for batch in (1, 3):
-        images = {name: _random_images(batch, x.shape[-1], rng) for name, x in graph.inputs.items()}
+        images = {name: _random_inputs(batch, x, rng) for name, x in graph.inputs.items()}
         given = {
             name: image if x.dtype == torch.uint8 else image.astype(np.float32) / graph.to_uint8
             for (name, x), image in zip(graph.inputs.items(), images.values(), strict=True)
@@ -169,6 +170,12 @@ def _compare(file: Path, graph: Graph, loaded: LoadedModel) -> Exported:
     return Exported(
         file.stat().st_size, _types(session.get_inputs()), _types(session.get_outputs()), difference, largest
     )
+
+
+def _random_inputs(batch: int, like: torch.Tensor, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Draw a batch of an input (B, 3, side, side), or of several contexts (B, N, 3, side, side)."""
+    several = math.prod(like.shape[1:-3])
+    return _random_images(batch * several, like.shape[-1], rng).reshape(batch, *like.shape[1:])
 
 
 def _random_images(batch: int, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -126,7 +126,9 @@ class RayEngine:
         except RayError as error:
             self._failed_starts += 1
             if self._failed_starts >= _DEATHS:
-                raise ConfigError(f"workers of the cluster cannot start ({_last_line(error)})") from error
+                raise ConfigError(
+                    f"workers of the cluster cannot start ({_last_line(error)}); ray status says what is free"
+                ) from error
             self._start()
             return
         self._check(info)

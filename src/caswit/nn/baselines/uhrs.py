@@ -207,14 +207,14 @@ class Patches:
         return self._place(patches, chosen)[..., :height, :width]
 
     def _place(self, patches: Tensor, chosen: Tensor) -> Tensor:
-        grid = patches.new_zeros(len(patches), self.rows * self.cols, *patches.shape[2:])
+        grid = patches.new_zeros(patches.shape[0], self.rows * self.cols, *patches.shape[2:])
         grid = grid.index_put((_images(chosen), chosen), patches).unflatten(1, (self.rows, self.cols))
         return grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def _images(chosen: Tensor) -> Tensor:
     """(B, 1) numbers of the images, to index with beside numbers of patches (B, N)."""
-    return torch.arange(len(chosen), device=chosen.device)[:, None]
+    return torch.arange(chosen.shape[0], device=chosen.device)[:, None]
 
 
 class UHRStream(nn.Module):

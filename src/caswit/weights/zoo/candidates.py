@@ -1,29 +1,70 @@
 """Which models of the zoo fit an image, and why: ``caswit predict IMAGE --list``. Does not import torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from caswit.raster.ground import distance_km
+from caswit.errors import DataError
+from caswit.raster.ground import Degrees, distance_km
 from caswit.raster.reader import PixelEncoding, Raster
 from caswit.weights.zoo import ZooModel, zoo_models
 
 
-def candidates(image: str, gsd_m: float | None = None) -> list[str]:
-    """Return lines on an image, and on each model of the zoo: whether it is chosen for it, and why.
+def candidates(images: Sequence[str], gsd_m: float | None = None) -> list[str]:
+    """Return lines on images, and on each model of the zoo: whether it is chosen for them, and why.
+
+    Images of the same ground size, bands and type are told together, by the first of them.
 
     Args:
-        image: A raster, of which the header is read.
-        gsd_m: Ground size of its pixels in metres, where the user knows better than the file.
+        images: Rasters, of which the headers are read.
+        gsd_m: Ground size of their pixels in metres, where the user knows better than the files.
 
     Raises:
-        DataError: It cannot be opened.
+        DataError: None can be opened.
     """
+    alike: dict[tuple[str, int, str], list[_Image]] = {}
+    unreadable: list[DataError] = []
+    for name in images:
+        try:
+            image = _look(name, gsd_m)
+        except DataError as error:
+            unreadable.append(error)
+        else:
+            alike.setdefault((image.size, image.bands, image.dtype), []).append(image)
+    if not alike:
+        raise unreadable[0]
+    lines: list[str] = []
+    for group in alike.values():
+        more = f" ({len(group)} images; this is the first)" if len(group) > 1 else ""
+        lines += [*([""] * bool(lines)), *_about(group[0], more)]
+    return lines + [line for error in unreadable for line in ("", f"unreadable: {error}")]
+
+
+class _Image(NamedTuple):
+    """What the header of an image says."""
+
+    name: str
+    gsd_m: float | None
+    bands: int
+    dtype: str
+    bounds: Degrees | None
+
+    @property
+    def size(self) -> str:
+        """Ground size of its pixels, in words."""
+        return "ground size unknown" if self.gsd_m is None else f"pixels of {self.gsd_m:.3g} m"
+
+
+def _look(image: str, gsd_m: float | None) -> _Image:
     with Raster(image, PixelEncoding()) as raster:
-        grid, bands, dtype = raster.grid, raster.count, raster.dtype
-    gsd_m = gsd_m or grid.source_gsd_m
-    size = "ground size unknown" if gsd_m is None else f"pixels of {gsd_m:.3g} m"
-    bounds = grid.degrees
+        grid = raster.grid
+        return _Image(Path(image).name, gsd_m or grid.source_gsd_m, raster.count, raster.dtype, grid.degrees)
+
+
+def _about(image: _Image, more: str) -> list[str]:
+    bounds, gsd_m, bands = image.bounds, image.gsd_m, image.bands
     where = "" if bounds is None else f", near {(bounds[1] + bounds[3]) / 2:.3f} N {(bounds[0] + bounds[2]) / 2:.3f} E"
-    lines = [f"{Path(image).name}: {size}, {bands} band{'s' * (bands != 1)} of {dtype}{where}"]
+    lines = [f"{image.name}: {image.size}, {bands} band{'s' * (bands != 1)} of {image.dtype}{where}{more}"]
     models = zoo_models()
     fitting = [] if gsd_m is None else [model for model in models if model.fits(gsd_m, models)[0]]
     for model in models:
@@ -31,8 +72,8 @@ def candidates(image: str, gsd_m: float | None = None) -> list[str]:
         lines += ["", f"{model.name}  {_verdict(model, gsd_m, fitting)}", f"  {model.summary}"]
         lines.append(f"  bands: red, green, blue; classes: {', '.join(model.classes)}")
         lines += [f"  {place}"] if (place := model.learned.where(away)) else []
-    if dtype != "uint8":
-        lines += ["", f"pixels are {dtype}, the models take 8 bits: add --rescale auto, or --rescale LOW HIGH"]
+    if image.dtype != "uint8":
+        lines += ["", f"pixels are {image.dtype}, the models take 8 bits: add --rescale auto, or --rescale LOW HIGH"]
     return lines
 
 
