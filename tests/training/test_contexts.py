@@ -123,7 +123,8 @@ def test_pretraining_with_two_contexts_starts_a_training(folder, caplog):
     recipe["augment"] = {"spatial": True}
     del recipe["train"]["val_tiles"]
     (folder / "pretrain.yaml").write_text(yaml.safe_dump(recipe))
-    main(["pretrain", str(folder / "pretrain.yaml"), "--out", str(folder / "pretrained"), "--train.max_steps", "2"])
+    main(["pretrain", str(folder / "pretrain.yaml"), "--out", str(folder / "pretrained"), "--train.max_steps", "2",
+          "--train.warmup_steps", "0"])  # fmt: skip
     assert list((folder / "pretrained" / "pictures").glob("*.png"))
     with caplog.at_level("INFO"):
         train(folder, "tuned", "--init", str(folder / "pretrained" / "model"), "--train.max_steps", "1")
