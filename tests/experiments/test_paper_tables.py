@@ -428,3 +428,31 @@ def test_starts_in_one_word(recipes):
     alone, ssl, pspnet = rows(recipes, "alone", "ssl", "pspnet")
     assert [start_of(row.recipe) for row in (alone, ssl, pspnet)] == ["scratch", "pretrained", "scratch"]
     assert start_of(dataclasses.replace(alone.recipe, init={"from": "timm", "timm": True})) == "imagenet"
+
+
+def test_on_landscapes_a_small_table_makes_its_own_pretraining(recipes, monkeypatch):
+    """One for each size and seed; rows that differ in their decoders start from the same."""
+    made = []
+
+    def note(how, folder, resume):
+        made.append((how.model.size, how.model.decoder, how.train.seed, how.train.max_steps, folder.name))
+
+    monkeypatch.setattr(caswit.experiments.paper_tables, "pretrain", note)
+    (ssl,) = rows(recipes, "ssl")
+    settings = TableConfig(dataset="landscapes", size="nano", max_steps=20, seeds=(3,))
+    assert caswit.experiments.paper_tables._pretrains(ssl.recipe, settings)
+    recipe = dataclasses.replace(
+        ssl.recipe,
+        model=dataclasses.replace(ssl.recipe.model, decoder="segformer"),
+        train=dataclasses.replace(ssl.recipe.train, seed=3, max_steps=20),
+    )
+    started = caswit.experiments.paper_tables._with_pretraining(recipe, recipes)
+    assert started.init == {"from": "caswit", "path": str(recipes / "pretraining-pico-s3")}
+    assert made == [("pico", "upernet", 3, 20, "pretraining-pico-s3")]
+    for other in (
+        {"pretrained": "p"},
+        {"size": "base"},
+        {"size": None},
+        {"dataset": "d.yaml"},
+    ):
+        assert not caswit.experiments.paper_tables._pretrains(ssl.recipe, dataclasses.replace(settings, **other))
