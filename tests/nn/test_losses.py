@@ -60,7 +60,8 @@ def test_loss_is_torchs_mean_with_gradients(weights):
     logits, labels = batch()
     loss = supervised_loss(logits, labels, normalizers_of(labels, weights), alpha=0.5, weights=weights)
     hr, context = (
-        F.cross_entropy(x, y.long(), weights, ignore_index=IGNORE_INDEX) for x, y in zip(logits[:2], labels, strict=True)
+        F.cross_entropy(x, y.long(), weights, ignore_index=IGNORE_INDEX)
+        for x, y in zip(logits[:2], labels, strict=True)
     )
     torch.testing.assert_close(loss, hr + 0.5 * context)
     ours, torchs = (torch.autograd.grad(x, list(logits)) for x in (loss, hr + 0.5 * context))
@@ -82,7 +83,9 @@ def test_ignored_pixels_count_for_nothing(weights):
     for x, label in zip(logits[:2], labels, strict=True):
         moved = x.grad.abs().sum(1) > 0
         assert torch.equal(moved, label != IGNORE_INDEX)
-    changed = [x + 9 * torch.randn_like(x) * (y == IGNORE_INDEX)[:, None] for x, y in zip(logits[:2], labels, strict=True)]
+    changed = [
+        x + 9 * torch.randn_like(x) * (y == IGNORE_INDEX)[:, None] for x, y in zip(logits[:2], labels, strict=True)
+    ]
     again = supervised_loss(TrainingLogits(*changed), labels, normalizers, alpha=0.5, weights=weights)
     assert torch.equal(again, loss)
 
