@@ -55,9 +55,9 @@ def check_phases(recipe: Recipe) -> None:
 
 def check_steps(phases: tuple[PhaseConfig, ...], max_steps: int) -> None:
     """Raise ConfigError if a run is too short for each phase to have an optimiser step."""
-    ends = _ends(phases)
-    for phase, begin, end in zip(phases, (0.0, *ends), ends, strict=False):
-        if _first_step(end, max_steps) <= _first_step(begin, max_steps):
+    ends = _ends(phases, max_steps)
+    for phase, begin, end in zip(phases, (0, *ends), ends, strict=False):
+        if end <= begin:
             raise ConfigError(
                 f"train.phases: {phase.name} has no step in a run of {max_steps} with share {phase.share:g}; "
                 f"try at least {math.ceil(1 / min(p.share for p in phases))} steps"
@@ -77,7 +77,7 @@ class Phases:
         self.phases: tuple[PhaseConfig, ...] = settings.phases
         self.settings, self.network, self.max_steps = settings, network, max_steps
         self.state: PhaseState = {"number": -1, "began": 0}
-        self.ends = _ends(self.phases)
+        self.ends = tuple(end / max_steps for end in _ends(self.phases, max_steps))
 
     @property
     def name(self) -> str | None:
@@ -144,7 +144,7 @@ class Phases:
 
     def _say(self) -> None:
         number, began = self.state["number"], self.state["began"]
-        end = _first_step(self.ends[number], self.max_steps)
+        end = round(self.ends[number] * self.max_steps)
         until = f"to {end}" if self.settings.max_minutes is None else "on"
         log.info(
             "phase %s (%d of %d): steps %d %s, lr %.3g",
@@ -152,12 +152,7 @@ class Phases:
         )
 
 
-def _ends(phases: tuple[PhaseConfig, ...]) -> tuple[float, ...]:
-    """Return the part of the run after each phase; that of the last is 1, however the shares are rounded."""
-    ends = tuple(accumulate(phase.share for phase in phases))
-    return (*ends[:-1], 1.0) if ends else ()
-
-
-def _first_step(begin: float, max_steps: int) -> int:
-    """Return the number of the first step from which on a part of the run is done."""
-    return math.ceil((begin - _NEARLY) * max_steps)
+def _ends(phases: tuple[PhaseConfig, ...], max_steps: int) -> tuple[int, ...]:
+    """Return the steps of the run after each phase; after the last they are all, however the shares are rounded."""
+    ends = [round(share * max_steps) for share in accumulate(phase.share for phase in phases)]
+    return (*ends[:-1], max_steps) if ends else ()

@@ -178,15 +178,17 @@ def load_model(folder: Path | str) -> LoadedModel:
     network: Network
     lazy = None
     with _weights_errors(folder):
-        if info.model.kind == "caswit":
+        if info.model.kind != "smp":
             # Parameters are views of the mapped file: once rearranged for a processor, they leave memory again.
-            # Networks of other libraries may compute buffers when they are built, which needs them to have memory.
             lazy = LazyWeights(folder / WEIGHTS)
+        if info.model.kind == "caswit":
+            assert lazy is not None
             network = cast("Network", with_weights(lambda: build(info), lazy))
         else:
+            # Parts of other libraries may compute buffers when they are built, which needs them to have memory.
             network = build(info)
-            loaded = load_file(folder / WEIGHTS)
-            network.load_state_dict(loaded)
+            loaded = load_file(folder / WEIGHTS) if lazy is None else lazy
+            network.load_state_dict(loaded, assign=lazy is not None)
     if lazy is not None:
         digest, unusable = lazy.digest()
     else:
