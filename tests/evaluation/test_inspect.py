@@ -69,3 +69,13 @@ def test_prepare_then_inspect(tmp_path, capsys):
     file = write_dataset(tmp_path / "urur.yaml", source={"kind": "urur", "root": "URUR"})
     run(file, "--split", "test", "--n", 1, "--out", tmp_path / "out")
     assert "| bareland | 5,600 | 100.00 % |" in capsys.readouterr().out
+
+
+def test_several_contexts_are_drawn_beside_each_other(flair, tmp_path, capsys):
+    """Each with its labels: two more pictures in a row."""
+    sides = {}
+    for name, factors in (("one", "2"), ("two", "2 4")):
+        run(flair, "--split", "train", "--n", 1, "--out", tmp_path / name, "--context-factor", *factors.split())
+        sides[name] = Image.open(tmp_path / name / "tile-01.png").size
+    assert sides["two"][1] == sides["one"][1]
+    assert sides["two"][0] >= sides["one"][0] + 2 * PATCH_PX

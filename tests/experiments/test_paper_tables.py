@@ -26,6 +26,7 @@ from caswit.experiments.table_scale import (
     sized_name,
     start_of,
 )
+from caswit.weights.model_folder import load_pretrained
 
 pytestmark = pytest.mark.e2e
 
@@ -145,6 +146,22 @@ def test_a_row_that_cannot_start_says_so_and_the_others_run(recipes, caplog):
     assert any("SSL, seed 0: not run: " in message for message in caplog.messages)
 
 
+def test_a_small_table_makes_its_pretraining_once(recipes, dataset_file, monkeypatch):
+    """All rows of a table ended but those that start from a pretraining, which nobody has at a small size."""
+    content = yaml.safe_load((recipes / "ssl.yaml").read_text())
+    content["model"] |= {"decoder": "segformer"}
+    (recipes / "other.yaml").write_text(yaml.safe_dump(content | {"row": {"name": "Other"}}))
+    settings = dataclasses.replace(FAST, seeds=(0,), dataset=str(dataset_file), size="pico", measure_memory=False)
+    ssl, other = table(rows(recipes, "ssl", "other"), recipes / "out", settings)
+    assert ssl.reports
+    assert other.reports
+    assert ssl.start == "pretrained here"
+    (made,) = (recipes / "out" / "pretraining").iterdir()
+    assert load_pretrained(made / "model").info.provenance["step"] == 2
+    monkeypatch.setattr("caswit.experiments.paper_tables.pretrain", None)
+    table(rows(recipes, "ssl"), recipes / "out", settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -217,7 +234,9 @@ class TestScale:
         made = scaled_recipe(self.row(recipes, size="base"), 5, recipes, settings)
         assert (made.data.dataset, made.data.val_split, made.train.keep) == ("x.yaml", None, "last")
         assert (made.model.size, made.train.max_steps, made.train.seed) == ("nano", 7, 5)
-        assert made.init == {"from": "caswit", "path": str(recipes / "pretrained")}
+        assert made.init["path"].startswith(str(recipes / "pretraining" / "-nano-s5-"))  # x.yaml lies in no folder
+        larger = dataclasses.replace(settings, size="tiny")
+        assert scaled_recipe(self.row(recipes, size="base"), 5, recipes, larger).init["path"].endswith("/pretrained")
 
     def test_weights_of_others_have_their_own_size(self, recipes):
         row = self.row(recipes, size="base")
@@ -428,31 +447,3 @@ def test_starts_in_one_word(recipes):
     alone, ssl, pspnet = rows(recipes, "alone", "ssl", "pspnet")
     assert [start_of(row.recipe) for row in (alone, ssl, pspnet)] == ["scratch", "pretrained", "scratch"]
     assert start_of(dataclasses.replace(alone.recipe, init={"from": "timm", "timm": True})) == "imagenet"
-
-
-def test_on_landscapes_a_small_table_makes_its_own_pretraining(recipes, monkeypatch):
-    """One for each size and seed; rows that differ in their decoders start from the same."""
-    made = []
-
-    def note(how, folder, resume):
-        made.append((how.model.size, how.model.decoder, how.train.seed, how.train.max_steps, folder.name))
-
-    monkeypatch.setattr(caswit.experiments.paper_tables, "pretrain", note)
-    (ssl,) = rows(recipes, "ssl")
-    settings = TableConfig(dataset="landscapes", size="nano", max_steps=20, seeds=(3,))
-    assert caswit.experiments.paper_tables._pretrains(ssl.recipe, settings)
-    recipe = dataclasses.replace(
-        ssl.recipe,
-        model=dataclasses.replace(ssl.recipe.model, decoder="segformer"),
-        train=dataclasses.replace(ssl.recipe.train, seed=3, max_steps=20),
-    )
-    started = caswit.experiments.paper_tables._with_pretraining(recipe, recipes)
-    assert started.init == {"from": "caswit", "path": str(recipes / "pretraining-pico-s3")}
-    assert made == [("pico", "upernet", 3, 20, "pretraining-pico-s3")]
-    for other in (
-        {"pretrained": "p"},
-        {"size": "base"},
-        {"size": None},
-        {"dataset": "d.yaml"},
-    ):
-        assert not caswit.experiments.paper_tables._pretrains(ssl.recipe, dataclasses.replace(settings, **other))

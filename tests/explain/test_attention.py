@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from caswit.config import ComputeConfig, PredictConfig
-from caswit.data.reader import SceneReader
+from caswit.config import ComputeConfig, PredictConfig, TileConfig
+from caswit.data.reader import SceneReader, context_window
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, ModelError
 from caswit.explain.attention import AS_IS, MASKED, SWAPPED, explain_pixel, recorded_attention, share_on
@@ -16,6 +16,7 @@ from caswit.explain.figure import (
     heatmap_overlay,
     mark_pixel,
     normalise_heatmap,
+    summary,
 )
 from caswit.inference.load import load_predictor
 from caswit.inference.predictor import mask_context, swap_context
@@ -219,3 +220,25 @@ def test_padding_is_what_lies_outside_the_image(scene, model_folder):
         if first:
             assert stage.on_padding == pytest.approx(1 - stage.mean[first:, first:].sum(), abs=1e-5)
     assert all(s.gate is None for s in corner.stages)
+
+
+def test_several_contexts_are_explained_each_by_itself(scene, make_model):
+    """The attention of a stage is shared out among them: together it sums to 1 for each head."""
+    factors = (2, 4)
+    tile = TileConfig(tile_px=32, context_factor=factors)
+    folder = make_model((1, 4), tile)
+    model = load_predictor(load_model(folder), EXACT)
+    found = explain_pixel(model, scene, 2, 60, 32)
+    assert [(s.stage, s.context) for s in found.stages] == [(1, 0), (1, 1), (4, 0), (4, 1)]
+    for one, other in (found.stages[:2], found.stages[2:]):
+        np.testing.assert_allclose(one.heads.sum((1, 2)) + other.heads.sum((1, 2)), 1, rtol=1e-5)
+        assert one.share + other.share == pytest.approx(1)
+    for context, factor in zip(found.contexts, factors, strict=True):
+        alone = scene.region(context_window(found.tile.window, factor))
+        np.testing.assert_array_equal(context.image, alone.context(found.tile.window, factor))
+        assert context.padding.mean() == pytest.approx(1 - alone.valid.mean())
+    assert set(found.probabilities) == {AS_IS, MASKED, SWAPPED}
+    assert len([line for line in summary(found, CLASSES.names) if line.startswith("attention on context x ")]) == 2
+    whole = explanation_figure(found, CLASSES, "title")
+    narrow = found._replace(contexts=found.contexts[:1], stages=tuple(s for s in found.stages if not s.context))
+    assert whole.shape[0] > explanation_figure(narrow, CLASSES, "title").shape[0]

@@ -50,11 +50,11 @@ class File(NamedTuple):
         return {each.key: json.loads(each.value) for each in onnx.load(self.path).metadata_props}
 
 
-def make_model(folder: Path, tile_px: int = TILE_PX, **config) -> Path:
+def make_model(folder: Path, tile_px: int = TILE_PX, tile: TileConfig | None = None, **config) -> Path:
     """A model with random weights, whose batch norms are not the identity and whose context counts."""
     info = ModelInfo(
         model=ModelConfig(**config),
-        tile=TileConfig(tile_px=tile_px),
+        tile=tile or TileConfig(tile_px=tile_px),
         classes=CLASSES,
         trained_gsd_m=0.26,
         bands=(3, 2, 1),
@@ -69,6 +69,8 @@ def make_model(folder: Path, tile_px: int = TILE_PX, **config) -> Path:
                 torch.nn.init.uniform_(module.running_var, 0.5, 2)
             if isinstance(module, CrossAttention):
                 torch.nn.init.normal_(module.proj.weight, std=0.5)  # else the context hardly matters
+                if module.context_embedding is not None:
+                    torch.nn.init.normal_(module.context_embedding)
     save_model(network, info, folder / "model")
     return folder / "model"
 
@@ -327,3 +329,24 @@ def test_what_differs_or_is_too_large_is_not_written(tmp_path, model_folder, mon
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError):
         export(model_folder, tmp_path)
+
+
+def test_several_contexts_go_in_narrowest_first(tmp_path, make_raster):
+    """As one input, or cut by the graph out of the widest window."""
+    factors = (2, 4)
+    tile = TileConfig(tile_px=32, context_factor=factors)
+    config = {"size": "pico", "fusion_stages": (2,), "decoder": "segformer"}
+    file = make_file(tmp_path, "tile and context", tile=tile, **config)
+    assert file.metadata["context_factor"] == [2, 4]
+    hr, contexts = images(3, 32, 0), np.stack([images(3, 32, 10), images(3, 32, 20)], 1)
+    expected = logits(file.model, hr, contexts)
+    np.testing.assert_allclose(file.run(hr, contexts), expected, rtol=0, atol=1e-4)
+    assert np.abs(expected - logits(file.model, hr, contexts[:, ::-1].copy())).max() > 1e-3
+    window = Window(8, 90, 32, 32)
+    with SceneReader(Scene(image=make_raster(picture(150, 170)))) as scene:
+        region = scene.region(context_window(window, factors))
+        graph = make_graph(file.model, "single input").module
+        with torch.inference_mode():
+            found = graph(torch.from_numpy(region.image)[None]).numpy()
+        sample = scene.read(window, factors)
+    np.testing.assert_allclose(found, logits(file.model, sample.tile[None], sample.context[None]), rtol=0, atol=1e-5)

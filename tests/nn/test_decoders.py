@@ -188,7 +188,7 @@ def test_caswit_takes_the_segformer_head(tmp_path):
     assert isinstance(network.decoder, SegformerHead)
     assert isinstance(network.context_decoder, SegformerHead)
     images = torch.rand(2, 3, 64, 64) * 255, torch.rand(2, 3, 64, 64) * 255
-    assert [tuple(x.shape) for x in network(*images)] == [(2, 3, 64, 64)] * 2
+    assert [tuple(x.shape) for x in network(*images)[:2]] == [(2, 3, 64, 64)] * 2
     save_model(network, info, tmp_path / "model")
     loaded = load_model(tmp_path / "model").network
     torch.testing.assert_close(loaded(*images), network.eval()(*images))

@@ -50,7 +50,7 @@ def mean_slowly(logits, label):
 @pytest.mark.parametrize("alpha", [0, 0.5, 2])
 def test_loss_is_the_papers_formula(alpha, ignored):
     logits, labels = batch(ignored=ignored)
-    hr, context = (mean_slowly(x, y) for x, y in zip(logits, labels, strict=True))
+    hr, context = (mean_slowly(x, y) for x, y in zip(logits[:2], labels, strict=True))
     loss = supervised_loss(logits, labels, normalizers_of(labels), alpha=alpha)
     assert loss.item() == pytest.approx(hr + alpha * context, rel=1e-6)
 
@@ -60,7 +60,7 @@ def test_loss_is_torchs_mean_with_gradients(weights):
     logits, labels = batch()
     loss = supervised_loss(logits, labels, normalizers_of(labels, weights), alpha=0.5, weights=weights)
     hr, context = (
-        F.cross_entropy(x, y.long(), weights, ignore_index=IGNORE_INDEX) for x, y in zip(logits, labels, strict=True)
+        F.cross_entropy(x, y.long(), weights, ignore_index=IGNORE_INDEX) for x, y in zip(logits[:2], labels, strict=True)
     )
     torch.testing.assert_close(loss, hr + 0.5 * context)
     ours, torchs = (torch.autograd.grad(x, list(logits)) for x in (loss, hr + 0.5 * context))
@@ -79,10 +79,10 @@ def test_ignored_pixels_count_for_nothing(weights):
     normalizers = normalizers_of(labels, weights)
     loss = supervised_loss(logits, labels, normalizers, alpha=0.5, weights=weights)
     loss.backward()
-    for x, label in zip(logits, labels, strict=True):
+    for x, label in zip(logits[:2], labels, strict=True):
         moved = x.grad.abs().sum(1) > 0
         assert torch.equal(moved, label != IGNORE_INDEX)
-    changed = [x + 9 * torch.randn_like(x) * (y == IGNORE_INDEX)[:, None] for x, y in zip(logits, labels, strict=True)]
+    changed = [x + 9 * torch.randn_like(x) * (y == IGNORE_INDEX)[:, None] for x, y in zip(logits[:2], labels, strict=True)]
     again = supervised_loss(TrainingLogits(*changed), labels, normalizers, alpha=0.5, weights=weights)
     assert torch.equal(again, loss)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from caswit.cli.main import main
 from caswit.config import TABLE2, EvaluateConfig, ModelConfig, PredictConfig, TileConfig
@@ -26,7 +27,7 @@ from conftest import CLASSES, TILE, picture
 from networks import Toy, ToyOfContext, stands_for
 
 ISDNET = ModelConfig(arch="isdnet")
-FCTL = ModelConfig(arch="fctl")
+RELAY = ModelConfig(arch="relay_tokens")
 EXACT = {"precision": "fp32", "device": "cpu"}
 
 
@@ -34,7 +35,7 @@ EXACT = {"precision": "fp32", "device": "cpu"}
 def toys(monkeypatch):
     """One of the tile alone, and one that reads its context."""
     stands_for(monkeypatch, Toy)
-    stands_for(monkeypatch, ToyOfContext, "fctl", "FCtL")
+    stands_for(monkeypatch, ToyOfContext, "relay_tokens", "RelayTokens")
 
 
 def make(tmp_path, settings=ISDNET):
@@ -61,7 +62,7 @@ class TestNetwork:
 
     @torch.no_grad()
     def test_the_context_is_normalised_too(self):
-        network = Table2Network(num_classes=3, settings=FCTL).eval()
+        network = Table2Network(num_classes=3, settings=RELAY).eval()
         hr, context = (torch.from_numpy(picture(32, 32, seed))[None] for seed in (0, 1))
         expected = network.network(network.normalise(hr), network.normalise(context))
         torch.testing.assert_close(network(hr, context), expected, rtol=0, atol=0)
@@ -125,7 +126,7 @@ class TestPhases:
 
 
 class TestModelFolder:
-    @pytest.mark.parametrize("settings", [ISDNET, FCTL, dataclasses.replace(ISDNET, width=0.5)], ids=str)
+    @pytest.mark.parametrize("settings", [ISDNET, RELAY, dataclasses.replace(ISDNET, width=0.5)], ids=str)
     @torch.no_grad()
     def test_it_loads_as_it_was_saved(self, tmp_path, settings):
         folder, network = make(tmp_path, settings)
@@ -160,7 +161,7 @@ class TestModelFolder:
 
 
 class TestCommands:
-    @pytest.mark.parametrize("settings", [ISDNET, FCTL], ids=lambda s: s.arch)
+    @pytest.mark.parametrize("settings", [ISDNET, RELAY], ids=lambda s: s.arch)
     def test_it_predicts_and_evaluates(self, dataset_file, tmp_path, settings):
         folder, _ = make(tmp_path, settings)
         predict(tmp_path / "scene.tif", tmp_path / "map.tif", folder, PredictConfig(**EXACT))
@@ -168,9 +169,9 @@ class TestCommands:
             ids = np.unique(raster.read_band(Window(0, 0, raster.height, raster.width), fill=255))
         assert set(ids) <= {1, 2, 7}
         model = json.loads((tmp_path / "map.stac.json").read_text())["properties"]
-        assert model["mlm:architecture"] == {"isdnet": "ISDNet", "fctl": "FCtL"}[settings.arch]
+        assert model["mlm:architecture"] == {"isdnet": "ISDNet", "relay_tokens": "Relay Tokens"}[settings.arch]
         evaluation = evaluate(folder, dataset_file, tmp_path / "report", settings=EvaluateConfig(**EXACT))
-        assert evaluation.context_factor == (2 if settings is FCTL else None)
+        assert evaluation.context_factor == (2 if settings is RELAY else None)
         assert evaluation.counts.confusion.sum() > 0
 
     def test_it_is_described(self, tmp_path):
@@ -182,14 +183,14 @@ class TestCommands:
         assert sum(parameters.values()) == sum(p.numel() for p in network.parameters())
 
     def test_its_card(self, tmp_path):
-        card = model_card(public_config(make(tmp_path, FCTL)[0]), "me/toy", None)
-        assert "FCtL that labels every pixel of an orthophoto with one of 3 classes." in card
+        card = model_card(public_config(make(tmp_path, RELAY)[0]), "me/toy", None)
+        assert "Relay Tokens that labels every pixel of an orthophoto with one of 3 classes." in card
         assert "| context | 2 times the tile's side |" in card
         (tmp_path / "other").mkdir()
         assert "| context | none |" in model_card(public_config(make(tmp_path / "other")[0]), "me/toy", None)
 
     def test_attention_is_for_caswit(self, tmp_path, dataset_file, capsys):
-        folder, _ = make(tmp_path, FCTL)
+        folder, _ = make(tmp_path, RELAY)
         words = ["explain", str(tmp_path / "scene.tif"), "--out", str(tmp_path / "out.png"), "--model", str(folder)]
         with pytest.raises(SystemExit) as stop:
             main([*words, "--row", "10", "--col", "10"])
@@ -203,7 +204,7 @@ class TestCommands:
         assert not live.explains
         assert live.confidence(tmp_path / "scene.tif", 10, 10)["name"] in CLASSES.names
 
-    @pytest.mark.parametrize("settings", [ISDNET, FCTL], ids=lambda s: s.arch)
+    @pytest.mark.parametrize("settings", [ISDNET, RELAY], ids=lambda s: s.arch)
     def test_it_is_exported(self, tmp_path, settings):
         exported = export(make(tmp_path, settings)[0], tmp_path / "toy.onnx", "single input")
         assert exported.difference < 1e-4
@@ -220,12 +221,24 @@ class TestCommands:
 
 
 @pytest.mark.parametrize("arch", TABLE2)
-def test_the_settings_know_what_reads_a_context(arch):
-    try:
-        found = network_class(arch)
-    except ModuleNotFoundError:
-        pytest.skip(f"there is no {arch} yet")
-    assert ModelConfig(arch=arch).reads_context == found.reads_context
+@torch.no_grad()
+def test_each_is_saved_and_loaded_and_described(arch, monkeypatch, tmp_path):
+    monkeypatch.undo()  # no toys
+    settings = ModelConfig(arch=arch, width=0.125)
+    assert settings.reads_context == network_class(arch).reads_context
+    tile = TileConfig(tile_px=96, context_factor=(2, 3) if arch == "fctl" else 2)
+    network = build(ModelInfo(model=settings, tile=tile, classes=CLASSES)).eval()
+    save_model(network, ModelInfo(model=settings, tile=tile, classes=CLASSES), tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    hr = torch.from_numpy(picture(96, 96))[None]
+    context = hr if arch != "fctl" else torch.stack([hr, hr], 1)
+    logits = network(hr, context)
+    assert logits.shape == (1, 3, 96, 96)
+    torch.testing.assert_close(loaded.network(hr, context), logits, rtol=0, atol=0)
+    with FlopCounterMode(display=False) as counter:
+        network(hr, context)
+    assert costs(loaded).flops == counter.get_total_flops() > 0
+    assert f"network        {settings.title}\n" in describe(tmp_path / "model")
 
 
 class TestSettings:

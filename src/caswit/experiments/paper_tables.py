@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -29,16 +29,16 @@ from caswit.experiments.memory import PeakMemory, peak_memory
 from caswit.experiments.table_format import RowResult, classes_csv, markdown, scores_csv
 from caswit.experiments.table_scale import (
     LANDSCAPES,
-    SMALL_SIZES,
     TableRow,
     common_px,
     fitting_px,
     method_tiling,
+    pretrains_itself,
     printed,
     restarts,
+    scaled_pretraining,
     scaled_recipe,
     size_of,
-    small_pretraining,
     start_of,
 )
 from caswit.files import atomic_write_bytes, checked, read_json
@@ -111,9 +111,9 @@ def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: Table
     data = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken)
     # Runs of another start lie beside those of the recipe's own.
     name = f"{slug(row.row.name)}{f'-{settings.start}' if restarts(row, settings) else ''}-s{seed}"
-    if _pretrains(recipe, settings):
-        recipe = _with_pretraining(recipe, out / "runs" / slug(data.name))
     folder = _shared(out / "runs" / slug(data.name) / name, recipe)
+    if pretrains_itself(recipe, settings):
+        _pretrain(recipe)
     model = _trained_model(recipe, row, folder)
     one = _Model(model, file_digest(model), data, settings.split or _split(row, settings))
     tiling = method_tiling(row, recipe.tile)
@@ -146,23 +146,6 @@ def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: Table
         reports_alike={**so_far.reports_alike, seed: report_alike},
         memory=memory,
     )
-
-
-def _pretrains(recipe: Recipe, settings: TableConfig) -> bool:
-    """Return whether the table makes the pretraining of a row itself: only a small one on landscapes takes seconds."""
-    small = settings.dataset == LANDSCAPES and settings.size in SMALL_SIZES and settings.pretrained is None
-    return small and recipe.start is not None and recipe.start.source == "caswit"
-
-
-def _with_pretraining(recipe: Recipe, runs: Path) -> Recipe:
-    """Return a recipe that starts from a pretraining of its own data and size, which is made where it is missing."""
-    how = small_pretraining(recipe)
-    folder = runs / f"pretraining-{recipe.model.size}-s{recipe.train.seed}"
-    if not RunFolder(folder).finished(how):
-        log.info("%s: pretraining", folder)
-        pretrain(how, folder, resume=True)
-    known = dict(recipe.init) if isinstance(recipe.init, Mapping) else {"from": "caswit"}
-    return replace(recipe, init=known | {"path": str(folder)})
 
 
 class _Model(NamedTuple):
@@ -227,6 +210,17 @@ def _trained_model(recipe: Recipe, row: TableRow, folder: Path) -> Path:
         return train(recipe, folder, resume=True)
     _train_in_subprocess(recipe, folder)
     return run.model
+
+
+def _pretrain(recipe: Recipe) -> None:
+    """Make the pretraining that a small row starts from, unless it is there."""
+    assert recipe.start is not None
+    assert recipe.start.path is not None
+    pretraining, folder = scaled_pretraining(recipe), Path(recipe.start.path)
+    if RunFolder(folder).finished(pretraining):
+        return
+    log.info("%s: pretraining on the table's own imagery; --pretrained names another", folder)
+    pretrain(pretraining, folder, resume=True)
 
 
 def _train_in_subprocess(recipe: Recipe, folder: Path) -> None:

@@ -3,6 +3,7 @@
 Rows of one table are compared, so a small one must cost about the same for each: ``SMALL`` is the place to tune that.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from caswit.config import (
+    AugmentConfig,
     ImageryConfig,
     ModelConfig,
     PretrainConfig,
@@ -56,7 +58,11 @@ SMALL: dict[str, Small] = {
     "uhrs": Small(width=0.375, batch=2),
     "relay_tokens": Small(width=0.5, batch=8),
 }
-SMALL_SIZES: tuple[Size, ...] = ("pico", "nano")
+PRETRAINING = "pretraining"
+"""Folder in a table's own, of pretrainings that the table makes itself."""
+_PRETRAIN_LR = 1e-3
+"""As in recipes/pretrain-dubai-nano.yaml."""
+_SMALL_SIZES: tuple[Size, ...] = ("pico", "nano")
 _STRIDE_PX = 32
 _SMALL_BATCH = 8
 """Tiles in a step on landscapes, of every other network."""
@@ -99,28 +105,33 @@ def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig) ->
     if settings.pretrained is not None and recipe.start is not None and recipe.start.source == "caswit":
         known = dict(recipe.init) if not isinstance(recipe.init, str) else {"from": "caswit"}  # type: ignore[arg-type]
         recipe = replace(recipe, init=known | {"path": settings.pretrained.replace("{seed}", str(seed))})
-    return replace(recipe, train=replace(recipe.train, **learning))
+    recipe = replace(recipe, train=replace(recipe.train, **learning))
+    if pretrains_itself(recipe, settings):
+        # Rows that differ in their decoder alone share one.
+        told_apart = hashlib.sha256(repr(scaled_pretraining(recipe)).encode()).hexdigest()[:8]
+        name = f"{Path(recipe.data.dataset).parent.name}-{recipe.model.size}-s{seed}-{told_apart}"
+        recipe = replace(recipe, init={"from": "caswit", "path": str(out / PRETRAINING / name)})
+    return recipe
 
 
-def small_pretraining(recipe: Recipe) -> PretrainRecipe:
-    """Return the pretraining from which a small row on landscapes starts: of its network, data, seed and length."""
-    steps = recipe.train.max_steps or 100
+def pretrains_itself(recipe: Recipe, settings: TableConfig) -> bool:
+    """Return whether a table makes the pretraining of a row: at small scale, on its data, where it is given none."""
+    starts = recipe.start is not None and recipe.start.source == "caswit"
+    return starts and settings.pretrained is None and settings.dataset is not None and settings.size in _SMALL_SIZES
+
+
+def scaled_pretraining(recipe: Recipe) -> PretrainRecipe:
+    """Return the pretraining on all imagery of a small row's data, as long as its training, with such batches."""
     train = recipe.train
+    learning = {name: getattr(train, name) for name in ("seed", "batch", "accumulate", "epochs", "max_steps")}
+    shared = {name: getattr(train, name) for name in ("precision", "accelerator", "devices", "save_every_s")}
+    steps = 100 if train.max_steps is None else train.max_steps
     return PretrainRecipe(
-        data=ImageryConfig(dataset=recipe.data.dataset, splits=(recipe.data.train_split,), sampling="random"),
-        # The decoder is not built: rows that differ in it alone start from one pretraining.
-        model=replace(recipe.model, decoder="upernet", decoder_channels=None, drop_path=0.0),
+        data=ImageryConfig(dataset=recipe.data.dataset, sampling=recipe.data.sampling, workers=recipe.data.workers),
+        model=replace(recipe.model, drop_path=0.0, decoder=ModelConfig.decoder, decoder_channels=None),
         tile=recipe.tile,
-        train=PretrainConfig(
-            max_steps=steps,
-            seed=train.seed,
-            batch=train.batch,
-            lr=1e-3,
-            min_lr=1e-5,
-            lr_batch=None,
-            warmup_steps=steps // 20,
-            accelerator=train.accelerator,
-        ),
+        augment=AugmentConfig(spatial=True),
+        train=PretrainConfig(**learning, **shared, lr=_PRETRAIN_LR, lr_batch=None, warmup_steps=min(10, steps // 10)),
     )
 
 
@@ -129,7 +140,7 @@ def scaled_model(model: ModelConfig, base: Size) -> ModelConfig:
     changes: dict[str, Any] = {"encoder_weights": None}
     if model.arch == "caswit":
         changes["size"] = scaled_size(model.size, base)
-    if model.arch in SMALL and base in SMALL_SIZES:
+    if model.arch in SMALL and base in _SMALL_SIZES:
         changes["width"] = SMALL[model.arch].width
     return replace(model, **changes)
 
@@ -218,7 +229,7 @@ def printed(row: TableRow, settings: TableConfig) -> RowConfig:
     model, name = row.recipe.model, row.row.name
     if settings.size is not None and model.arch == "caswit":
         name = sized_name(name, model.size, scaled_size(model.size, settings.size))
-    if settings.size in SMALL_SIZES and model.arch in SMALL:
+    if settings.size in _SMALL_SIZES and model.arch in SMALL:
         name += f", width {SMALL[model.arch].width:g}"
     if restarts(row, settings):
         name += ", from scratch" if settings.start == "scratch" else ", from ImageNet"
@@ -253,5 +264,5 @@ def start_of(recipe: Recipe) -> str:
     if recipe.start is None:
         return recipe.model.encoder_weights or "scratch"
     if recipe.start.source == "caswit":
-        return "pretrained"
+        return "pretrained here" if f"/{PRETRAINING}/" in str(recipe.start.path) else "pretrained"
     return "imagenet" if recipe.start.source == "timm" else recipe.start.source

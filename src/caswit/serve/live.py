@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from caswit.config import ComputeConfig
 from caswit.data.reader import SceneReader, context_window
 from caswit.data.scene import Scene
+from caswit.errors import ModelError
 from caswit.explain.attention import Explanation, explain_pixel, pixel_as_read, shows_attention
 from caswit.explain.figure import heatmap_overlay, peak_over_uniform
 from caswit.inference.load import load_predictor
@@ -52,6 +53,8 @@ class LiveModel:
 
     def attention(self, image: Path, row: int, col: int) -> dict[str, Any]:
         """Explain a pixel: attention by stage and head as pictures, and the probabilities for each kind of context."""
+        if not isinstance(self.model.context_factor, int):
+            raise ModelError("this model reads several contexts; caswit explain draws where it attends in each")
         with self._busy, self._scene(image) as scene:
             explanation = explain_pixel(self.model, scene, row, col, self.tile_px)
             ratio = scene.ratio

@@ -113,11 +113,16 @@ def report(fit: Fit, where: str, start: InitConfig, theirs: State, ours: State) 
     resized = f"; {len(fit.resized)} position biases interpolated to this window" if fit.resized else ""
     share = f"{fit.share(_counted(start)):.0%} of the encoders"
     lines = [f"init: {where}: took {', '.join(parts)}{others}; {share}{resized}"]
-    if fit.missing:
+    # Of a network of one context: at zero, every further context is read as that one was.
+    at_zero = tuple(name for name in fit.missing if name.endswith("context_embedding"))
+    if at_zero:
+        lines.append(f"init: {len(at_zero)} that tell contexts apart start at zero: {_some(at_zero)}")
+    at_random = tuple(name for name in fit.missing if name not in at_zero)
+    if at_random:
         # A model folder leaves out what only training needs, such as the head of the context branch.
-        of = Counter(name.partition(".")[0] for name in fit.missing)
+        of = Counter(name.partition(".")[0] for name in at_random)
         parts = [f"{count} of {part}" for part, count in of.items()]
-        lines.append(f"init: {len(fit.missing)} start at random ({', '.join(parts)}): {_some(fit.missing)}")
+        lines.append(f"init: {len(at_random)} start at random ({', '.join(parts)}): {_some(at_random)}")
     if fit.left_over:
         lines.append(f"init: {len(fit.left_over)} left over: {_some(fit.left_over)}")
     if start.source == "official":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from caswit.config import ModelConfig
@@ -17,7 +18,6 @@ from caswit.weights.model_folder import (
     LoadedModel,
     ModelInfo,
     PretrainedInfo,
-    build,
     file_digest,
     load_model,
     load_pretrained,
@@ -49,12 +49,22 @@ class Costs:
 def costs(loaded: LoadedModel) -> Costs:
     """Count the parameters of each part, and the FLOPs of one tile with tensors that have no memory."""
     side = loaded.info.tile.tile_px
-    image = torch.empty(1, 3, side, side, device="meta")
     contexts = len(loaded.info.tile.context_factors)
-    context = image if contexts == 1 else torch.empty(1, contexts, 3, side, side, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        build(loaded.info).eval().to("meta")(image, context)
-    return Costs(parameters=count_parameters(loaded.network), flops=counter.get_total_flops())
+    try:
+        # Shapes alone. Fake and not "meta": to networks that ask for the device these are tensors of the CPU.
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            flops = _flops(loaded.network, side, contexts)
+    except DataDependentOutputException:  # one that looks at numbers, such as the places of its patches
+        flops = _flops(loaded.network, side, contexts)
+    return Costs(parameters=count_parameters(loaded.network), flops=flops)
+
+
+@torch.no_grad()
+def _flops(network: nn.Module, side: int, contexts: int) -> int:
+    tile = torch.zeros(1, 3, side, side)
+    with FlopCounterMode(display=False) as counter:
+        network(tile, tile if contexts == 1 else tile[:, None].expand(-1, contexts, -1, -1, -1))
+    return counter.get_total_flops()
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:

@@ -27,7 +27,7 @@ def narrow():
     return ISDNet(num_classes=NUM_CLASSES, width=0.125)
 
 
-def test_it_has_the_published_parameters_without_the_parts_that_only_train():
+def test_it_has_the_known_parameters_without_the_parts_that_only_train():
     network = ISDNet(num_classes=8)
     assert parameters(network, TRAINING_ONLY) / 1e6 == pytest.approx(17.2, rel=0.02)
 

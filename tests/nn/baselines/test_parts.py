@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
@@ -127,20 +128,28 @@ class TestPyramid:
 
 
 class TestResNet:
+    @pytest.mark.equivalence
     @torch.no_grad()
-    def test_stages_are_timms_dilated_to_an_eighth(self):
-        import timm
+    def test_weights_of_timms_resnet18d_give_its_maps_dilated_to_an_eighth(self, monkeypatch):
+        theirs = noisy(timm.create_model("resnet18d", features_only=True, output_stride=8, out_indices=(1, 2, 3, 4)))
+        create = timm.create_model
 
-        ours = noisy(DilatedResNet18(0.25)).eval()
-        assert [tuple(x.shape) for x in ours(torch.randn(1, 3, 32, 64))] == [
-            (1, 16, 8, 16),
-            (1, 32, 4, 8),
-            (1, 64, 4, 8),
-            (1, 128, 4, 8),
-        ]
-        assert DilatedResNet18().channels == (64, 128, 256, 512)
-        theirs = timm.create_model("resnet18d", num_classes=0)
-        assert sum(p.numel() for p in DilatedResNet18().parameters()) == sum(p.numel() for p in theirs.parameters())
+        def download(*args, pretrained, **options):
+            network = create(*args, **options)
+            network.load_state_dict(theirs.state_dict())
+            return network
+
+        monkeypatch.setattr("timm.create_model", download)
+        ours = DilatedResNet18(pretrained=True).eval()
+        assert ours.channels == (64, 128, 256, 512)
+        image = torch.randn(1, 3, 32, 64)
+        maps = ours(image)
+        assert [tuple(x.shape[2:]) for x in maps] == [(8, 16), (4, 8), (4, 8), (4, 8)]
+        torch.testing.assert_close(maps, theirs.eval()(image))
+
+    def test_narrow_stages(self):
+        maps = DilatedResNet18(0.25)(torch.randn(1, 3, 32, 64))
+        assert [x.shape[1] for x in maps] == [16, 32, 64, 128]
 
     def test_pretrained_weights_need_the_full_width(self):
         with pytest.raises(ConfigError, match=r"model\.width 0\.5 has no ImageNet weights; use width 1"):

@@ -27,7 +27,7 @@ def narrow(**options):
 
 
 @pytest.mark.parametrize(("variant", "millions"), [(1, 8.3), (2, 12.3)])
-def test_it_has_the_published_parameters_without_the_heads_that_only_train(variant, millions):
+def test_it_has_the_known_parameters_without_the_heads_that_only_train(variant, millions):
     with torch.device("meta"):
         network = STDC(num_classes=8, variant=variant)
     assert parameters(network, TRAINING_ONLY) / 1e6 == pytest.approx(millions, rel=0.02)

@@ -25,7 +25,7 @@ def narrow(**options):
     return UHRS(num_classes=NUM_CLASSES, width=0.125, **options)
 
 
-def test_it_has_the_published_parameters_without_the_head_that_only_trains():
+def test_it_has_the_known_parameters_without_the_head_that_only_trains():
     assert parameters(UHRS(num_classes=8), ("auxiliary",)) / 1e6 == pytest.approx(13.6, rel=0.02)
 
 

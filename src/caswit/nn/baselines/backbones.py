@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caswit.errors import ConfigError
-from caswit.nn.baselines.parts import scaled
+from caswit.nn.baselines.parts import BatchNorm, scaled
 
 
 class ResNet50(nn.Module):
@@ -29,9 +29,9 @@ class ResNet50(nn.Module):
         super().__init__()
         planes = tuple(scaled(channels, width) for channels in (64, 128, 256, 512))
         if pretrained:
-            network = _downloaded("ResNet-50", width, lambda: timm.create_model("resnet50", pretrained=True))
+            network = _downloaded("ResNet-50", width, lambda: timm.create_model("resnet50", True, norm_layer=BatchNorm))
         else:
-            network = timm.create_model("resnet50", channels=planes, zero_init_last=False)
+            network = timm.create_model("resnet50", channels=planes, zero_init_last=False, norm_layer=BatchNorm)
             _narrow_stem(network, planes[0])
         self.channels = tuple(4 * channels for channels in planes)
         self.stem = nn.Sequential(network.conv1, network.bn1, network.act1, network.maxpool)
@@ -117,7 +117,7 @@ def _narrow_stem(network: Any, channels: int) -> None:
     # timm's plain stem has 64 channels whatever the stages have. At small widths it would cost more than all stages.
     first = network.layer1[0]
     network.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
-    network.bn1 = nn.BatchNorm2d(channels)
+    network.bn1 = BatchNorm(channels)
     first.conv1 = nn.Conv2d(channels, first.conv1.out_channels, 1, bias=False)
     first.downsample[0] = nn.Conv2d(channels, first.downsample[0].out_channels, 1, bias=False)
     network.init_weights(zero_init_last=False)

@@ -42,31 +42,31 @@ def network_class(arch: str) -> Any:
     """Return the class of a network of table 2, whose module is imported only now."""
     match arch:
         case "stdc1" | "stdc2":
-            from caswit.nn.baselines.stdc import STDC  # type: ignore[import-not-found,unused-ignore]
+            from caswit.nn.baselines.stdc import STDC
 
             return STDC
         case "glnet":
-            from caswit.nn.baselines.glnet import GLNet  # type: ignore[import-not-found,unused-ignore]
+            from caswit.nn.baselines.glnet import GLNet
 
             return GLNet
         case "fctl":
-            from caswit.nn.baselines.fctl import FCtL  # type: ignore[import-not-found,unused-ignore]
+            from caswit.nn.baselines.fctl import FCtL
 
             return FCtL
         case "isdnet":
-            from caswit.nn.baselines.isdnet import ISDNet  # type: ignore[import-not-found,unused-ignore]
+            from caswit.nn.baselines.isdnet import ISDNet
 
             return ISDNet
         case "wsdnet":
-            from caswit.nn.baselines.wsdnet import WSDNet  # type: ignore[import-not-found,unused-ignore]
+            from caswit.nn.baselines.wsdnet import WSDNet
 
             return WSDNet
         case "uhrs":
-            from caswit.nn.baselines.uhrs import UHRS  # type: ignore[import-not-found,unused-ignore]
+            from caswit.nn.baselines.uhrs import UHRS
 
             return UHRS
         case "relay_tokens":
-            from caswit.nn.baselines.relay_tokens import RelayTokens  # type: ignore[import-not-found,unused-ignore]
+            from caswit.nn.baselines.relay_tokens import RelayTokens
 
             return RelayTokens
     raise AssertionError(arch)

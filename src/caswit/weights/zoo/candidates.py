@@ -23,21 +23,21 @@ def candidates(images: Sequence[str], gsd_m: float | None = None) -> list[str]:
         DataError: None can be opened.
     """
     alike: dict[tuple[str, int, str], list[_Image]] = {}
-    broken: list[DataError] = []
+    unreadable: list[DataError] = []
     for name in images:
         try:
             image = _look(name, gsd_m)
         except DataError as error:
-            broken.append(error)
+            unreadable.append(error)
         else:
             alike.setdefault((image.size, image.bands, image.dtype), []).append(image)
     if not alike:
-        raise broken[0]
+        raise unreadable[0]
     lines: list[str] = []
     for group in alike.values():
         more = f" ({len(group)} images; this is the first)" if len(group) > 1 else ""
         lines += [*([""] * bool(lines)), *_about(group[0], more)]
-    return lines + [line for error in broken for line in ("", f"broken: {error}")]
+    return lines + [line for error in unreadable for line in ("", f"unreadable: {error}")]
 
 
 class _Image(NamedTuple):
