@@ -62,7 +62,7 @@ PRETRAINING = "pretraining"
 """Folder in a table's own, of pretrainings that the table makes itself."""
 _PRETRAIN_LR = 1e-3
 """As in recipes/pretrain-dubai-nano.yaml."""
-SMALL_SIZES: tuple[Size, ...] = ("pico", "nano")
+_SMALL_SIZES: tuple[Size, ...] = ("pico", "nano")
 _STRIDE_PX = 32
 _SMALL_BATCH = 8
 """Tiles in a step on landscapes, of every other network."""
@@ -117,7 +117,7 @@ def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig) ->
 def pretrains_itself(recipe: Recipe, settings: TableConfig) -> bool:
     """Return whether a table makes the pretraining of a row: at small scale, on its data, where it is given none."""
     starts = recipe.start is not None and recipe.start.source == "caswit"
-    return starts and settings.pretrained is None and settings.dataset is not None and settings.size in SMALL_SIZES
+    return starts and settings.pretrained is None and settings.dataset is not None and settings.size in _SMALL_SIZES
 
 
 def scaled_pretraining(recipe: Recipe) -> PretrainRecipe:
@@ -140,7 +140,7 @@ def scaled_model(model: ModelConfig, base: Size) -> ModelConfig:
     changes: dict[str, Any] = {"encoder_weights": None}
     if model.arch == "caswit":
         changes["size"] = scaled_size(model.size, base)
-    if model.arch in SMALL and base in SMALL_SIZES:
+    if model.arch in SMALL and base in _SMALL_SIZES:
         changes["width"] = SMALL[model.arch].width
     return replace(model, **changes)
 
@@ -229,7 +229,7 @@ def printed(row: TableRow, settings: TableConfig) -> RowConfig:
     model, name = row.recipe.model, row.row.name
     if settings.size is not None and model.arch == "caswit":
         name = sized_name(name, model.size, scaled_size(model.size, settings.size))
-    if settings.size in SMALL_SIZES and model.arch in SMALL:
+    if settings.size in _SMALL_SIZES and model.arch in SMALL:
         name += f", width {SMALL[model.arch].width:g}"
     if restarts(row, settings):
         name += ", from scratch" if settings.start == "scratch" else ", from ImageNet"
