@@ -119,5 +119,5 @@ def _narrow_stem(network: Any, channels: int) -> None:
     network.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
     network.bn1 = BatchNorm(channels)
     first.conv1 = nn.Conv2d(channels, first.conv1.out_channels, 1, bias=False)
-    first.downsample[0] = nn.Conv2d(channels, first.downsample[0].out_channels, 1, bias=False)
+    first.downsample = nn.Sequential(nn.Conv2d(channels, 4 * channels, 1, bias=False), BatchNorm(4 * channels))
     network.init_weights(zero_init_last=False)
