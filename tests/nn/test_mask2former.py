@@ -10,8 +10,9 @@ from transformers import Mask2FormerForUniversalSegmentation, SwinConfig
 
 from caswit.config import IGNORE_INDEX, ModelConfig, TileConfig
 from caswit.data.classes import ClassTable, LandClass
-from caswit.errors import CaswitError, ConfigError, naming_extras
+from caswit.errors import CaswitError, ConfigError, ModelError, naming_extras
 from caswit.inference.cpu.network import arranged_network
+from caswit.inference.onnx.write import export
 from caswit.inference.predictor import Predictor
 from caswit.nn.caswit import CASWiT
 from caswit.nn.decoders import UPerNetHead
@@ -234,6 +235,11 @@ def test_a_model_folder_keeps_it(tmp_path):
         torch.testing.assert_close(loaded.network(*images()), model.eval()(*images()))
     page = describe(tmp_path / "model")
     assert "decoder      mask2former, 64 channels\n" in page
+    with pytest.raises(
+        ModelError, match="networks with decoder mask2former cannot be exported as ONNX yet; export one"
+    ):
+        export(tmp_path / "model", tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
     assert count_parameters(loaded.network)["decoder"] > 1e6
 
 

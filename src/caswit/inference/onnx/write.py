@@ -66,6 +66,11 @@ def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exp
 
     folder = model_folder(model)
     loaded = load_model(model)
+    if loaded.info.model.kind == "caswit" and loaded.info.model.decoder == "mask2former":
+        raise ModelError(
+            f"{model}: networks with decoder mask2former cannot be exported as ONNX yet; "
+            "export one with upernet or segformer"
+        )
     size_bytes = 4 * sum(p.numel() for p in loaded.network.parameters())
     if size_bytes > MOST_BYTES:
         raise ModelError(
