@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from caswit.cli.main import main
+from caswit.viz.pictures import strip
 from conftest import picture
 from trees import PATCH_PX, flair_paths, make_flair_hub, write_dataset, write_flair_csv
 
@@ -71,11 +72,17 @@ def test_prepare_then_inspect(tmp_path, capsys):
     assert "| bareland | 5,600 | 100.00 % |" in capsys.readouterr().out
 
 
-def test_several_contexts_are_drawn_beside_each_other(flair, tmp_path, capsys):
+def test_several_contexts_are_drawn_beside_each_other(flair, tmp_path, monkeypatch):
     """Each with its labels: two more pictures in a row."""
-    sides = {}
-    for name, factors in (("one", "2"), ("two", "2 4")):
-        run(flair, "--split", "train", "--n", 1, "--out", tmp_path / name, "--context-factor", *factors.split())
-        sides[name] = Image.open(tmp_path / name / "tile-01.png").size
-    assert sides["two"][1] == sides["one"][1]
-    assert sides["two"][0] >= sides["one"][0] + 2 * PATCH_PX
+    rows = []
+
+    def noted(panels, **settings):
+        rows.append([caption for caption, _ in panels])
+        return strip(panels, **settings)
+
+    monkeypatch.setattr("caswit.evaluation.inspect.strip", noted)
+    for factors in (["2"], ["2", "4"]):
+        run(flair, "--split", "train", "--n", 1, "--out", tmp_path / "out", "--context-factor", *factors)
+    one, two = rows[0], rows[2]  # between them stands the title
+    assert one == ["context", "labels", "tile", "labels"]
+    assert two == ["context x 2", "labels", "context x 4", "labels", "tile", "labels"]

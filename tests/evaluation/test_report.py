@@ -127,6 +127,7 @@ def test_json_says_what_was_evaluated_with_what(written, evaluation):
         "scenes": 1,
         "tiles": 1,
         "tile_px": 48,
+        "overlap_px": 0,
         "context_factor": 2,
         "labelled_pixels": 48 * 48 - 25,
         "band_px": 2,

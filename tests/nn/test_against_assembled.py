@@ -17,7 +17,7 @@ def test_assembled_network_has_our_weights_and_our_logits(gated):
     hr, context = (torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8) for _ in range(2))
     logits = ours(hr, context)
     assert float((theirs(hr, context) - logits).abs().max() / logits.abs().max()) < 1e-4
-    for a, b in zip(theirs.train()(hr, context), ours.train()(hr, context), strict=True):
+    for a, b in zip(theirs.train()(hr, context), ours.train()(hr, context)[:2], strict=True):
         assert float((a - b).abs().max() / b.abs().max()) < 1e-4
     alike = [sum(p.numel() for p in network.parameters()) for network in (ours, theirs)]
     unused = sum(p.numel() for branch in (theirs.hr, theirs.context) for p in branch.swin.layernorm.parameters())

@@ -216,7 +216,7 @@ def test_where_it_learned_and_how_sure_it_is_go_into_the_config_and_on_the_card(
     assert "Mean confidence on this split: 91.4 %; building 88.7 %, water 95.0 %." in card
     about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | {"area": [85.53, 27, 85.51, 28]}))
     with pytest.raises(ConfigError, match="area must be west, south, east, north in degrees"):
-        push(model_folder, str(tmp_path / "out"), about=about)
+        push(model_folder, str(tmp_path / "other"), about=about)
 
 
 def test_half_the_size_is_the_same_network_but_for_rounding(model_folder, tmp_path):

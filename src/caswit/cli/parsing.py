@@ -138,7 +138,8 @@ def _add_settings(parser: ArgumentParser, kind: Any) -> None:
     for name, field in tuples.items():
         item, *others = _tuple_items(field.type)
         words = [kind for kind in get_args(field.type) if get_origin(kind) is Literal]
-        default: Any = field.default
+        # Several words are a list, also where one is the rule.
+        default: Any = [field.default] if isinstance(field.default, int) else field.default
         parser._action_groups[-1].add_argument(
             f"--{name}",
             type=Union[item, *words],

@@ -183,6 +183,8 @@ def _check(file: Path, content: Any, kind: type) -> None:
     for name in content.keys() & sections:
         _check_keys(f"{file}: {name}", content[name], _names(sections[name]))
     phases = content.get("train", {}).get("phases", [])
+    if phases is None:
+        return  # the parser says that of every setting
     if not isinstance(phases, list):
         raise CaswitError(f"{file}: train.phases must be a list, got {brief(phases)}; try [{{name: NAME, share: 1}}]")
     for phase in phases:
