@@ -145,7 +145,7 @@ def _add_settings(parser: ArgumentParser, kind: Any) -> None:
             type=Union[item, *words],
             nargs="+" if others == [...] else 1 + len(others),
             metavar=_METAVARS.get(name),
-            default=list(default) if isinstance(default, tuple) and default else default,
+            default=[default] if isinstance(default, int) else default and list(default),
             help=about[name],
         )
 
