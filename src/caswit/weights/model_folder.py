@@ -283,7 +283,11 @@ def build(info: ModelInfo, *, context_head: bool = False, pretrained: bool = Fal
     if info.tile.tile_px % stride_px:
         raise ConfigError(f"arch {model.arch} needs tile_px in multiples of {stride_px}, got {info.tile.tile_px}")
     kind = Table2Network if of_table2 else Baseline
-    return kind(num_classes=classes, settings=model, pretrained=pretrained)
+    network = kind(num_classes=classes, settings=model, pretrained=pretrained)
+    if model.arch == "relay_tokens":
+        # Its loss looks for the tile in the context.
+        cast("Any", network.network).context_factor = info.tile.context_factors[-1]
+    return network
 
 
 def build_simmim(info: PretrainedInfo) -> SimMIM:

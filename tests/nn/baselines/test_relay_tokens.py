@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caswit.config import IGNORE_INDEX
+from caswit.config import IGNORE_INDEX, ModelConfig, TileConfig
+from caswit.data.classes import ClassTable, LandClass
 from caswit.errors import ConfigError
 from caswit.nn.baselines import relay_tokens
 from caswit.nn.baselines.relay_tokens import TOKENS, WINDOW, RelayTokens, centre, relayed
+from caswit.weights.model_folder import ModelInfo, build
 
 K = 3
 
@@ -197,6 +199,13 @@ def test_the_tile_is_the_middle_of_its_context():
     x = torch.arange(36.0).view(1, 1, 6, 6)
     assert torch.equal(centre(x, 3)[0, 0], x[0, 0, 2:4, 2:4])
     assert torch.equal(centre(x, 1), x)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_loss_knows_how_far_the_context_reaches(factor: int):
+    classes = ClassTable(tuple(LandClass(id=i, name=f"class {i}", color="#102030") for i in range(K)))
+    settings, tile = ModelConfig(arch="relay_tokens", width=0.1), TileConfig(tile_px=64, context_factor=factor)
+    assert build(ModelInfo(model=settings, tile=tile, classes=classes)).network.context_factor == factor
 
 
 def test_learns_what_only_the_context_shows():
