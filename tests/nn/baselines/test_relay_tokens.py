@@ -236,7 +236,7 @@ def test_learns_what_only_the_context_shows():
 
 
 def test_pretrained_weights(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ConfigError, match=r"pretrained weights are for model.width 1, got 0.5"):
+    with pytest.raises(ConfigError, match=r"model.width 0.5 has no ImageNet weights"):
         RelayTokens(num_classes=K, width=0.5, pretrained=True)
 
     def offline(name: str, **_: object) -> None:

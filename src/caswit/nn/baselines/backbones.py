@@ -10,8 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caswit.errors import ConfigError
-from caswit.nn.baselines.parts import BatchNorm, scaled
+from caswit.nn.baselines.parts import BatchNorm, downloaded, scaled
 
 
 class ResNet50(nn.Module):
@@ -29,7 +28,7 @@ class ResNet50(nn.Module):
         super().__init__()
         planes = tuple(scaled(channels, width) for channels in (64, 128, 256, 512))
         if pretrained:
-            network = _downloaded("ResNet-50", width, lambda: timm.create_model("resnet50", True, norm_layer=BatchNorm))
+            network = downloaded("ResNet-50", width, lambda: timm.create_model("resnet50", True, norm_layer=BatchNorm))
         else:
             network = timm.create_model("resnet50", channels=planes, zero_init_last=False, norm_layer=BatchNorm)
             _narrow_stem(network, planes[0])
@@ -89,7 +88,7 @@ def imagenet_vgg16(width: float) -> Any:
         ConfigError: ``width`` is not 1, or the weights cannot be downloaded.
     """
     weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
-    return _downloaded("VGG16", width, lambda: torchvision.models.vgg16(weights=weights))
+    return downloaded("VGG16", width, lambda: torchvision.models.vgg16(weights=weights))
 
 
 def init_for_relu(module: nn.Module) -> None:
@@ -99,18 +98,6 @@ def init_for_relu(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def _downloaded(name: str, width: float, load: Any) -> Any:
-    if width != 1:
-        raise ConfigError(f"model.width {width} has no ImageNet weights; use width 1, or start from random weights")
-    try:
-        return load()
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ConfigError(
-            f"ImageNet weights of {name} cannot be downloaded ({reason}); start from random weights instead"
-        ) from error
 
 
 def _narrow_stem(network: Any, channels: int) -> None:

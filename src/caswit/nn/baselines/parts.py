@@ -7,13 +7,14 @@ Shapes: B batch, C channels, H/W rows and columns, K classes.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caswit.config import IGNORE_INDEX
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, one_line
 from caswit.nn.losses import cross_entropy_sum
 
 STDC1_DEPTHS = (2, 2, 2)
@@ -215,6 +216,23 @@ class DAPPM(nn.Module):
         return self.compress(torch.cat(maps, dim=1)) + self.shortcut(x)
 
 
+def downloaded(name: str, width: float, load: Callable[[], Any]) -> Any:
+    """Return a network whose ImageNet weights ``load`` downloads.
+
+    Raises:
+        ConfigError: The width is not 1, or they cannot be downloaded.
+    """
+    if width != 1:
+        raise ConfigError(f"model.width {width} has no ImageNet weights; use width 1, or start from random weights")
+    try:
+        return load()
+    except Exception as error:
+        why = one_line(error, 120)
+        raise ConfigError(
+            f"ImageNet weights of {name} cannot be downloaded ({why}); start from random weights instead"
+        ) from error
+
+
 class DilatedResNet18(nn.Module):
     """ResNet-18 with a stem of three 3x3 convolutions whose last two stages are dilated instead of strided.
 
@@ -233,21 +251,15 @@ class DilatedResNet18(nn.Module):
         super().__init__()
         import timm
 
-        if pretrained and width != 1:
-            raise ConfigError(f"model.width {width} has no ImageNet weights; use width 1, or start from random weights")
         self.channels = tuple(scaled(channels, width) for channels in (64, 128, 256, 512))
-        try:
-            network = timm.create_model(
+
+        def make() -> Any:
+            return timm.create_model(
                 "resnet18d", pretrained=pretrained, output_stride=8, stem_width=self.channels[0] // 2,
                 channels=self.channels, num_classes=0, global_pool="", norm_layer=BatchNorm,
             )  # fmt: skip
-        except Exception as error:
-            if not pretrained:
-                raise
-            reason = " ".join(str(error).split())[:120]
-            raise ConfigError(
-                f"ImageNet weights of resnet18d cannot be downloaded ({reason}); start from random weights instead"
-            ) from error
+
+        network = downloaded("resnet18d", width, make) if pretrained else make()
         self.stem = nn.Sequential(network.conv1, network.bn1, network.act1, network.maxpool)
         self.stages = nn.ModuleList([network.layer1, network.layer2, network.layer3, network.layer4])
 

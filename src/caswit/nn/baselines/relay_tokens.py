@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caswit.config import IGNORE_INDEX
-from caswit.errors import ConfigError, brief, one_line
+from caswit.nn.baselines.parts import downloaded
 
 TOKENS = 4
 """Relay tokens."""
@@ -228,12 +228,5 @@ def _swin(width: float) -> SwinTransformerV2:
 
 
 def _pretrained(width: float) -> SwinTransformerV2:
-    if width != 1:
-        raise ConfigError(f"pretrained weights are for model.width 1, got {brief(width)}; leave one of them out")
-    try:
-        return timm.create_model("swinv2_small_window8_256", pretrained=True, num_classes=0, strict_img_size=False)
-    except Exception as error:
-        raise ConfigError(
-            f"the ImageNet weights of SwinV2-S cannot be downloaded ({one_line(error, 120)}); "
-            "train from random weights instead"
-        ) from error
+    name, options = "swinv2_small_window8_256", {"num_classes": 0, "strict_img_size": False}
+    return downloaded("SwinV2-S", width, lambda: timm.create_model(name, pretrained=True, **options))
