@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 import yaml
 
+from caswit.cli.main import main
 from caswit.cli.recipe import merge, parse_recipe, parse_row, read_recipe
 from caswit.config import Recipe
 from caswit.errors import CaswitError, ConfigError
@@ -96,6 +97,16 @@ class TestMistakes:
             parse_recipe(read_recipe(file), file)
         assert str(caught.value).startswith(f"{file}: ")
         assert words in str(caught.value)
+
+    @pytest.mark.parametrize("setting", ["train.batch", "tile.tile_px", "train.accumulate", "train.max_steps"])
+    def test_numbers_beyond_all_counting(self, tmp_path, capsys, setting):
+        """10 to the 400th is no float, and was divided to propose a number that fits."""
+        section, field = setting.split(".")
+        file = write(tmp_path / "r.yaml", **{"data": {"dataset": "x"}, section: {field: 10**400}})
+        with pytest.raises(SystemExit):
+            main(["train", str(file), "--out", str(tmp_path / "out")])
+        assert len(capsys.readouterr().err.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(
         ("section", "field"),

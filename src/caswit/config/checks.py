@@ -21,6 +21,13 @@ def check(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def nearest_multiple(value: int, step: int, least: int = 1) -> int:
+    """Return the multiple of ``step`` nearest to a value, ``least`` times ``step`` at least."""
+    # In whole numbers: one of 400 digits, as a damaged file may have, is no float.
+    times, left = divmod(value, step)
+    return max(least, times + (2 * left + times % 2 > step)) * step
+
+
 def check_sizes(settings: Any, name: str = "") -> None:
     """Raise ConfigError if a whole number of settings or of their sections is beyond all counting."""
     for field in fields(settings):

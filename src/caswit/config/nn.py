@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from math import lcm
 from typing import Any, Literal, cast, get_args
 
-from caswit.config.checks import check
+from caswit.config.checks import check, nearest_multiple
 from caswit.errors import brief
 
 Size = Literal["pico", "nano", "tiny", "small", "base", "large"]
@@ -60,7 +60,7 @@ class TileConfig:
         check(self.tile_px >= _LEAST_TILE_PX, f"tile_px must be at least {_LEAST_TILE_PX}, got {self.tile_px}; try 256")
         self._check_factors()
         factors, step = self.context_factors, self.step_px
-        fits = max(-(-_LEAST_TILE_PX // step), round(self.tile_px / step)) * step
+        fits = nearest_multiple(self.tile_px, step, -(-_LEAST_TILE_PX // step))
         several = f"each context_factor of {list(factors)}, so of" if len(factors) > 1 else "context_factor ="
         check(
             self.tile_px % step == 0,

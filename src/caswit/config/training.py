@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from caswit.config.checks import check
+from caswit.config.checks import check, nearest_multiple
 from caswit.config.inference import Precision
 from caswit.config.nn import CONTEXTS, NUM_STAGES, ModelConfig, TileConfig
 from caswit.config.weights import InitConfig, parse_init
@@ -184,7 +184,7 @@ class LearningConfig:
         check(
             self.batch % parts == 0,
             f"batch must be a multiple of devices x accumulate = {parts}, got {self.batch}; "
-            f"try {max(1, round(self.batch / parts)) * parts}",
+            f"try {nearest_multiple(self.batch, parts)}",
         )
         check(self.epochs > 0, f"epochs must be above 0, got {self.epochs}")
         for name in ("max_steps", "max_minutes", "stop_minutes", "clip_norm"):
@@ -362,7 +362,7 @@ class MaskConfig:
         """Refuse masks that mask nothing, or whose cells are not whole tokens."""
         check(0 < self.ratio <= 1, f"mask.ratio must be above 0 and at most 1, got {self.ratio}; try 0.75")
         cell = self.mask_cell_px
-        near = max(1, round(cell / TOKEN_PX)) * TOKEN_PX
+        near = nearest_multiple(cell, TOKEN_PX)
         check(
             cell > 0 and cell % TOKEN_PX == 0, f"mask_cell_px must be a multiple of {TOKEN_PX}, got {cell}; try {near}"
         )
