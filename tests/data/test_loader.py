@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from caswit.data.loader import Loader, begin_worker
 from caswit.errors import DataError
@@ -59,6 +59,18 @@ def test_the_handler_of_the_program_stays(monkeypatch):
         assert signal.getsignal(signal.SIGCHLD) is note
         busy(0.1)
         assert came
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_the_handler_of_a_loader_of_torchs_own_is_taken_away(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        assert len(list(DataLoader(Numbers(), num_workers=1))) == 40
+        assert signal.getsignal(signal.SIGCHLD) not in (before, signal.SIG_DFL)
+        assert len(list(Loader(Numbers(), num_workers=1))) == 40
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGCHLD, before)
 

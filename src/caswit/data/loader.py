@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from caswit.errors import CaswitError, DataError
 
@@ -59,6 +60,8 @@ def _no_handler_left() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)
+    if getattr(before, "__module__", None) == signal_handling.__name__:
+        before = signal.SIG_DFL  # of a loader that is not ours
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ the CPU it is the resident memory of the process, and how much of it Python and 
 read. The paper does not say which of these its figures are (our reading: the first).
 """
 
-import importlib
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from caswit.config import ComputeConfig, Precision, context_factors
-from caswit.errors import ModelError, one_line
+from caswit.errors import ModelError, install, one_line
 from caswit.inference.load import load_predictor
 from caswit.inference.predictor import Predictor
 from caswit.nn.network import stride_px
@@ -68,7 +67,7 @@ class PeakMemory:
         if self.allocated_mb is not None:
             what = "of the process by NVML, CUDA's context included / reserved by torch / allocated by torch"
             if self.process_mb is None:
-                what += " (-: NVML did not tell; pip install nvidia-ml-py)"
+                what += f" (-: NVML did not tell; {install('gpu')})"
         return f"{what}, {self.device}, {self.precision}"
 
     @property
@@ -166,7 +165,8 @@ class Driver:
     def of(cls, device: Any) -> "Driver | None":
         """Return the driver's view of a GPU, given torch's properties of it; None without nvidia-ml-py or driver."""
         try:
-            nvml = importlib.import_module("pynvml")
+            import pynvml as nvml
+
             nvml.nvmlInit()
             # By its name, not by its number: CUDA_VISIBLE_DEVICES renumbers GPUs for torch alone.
             return cls(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{device.uuid}"))

@@ -37,7 +37,7 @@ def candidates(images: Sequence[str], gsd_m: float | None = None) -> list[str]:
     for group in alike.values():
         more = f" ({len(group)} images; this is the first)" if len(group) > 1 else ""
         lines += [*([""] * bool(lines)), *_about(group[0], more)]
-    return lines + [line for error in unreadable for line in ("", f"unreadable: {error}")]
+    return lines + [line for error in unreadable for line in ("", f"broken: {error}")]
 
 
 class _Image(NamedTuple):
