@@ -32,7 +32,7 @@ slow: setup
 # Damaged inputs, hostile requests, and 100 SIGKILLs each of predict and train; 15 minutes at most.
 # CASWIT_ATTACK_SEED is the first seed of the inputs and that of the kills. docs/reliability.md has the full numbers.
 attack: setup
-	CASWIT_ATTACK_S=$${CASWIT_ATTACK_S:-240} CASWIT_KILLS=$${CASWIT_KILLS:-100} OMP_NUM_THREADS=1 timeout 900 $(BIN)/python -m pytest -q -rP tests/attack
+	CASWIT_ATTACK_S=$${CASWIT_ATTACK_S:-240} CASWIT_KILLS=$${CASWIT_KILLS:-100} OMP_NUM_THREADS=1 timeout 900 $(BIN)/python -m pytest -q -rP -n 2 --dist worksteal tests/attack
 
 # Files that tests compare with: help.txt and the losses in tests/golden, and docs/settings.md.
 # A changed one needs a sentence in the commit that says why.
