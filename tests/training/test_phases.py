@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from caswit.config import DataConfig, ModelConfig, PhaseConfig, Recipe, TileConfig, TrainConfig
 from caswit.errors import ConfigError
+from caswit.nn.baselines.parts import BatchNorm
 from caswit.nn.baselines.table2 import Table2Network
 from caswit.progress import Progress
 from caswit.training.optim import learning_rate
@@ -138,6 +139,14 @@ class TestOwnLoss:
         stands_for(monkeypatch, Toy)
         with pytest.raises(ConfigError, match=r"too few for batch norm; raise batch or lower accumulate$"):
             train(make_recipe(uneven, accumulate=4), tmp_path / "run")
+
+    def test_one_tile_per_pass_is_enough_for_norms_that_take_one(self, uneven, tmp_path, monkeypatch):
+        class ToyOfOne(Toy):
+            def __init__(self, **settings) -> None:
+                super().__init__(**settings, norm=BatchNorm)
+
+        stands_for(monkeypatch, ToyOfOne)
+        assert len(losses(train(make_recipe(uneven, accumulate=4), tmp_path / "run").parent)) > 0
 
     def test_it_starts_from_the_weights_that_the_recipe_names(self, uneven, tmp_path, monkeypatch):
         class Pretrained(ToyOfGroups):

@@ -25,6 +25,7 @@ from caswit.files import atomic_write_bytes
 from caswit.inference.confidence import Confidence
 from caswit.inference.devices import uses_bf16
 from caswit.inference.predictor import Predictor
+from caswit.nn.baselines.parts import BatchNorm
 from caswit.nn.caswit import CASWiT
 from caswit.nn.losses import loss_normalizer, supervised_loss
 from caswit.nn.network import Network
@@ -216,7 +217,9 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
     torch.manual_seed(recipe.train.seed)
     network = build(info, context_head=recipe.train.alpha > 0)
     network.checkpoint_gradients(recipe.train.checkpoint_gradients)
-    if recipe.model.kind == "table2" and any(isinstance(module, _BatchNorm) for module in network.modules()):
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    # Large crops are trained one by one, which the batch norm of ``parts`` allows.
+    if recipe.model.kind == "table2" and not all(isinstance(norm, BatchNorm) for norm in norms):
         _check_tiles_per_pass(recipe)
     if new and recipe.model.encoder_weights is not None:
         network.load_state_dict(build(info, pretrained=True).state_dict())
