@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from math import lcm
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from caswit import __version__
-from caswit.config import IGNORE_INDEX, EvaluateConfig, ScoreConfig, TilingConfig, check, context_factors
+from caswit.config import IGNORE_INDEX, EvaluateConfig, ScoreConfig, TilingConfig, check
+from caswit.config.checks import nearest_multiple
 from caswit.data.dataset import Dataset
 from caswit.data.reader import SceneReader, open_dataset_scene
 from caswit.data.scene import Scene
@@ -155,7 +155,7 @@ def check_tiling(loaded: LoadedModel, tiling: TilingConfig) -> None:
     check(
         info.model.arch == "caswit" or side % stride == 0,
         f"arch {info.model.arch} needs tile_px in multiples of {stride}, got {side}; "
-        f"try {max(1, round(side / stride)) * stride}",
+        f"try {nearest_multiple(side, stride)}",
     )
 
 
@@ -258,9 +258,7 @@ def _blocks(
     predictor: Predictor, areas: Sequence[Window], tile_px: int | Literal["whole"], overlap_px: int
 ) -> Iterator[Block]:
     if tile_px == "whole":
-        # Both branches must have whole pixels, and the tile whole pixels of its context on either side of its middle.
-        factors = context_factors(predictor.context_factor)
-        return whole_blocks(areas, lcm(stride_px(predictor.network), *(2 * factor for factor in factors)))
+        return whole_blocks(areas, predictor.step_px)
     if overlap_px:
         return overlapping_blocks(areas, tile_px, overlap_px, _OVERLAPPED_PX)
     # Tiles do not overlap, as in section 4.2, although those of a map do.

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from caswit.config import ComputeConfig, Precision, context_factors
 from caswit.errors import ModelError, install, one_line
 from caswit.inference.load import load_predictor
 from caswit.inference.predictor import Predictor
-from caswit.nn.network import stride_px
 from caswit.weights.model_folder import load_model, model_folder
 
 log = logging.getLogger(__name__)
@@ -141,7 +139,7 @@ def random_images(predictor: Predictor, sides_px: tuple[int, int] | None, tile_p
     """Return an image (1, 3, H, W), and its context or contexts (1, 3, H, W) or (1, N, 3, H, W) where one is read."""
     factors = context_factors(predictor.context_factor)
     # As ``caswit.evaluation`` fills up whole images.
-    step = lcm(stride_px(predictor.network), *(2 * factor for factor in factors))
+    step = predictor.step_px
     height, width = (-(-side // step) * step for side in sides_px) if sides_px else (tile_px, tile_px)
     shapes: list[tuple[int, ...]] = [(1, 3, height, width)]
     if predictor.network.reads_context:

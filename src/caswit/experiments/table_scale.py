@@ -181,7 +181,7 @@ def fitting_px(side: float, tile: TileConfig) -> int:
 
     Where no such side is near, as with contexts of 2 and 3 times, which want multiples of 12, the nearest allowed one.
     """
-    step = lcm(*(2 * factor for factor in tile.context_factors))
+    step = tile.step_px
     coarse = lcm(step, _STRIDE_PX)
     if abs(round(side / coarse) * coarse - side) <= _STRIDE_PX / 2:
         step = coarse

@@ -11,18 +11,18 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from itertools import count, groupby, islice
-from math import pi
+from math import lcm, pi
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from caswit.config import IGNORE_INDEX, ContextFactor
+from caswit.config import IGNORE_INDEX, ContextFactor, context_factors
 from caswit.config.inference import Fill
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.inference.devices import autocast
-from caswit.nn.network import Network
+from caswit.nn.network import Network, stride_px
 from caswit.raster.mirror import mirrored
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window, bounds, slice_middle
@@ -169,6 +169,12 @@ class Predictor:
         self.batch, self.device, self.bf16 = batch, device, bf16
         self.tta, self.masked_context, self.fill = TestTimeAugmentation(tta), masked_context, fill
         self._others: Iterator[Tensor] | None = None
+
+    @property
+    def step_px(self) -> int:
+        """Sides of images must be multiples of this, where they are not the model's own tiles."""
+        # Both branches must have whole pixels, and the tile whole pixels of its context on either side of its middle.
+        return lcm(stride_px(self.network), *(2 * factor for factor in context_factors(self.context_factor)))
 
     def with_masked_context(self) -> "Predictor":
         """Return the same predictor with masked context; it shares the network."""

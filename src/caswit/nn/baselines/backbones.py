@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caswit.nn.baselines.parts import BatchNorm, downloaded, scaled
+from caswit.nn.baselines.parts import BatchNorm, downloaded, maps_of, scaled
 
 
 class ResNet50(nn.Module):
@@ -38,12 +38,7 @@ class ResNet50(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> the maps of the four stages: 1/4, 1/8, 1/16, 1/32 of the sides, rounded up."""
-        x = self.stem(image)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+        return maps_of(self.stages, self.stem(image))
 
 
 class VGG16(nn.Module):

@@ -47,6 +47,15 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
+def maps_of(stages: nn.ModuleList, x: Tensor) -> list[Tensor]:
+    """Return the map that each of some stages makes of the one before."""
+    maps = []
+    for stage in stages:
+        x = stage(x)
+        maps.append(x)
+    return maps
+
+
 class ConvBNReLU(nn.Sequential):
     """Convolution without bias, batch norm, ReLU; sides are kept, or divided by the stride."""
 
@@ -132,12 +141,7 @@ class STDCBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> one map per stage: 1/8, 1/16, 1/32."""
-        x = self.stem(image)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+        return maps_of(self.stages, self.stem(image))
 
 
 class AttentionRefinement(nn.Module):
@@ -272,12 +276,7 @@ class DilatedResNet18(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps of the four stages: 1/4, 1/8, 1/8, 1/8."""
-        x = self.stem(image)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+        return maps_of(self.stages, self.stem(image))
 
 
 def laplacian_pyramid(image: Tensor, levels: int) -> tuple[list[Tensor], Tensor]:
