@@ -1,8 +1,8 @@
 """Label rasters on another grid than their image: read as if they were on the image's, nearest neighbour.
 
 Equals rasterio's ``WarpedVRT`` without its tolerance (0.125 pixels), read whole, and does not depend on the window.
-With the tolerance places are interpolated along each row that is read, so that pixels near an outline take other labels in
-other windows; without it reading takes ten times as long as here.
+With the tolerance places are interpolated along each row that is read, so that pixels near an outline take other labels
+in other windows; without it reading takes ten times as long as here.
 """
 
 from collections.abc import Callable
