@@ -32,7 +32,7 @@ def with_masks(classes: ClassTable, scenes: Sequence[Scene]) -> tuple[Scene, ...
     if len(classes.classes) != 2 or len(classes) != 2 or len(names) != 1 or 255 in names[0].ids:
         return scenes
     # Of sources with a layout of their own it is known what masks hold.
-    labels = dict.fromkeys(s.label for s in scenes if s.label is not None and _may_be_mask(s))
+    labels = dict.fromkeys(s.label for s in scenes if isinstance(s.label, Path) and _may_be_mask(s))
     if not labels or not _hold_0_and_255(list(labels)):
         return scenes
     log.info(

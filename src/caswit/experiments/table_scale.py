@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from caswit.config import (
     AugmentConfig,
@@ -126,8 +126,9 @@ def scaled_pretraining(recipe: Recipe) -> PretrainRecipe:
     learning = {name: getattr(train, name) for name in ("seed", "batch", "accumulate", "epochs", "max_steps")}
     shared = {name: getattr(train, name) for name in ("precision", "accelerator", "devices", "save_every_s")}
     steps = 100 if train.max_steps is None else train.max_steps
+    sampling: Literal["grid", "random"] = "grid" if recipe.data.sampling == "grid" else "random"  # it reads no labels
     return PretrainRecipe(
-        data=ImageryConfig(dataset=recipe.data.dataset, sampling=recipe.data.sampling, workers=recipe.data.workers),
+        data=ImageryConfig(dataset=recipe.data.dataset, sampling=sampling, workers=recipe.data.workers),
         model=replace(recipe.model, drop_path=0.0, decoder=ModelConfig.decoder, decoder_channels=None),
         tile=recipe.tile,
         augment=AugmentConfig(spatial=True),
