@@ -108,11 +108,11 @@ def pretend_gpu() -> Iterator[torch.device]:
         return made if device is None else made.to(device)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("torch.cuda._lazy_init", lambda: None))
+        stack.enter_context(mock.patch("torch.cuda._lazy_init", return_value=None))
         stack.enter_context(mock.patch("torch.tensor", tensor))
-        stack.enter_context(mock.patch("torch.Generator", lambda device="cpu": generator()))
+        stack.enter_context(mock.patch("torch.Generator", side_effect=lambda device="cpu": generator()))
         # Inference tensors may not be wrapped; what is left out of them here is their speed.
-        stack.enter_context(mock.patch("torch._C._InferenceMode", lambda mode: torch.no_grad()))
+        stack.enter_context(mock.patch("torch._C._InferenceMode", side_effect=lambda mode: torch.no_grad()))
         # A parameter that moves stays the same object, as on a GPU, for the optimisers that hold it.
         swapping = torch.__future__.get_swap_module_params_on_conversion()
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swapping)
