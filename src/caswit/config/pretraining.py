@@ -83,6 +83,11 @@ class PretrainConfig(LearningConfig):
         return None
 
     @property
+    def patience(self) -> int | None:
+        """None: the run ends with its last step."""
+        return None
+
+    @property
     def phases(self) -> tuple[PhaseConfig, ...]:
         """(): all of the network learns at once."""
         return ()

@@ -1,9 +1,10 @@
 """Settings of supervised training, the sections of its recipe, and what pretraining shares with it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from caswit.config.checks import check, nearest_multiple
 from caswit.config.inference import Precision
@@ -28,8 +29,9 @@ class DataConfig:
     """Split of the scenes to learn from."""
     val_split: str | None = "val"
     """Split of the scenes to validate on; null for none."""
-    sampling: Literal["grid", "random"] = "grid"
-    """grid: every tile of a fixed grid once an epoch (the paper); random: windows anywhere, scenes by area."""
+    sampling: Literal["grid", "random", "balanced"] = "grid"
+    """grid: every tile of a fixed grid once an epoch (the paper); random: windows anywhere, scenes by area; balanced:
+    windows about tiles that have a class, every class as often."""
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
     label_fraction: float = 1.0
@@ -237,14 +239,28 @@ _ROUNDING = 2e-3
 """Largest difference from 1 of the sum of shares that are written with few digits, such as three times 0.333."""
 
 
+LossName = Literal["cross_entropy", "dice", "focal", "lovasz", "ohem"]
+LOSSES: tuple[str, ...] = get_args(LossName)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LearningConfig):
     """Settings of supervised training. Defaults are the paper's (section 4.3)."""
 
     alpha: float = 0.5
     """Weight of the context head's loss; 0 trains without a context head."""
-    class_weights: tuple[float, ...] | None = None
-    """Weights of the classes in the loss, in the order of the class table without ignored ones."""
+    loss: dict[str, float] | LossName = "cross_entropy"
+    """What both heads learn by: cross_entropy (the paper), dice, focal, lovasz, ohem (the hardest pixels), or a sum
+    of these as {NAME: WEIGHT, ...}."""
+    label_smoothing: float = 0.0
+    """Share of each pixel's label that is spread over all classes, in cross_entropy and ohem."""
+    focal_gamma: float = 2.0
+    """Power of the focal loss: 0 is cross-entropy, more attends more to pixels that are wrong."""
+    ohem_share: float = 0.25
+    """Share of the labelled pixels of each tile that ohem learns from, those with the largest loss."""
+    class_weights: tuple[float, ...] | Literal["auto"] | None = None
+    """Weights of the classes in the loss, in the order of the class table without ignored ones; auto: the median of
+    their frequencies over each one's own, counted in the training labels."""
     ema_decay: float | None = None
     """Decay of the exponential moving average of the weights (EMA), e.g. 0.99: the average is validated and
     becomes the model, while training goes on unchanged. Null: no EMA."""
@@ -252,6 +268,8 @@ class TrainConfig(LearningConfig):
     """Optimiser steps between validations; null: once an epoch."""
     val_tiles: int | None = None
     """Number of tiles, evenly spread over the validation split, that a validation scores; null: all."""
+    patience: int | None = None
+    """End the run once this many validations in a row brought no better mIoU; null: never."""
     keep: Literal["best", "last"] = "best"
     """Weights that become the model: those with the best validation mIoU, or those of the last step."""
     phases: tuple[PhaseConfig, ...] = ()
@@ -261,7 +279,7 @@ class TrainConfig(LearningConfig):
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
         super().__post_init__()
-        for name in ("val_every_steps", "val_tiles"):
+        for name in ("val_every_steps", "val_tiles", "patience"):
             value = getattr(self, name)
             check(value is None or value > 0, f"{name} must be above 0 or null, got {value}")
         check(
@@ -269,7 +287,47 @@ class TrainConfig(LearningConfig):
             f"ema_decay must be between 0 and 1 or null, got {self.ema_decay}; try 0.99",
         )
         check(self.alpha >= 0, f"alpha must be 0 or more, got {self.alpha}; try 0.5")
+        self._check_loss()
         self._check_phases()
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The losses that are summed, by name, each with its weight."""
+        return {self.loss: 1.0} if isinstance(self.loss, str) else dict(self.loss)
+
+    def _check_loss(self) -> None:
+        """Refuse losses that do not exist, and settings of losses that are not used."""
+        names = ", ".join(LOSSES)
+        for name, weight in self.losses.items():
+            check(
+                name in LOSSES,
+                f"train.loss must be one of {names}, or weights of these, got {brief(name)}; "
+                "try {cross_entropy: 1, dice: 0.5}",
+            )
+            check(
+                math.isfinite(weight) and weight > 0,
+                f"train.loss: the weight of {name} must be above 0, got {weight}; leave {name} out, or try 1",
+            )
+        check(len(self.losses) > 0, f"train.loss needs at least one of {names}, got {{}}; try cross_entropy")
+        check(
+            0 <= self.label_smoothing < 1,
+            f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}; try 0.1",
+        )
+        check(0 <= self.focal_gamma <= 10, f"focal_gamma must be in [0, 10], got {self.focal_gamma}; try 2")
+        check(0 < self.ohem_share <= 1, f"ohem_share must be above 0 and at most 1, got {self.ohem_share}; try 0.25")
+        for name, users in (
+            ("label_smoothing", ("cross_entropy", "ohem")),
+            ("class_weights", ("cross_entropy", "focal", "ohem")),
+        ):
+            check(
+                not getattr(self, name) or any(user in self.losses for user in users),
+                f"{name}: only the losses {', '.join(users)} take it, got train.loss={brief(self.loss)}; leave it out",
+            )
+        weights = self.class_weights
+        check(
+            weights is None or isinstance(weights, tuple | list) or weights == "auto",
+            f"class_weights must be a list of numbers, auto or null, got {brief(weights)}",
+        )
 
     def _check_phases(self) -> None:
         """Refuse steps that are no whole run, or whose learning rates do not fit the schedule."""
@@ -323,6 +381,17 @@ class Recipe:
         check(
             self.train.class_weights is None or not self.model.has_own_loss,
             f"class_weights are for cross-entropy, and {whose} has a loss of its own; leave them out",
+        )
+        learning = self.train
+        check(
+            (learning.losses == {"cross_entropy": 1} and not learning.label_smoothing) or not self.model.has_own_loss,
+            f"train.loss is for networks without a loss of their own, got {brief(learning.loss)} with label_smoothing="
+            f"{learning.label_smoothing:g} and {whose}, which has one; leave them out",
+        )
+        check(
+            self.train.patience is None or self.data.val_split is not None,
+            f"train.patience counts validations, got {self.train.patience} with data.val_split=null; "
+            "name a split, or leave patience out",
         )
         wanted, factors = CONTEXTS.get(self.model.arch), self.tile.context_factors
         check(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from caswit.config import (
     AugmentConfig,
@@ -95,7 +95,11 @@ def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig) ->
         if dataset == LANDSCAPES:
             dataset = str(_landscapes(out / LANDSCAPES / f"seed-{seed}", seed))
             recipe = replace(_on_landscapes(recipe, row.fixed), tile=scaled_tile(row, settings))
-        recipe = replace(recipe, data=replace(recipe.data, dataset=dataset, val_split=None))
+        recipe = replace(
+            recipe,
+            data=replace(recipe.data, dataset=dataset, val_split=None),
+            train=replace(recipe.train, patience=None),
+        )
     recipe = started(recipe, settings)
     if settings.size is not None:
         recipe = replace(recipe, model=scaled_model(recipe.model, settings.size))
@@ -126,8 +130,10 @@ def scaled_pretraining(recipe: Recipe) -> PretrainRecipe:
     learning = {name: getattr(train, name) for name in ("seed", "batch", "accumulate", "epochs", "max_steps")}
     shared = {name: getattr(train, name) for name in ("precision", "accelerator", "devices", "save_every_s")}
     steps = 100 if train.max_steps is None else train.max_steps
+    # Imagery has no classes by which it could be balanced.
+    sampling: Literal["grid", "random"] = "grid" if recipe.data.sampling == "grid" else "random"
     return PretrainRecipe(
-        data=ImageryConfig(dataset=recipe.data.dataset, sampling=recipe.data.sampling, workers=recipe.data.workers),
+        data=ImageryConfig(dataset=recipe.data.dataset, sampling=sampling, workers=recipe.data.workers),
         model=replace(recipe.model, drop_path=0.0, decoder=ModelConfig.decoder, decoder_channels=None),
         tile=recipe.tile,
         augment=AugmentConfig(spatial=True),

@@ -113,6 +113,8 @@ class Loop:
         self.save_every_s = usual_s if settings.save_every_s is None else settings.save_every_s
         self.validate_every = settings.validate_every or self.steps_per_epoch
         self.step, self.elapsed_s, self.best_miou = 0, 0.0, -1.0
+        self.no_better = 0
+        """Validations since the best one."""
         self.longer = checkpoint is not None and checkpoint.get("max_steps", self.max_steps) < self.max_steps
         self.row: dict[str, float] | None = None
         """Columns for the log of a step that is taken and not yet validated; None between steps."""
@@ -150,6 +152,7 @@ class Loop:
             self.ema.module.load_state_dict(checkpoint["ema" if "ema" in checkpoint else "average"])
         self.step, self.elapsed_s = checkpoint["step"], checkpoint["elapsed_s"]
         self.best_miou = checkpoint.get("best_miou", self.best_miou)
+        self.no_better = checkpoint.get("no_better", 0)
         self.row = checkpoint.get("row")
         if "phase" in checkpoint:
             self.phases.resume(checkpoint["phase"])
@@ -187,7 +190,9 @@ class Loop:
 
     def run(self) -> None:
         """Run the steps that are left, validating and saving on the way, then write the model."""
-        if self.step >= self.max_steps and self.row is None and is_complete(self.folder.model):
+        ended = self.step >= self.max_steps or self._out_of_patience()
+        if ended and self.row is None and is_complete(self.folder.model):
+            self._say_if_impatient()
             return
         self._say_if_longer()
         first = self.fabric.is_global_zero
@@ -203,9 +208,19 @@ class Loop:
             writer.close()
         if stopped:
             self._leave()
+        self._say_if_impatient()
         if first:
             self._write_model()
         self.fabric.barrier()
+
+    def _say_if_impatient(self) -> None:
+        """Say why a run ended before its last step."""
+        if self._out_of_patience() and self.step < self.max_steps:
+            log.info(
+                "ended after step %d of %d: no better mIoU than %.4f in %d validation%s; --resume with a larger "
+                "train.patience goes on",
+                *(self.step, self.max_steps, self.best_miou, self.no_better, "s"[: self.no_better > 1]),
+            )
 
     def _steps(self, progress: Progress, writer: SummaryWriter | None) -> bool:
         """Take the steps that are left; return False if the run was told to stop before, and saved for resuming."""
@@ -213,7 +228,7 @@ class Loop:
         saved_s = time.perf_counter()
         stop = False
         # A step that was taken by the run before, which stopped instead of validating, is finished first.
-        while self.row is not None or (self.step < self.max_steps and not self._out_of_time()):
+        while self.row is not None or not self._ended():
             if self.row is None:
                 began_s = time.perf_counter()
                 with self._saved_if_data_fails():
@@ -221,7 +236,7 @@ class Loop:
                 self.row, stop = self._step(passes)
                 self.row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
             # Before the checkpoint: a run that dies while it validates takes the step and the validation again.
-            done = self.step == self.max_steps or self._out_of_time()
+            done = self._ended()
             validated = self.step % self.validate_every == 0 or done
             if validated:
                 with self._saved_if_data_fails():
@@ -341,8 +356,11 @@ class Loop:
         if first:
             progress.say(f"step {self.step}: val mIoU {miou:.4f}, mF1 {scores['val_mf1']:.4f}")
         # Before the last phase parts of the network have not learned: such weights are no model.
-        if miou > self.best_miou and self.phases.last:
-            self.best_miou = miou
+        if not self.phases.last:
+            return scores
+        self.no_better += 1
+        if miou > self.best_miou:
+            self.best_miou, self.no_better = miou, 0
             if first:
                 best = {"model": self.validated_network.state_dict(), "step": self.step, "val_miou": miou}
                 self.folder.save(self.folder.best, best)
@@ -368,6 +386,7 @@ class Loop:
                 "max_steps": self.max_steps,
                 "warmup_steps": self.settings.warmup_steps,
                 "best_miou": self.best_miou,
+                "no_better": self.no_better,
                 **({} if self.row is None else {"row": self.row}),
                 **({"phase": self.phases.state} if self.phases.name else {}),
                 **({} if self.ema is None else {"ema": self.ema.module.state_dict()}),
@@ -397,6 +416,13 @@ class Loop:
             return by_steps
         by_clock = min(1.0, self._elapsed_s() / (60 * self.settings.max_minutes))
         return float(self.fabric.broadcast(max(by_steps, by_clock)))
+
+    def _ended(self) -> bool:
+        """Return whether no step is to follow; the same on every device, which scores and the clock of one decide."""
+        return self.step >= self.max_steps or self._out_of_patience() or self._out_of_time()
+
+    def _out_of_patience(self) -> bool:
+        return self.settings.patience is not None and self.no_better >= self.settings.patience
 
     def _out_of_time(self) -> bool:
         # Asked of the first device, whose clock decides: devices that stop at different steps would wait for ever.
