@@ -314,3 +314,17 @@ def test_patience_needs_validations():
         Recipe(data=DataConfig(dataset="x", val_split=None), train=TrainConfig(patience=3))
     with pytest.raises(ConfigError, match="patience must be above 0 or null, got 0"):
         TrainConfig(patience=0)
+
+
+def test_the_loop_logs_what_log_csv_has(tmp_path, monkeypatch):
+    said = {}
+    monkeypatch.setattr(
+        "caswit.training.loggers.TensorBoard.log", lambda self, numbers, step: said.update({step: numbers})
+    )
+    run(tmp_path / "out", max_steps=3, loggers=("tensorboard",))
+    rows = read_log(tmp_path / "out" / "log.csv")
+    assert [f"{said[n]['train/loss']:.6g}" for n in (1, 2, 3)] == [row["loss"] for row in rows]
+    assert [f"{said[n]['val/miou']:.6g}" for n in (1, 2, 3)] == [row["val_miou"] for row in rows]
+    run(tmp_path / "none", max_steps=1, loggers=("csv",))
+    assert not list((tmp_path / "none").glob("events.out*"))
+    assert read_losses(tmp_path / "none")

@@ -378,7 +378,7 @@ class TestClassesOfTheLabels:
         recipe = make_recipe(landscapes, max_steps=4, save_every_s=0.0, data={"sampling": "balanced"})
         train(recipe, tmp_path / "whole")
         with monkeypatch.context() as patch:
-            kill_after(patch, 2)
+            kill_after(patch, 12 + 2)  # each of the 12 tiles is counted first
             with pytest.raises(Killed):
                 train(recipe, tmp_path / "broken")
         monkeypatch.setattr("caswit.training.supervised.count_labels", None)  # counted once

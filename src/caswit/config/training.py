@@ -120,6 +120,9 @@ class ImageryConfig:
         check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
 
 
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LearningConfig:
     """Optimiser, schedule and devices. Defaults are those of the paper's supervised training (section 4.3)."""
@@ -173,6 +176,9 @@ class LearningConfig:
     50 million weights. A checkpoint is also written after each validation."""
     pictures: int = 4
     """Number of tiles in each picture that is drawn during the run."""
+    loggers: tuple[LoggerName, ...] = ("csv", "tensorboard")
+    """Where losses and scores are logged: tensorboard, wandb, mlflow; csv stands for log.csv, which is always
+    written."""
     accelerator: str = "auto"
     """Device kind for Lightning Fabric: auto, cpu, cuda, mps."""
     devices: int = 1
@@ -209,6 +215,9 @@ class LearningConfig:
         for name, values in (("optimizer", ("adamw", "adam", "sgd")), ("schedule", ("cosine", "poly"))):
             value = getattr(self, name)
             check(value in values, f"{name} must be one of {', '.join(values)}, got {brief(value)}")
+        for name in self.loggers:
+            known = get_args(LoggerName)
+            check(name in known, f"loggers must be some of {', '.join(known)}, got {brief(name)}")
         check(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}; try 0.9")
         check(self.poly_power > 0, f"poly_power must be above 0, got {self.poly_power}; try 0.9")
 

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from caswit import __version__
 from caswit.config import LearningConfig, PretrainConfig, PretrainRecipe, TrainConfig
@@ -28,6 +27,7 @@ from caswit.errors import ConfigError, DataError, Stopped
 from caswit.files import checked
 from caswit.progress import Progress
 from caswit.training.fabric import all_sum, is_first_process, stop_signal
+from caswit.training.loggers import Loggers
 from caswit.training.optim import EMA, learning_rate, make_optimizer
 from caswit.training.phases import Phases, check_steps
 from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
@@ -197,15 +197,16 @@ class Loop:
         self._say_if_longer()
         first = self.fabric.is_global_zero
         label = "pretrain" if isinstance(self.recipe, PretrainRecipe) else "train"
-        # purge_step hides what a killed run logged after its checkpoint; those steps are taken again.
-        writer = SummaryWriter(str(self.folder.path), purge_step=self.step + 1) if first else None
+        names = [name for name in self.settings.loggers if name != "csv"] if first else []
         done = self.step - (self.row is not None)
-        with Progress(label, self.max_steps, "step", done=done, quiet=not first) as progress:
-            stopped = not self._steps(progress, writer)
+        with (
+            Loggers(self.recipe, self.folder, self.step, names) as loggers,
+            Progress(label, self.max_steps, "step", done=done, quiet=not first) as progress,
+        ):
+            stopped = not self._steps(progress, loggers)
+            loggers.finished = not stopped
             if not stopped:
                 progress.end_here()  # max_minutes may have come before the last step: "2/100 step" looked unfinished
-        if writer is not None:
-            writer.close()
         if stopped:
             self._leave()
         self._say_if_impatient()
@@ -222,7 +223,7 @@ class Loop:
                 *(self.step, self.max_steps, self.best_miou, self.no_better, "s"[: self.no_better > 1]),
             )
 
-    def _steps(self, progress: Progress, writer: SummaryWriter | None) -> bool:
+    def _steps(self, progress: Progress, loggers: Loggers) -> bool:
         """Take the steps that are left; return False if the run was told to stop before, and saved for resuming."""
         passes_of_steps = self._passes()
         saved_s = time.perf_counter()
@@ -245,8 +246,8 @@ class Loop:
                     self._save()
                     return False
                 self.row |= scores
-            if writer is not None:
-                self._log(self.row, writer)
+            if self.fabric.is_global_zero:
+                self._log(self.row, loggers)
             phase = f"{self.phases.name}: " if self.phases.name else ""
             progress.advance(1, f"{phase}loss {self.row['loss']:.3f}, {self.row['tiles_per_s']:.1f} tiles/s")
             self.row = None
@@ -366,15 +367,13 @@ class Loop:
                 self.folder.save(self.folder.best, best)
         return scores
 
-    def _log(self, row: dict[str, float], writer: SummaryWriter) -> None:
+    def _log(self, row: dict[str, float], loggers: Loggers) -> None:
         numbers = {name: f"{value:.6g}" for name, value in row.items()}
         if self.phases.name:
             numbers["phase"] = self.phases.name
         numbers |= {"epoch": f"{self.step / self.steps_per_epoch:.4f}", "elapsed_s": f"{self._elapsed_s():.1f}"}
         self.folder.write_log({"step": self.step, **numbers})
-        for name, value in row.items():
-            tag = f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"
-            writer.add_scalar(tag, value, self.step)
+        loggers.log(row, self.step)
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:

@@ -50,7 +50,7 @@ _ANOTHER = "the run cannot go on from it; give another --out"
 # A run may continue on another machine, or be given more time. The batch must stay, however it is shared out.
 FREE_TO_CHANGE = {
     *("workers", "pictures", "save_every_s", "max_minutes", "stop_minutes"),
-    *("accelerator", "devices", "accumulate", "patience"),
+    *("accelerator", "devices", "accumulate", "patience", "loggers"),
 }
 """Settings that may differ between a run and its continuation."""
 _MOST_NAMED = 4
@@ -164,7 +164,7 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """Return the settings of the folder's run by section.name; none where its recipe cannot be read."""
         try:
-            return _flat(checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe)))
+            return flat_settings(checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe)))
         except CaswitError:
             return {}
 
@@ -295,7 +295,7 @@ def _words(differences: Sequence[tuple[str, Any, Any]]) -> str:
 def _differences(before: dict[str, Any], recipe: AnyRecipe) -> Iterator[tuple[str, Any, Any]]:
     """Yield the settings that matter and differ: name, value before, value now."""
     old = _settings_of(before, recipe)
-    for name, value in _flat(_plain(asdict(recipe))).items():
+    for name, value in flat_settings(_plain(asdict(recipe))).items():
         # In version 0.1.0 a pretraining took 0 for what is null now; the checkpoint knows how long its warm-up was.
         unsaid = name == "train.warmup_steps" and not value and not old[name]
         if old[name] != value and not unsaid and name.rpartition(".")[2] not in FREE_TO_CHANGE:
@@ -306,10 +306,10 @@ def _settings_of(before: dict[str, Any], recipe: AnyRecipe) -> dict[str, Any]:
     """Return all settings of a run folder's recipe by section.name."""
     # A setting that is missing was not known to the version that wrote the folder, which did what is now the default.
     defaults = type(recipe)(data=type(recipe.data)(dataset=""))  # type: ignore[arg-type]
-    return _flat(_plain(asdict(defaults))) | _flat(before)
+    return flat_settings(_plain(asdict(defaults))) | flat_settings(before)
 
 
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+def flat_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return settings by section.name; ``init`` is one value."""
     flat: dict[str, Any] = {}
     for section, settings in recipe.items():

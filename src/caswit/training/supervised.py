@@ -33,6 +33,7 @@ from caswit.nn.network import Network
 from caswit.raster.ground import Degrees, together
 from caswit.raster.windows import Tile
 from caswit.training.fabric import all_sum, launch, repeatable, stop_signal
+from caswit.training.loggers import check_loggers
 from caswit.training.loop import Batch, fit, load_data
 from caswit.training.phases import check_phases
 from caswit.training.run_folder import COLUMNS, RunFolder
@@ -65,6 +66,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
         CaswitError: The recipe, the data or the folder cannot be used.
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
+    check_loggers(recipe.train.loggers)
     dataset = load_data(recipe)
     _check(recipe, dataset)
     # Only a training in phases has a column that says in which a step is.
