@@ -34,17 +34,14 @@ from caswit.config.nn import (
     TileConfig,
     context_factors,
 )
+from caswit.config.pretraining import TOKEN_PX, MaskConfig, PretrainConfig, PretrainRecipe
 from caswit.config.serve import ServeConfig
 from caswit.config.training import (
-    TOKEN_PX,
     AugmentConfig,
     DataConfig,
     ImageryConfig,
     LearningConfig,
-    MaskConfig,
     PhaseConfig,
-    PretrainConfig,
-    PretrainRecipe,
     Recipe,
     TrainConfig,
 )
