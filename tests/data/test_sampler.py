@@ -10,6 +10,7 @@ from caswit.config import AugmentConfig, DataConfig, TileConfig, context_factors
 from caswit.data.dataset import load_dataset
 from caswit.data.reader import SceneReader, SceneReaders
 from caswit.data.sampler import TrainingSamples, training_loader
+from caswit.errors import DataError
 from caswit.raster.windows import Window
 from conftest import georeference
 
@@ -227,3 +228,49 @@ def test_swapped_contexts_keep_the_tile_and_its_labels(dataset_file, fraction, f
                 assert torch.equal(one[..., middle, middle], other[..., middle, middle])
         others += not torch.equal(swapped["context"], own["context"])
     assert others >= 10
+
+
+class TestLabelled:
+    """``sampling: labelled`` draws windows that have labels."""
+
+    @pytest.fixture
+    def sparse_file(self, dataset_file, make_raster, label):
+        """Two spots of labels: one pixel, and a corner."""
+        sparse = np.zeros_like(label)
+        sparse[0, 20, 40] = 1
+        sparse[0, 85:, 125:] = 2
+        make_raster(sparse, "scene_label.tif", **georeference())
+        return dataset_file
+
+    def test_every_window_has_a_label_and_lies_in_the_scene(self, sparse_file):
+        samples = make_samples(sparse_file, "labelled")
+        rng = np.random.default_rng(0)
+        windows = {samples._random_window(rng)[1] for _ in range(300)}
+        assert all(0 <= w.row <= 90 - 32 and 0 <= w.col <= 130 - 32 for w in windows)
+        assert len(windows) > 60  # not those of the grid
+        assert all((samples[n]["label"] != 255).any() for n in range(40))
+        seen = {int(v) for n in range(40) for v in samples[n]["label"].unique()}
+        assert seen == {0, 1, 255}
+        random = make_samples(sparse_file, "random")
+        assert not all((random[n]["label"] != 255).any() for n in range(40))
+
+    def test_windows_without_labels_are_counted(self, sparse_file, caplog):
+        caplog.set_level("INFO")
+        samples = make_samples(sparse_file, "labelled")
+        assert samples.tiles_per_epoch == 2
+        assert "13 of 15 windows of split train have no label and are not drawn" in caplog.text
+
+    def test_a_sample_depends_on_seed_and_number_alone(self, sparse_file):
+        samples, again = make_samples(sparse_file, "labelled"), make_samples(sparse_file, "labelled")
+        assert all(equal(samples[n], again[n]) for n in (3, 1, 2))
+
+    def test_labels_where_the_image_has_no_data_do_not_count(self, sparse_file, make_raster, image):
+        mask = np.full(image.shape[1:], 255, np.uint8)
+        mask[80:, 120:] = 0
+        make_raster(image, "scene.tif", mask=mask, **georeference())
+        assert make_samples(sparse_file, "labelled").tiles_per_epoch == 1
+
+    def test_no_label_at_all(self, dataset_file, make_raster, label):
+        make_raster(np.zeros_like(label), "scene_label.tif", **georeference())
+        with pytest.raises(DataError, match="no window of split train has a label that counts"):
+            make_samples(dataset_file, "labelled")

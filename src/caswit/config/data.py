@@ -1,7 +1,8 @@
 """Settings of the data: the sources that a dataset.yaml may name."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from caswit.config.checks import check
 from caswit.errors import brief
@@ -135,6 +136,20 @@ SOURCES: dict[str, type[SourceConfig]] = {
     "crag": CragSource,
 }
 """Settings of each source by its name, the ``kind`` in ``source: {kind: ...}``."""
+
+
+def attribute_text(value: Any) -> str:
+    """Return a value of an attribute as it is compared, from a YAML or a vector file: 3, 3.0 and "3" are the same."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case float() if not math.isfinite(value):
+            return "null"
+        case float() if value.is_integer():
+            return str(int(value))
+    return str(value)
 
 
 def _check_choice(name: str, value: object, choices: object) -> None:

@@ -29,9 +29,10 @@ class DataConfig:
     """Split of the scenes to learn from."""
     val_split: str | None = "val"
     """Split of the scenes to validate on; null for none."""
-    sampling: Literal["grid", "random", "balanced"] = "grid"
+    sampling: Literal["grid", "random", "balanced", "labelled"] = "grid"
     """grid: every tile of a fixed grid once an epoch (the paper); random: windows anywhere, scenes by area; balanced:
-    windows about tiles that have a class, every class as often."""
+    windows about tiles that have a class, every class as often; labelled: windows around labelled pixels, for labels
+    that cover little of the scenes."""
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
     label_fraction: float = 1.0

@@ -9,7 +9,8 @@ from typing import Any
 from caswit.config import SOURCES, FlairHubSource, LabelValues, SourceConfig
 from caswit.data.classes import OFFICIAL_CLASSES, ClassTable
 from caswit.data.folds import fold_scenes
-from caswit.data.scene import Scene
+from caswit.data.label_entry import is_vector, read_label_entry
+from caswit.data.scene import Scene, VectorLabel
 from caswit.data.sources import read_source
 from caswit.errors import DataError, brief
 from caswit.files import checked, expand_path, only_keys, read_yaml
@@ -184,14 +185,21 @@ def _text(value: Any, where: str) -> str:
 
 def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, list[str]]:
     only_keys(row, {"image", "split"}, {"label", "label_values"}, where)
-    said = {key: _text(row[key], f"{where}: {key}") for key in row if row[key] is not None or key != "label"}
+    said = {key: _text(row[key], f"{where}: {key}") for key in row if key != "label"}
     values: LabelValues = checked(LabelValues, row.get("label_values", "auto"), f"{where}: label_values")
     image = folder / expand_path(said["image"])
-    label = folder / expand_path(said["label"]) if "label" in said else None
+    files: list[Path | None] = []
+    label: Path | VectorLabel | None = None
+    if is_vector(row.get("label"), folder):
+        label = read_label_entry(row["label"], f"{where}: label", folder)
+        files = [label.file, label.annotated]
+    elif row.get("label") is not None:
+        label = folder / expand_path(_text(row["label"], f"{where}: label"))
+        files = [label]
     # Only existence is checked here; ``check_scenes`` opens the files before a training.
     missing = [
         f"{where}: no such file {file}; paths are relative to {folder.resolve()}"
-        for file in (image, label)
+        for file in (image, *files)
         if file is not None and not file.exists()
     ]
     return Scene(image=image, label=label, split=said["split"], label_values=values), missing

@@ -11,20 +11,25 @@ import copy
 import logging
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import NamedTuple, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
 from caswit.config import IGNORE_INDEX, ContextFactor, context_factors
 from caswit.data.classes import ClassTable, UnknownLabelError
 from caswit.data.dataset import Dataset
-from caswit.data.scene import Scene
-from caswit.errors import DataError
+from caswit.data.scene import Scene, VectorLabel
+from caswit.errors import DataError, naming_extras
+from caswit.raster.georef import Grid
 from caswit.raster.labels import BinaryLabel, ColorLabel, file_at
 from caswit.raster.mosaic import Mosaic
 from caswit.raster.reader import Bool, OpenFiles, Raster, UInt8
 from caswit.raster.resample import MOST_AVERAGED, Axis, area_average, nearest, reading_ratio, resample_image
 from caswit.raster.windows import Window
+
+if TYPE_CHECKING:
+    from caswit.data.vector_label import VectorLabels
 
 log = logging.getLogger(__name__)
 MAX_OPEN = 64
@@ -40,9 +45,9 @@ class Sample(NamedTuple):
     """(3, T, T), of several (N, 3, T, T): f times the tile's side, area-averaged by f. Empty (3, 0, 0) where none was
     asked for."""
     label: UInt8
-    """(T, T) class indices. Empty (0, 0) without a label raster."""
+    """(T, T) class indices. Empty (0, 0) without labels."""
     context_label: UInt8
-    """(T, T), of several contexts (N, T, T): nearest. Empty (0, 0) without a label raster or a context."""
+    """(T, T), of several contexts (N, T, T): nearest. Empty (0, 0) without labels or a context."""
 
 
 class Region(NamedTuple):
@@ -122,7 +127,10 @@ class SceneReader:
         self.label: Raster | None = None
         self.colors: ColorLabel | None = None
         self.binary: BinaryLabel | None = None
-        if classes is not None and scene.label is not None:
+        self.drawn: VectorLabels | None = None
+        if classes is not None and isinstance(scene.label, VectorLabel):
+            self.drawn = _vector_labels(scene.label, classes, self.image.grid)
+        elif classes is not None and isinstance(scene.label, Path):
             self.label = Raster(scene.label)
             # Class ids take one band, so a label with three or four bands holds colours.
             match scene.label_values, self.label.count:
@@ -167,6 +175,11 @@ class SceneReader:
         self.image.close()
         if self.label is not None:
             self.label.close()
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the scene's labels are read."""
+        return self.label is not None or self.drawn is not None
 
     @property
     def height(self) -> int:
@@ -247,6 +260,8 @@ class SceneReader:
 
     def native_labels(self, window: Window, valid: Bool) -> UInt8:
         """Read class indices of a native window: (H, W); IGNORE_INDEX as in ``labels``."""
+        if self.drawn is not None:
+            return self.drawn.read(window, valid)
         assert self.label is not None, self.scene
         assert self.classes is not None, self.scene
         try:
@@ -282,7 +297,7 @@ class SceneReader:
         # Empty arrays, not None: samples are put into batches field by field.
         none = np.zeros((0, 0), np.uint8)
         label = context_label = none
-        if self.label is not None:
+        if self.has_labels:
             labels = self.labels(window, region.valid)
             label = labels[tile.inside(window)]
             if context_factor is not None:
@@ -320,6 +335,13 @@ class SceneReaders:
     def forget(self) -> None:
         """Let go of open files without closing them: they may belong to the process that this one was forked from."""
         self._open = OpenFiles(MAX_OPEN)
+
+
+def _vector_labels(label: VectorLabel, classes: ClassTable, grid: Grid) -> "VectorLabels":
+    """Open labels that are shapes."""
+    with naming_extras("a label that is a vector file"):
+        from caswit.data.vector_label import VectorLabels
+    return VectorLabels(label, classes, grid)
 
 
 @cache  # threads and passes each open the image, and one line is enough

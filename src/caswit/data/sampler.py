@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from caswit.config import AugmentConfig, DataConfig, TileConfig
 from caswit.data.dataset import Dataset
 from caswit.data.label_counts import ClassDraws, TileCounts
+from caswit.data.labelled_windows import LabelledWindows
 from caswit.data.loader import Loader, begin_worker
 from caswit.data.reader import Sample, SceneReader, SceneReaders, scene_areas
 from caswit.data.scene import Scene
@@ -65,7 +66,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
     ) -> None:
         self.dataset, self.tile, self.augmentation, self.seed = dataset, tile, augmentation, seed
         self.scenes = dataset.split(data.train_split) if unlabelled is None else tuple(unlabelled)
-        self.random = data.sampling == "random"
+        self.random = data.sampling != "grid"
         self.factor = tile.context_factor if context else None
         areas = [scene_areas(dataset, scene) for scene in self.scenes]
         self.areas = [(i, area) for i, some in enumerate(areas) for area in some]
@@ -83,6 +84,10 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         self._draws: ClassDraws | None = None
         """Of sampling by class; ``balance`` sets it."""
         self._opened = SceneReaders(dataset, self.scenes, labels=unlabelled is None)
+        self._where: LabelledWindows | None = None
+        if data.sampling == "labelled":
+            self._where = LabelledWindows(self._opened, self.grid, data.train_split)
+            self.grid = self._where.grid
         self._epoch = -1
         self._order = np.zeros(0, np.int64)
 
@@ -158,6 +163,8 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
 
     def _random_window(self, rng: np.random.Generator) -> tuple[int, Window]:
         """Draw a window inside an area of a scene, areas by their size."""
+        if self._where is not None:
+            return self._where.draw(rng, self._bounds)
         if self.labelled is not None:
             # With few labels, up to half a tile away from a labelled one: elsewhere there is nothing to learn.
             return self._near(self.labelled[rng.integers(len(self.labelled))], rng, part=2)

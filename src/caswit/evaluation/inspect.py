@@ -111,7 +111,7 @@ def _summaries(data: Dataset, scenes: Sequence[Scene], broken: list[str]) -> lis
 
 def _summary(data: Dataset, opened: SceneReader, broken: list[str]) -> SceneSummary:
     pixels = np.zeros(len(data.classes) + 1, np.int64)
-    tiles = [] if opened.label is None else area_tiles(opened.areas, _BLOCK_PX)
+    tiles = area_tiles(opened.areas, _BLOCK_PX) if opened.has_labels else []
     for tile in tiles:
         try:
             pixels += _count(data, opened, tile)

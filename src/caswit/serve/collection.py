@@ -122,7 +122,9 @@ class Collection:
         rasters = {path: overviews for path in files.rasters if (overviews := self._open(path)) is not None}
         self._forget(rasters)
         datasets = [dataset for file in files.datasets if (dataset := self._dataset(file)) is not None]
-        pairs = ((_real(s.label), _real(s.image), d, s) for d in datasets for s in d.scenes if s.label is not None)
+        pairs = (
+            (_real(s.label), _real(s.image), d, s) for d in datasets for s in d.scenes if isinstance(s.label, Path)
+        )
         # A label of an image elsewhere says nothing about this folder, and must not take an image out of the list.
         labels = {
             label: (image, d, scene.label_values)

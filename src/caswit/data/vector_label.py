@@ -1,0 +1,188 @@
+"""Labels from shapes: which class each shape is, what the pixels without one are, and their class indices."""
+
+import difflib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from caswit.config import IGNORE_INDEX
+from caswit.data.classes import ClassTable, LandClass
+from caswit.data.scene import ANY, VectorLabel
+from caswit.errors import DataError, brief
+from caswit.raster.georef import Grid
+from caswit.raster.reader import Bool, UInt8
+from caswit.raster.vector_drawing import Drawing
+from caswit.raster.vector_index import Kind, ShapeIndex
+from caswit.raster.windows import Window
+
+_SHOWN = 8
+"""Values listed in an error."""
+_YES_OR_NO = {"true": {"yes", "on", "y"}, "false": {"no", "off", "n"}}
+"""Words that YAML takes for true and false, such as the yes of OpenStreetMap."""
+
+
+class VectorLabels:
+    """Reads the labels of an image from a vector file.
+
+    Args:
+        label: The file, and what its shapes mean.
+        classes: The class table of the dataset.
+        grid: Of the image.
+
+    Raises:
+        DataError: A file is missing, broken, or does not fit the image or the class table.
+    """
+
+    def __init__(self, label: VectorLabel, classes: ClassTable, grid: Grid) -> None:
+        self.label, self.classes, self.grid = label, classes, grid
+        self.index = ShapeIndex(label.file, label.layer, label.attribute)
+        self.class_of = self._classes(self.index.kinds)
+        """By value of the attribute that is drawn: its class."""
+        self.width_m = self._widths()
+        order = {value: self._place(value) for value in self.class_of}
+        self.drawing = Drawing(self.index, grid, order, self.width_m, all_touched=label.all_touched)
+        self.annotated = None if label.annotated is None else self._annotated(label.annotated)
+        self.background = self._background()
+        # An area without a single shape may be annotated too.
+        deciding = self.annotated or self.drawing
+        if not deciding.meets_image():
+            raise DataError(
+                f"{deciding.index.file}: its shapes lie outside the image ({_bounds(deciding)}); "
+                "check the CRS of both, or leave the label of this image out"
+            )
+
+    def read(self, window: Window, valid: Bool) -> UInt8:
+        """Return class indices of a native window that may reach outside the image: (H, W).
+
+        IGNORE_INDEX outside, where not ``valid`` or not annotated, and where there is no shape and no background.
+        """
+        ranks, values = self.drawing.draw(window)
+        indices = [self.background, *(self._index(self.class_of[value]) for value in values)]
+        labels: UInt8 = np.array(indices, np.uint8)[ranks]
+        known = np.zeros_like(valid)
+        inside = window.clipped(self.grid.height, self.grid.width)
+        if inside.height and inside.width:
+            known[inside.inside(window)] = True
+        if self.annotated is not None:
+            known &= self.annotated.draw(window).ranks > 0
+        labels[~(known & valid)] = IGNORE_INDEX
+        return labels
+
+    def _index(self, land_class: LandClass) -> int:
+        return IGNORE_INDEX if land_class.ignore else self.classes.predicted.index(land_class)
+
+    def _background(self) -> int:
+        """Return the index of pixels that are annotated, but have no shape."""
+        label, found = self.label, [c for c in self.classes.classes if c.is_background]
+        if label.elsewhere == "ignore" or (label.elsewhere is None and not found):
+            return IGNORE_INDEX
+        if len(found) != 1:
+            said = ", ".join(c.name for c in found) or "none"
+            raise DataError(
+                f"{label.file}: pixels without a shape are background, but the classes that are background are: "
+                f"{brief(said)}; mark one with background: true, or set elsewhere: ignore"
+            )
+        return self._index(found[0])
+
+    def _named(self, word: str) -> LandClass | None:
+        """Return the class that has a name, or else an id."""
+        by_word = {str(c.id): c for c in self.classes.classes}
+        by_word |= {c.name.casefold(): c for c in self.classes.classes}
+        return by_word.get(word.strip().casefold())
+
+    def _class(self, word: str) -> LandClass:
+        """Return the class that the dataset file names."""
+        if (found := self._named(word)) is None:
+            raise DataError(f"{self.label.file}: {brief(word)} is no class; classes are {self._known()}")
+        return found
+
+    def _known(self) -> str:
+        return ", ".join(f"{c.id} {c.name}" for c in self.classes.classes)
+
+    def _classes(self, kinds: Mapping[str, Kind]) -> dict[str, LandClass]:
+        label = self.label
+        if label.attribute is None:
+            return {"": self._only() if label.land_class is None else self._class(label.land_class)}
+        listed = {value: None if name is None else self._class(name) for value, name in label.values}
+        found, unknown = {}, []
+        for value in kinds:
+            land_class: LandClass | None
+            if (key := _key(listed, value)) is not None:
+                land_class = listed[key]
+            elif label.values or (land_class := self._named(value)) is None:
+                unknown.append(value)
+                continue
+            if land_class is not None:
+                found[value] = land_class
+        if unknown:
+            self._refuse(unknown, kinds)
+        if not found:
+            raise DataError(f"{label.file}: values leave out every shape; name classes for some of them")
+        return found
+
+    def _only(self) -> LandClass:
+        found = [c for c in self.classes.classes if not (c.is_background or c.ignore)]
+        if len(found) != 1:
+            raise DataError(
+                f"{self.label.file}: which class are its shapes? classes are {self._known()}; "
+                "add attribute: COLUMN if a column of the file says it, or class: NAME"
+            )
+        return found[0]
+
+    def _refuse(self, unknown: list[str], kinds: Mapping[str, Kind]) -> None:
+        shown = ", ".join(f"{brief(value)} ({sum(kinds[value])} shapes)" for value in unknown[:_SHOWN])
+        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        near = difflib.get_close_matches(unknown[0], [c.name for c in self.classes.classes], 1)
+        target = near[0] if near else self.classes.classes[-1].name
+        raise DataError(
+            f"{self.label.file}: attribute {brief(self.label.attribute)} has values that are no class: {shown}{more}; "
+            f"classes are {self._known()}; say e.g. values: {{{unknown[0][:40]}: {target}}}, "
+            "with null for shapes to leave out"
+        )
+
+    def _place(self, value: str) -> int:
+        """Return the place of a value in the order of drawing."""
+        listed = [key for key, _ in self.label.values]
+        key = _key(listed, value)
+        return 0 if key is None else listed.index(key)
+
+    def _widths(self) -> dict[str, float]:
+        """Return by value the metres by which lines and points are widened; refuse those that would have no area."""
+        given, widths = dict(self.label.buffer_m), {}
+        used: set[str] = set()
+        for value, land_class in self.class_of.items():
+            keys = [value, land_class.name, str(land_class.id), ANY]
+            key = next((key for key in keys if key in given), None)
+            if key is not None:
+                widths[value] = given[key]
+                used.update(key for key in keys if key in given)
+            elif self.index.kinds[value].others:
+                raise DataError(
+                    f"{self.label.file}: {self.index.kinds[value].others} shapes of class {brief(land_class.name)} are "
+                    f"lines or points, which cover no pixels; add buffer_m: {{{land_class.name}: METRES}}"
+                )
+        names = {word for c in self.classes.classes for word in (c.name, str(c.id))}
+        if unknown := sorted(given.keys() - used - names - {ANY, *(value for value, _ in self.label.values)}):
+            raise DataError(
+                f"{self.label.file}: buffer_m names {brief(unknown[0])}, which is neither a class nor a value of the "
+                f"attribute; classes are {self._known()}"
+            )
+        return widths
+
+    def _annotated(self, file: Path) -> Drawing:
+        index = ShapeIndex(file, self.label.annotated_layer)
+        if not any(kind.polygons for kind in index.kinds.values()):
+            raise DataError(f"{index.file}: annotated areas are polygons, it has lines or points only")
+        return Drawing(index, self.grid, {"": 0})
+
+
+def _key(listed: Collection[str], value: str) -> str | None:
+    """Return the key that stands for a value of the attribute: itself, as YAML reads it, or that for all others."""
+    words = [key for key, same in _YES_OR_NO.items() if value.casefold() in same]
+    return next((key for key in (value, *words, ANY) if key in listed), None)
+
+
+def _bounds(drawing: Drawing) -> str:
+    west, south, east, north = drawing.index.bounds
+    return f"{west:.6g} {south:.6g} {east:.6g} {north:.6g} in its CRS"
