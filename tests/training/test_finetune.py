@@ -1,7 +1,6 @@
 """caswit finetune: what it picks, that it goes on, repeats and never returns worse than it began without saying so."""
 
 import csv
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,7 @@ def test_the_choices_follow_from_the_data(model, dataset_file):
     assert recipe["data"]["crop_px"] == 64
     assert recipe["tile"] == {"tile_px": 64, "read_gsd_m": 0.5}
     assert recipe["train"]["max_steps"] == 60
-    assert recipe["train"]["lr"] == pytest.approx(3e-4)
+    assert recipe["train"]["lr"] == pytest.approx(1e-4)
     assert recipe["train"]["validate_start"] is True
     content = yaml.safe_load(dataset_file.read_text())
     content["scenes"][1]["split"] = "val"
@@ -72,7 +71,7 @@ def test_larger_scenes_are_learned_in_larger_crops_and_more_steps(dataset_file, 
         crops.append(recipe["data"]["crop_px"])
         steps.append(recipe["train"]["max_steps"])
         assert recipe["tile"]["tile_px"] == 512
-    assert crops == [64, 108, 256] or (crops[0] == 64 and crops[-1] == 256 and 64 < crops[1] < 200)
+    assert crops == [64, 96, 256]  # four crops of 128 px are more than three quarters of 200 x 400
     assert steps == sorted(steps)
 
 
@@ -101,15 +100,15 @@ def test_it_says_what_it_picked_trains_repeats_and_goes_on(model, dataset_file, 
     main(words)
     said = capsys.readouterr().out
     assert "validation: mIoU " in said
-    assert "picked" not in said
+    assert "crop: " not in said  # chosen and said once
     assert [step for step, _ in scores(run)] == [0, 1, 2]
     main(["train", str(run / RECIPE), "--out", str(tmp_path / "again")])
     one, two = (load_file(folder / "model" / "model.safetensors") for folder in (run, tmp_path / "again"))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    shutil.rmtree(model)  # a finished run needs it no longer
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         main([*words[:-1], "3"])
-    assert "gone" not in capsys.readouterr().out
+    assert "holds another fine-tuning" in capsys.readouterr().err
 
 
 def test_another_fine_tuning_in_the_folder_is_refused(model, dataset_file, tmp_path, capsys):

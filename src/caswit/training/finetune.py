@@ -11,7 +11,7 @@ from typing import NamedTuple
 from caswit.config import FinetuneConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import open_dataset_scene
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, one_line
 from caswit.files import expand_path
 from caswit.training.fine_tuning import LARGE, SMALL, UNTRAINED, described
 from caswit.training.run_folder import RunFolder, read_log
@@ -20,10 +20,12 @@ from caswit.weights.model_folder import ModelInfo, PretrainedInfo, load_model, r
 
 RECIPE = "finetune.yaml"
 """Name of the recipe in the run folder."""
+_LONGEST = 2000
+"""Characters of a comment in the recipe."""
 _COARSE = 3.0
 """Times the model's ground size from which on images are read as they are: enlarged, they would be mostly guessed."""
-_LEAST_PX = 64
-"""Side of the smallest crop."""
+_CROP_SIDES = (384, 256, 192, 128, 96, 64)
+"""Sides of crops: multiples of 32, the side of a token of the last stage."""
 _CROPS = 4
 """Crops that at least fit into the data, unless they are as small as can be."""
 _PASSES, _LEAST_STEPS = 60, 60
@@ -65,7 +67,7 @@ def first_line(model: str, dataset: str, settings: FinetuneConfig) -> str:
     """Return the first line of the recipe: by it the same command finds its run again."""
     given = {"steps": settings.steps, "minutes": settings.minutes, "seed": settings.seed}
     options = [f"--{name} {value}" for name, value in given.items() if value is not None]
-    return " ".join(("# caswit finetune", model, dataset, *options))
+    return one_line(" ".join(("# caswit finetune", model, dataset, *options)), _LONGEST)
 
 
 def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> Choice:
@@ -131,18 +133,13 @@ def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> 
         f"validation: {_said_of_validation(data, hold_out)}",
         f"crop:       {crop_px} px, {_said_of_crop(data, crop_px, usual.tile_px)}; maps keep tiles of "
         f"{info.tile.tile_px} px",
-        f"rate:       {lr:.0e} for the decoder, {_LAYER_DECAY} times as much for each block of the encoders before it: "
-        + (
-            f"the data are few, {tiles:.0f} crops"
-            if few and trained
-            else "as usual"
-            if trained
-            else "the decoder is new"
-        ),
+        f"rate:       {lr:.0e} for the decoder, {_said_of_rate(trained, few, tiles)}; {_LAYER_DECAY} times as much for "
+        "each block of the encoders before it",
         f"steps:      {steps} of {usual.batch} crops, {_said_of_steps(settings, tiles, steps, usual.batch)}",
     ]
-    text = "".join(f"# {line}\n" for line in lines) + "".join(_section(*each) for each in sections.items())
-    return Choice(f"{first_line(model, dataset, settings)}\n{text}", lines)
+    head = [first_line(model, dataset, settings), *(f"# {one_line(line, _LONGEST)}" for line in lines)]
+    text = "".join(f"{line}\n" for line in head) + "".join(_section(*each) for each in sections.items())
+    return Choice(text, lines)
 
 
 def result(out: Path) -> list[str]:
@@ -190,11 +187,9 @@ def _look(data: Dataset, info: ModelInfo | PretrainedInfo) -> _Data:
 
 def _crop_px(data: _Data, most_px: int, step_px: int, hold_out: float) -> int:
     """Return the side of the crops: the largest that lies within every scene and of which some fit into the data."""
+    sides = [most_px, *(side for side in _CROP_SIDES if side < most_px)]
     pixels = data.pixels * (1 - hold_out)
-    side = most_px
-    # By quarters down from a power of two, so that few stages of the network have to fill up their windows.
-    while side > _LEAST_PX and (side > data.shortest_px or _CROPS * side**2 > pixels):
-        side = max(_LEAST_PX, side - max(side // 4, 1))
+    side = next((s for s in sides if s <= data.shortest_px and _CROPS * s**2 <= pixels), sides[-1])
     return max(step_px, side // step_px * step_px)
 
 
@@ -225,6 +220,12 @@ def _said_of_crop(data: _Data, crop_px: int, usual_px: int) -> str:
         return "as usual for networks of this size"
     what = "the smallest scene is" if data.shortest_px < usual_px else "data of this size are"
     return f"below the usual {usual_px} since {what} too small for it"
+
+
+def _said_of_rate(trained: bool, few: bool, tiles: float) -> str:
+    if not trained:
+        return "which begins at random"
+    return f"a third of the usual since the data fill {tiles:.0f} crops only" if few else "as usual"
 
 
 def _said_of_steps(settings: FinetuneConfig, tiles: float, steps: int, batch: int) -> str:

@@ -33,8 +33,8 @@ _QUIET = 20
 """Steps at the beginning whose rates are too low to change anything: they show how much batches differ."""
 _BROKEN = 3.0
 """The test ends when the smoothed loss is so many times what it was at its lowest."""
-_CLEAR = 2.0
-"""Standard errors by which the loss has to fall, or to rise, to count."""
+_CLEAR = 4.0
+"""Standard errors by which the loss has to fall, or to rise, to count: the lowest of many means is low by chance."""
 PNG, CSV = "find_lr.png", "find_lr.csv"
 _GREEN, _RED = (24, 128, 56), (200, 40, 40)
 
@@ -82,7 +82,7 @@ def find_lr(recipe: Recipe, out: Path, *, resume: bool = False) -> LearningRates
     alone = replace(
         settings, devices=1, accumulate=settings.accumulate * settings.devices, max_steps=STEPS, max_minutes=None
     )
-    rates = list(np.geomspace(*_RANGES.get(settings.optimizer, _USUAL), STEPS))
+    rates = list(map(float, np.geomspace(*_RANGES.get(settings.optimizer, _USUAL), STEPS)))
     losses: list[float] = []
     with trial(replace(recipe, train=alone)) as (loop, _), Progress("find-lr", STEPS, "step") as progress:
         for row, _ in loop.trial(rates):
@@ -134,7 +134,7 @@ def suggested(rates: Sequence[float], losses: Sequence[float]) -> LearningRates:
     error = float(np.std(kept[:_QUIET], ddof=1)) * math.sqrt((1 - _SMOOTH) / (1 + _SMOOTH))
     later = smoothed[_QUIET:]
     least = _QUIET + int(np.argmin(later))
-    fell = smoothed[least] < level - _CLEAR * error
+    fell = bool(smoothed[least] < level - _CLEAR * error)
     if not fell:
         # The last rate before the loss rises for good.
         risen = [i for i in range(_QUIET, len(kept)) if smoothed[i] <= level + _CLEAR * error]
@@ -143,8 +143,8 @@ def suggested(rates: Sequence[float], losses: Sequence[float]) -> LearningRates:
 
 
 def _rounded(value: float) -> float:
-    """Return a value with one digit, which is as much as the test tells."""
-    return float(f"{value:.0e}")
+    """Return a value with two digits, which is more than the test tells."""
+    return float(f"{value:.1e}")
 
 
 def _drawn(found: LearningRates, lr: float) -> np.ndarray:
@@ -152,7 +152,7 @@ def _drawn(found: LearningRates, lr: float) -> np.ndarray:
     most = 2 * max(found.smoothed[:_QUIET])
     end = next((i for i, loss in enumerate(found.smoothed) if i > _QUIET and loss > most), len(found.smoothed))
     shown = slice(0, end)
-    marks = [Mark(found.suggestion, f"suggestion {found.suggestion:.0e}", _GREEN)]
+    marks = [Mark(found.suggestion, f"suggestion {found.suggestion:.1e}", _GREEN)]
     if found.rates[0] <= lr <= found.rates[end - 1]:
         marks.append(Mark(lr, f"recipe {lr:.1e}", _RED))
     return log_curve(
