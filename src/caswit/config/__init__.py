@@ -39,6 +39,7 @@ from caswit.config.serve import ServeConfig
 from caswit.config.training import (
     AugmentConfig,
     DataConfig,
+    FinetuneConfig,
     ImageryConfig,
     LearningConfig,
     PhaseConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "DemoConfig",
     "EvaluateConfig",
     "FiguresConfig",
+    "FinetuneConfig",
     "FlairHubSource",
     "FolderSource",
     "ImageryConfig",

@@ -93,6 +93,16 @@ class PretrainConfig(LearningConfig):
         return ()
 
     @property
+    def layer_decay(self) -> float | None:
+        """None: all of the network learns at one rate."""
+        return None
+
+    @property
+    def validate_start(self) -> bool:
+        """False: there is nothing to score before the first step."""
+        return False
+
+    @property
     def keep(self) -> str:
         """Keep the weights of the last step."""
         return "last"

@@ -8,9 +8,9 @@ from typing import Any, Literal, Self, get_args
 
 from caswit.config.checks import check, nearest_multiple
 from caswit.config.inference import Precision
-from caswit.config.nn import CONTEXTS, ModelConfig, TileConfig
+from caswit.config.nn import CONTEXTS, NUM_STAGES, ModelConfig, TileConfig
 from caswit.config.weights import InitConfig, parse_init
-from caswit.errors import brief
+from caswit.errors import ConfigError, brief
 
 
 def _check_bands(bands: tuple[int, int, int] | None) -> None:
@@ -35,6 +35,12 @@ class DataConfig:
     that cover little of the scenes."""
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
+    crop_px: int | None = None
+    """Side in pixels of the tiles that are learned from, where it is not that of validation and maps; null:
+    tile.tile_px."""
+    hold_out: float = 0.0
+    """Share of the training scenes that is kept back as val_split, where the dataset has no such split: whole scenes
+    where they are many, else the end of each."""
     label_fraction: float = 1.0
     """Share of the grid's training tiles whose labels are used, chosen by the seed. All other labels are ignored."""
     bands: tuple[int, int, int] | None = None
@@ -46,6 +52,11 @@ class DataConfig:
         """Refuse a negative number of workers, bands that do not exist, and a training without labels."""
         _check_bands(self.bands)
         check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
+        check(0 <= self.hold_out <= 0.5, f"hold_out must be in [0, 0.5], got {self.hold_out}; try 0.2")
+        check(
+            not self.hold_out or self.val_split is not None,
+            f"hold_out keeps {self.hold_out:g} of the scenes as val_split, which is null; try val_split: val",
+        )
         check(
             0 < self.label_fraction <= 1,
             f"label_fraction must be above 0 and at most 1, got {self.label_fraction}; try 0.1",
@@ -282,6 +293,14 @@ class TrainConfig(LearningConfig):
     """End the run once this many validations in a row brought no better mIoU; null: never."""
     keep: Literal["best", "last"] = "best"
     """Weights that become the model: those with the best validation mIoU, or those of the last step."""
+    freeze: Literal["encoders"] | int | None = None
+    """Parts that keep the weights they start from (init), batch norms included: encoders, or a number of their first
+    stages, 1 to 4, the stem with them. Fusion and decoder learn. Null: everything learns."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each block of the encoders to the one before it, down to the stem, as in
+    fine-tuning BEiT and SimMIM, e.g. 0.8; the decoder has the full rate. Null: one rate for all."""
+    validate_start: bool = False
+    """Validate before the first step too: with keep: best, the weights the run starts from stay if none are better."""
     phases: tuple[PhaseConfig, ...] = ()
     """Steps of the training of a network of table 2 that is trained in several, one after the other: a list of
     {name: NAME, share: SHARE, lr: LR}. [] trains the whole network at once."""
@@ -297,6 +316,14 @@ class TrainConfig(LearningConfig):
             f"ema_decay must be between 0 and 1 or null, got {self.ema_decay}; try 0.99",
         )
         check(self.alpha >= 0, f"alpha must be 0 or more, got {self.alpha}; try 0.5")
+        check(
+            self.freeze in (None, "encoders") or (type(self.freeze) is int and 1 <= self.freeze <= NUM_STAGES),
+            f"freeze must be encoders, a number of stages from 1 to {NUM_STAGES}, or null, got {brief(self.freeze)}",
+        )
+        check(
+            self.layer_decay is None or 0 < self.layer_decay <= 1,
+            f"layer_decay must be above 0 and at most 1, or null, got {self.layer_decay}; try 0.8",
+        )
         self._check_loss()
         self._check_phases()
 
@@ -338,6 +365,11 @@ class TrainConfig(LearningConfig):
             weights is None or isinstance(weights, tuple | list) or weights == "auto",
             f"class_weights must be a list of numbers, auto or null, got {brief(weights)}",
         )
+
+    @property
+    def frozen_stages(self) -> int:
+        """Number of the encoders' first stages that do not learn."""
+        return NUM_STAGES if self.freeze == "encoders" else int(self.freeze or 0)
 
     def _check_phases(self) -> None:
         """Refuse steps that are no whole run, or whose learning rates do not fit the schedule."""
@@ -410,12 +442,55 @@ class Recipe:
             f"got {brief(self.tile.context_factor)}; try {'[2, 3]' if wanted == 2 else '4'}",
         )
         check(
+            not self.train.freeze or self.init is not None,
+            f"train.freeze: {self.train.freeze} keeps the weights that init names, and the recipe has no init; add one",
+        )
+        for name in ("freeze", "layer_decay"):
+            value = getattr(self.train, name)
+            check(
+                value is None or self.model.arch == "caswit",
+                f"train.{name} is for arch caswit, got {brief(value)} with {self.model.arch}; leave it out",
+            )
+        check(
             not self.train.phases or self.model.kind == "table2",
             f"train.phases are for networks of table 2, got {len(self.train.phases)} with {self.model.arch}; "
             "leave them out",
         )
 
+        if self.data.crop_px is not None:
+            try:
+                _ = self.crop
+            except ConfigError as error:
+                raise ConfigError(f"data.crop_px: {error}") from error
+
     @property
     def start(self) -> InitConfig | None:
         """Return ``init`` as settings."""
         return None if self.init is None else parse_init(self.init)
+
+    @property
+    def crop(self) -> TileConfig:
+        """Return the geometry of the tiles that are learned from."""
+        side = self.data.crop_px
+        return self.tile if side is None else dataclasses.replace(self.tile, tile_px=side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What a fine-tuning without a recipe does not choose by itself."""
+
+    steps: int | None = None
+    """Length of the run in optimiser steps; null chooses it by the size of the data."""
+    minutes: float | None = None
+    """Finish within this many minutes, with the learning rate at its minimum."""
+    seed: int = 0
+    """Fixes the samples and their augmentation."""
+    accelerator: str = "auto"
+    """Device kind for Lightning Fabric: auto, cpu, cuda, mps."""
+
+    def __post_init__(self) -> None:
+        """Refuse runs without a length."""
+        for name in ("steps", "minutes"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"{name} must be above 0 or null, got {value}")
+        check(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")

@@ -74,6 +74,8 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         self._shares = sizes / sizes.sum()
         self._bounds = [bounds(some) for some in areas]
         self.grid = [(i, t.window) for i, some in enumerate(areas) for t in area_tiles(some, tile.tile_px)]
+        self.kept = areas if data.hold_out else None
+        """Areas by scene, whose labels alone are used: those around them are for validation."""
         self.labelled: list[tuple[int, Window]] | None = None
         if data.label_fraction < 1:
             # A second number of their own keeps these draws apart from those of samples and of epochs.
@@ -141,6 +143,8 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
     def _read(self, index: int, scene: SceneReader, window: Window, scale: float = 1.0) -> Sample:
         """Read a window of a scene, with the labels that may be used."""
         sample = scene.read(window, self.factor)
+        if self.kept is not None:
+            sample = only_labels(sample, window, self.factor, [_inner(w, scale) for w in self.kept[index]])
         if self.labelled is None:
             return sample
         return only_labels(sample, window, self.factor, [_inner(w, scale) for i, w in self.labelled if i == index])

@@ -8,7 +8,7 @@ weights, optimiser and step is all there is to resume from.
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -20,15 +20,16 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from caswit import __version__
-from caswit.config import LearningConfig, PretrainConfig, PretrainRecipe, TrainConfig
+from caswit.config import DataConfig, LearningConfig, PretrainConfig, PretrainRecipe, TrainConfig
 from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.hold_out import hold_out
 from caswit.data.sampler import Samples, training_loader
 from caswit.errors import ConfigError, DataError, Stopped
 from caswit.files import checked
 from caswit.progress import Progress
 from caswit.training.fabric import all_sum, is_first_process, stop_signal
 from caswit.training.loggers import Loggers
-from caswit.training.optim import EMA, learning_rate, make_optimizer
+from caswit.training.optim import EMA, SCALE, learning_rate, make_optimizer, set_learning_rate
 from caswit.training.phases import Phases, check_steps
 from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
 from caswit.weights.model_folder import is_complete, torch_load
@@ -78,6 +79,9 @@ def load_data(recipe: AnyRecipe) -> Dataset:
     """
     data = recipe.data
     dataset = load_dataset(data.dataset, skip_broken=data.skip_broken).read_at(recipe.tile.read_gsd_m, data.bands)
+    if isinstance(data, DataConfig) and data.hold_out:
+        assert data.val_split is not None  # the settings refuse it
+        dataset = hold_out(dataset, data.hold_out, train_split=data.train_split, val_split=data.val_split)
     if is_first_process():
         dataset.list_broken()
     return dataset
@@ -159,7 +163,8 @@ class Loop:
 
     def _say_if_longer(self) -> None:
         """Say what the learning rate does where a run goes on and has been made longer: its cosine ends later now."""
-        settings, was = self.settings, self.optimizer.param_groups[0]["lr"]
+        settings, group = self.settings, self.optimizer.param_groups[0]
+        was = group["lr"] / group.get(SCALE, 1.0)
         warmup = settings.warmup_steps or 0
         # A run in phases keeps its length.
         if settings.phases or not 0 < self.step < self.max_steps:
@@ -203,7 +208,7 @@ class Loop:
             Loggers(self.recipe, self.folder, self.step, names) as loggers,
             Progress(label, self.max_steps, "step", done=done, quiet=not first) as progress,
         ):
-            stopped = not self._steps(progress, loggers)
+            stopped = not (self._begin(progress, loggers) and self._steps(progress, loggers))
             loggers.finished = not stopped
             if not stopped:
                 progress.end_here()  # max_minutes may have come before the last step: "2/100 step" looked unfinished
@@ -223,6 +228,18 @@ class Loop:
                 *(self.step, self.max_steps, self.best_miou, self.no_better, "s"[: self.no_better > 1]),
             )
 
+    def _begin(self, progress: Progress, loggers: Loggers) -> bool:
+        """Validate before the first step where the recipe asks for it; return False if the run was told to stop."""
+        if not self.settings.validate_start or self.step or self.best_miou >= 0:
+            return True
+        scores = self._validate(progress)
+        if scores is None:
+            return False
+        if self.fabric.is_global_zero:
+            self._log(scores, loggers)
+        self._save()
+        return True
+
     def _steps(self, progress: Progress, loggers: Loggers) -> bool:
         """Take the steps that are left; return False if the run was told to stop before, and saved for resuming."""
         passes_of_steps = self._passes()
@@ -235,6 +252,7 @@ class Loop:
                 with self._saved_if_data_fails():
                     passes = next(passes_of_steps)
                 self.row, stop = self._step(passes)
+                self._check_finite(self.row["loss"])
                 self.row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
             # Before the checkpoint: a run that dies while it validates takes the step and the validation again.
             done = self._ended()
@@ -297,8 +315,21 @@ class Loop:
         while passes := list(islice(batches, self.settings.accumulate)):
             yield passes
 
-    def _step(self, passes: list[Batch]) -> tuple[dict[str, float], bool]:
-        """Take one optimiser step on the passes of this device.
+    def trial(self, rates: Iterable[float | None]) -> Iterator[tuple[dict[str, float], float]]:
+        """Take a step for each learning rate, None for that of the schedule, without validations and checkpoints.
+
+        Yields:
+            Loss and learning rate as of the log, and the seconds that reading the samples took.
+        """
+        passes_of_steps = self._passes()
+        for lr in rates:
+            began_s = time.perf_counter()
+            passes = next(passes_of_steps)
+            reading_s = time.perf_counter() - began_s
+            yield self._step(passes, lr)[0], reading_s
+
+    def _step(self, passes: list[Batch], lr: float | None = None) -> tuple[dict[str, float], bool]:
+        """Take one optimiser step on the passes of this device, at the schedule's learning rate or another.
 
         Returns:
             Loss of the whole batch and learning rate, and whether any device was told to stop.
@@ -306,9 +337,9 @@ class Loop:
         settings, fabric, task = self.settings, self.fabric, self.task
         # A function of (seed, step, device): what stochastic depth drops does not depend on the past.
         torch.manual_seed((settings.seed * 1_000_003 + self.step) * 1009 + fabric.global_rank)
-        lr = learning_rate(*self.phases.at(self.step, self._progress(), self.optimizer.optimizer))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        scheduled = learning_rate(*self.phases.at(self.step, self._progress(), self.optimizer.optimizer))
+        lr = scheduled if lr is None else lr
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad()
         # Summed before any loss: passes with few labelled pixels must weigh less, as they would in one batch.
         normalizer = all_sum(fabric, torch.stack([task.loss_normalizer(batch) for batch in passes]).sum(0))
@@ -325,7 +356,7 @@ class Loop:
         self.step += 1
         # One sum for both: devices that left at different steps would wait for one another for ever.
         loss, stops = all_sum(fabric, torch.stack((total, total.new_tensor(self._told_to_stop())))).tolist()
-        row = {"loss": self._finite(loss), "lr": lr}
+        row = {"loss": loss, "lr": lr}
         if self.ema is not None:
             self.ema.update(self.network, self.step)
         return row, stops > 0
@@ -336,13 +367,12 @@ class Loop:
         over = minutes is not None and time.perf_counter() - self.began_s >= 60 * minutes
         return float(stop_signal() is not None or (over and self.step < self.max_steps))
 
-    def _finite(self, loss: float) -> float:
+    def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise ConfigError(
                 f"the loss became {loss} at step {self.step}; try a lower lr than {self.settings.lr}, "
                 "warmup_steps=100, or clip_norm=5"
             )
-        return loss
 
     def _validate(self, progress: Progress) -> dict[str, float] | None:
         """Validate, and keep the best weights so far in a checkpoint of their own; None if a signal cut it short."""

@@ -230,7 +230,8 @@ class RunFolder:
             checkpoint = checked(Checkpoint, torch_load(self.last), str(self.last), _ANOTHER)
             if checkpoint["step"] < 0:
                 raise DataError(f"{self.last}: step must be 0 or more, got {checkpoint['step']}; {_ANOTHER}")
-        self._cut_log(0 if checkpoint is None else checkpoint["step"])
+        # Step 0 is a validation before the first step.
+        self._cut_log(-1 if checkpoint is None else checkpoint["step"])
         return checkpoint
 
     def label_counts(self, shape: tuple[int, int]) -> NDArray[np.int64] | None:

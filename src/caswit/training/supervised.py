@@ -2,9 +2,11 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
@@ -32,9 +34,9 @@ from caswit.nn.losses import named_losses, supervised_loss
 from caswit.nn.network import Network
 from caswit.raster.ground import Degrees, together
 from caswit.raster.windows import Tile
-from caswit.training.fabric import all_sum, launch, repeatable, stop_signal
+from caswit.training.fabric import all_sum, launch, one_device, repeatable, stop_signal
 from caswit.training.loggers import check_loggers
-from caswit.training.loop import Batch, fit, load_data
+from caswit.training.loop import Batch, Loop, fit, load_data
 from caswit.training.phases import check_phases
 from caswit.training.run_folder import COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
@@ -77,6 +79,23 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
     return folder.model
 
 
+@contextmanager
+def trial(recipe: Recipe) -> Iterator[tuple[Loop, "SupervisedTask"]]:
+    """Set up a training on one device as ``train`` does, to take some of its steps with ``Loop.trial``.
+
+    What it writes goes into a folder that is removed at the end.
+
+    Raises:
+        CaswitError: The recipe or the data cannot be used.
+    """
+    dataset = load_data(recipe)
+    _check(recipe, dataset)
+    with TemporaryDirectory() as scratch, one_device(recipe) as fabric, repeatable(recipe.train, fabric.device):
+        folder = RunFolder(Path(scratch))
+        task = SupervisedTask(fabric, recipe, dataset, folder)
+        yield Loop(fabric, recipe, folder, task, _network(recipe, task.info, new=True)), task
+
+
 class SupervisedTask:
     """Learn the labels of tiles and, with a context head, those of their context.
 
@@ -91,7 +110,7 @@ class SupervisedTask:
         self.fabric, self.recipe, self.dataset, self.folder = fabric, recipe, dataset, folder
         settings = recipe.train
         self.samples = TrainingSamples(
-            dataset, recipe.data, recipe.tile, recipe.augment, seed=settings.seed, context=recipe.model.reads_context
+            dataset, recipe.data, recipe.crop, recipe.augment, seed=settings.seed, context=recipe.model.reads_context
         )
         self.validation_scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
         self.validation_sample = _validation_sample(recipe, dataset, self.validation_scenes)
@@ -197,11 +216,12 @@ class SupervisedTask:
 
     def _predictor(self, network: Network) -> Predictor:
         settings, device = self.recipe.train, self.fabric.device
+        smaller = min(1.0, self.recipe.crop.tile_px / self.recipe.tile.tile_px)
         return Predictor(
             network.eval(),
             context_factor=self.recipe.tile.context_factor,
             # The size of a training pass, which is known to fit into memory.
-            batch=settings.batch // (settings.accumulate * settings.devices),
+            batch=max(1, round(settings.batch // (settings.accumulate * settings.devices) * smaller**2)),
             device=device,
             bf16=uses_bf16(settings.precision, device),
         )
@@ -281,7 +301,10 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
         network.load_state_dict(build(info, pretrained=True).state_dict())
     if new and recipe.start is not None:
         assert isinstance(network, CASWiT), recipe.model.arch  # the recipe refuses others
-        start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px)
+        start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px, info.classes.names)
+    if recipe.train.frozen_stages:
+        assert isinstance(network, CASWiT), recipe.model.arch
+        network.freeze(recipe.train.frozen_stages)
     return network
 
 
