@@ -45,7 +45,7 @@ def cropped(image: Path, mask: Path, window: Window, out: Path) -> NDArray[np.bo
 
 
 def raster_panel(file: Path) -> NDArray[np.uint8]:
-    """Draw the values of a raster on its own grid, a colour for each; nodata is dark grey, masks are black and white."""
+    """Draw the values of a raster on its own grid, a colour for each; nodata is dark grey, a mask black and white."""
     with rasterio.open(file) as src:
         values, nodata = src.read(1), src.nodata
     picture = np.full((*values.shape, 3), 90, np.uint8)

@@ -8,6 +8,7 @@ from typing import Any
 
 from caswit.config import SOURCES, FlairHubSource, LabelValues, SourceConfig
 from caswit.data.classes import OFFICIAL_CLASSES, ClassTable, named_rows
+from caswit.data.folds import fold_scenes
 from caswit.data.label_entry import is_vector, read_label_entry
 from caswit.data.masks import with_masks
 from caswit.data.scene import Scene, VectorLabel
@@ -85,6 +86,8 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
     if not file.is_file():
         raise DataError(f"{file}: no such dataset file; write one as docs/datasets.md shows")
     content = read_yaml(file)
+    if isinstance(content, dict) and "fold" in content:
+        return _fold(content, file, skip_broken=skip_broken)
     only_keys(content, {"name"}, {"classes", "scenes", "source", "note", "bands"}, str(file))
     if ("scenes" in content) == ("source" in content):
         raise DataError(f"{file}: needs either scenes or source, got {'both' if 'scenes' in content else 'neither'}")
@@ -108,6 +111,25 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
         skip_broken=skip_broken,
         broken=broken,
     )
+
+
+def _fold(content: Mapping[str, Any], file: Path, *, skip_broken: bool) -> Dataset:
+    """Return one fold of another dataset's scenes, as ``caswit table --folds`` writes it."""
+    only_keys(content, {"name", "fold"}, set(), str(file))
+    where = f"{file}: fold"
+    only_keys(content["fold"], {"of", "number", "folds", "splits"}, set(), where)
+    fold = content["fold"]
+    number, folds = (checked(int, fold[key], f"{where}: {key}") for key in ("number", "folds"))
+    if not (1 <= number <= folds and folds >= 2):
+        raise DataError(f"{where}: needs a number from 1 to folds, and 2 folds or more, got {number} of {folds}")
+    splits = checked(list[str], fold["splits"], f"{where}: splits")
+    whole = file.parent / expand_path(_text(fold["of"], f"{where}: of"))
+    if "fold" in (read_yaml(whole) if whole.is_file() else ()):
+        raise DataError(f"{where}: of names {whole}, which is a fold itself; name a dataset of scenes")
+    dataset = load_dataset(whole, skip_broken=skip_broken)
+    scenes = [scene for name in splits for scene in dataset.split(name)]
+    name = _text(content["name"], f"{file}: name")
+    return replace(dataset, name=name, path=file, scenes=fold_scenes(scenes, number, folds, str(whole)))
 
 
 def _read_scenes(content: Mapping[str, Any], file: Path) -> tuple[ClassTable, tuple[Scene, ...], tuple[str, ...]]:
