@@ -1,16 +1,17 @@
 """Whether what a network learns carries over: train on all zones but one, score that one, for each zone in turn.
 
-python benchmarks/leave_one_zone_out.py DATASET RECIPE... --out DIR [--steps N] [--seeds 0 1] [--zones NAME...]
+python benchmarks/leave_one_zone_out.py DATASET RECIPE... --out DIR [--steps N] [--start RECIPE --start-steps N]
+    [--seeds 0 1] [--zones NAME...]
 
 A zone is the part of an image's name before the first ``_``; training scenes of the other zones are learned, all scenes
 of the zone are scored, with its context and with masked context. Counts of all folds are added up before they are
 scored: one mIoU over the classes that occur, for a mean over five zones of five sets of classes says little. A fold
-that is finished is not trained again, so the same command goes on where it stopped.
+that is finished is not trained again, so the same command goes on where it stopped. With --start, all recipes of a fold
+go on from the weights of one training of that recipe on that fold, which makes what follows comparable in pairs.
 """
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,24 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--start", type=Path)
+    parser.add_argument("--start-steps", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--zones", nargs="+", default=[])
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     scenes = load_dataset(options.dataset).scenes
     zones = options.zones or sorted({zone(scene.image) for scene in scenes})
     for seed in options.seeds:  # the outer loops, so that what is finished early compares all recipes
         for held_out in zones:
             data = without(options.dataset, held_out, options.out)
+            start = None
+            if options.start is not None:
+                start = learn(
+                    options.start, data, options.out / "start" / f"{held_out}-s{seed}", seed, options.start_steps
+                )
             for file in options.recipes:
-                run(file, data, held_out, seed, options.steps, options.out)
+                run(file, data, held_out, seed, options.steps, options.out, start)
             report(options.recipes, zones, options.seeds, options.out)
 
 
@@ -66,19 +75,27 @@ def without(dataset: Path, held_out: str, out: Path) -> Path:
     return file
 
 
-def run(file: Path, data: Path, held_out: str, seed: int, steps: int | None, out: Path) -> None:
-    """Train and score a fold."""
-    folder = out / file.stem / f"{held_out}-s{seed}"
-    if (folder / "counts.json").exists():
-        return
+def learn(file: Path, data: Path, folder: Path, seed: int, steps: int | None, start: Path | None = None) -> Path:
+    """Train a recipe on a fold unless that is done, and return the model's folder."""
+    if (folder / "model" / "config.json").exists():
+        return folder / "model"
     recipe = parse_recipe(read_recipe(file), file)
     learning: dict[str, Any] = {"seed": seed} | ({} if steps is None else {"max_steps": steps})
     recipe = replace(
         recipe,
         data=replace(recipe.data, dataset=str(data), val_split=None),
         train=replace(recipe.train, keep="last", **learning),
+        init=recipe.init if start is None else {"path": str(start), "decoder": True},
     )
-    model = train(recipe, folder, resume=RunFolder(folder).last.exists())
+    return train(recipe, folder, resume=RunFolder(folder).last.exists())
+
+
+def run(file: Path, data: Path, held_out: str, seed: int, steps: int | None, out: Path, start: Path | None) -> None:
+    """Train and score a fold."""
+    folder = out / file.stem / f"{held_out}-s{seed}"
+    if (folder / "counts.json").exists():
+        return
+    model = learn(file, data, folder, seed, steps, start)
     settings = EvaluateConfig(masked_context=True, pictures=0)
     found = evaluate(model, data, None, settings=settings)
     masked = found.masked_context_counts
@@ -114,4 +131,4 @@ def scores(confusion: Any) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

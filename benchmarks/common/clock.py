@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from caswit.experiments.memory import _resident_mb as peak_mb
+from caswit.inference.devices import resident_mb as peak_mb
 
 __all__ = ["alternate", "peak_mb", "processor", "versions"]
 

@@ -6,7 +6,7 @@ import yaml
 
 from caswit.data.classes import ClassTable, LandClass
 from caswit.data.dataset import load_dataset
-from caswit.data.reader import open_dataset_scene
+from caswit.data.reader import check_scenes, open_dataset_scene
 from caswit.errors import DataError
 from caswit.raster.windows import Window
 from conftest import CLASSES, georeference
@@ -145,19 +145,17 @@ class TestRefusals:
         assert f"label id {value} not in" in refused(lambda: read_all(load_dataset(dataset_file)))
 
     def test_a_label_of_another_size(self, dataset_file, make_raster, label):
-        path = make_raster(label[:, :80], "scene_label.tif", **georeference())
+        path = make_raster(label[:, :80], "scene_label.tif")
         message = refused(lambda: read_all(load_dataset(dataset_file)))
         assert str(path) in message
         assert "80 x 130" in message
         assert "90 x 130" in message
 
-    def test_a_label_that_lies_elsewhere(self, dataset_file, make_raster, label):
-        make_raster(label, "scene_label.tif", **georeference(x=700_001))
-        assert "lies elsewhere" in refused(lambda: read_all(load_dataset(dataset_file)))
-
-    def test_a_label_in_another_crs(self, dataset_file, make_raster, label):
-        make_raster(label, "scene_label.tif", **georeference(crs="EPSG:2155"))
-        assert "lies elsewhere" in refused(lambda: read_all(load_dataset(dataset_file)))
+    @pytest.mark.parametrize("place", [{"x": 800_000}, {"crs": "EPSG:2155"}])
+    def test_a_label_that_lies_elsewhere(self, dataset_file, make_raster, label, place):
+        make_raster(label, "scene_label.tif", **georeference(**place))
+        dataset = load_dataset(dataset_file)
+        assert "lies elsewhere than its image" in refused(lambda: check_scenes(dataset, dataset.split("train")))
 
     def test_a_folder_instead_of_an_image(self, dataset_file):
         changed(dataset_file, scenes=[{"image": ".", "split": "train"}])
@@ -166,8 +164,9 @@ class TestRefusals:
         )
 
     def test_a_label_of_fractions(self, dataset_file, make_raster, label):
-        make_raster(label.astype(np.float32), "scene_label.tif", **georeference())
-        assert "float32, whole numbers are needed" in refused(lambda: read_all(load_dataset(dataset_file)))
+        path = make_raster(label.astype(np.float32) + np.float32(0.25), "scene_label.tif", **georeference())
+        message = refused(lambda: open_dataset_scene(load_dataset(dataset_file), load_dataset(dataset_file).scenes[0]))
+        assert f"{path}: label value 0.25 is no whole number (row 0, column 0" in message
 
     def test_a_label_of_other_colours(self, dataset_file, make_raster, image):
         make_raster(image, "scene_label.tif", **georeference())

@@ -108,7 +108,7 @@ class TestOtherValues:
     """One line that names the value, the file and the fix."""
 
     @pytest.mark.parametrize(
-        ("mask", "value"), [("0 and 255", "id 255"), ("black and white as a picture", "color #ffffff")]
+        ("mask", "value"), [("16 bits", "id 1000"), ("black and white as a picture", "color #ffffff")]
     )
     def test_of_a_mask_with_two_classes(self, tmp_path, mask, value):
         classes = ClassTable(
@@ -137,16 +137,97 @@ class TestOtherValues:
         with pytest.raises(DataError, match=r"a.png: .*two classes, one with id 0; its ids are 0, 1, 2$"):
             check_scenes(dataset, dataset.scenes)
 
-    def test_floats(self, tmp_path):
+    def test_fractions(self, tmp_path):
+        """Probabilities."""
         save_picture(tmp_path / "my" / "images" / "a.png", IMAGE)
-        save_picture(tmp_path / "my" / "labels" / "a.tif", MASK.astype(np.float32))
+        save_picture(tmp_path / "my" / "labels" / "a.tif", MASK.astype(np.float32) * 0.7)
+        for values in ("binary", "auto"):
+            dataset = load(tmp_path / "my", table(0, 1), label_values=values)
+            with pytest.raises(DataError, match=r"a.tif: label value 0.7 is no whole number \(row"):
+                check_scenes(dataset, dataset.scenes)
+
+    def test_two_bands(self, tmp_path):
+        options = {"driver": "GTiff", "height": SIZE[0], "width": SIZE[1], "count": 2, "dtype": "uint8"}
+        save_picture(tmp_path / "my" / "images" / "a.png", IMAGE)
+        (tmp_path / "my" / "labels").mkdir()
+        with (
+            pytest.warns(rasterio.errors.NotGeoreferencedWarning),
+            rasterio.open(tmp_path / "my" / "labels" / "a.tif", "w", **options) as out,
+        ):
+            out.write(np.stack([MASK, MASK]).astype(np.uint8))
         dataset = load(tmp_path / "my", table(0, 1), label_values="binary")
-        with pytest.raises(DataError, match=r"a.tif: a binary mask is one band .* got 1 band of float32; try"):
+        with pytest.raises(DataError, match=r"a.tif: a binary mask is one band .* got 2 bands of uint8; try"):
             check_scenes(dataset, dataset.scenes)
 
     def test_what_label_values_may_be(self, tmp_path):
-        with pytest.raises(DataError, match="must be one of auto, ids, colors, near_colors, binary, got 'bits'"):
+        with pytest.raises(DataError, match="auto, ids, colors, near_colors, binary, mask255, got 'bits'"):
             load(put(tmp_path / "my", MASK), table(0, 1), label_values="bits")
+
+
+class TestMasksOf0And255:
+    """Found where 255 can be nothing but the other class."""
+
+    def scenes(self, folder, *masks, ids=(0, 1), **source):
+        for number, mask in enumerate(masks):
+            save_picture(folder / "images" / f"{number}.png", IMAGE)
+            save_picture(folder / "labels" / f"{number}.tif", mask)
+        return load(folder, table(*ids), **source)
+
+    @pytest.mark.parametrize("ids", [(0, 1), (0, 3)])
+    @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+    def test_they_are_found(self, tmp_path, kind, ids, caplog):
+        caplog.set_level("INFO")
+        empty = np.zeros(SIZE, kind)
+        dataset = self.scenes(tmp_path / "my", empty, np.where(MASK, 255, 0).astype(kind), ids=ids)
+        assert [s.label_values for s in dataset.scenes] == ["mask255"] * 2
+        np.testing.assert_array_equal(labels(dataset, dataset.scenes[1]), MASK)
+        assert not labels(dataset, dataset.scenes[0]).any()
+        (line,) = [r.getMessage() for r in caplog.records if "0 and 255" in r.getMessage()]
+        assert line.startswith(f"labels hold 0 and 255, never {ids[1]}: 255 is read as building")
+
+    def test_not_where_any_label_has_the_classes_own_id(self, tmp_path):
+        """Then 255 may well be unknown: it stays an error, as it was."""
+        unknown = np.where(MASK, 255, 0).astype(np.uint8)
+        dataset = self.scenes(tmp_path / "my", unknown, MASK.astype(np.uint8))
+        assert {s.label_values for s in dataset.scenes} == {"auto"}
+        with pytest.raises(DataError, match="label id 255 not in the class table"):
+            labels(dataset, dataset.scenes[0])
+
+    def test_a_label_beyond_those_that_were_looked_at_is_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("caswit.data.masks._ENOUGH_PX", 1)
+        dataset = self.scenes(tmp_path / "my", np.where(MASK, 255, 0).astype(np.uint8), MASK.astype(np.uint8))
+        assert {s.label_values for s in dataset.scenes} == {"mask255"}
+        with pytest.raises(DataError, match=r"1.tif: label id 1 not in the class table \(0, 255\)"):
+            labels(dataset, dataset.scenes[1])
+
+    @pytest.mark.parametrize("ids", [(0, 255), (0, 1, 2), (1, 2)])
+    def test_not_for_other_tables(self, tmp_path, ids):
+        dataset = self.scenes(tmp_path / "my", np.where(MASK, 255, 0).astype(np.uint8), ids=ids)
+        assert {s.label_values for s in dataset.scenes} == {"auto"}
+
+    def test_not_where_a_class_is_ignored(self, tmp_path):
+        classes = ClassTable((table(0).classes[0], LandClass(id=1, name="unknown", color="#ffffff", ignore=True)))
+        put(tmp_path / "my", MASKS["0 and 255"])
+        assert {s.label_values for s in load(tmp_path / "my", classes).scenes} == {"auto"}
+
+    def test_not_where_it_is_said_what_they_hold(self, tmp_path):
+        dataset = self.scenes(tmp_path / "my", np.where(MASK, 255, 0).astype(np.uint8), label_values="ids")
+        assert {s.label_values for s in dataset.scenes} == {"ids"}
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_floats_that_hold_whole_numbers(tmp_path, kind):
+    """Not a number is no label."""
+    save_picture(tmp_path / "my" / "images" / "a.png", IMAGE)
+    mask = MASK.astype(kind) * 2
+    mask[3, 4] = np.nan
+    save_picture(tmp_path / "my" / "labels" / "a.tif", mask)
+    expected = MASK.astype(np.uint8)
+    expected[3, 4] = IGNORE_INDEX
+    for ids, values in (((0, 2), "auto"), ((0, 1), "binary")):
+        dataset = load(tmp_path / "my", table(*ids), label_values=values)
+        check_scenes(dataset, dataset.scenes)
+        np.testing.assert_array_equal(labels(dataset, dataset.scenes[0]), expected)
 
 
 def test_a_list_of_scenes_says_it_too(tmp_path):

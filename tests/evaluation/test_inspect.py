@@ -1,14 +1,17 @@
 """caswit inspect and caswit prepare as users run them."""
 
 import csv
+import html
+import re
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from caswit.cli.main import main
 from caswit.viz.pictures import strip
-from conftest import picture
+from conftest import georeference, picture
 from trees import PATCH_PX, flair_paths, make_flair_hub, write_dataset, write_flair_csv
 
 pytestmark = pytest.mark.e2e
@@ -86,3 +89,65 @@ def test_several_contexts_are_drawn_beside_each_other(flair, tmp_path, monkeypat
     one, two = rows[0], rows[2]  # between them stands the title
     assert one == ["context", "labels", "tile", "labels"]
     assert two == ["context x 2", "labels", "context x 4", "labels", "tile", "labels"]
+
+
+class TestFindings:
+    """What is odd is said in report.md, on the page, and to the user."""
+
+    @pytest.fixture
+    def content(self, dataset_file):
+        return yaml.safe_load(dataset_file.read_text())
+
+    def inspected(self, tmp_path, content, capsys, split="train"):
+        file = tmp_path / "d.yaml"
+        file.write_text(yaml.safe_dump(content))
+        run(file, "--split", split, "--n", 1, "--out", tmp_path / "out")
+        page = (tmp_path / "out" / "report.html").read_text()
+        said = capsys.readouterr().out
+        lines = said.split("## What is odd\n\n")[1].split("\n\n")[0].splitlines()
+        if lines != ["Nothing."]:
+            assert all(html.escape(line.removeprefix("- ")) in page for line in lines)
+        return lines, page, said
+
+    def test_a_dataset_without_faults(self, tmp_path, content, capsys):
+        lines, page, said = self.inspected(tmp_path, content, capsys)
+        assert lines == ["Nothing."]
+        assert "| building | 1 | " in said
+        assert page.count('<img src="data:image/jpeg') == 4
+        share = re.search(r"\| water \| 7 \| ([\d.]+) % \| ([\d.]+) % \|", said)
+        assert share[1] == share[2]  # one scene is in both splits
+
+    def test_classes_that_never_occur(self, tmp_path, content, capsys, make_raster, label):
+        make_raster(np.where(label == 7, 0, label), "less_label.tif", **georeference())
+        content["scenes"][1]["label"] = "less_label.tif"
+        content["classes"].append({"ids": [20, 21], "name": "snow | ice"})
+        lines, _, said = self.inspected(tmp_path, content, capsys)
+        assert "- no label has snow | ice: nothing can be learned of it" in lines
+        assert "- split test has no water, which other splits have" in lines
+        assert "| snow \\| ice | 20, 21 | 0.00 % | 0.00 % |" in said
+
+    def test_labels_outside_and_warped(self, tmp_path, content, capsys, make_raster, label):
+        make_raster(label, "moved.tif", **georeference(x=700_026))
+        make_raster(label, "away.tif", **georeference(x=800_000))
+        content["scenes"][0]["label"] = "moved.tif"
+        content["scenes"].append({"image": "scene.tif", "label": "away.tif", "split": "train"})
+        lines, page, _ = self.inspected(tmp_path, content, capsys)
+        assert "- scene: 40 % of the label lies outside the image, of which it covers 60 %" in lines
+        assert "- scene: the label lies nowhere on the image; compare CRS and corners of both" in lines
+        assert "- no pixel is labelled in scene" in lines
+        assert "class ids, warped from another grid" in page
+
+    def test_scenes_without_a_crs(self, tmp_path, content, capsys, make_raster, image, label):
+        make_raster(image, "bare.tif")
+        make_raster(label, "bare_label.tif")
+        content["scenes"].append({"image": "bare.tif", "label": "bare_label.tif", "split": "train"})
+        lines, _, _ = self.inspected(tmp_path, content, capsys)
+        assert lines == ["- without a CRS: bare; ground size is unknown, and labels on another grid cannot be placed"]
+
+    def test_a_broken_label_of_another_split_is_listed(self, tmp_path, content, capsys, make_raster, label):
+        make_raster(label + np.uint8(60), "bad_label.tif", **georeference())
+        content["scenes"][1]["label"] = "bad_label.tif"
+        _, page, said = self.inspected(tmp_path, content, capsys)
+        assert "Left out, 1:" in said
+        assert "split test: " in said
+        assert "bad_label.tif: label ids 60, 61, 62, 67 not in the class table" in page

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -11,7 +13,8 @@ import caswit.experiments.paper_tables
 import caswit.experiments.table_scale as scale
 from caswit.cli.main import main
 from caswit.cli.recipe import parse_recipe, parse_row, read_recipe
-from caswit.config import Recipe, TableConfig, TileConfig, TilingConfig
+from caswit.config import DataConfig, Recipe, TableConfig, TileConfig, TilingConfig
+from caswit.data.dataset import load_dataset
 from caswit.errors import CaswitError, ConfigError
 from caswit.experiments.memory import peak_memory
 from caswit.experiments.paper_tables import table
@@ -132,6 +135,76 @@ def test_an_interrupted_run_goes_on(recipes, monkeypatch):
     assert not (run / "model").exists()
     resumed = table([row], recipes / "out", settings)[0].reports[0]
     assert resumed["evaluated"]["model_sha256"] == whole["evaluated"]["model_sha256"]
+
+
+@pytest.fixture
+def four_scenes(recipes, dataset_file):
+    """The recipes, of four scenes for training and validation and a test scene of its own."""
+    content = yaml.safe_load(dataset_file.read_text())
+    one, rows = content["scenes"][0], []
+    for name, split in (("a", "train"), ("b", "train"), ("c", "valid"), ("d", "valid"), ("e", "test")):
+        (recipes / f"{name}.tif").write_bytes((recipes / "scene.tif").read_bytes())
+        rows.append(one | {"image": f"{name}.tif", "split": split})
+    dataset_file.write_text(yaml.safe_dump(content | {"scenes": rows}))
+    base = yaml.safe_load((recipes / "base.yaml").read_text())
+    base["data"]["val_split"] = "valid"
+    base["train"] |= {"patience": 2}
+    (recipes / "base.yaml").write_text(yaml.safe_dump(base))
+    return recipes
+
+
+def test_folds_are_trained_scored_pooled_and_found_again(four_scenes, monkeypatch):
+    """Every scene of training and validation is scored once, by a network that has not seen it; test is left alone."""
+    out, settings = four_scenes / "out", dataclasses.replace(FAST, seeds=(3,), folds=4)
+    alone, seeing = results = table(rows(four_scenes, "alone", "seeing"), out, settings)
+    assert [sorted(run.fold for run in each.reports) for each in results] == [[1, 2, 3, 4]] * 2
+    assert all(run.seed == 3 for run in alone.reports)
+    scored = [image for fold in sorted(alone.held_out) for image in alone.held_out[fold]]
+    assert sorted(scored) == [str(four_scenes / f"{name}.tif") for name in "abcd"]
+    for fold, (image,) in alone.held_out.items():
+        run = out / "runs" / f"stripes-fold-{fold}-of-4" / "alone-s3"
+        learned = load_dataset(yaml.safe_load((run / "recipe.yaml").read_text())["data"]["dataset"]).split("train")
+        assert len(learned) == 3
+        assert image not in {str(scene.image) for scene in learned}
+    page = (out / "table.md").read_text()
+    values = list(alone.score("miou").values())
+    assert f"| {np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} |" in page
+    assert "4 folds of scenes, each held out once, 2 steps, seed 3" in page
+    assert all(f"- fold {fold} of 4 scored {Path(image).stem}\n" in page for fold, (image,) in alone.held_out.items())
+    pixels = sum(np.array(report["confusion"]["pixels"]) for report in seeing.reports.values())
+    right = pixels.diagonal()
+    iou = right / np.maximum(1, pixels.sum(0) + pixels.sum(1) - right)
+    assert "Seeing, seed 3: the scenes of all 4 folds together" in page
+    assert f"learn from it: mIoU {100 * iou.mean():.2f}" in page.partition("Seeing, seed 3")[2]
+    table_csv = (out / "table.csv").read_text().splitlines()
+    assert table_csv[0].startswith("table,row,seed,fold,dataset,")
+    assert len(table_csv) == 1 + 8
+    assert len((out / "folds.csv").read_text().splitlines()) == 1 + 8
+
+    def never(*_, **__):
+        raise AssertionError("already done")
+
+    monkeypatch.setattr(caswit.experiments.paper_tables, "train", never)
+    monkeypatch.setattr(caswit.experiments.paper_tables, "evaluate", never)
+    again = table(rows(four_scenes, "alone", "seeing"), out, settings)
+    assert [r.reports for r in again] == [r.reports for r in results]
+
+
+def test_more_folds_than_scenes_and_folds_of_a_split(four_scenes):
+    with pytest.raises(ConfigError, match="5 folds need as many images with labels, got 4; try 4 folds"):
+        table(rows(four_scenes, "alone"), four_scenes / "out", TableConfig(folds=5))
+    with pytest.raises(ConfigError, match="there is no split to name, got 'test'; leave out --split or --folds"):
+        TableConfig(folds=4, split="test")
+    with pytest.raises(ConfigError, match="folds must be at least 2, got 1"):
+        TableConfig(folds=1)
+
+
+def test_folds_of_another_dataset_take_the_splits_that_it_has(four_scenes, dataset_file):
+    row = dataclasses.replace(rows(four_scenes, "alone")[0], recipe=Recipe(data=DataConfig(dataset="nowhere.yaml")))
+    settings = TableConfig(folds=2, dataset=str(dataset_file))
+    made = scaled_recipe(row, 0, four_scenes, settings, 2)  # val is not there, valid is no split of this recipe
+    assert (made.data.train_split, made.data.val_split, made.train.keep) == ("train", None, "last")
+    assert {s.image.stem for s in load_dataset(made.data.dataset).scenes} == {"a", "b"}
 
 
 def test_a_row_that_cannot_start_says_so_and_the_others_run(recipes, caplog):

@@ -7,7 +7,7 @@ from caswit.config import IGNORE_INDEX
 from caswit.errors import ModelError
 from caswit.nn.caswit import CASWiT, TrainingLogits
 from caswit.nn.fusion import CrossAttention
-from caswit.nn.losses import cross_entropy_sum, loss_normalizer, supervised_loss
+from caswit.nn.losses import CrossEntropy, cross_entropy_sum, loss_normalizer, supervised_loss
 from caswit.nn.simmim import SimMIM
 from networks import random_network
 
@@ -123,12 +123,14 @@ def test_the_loss_of_the_context_head_is_the_mean_over_contexts(weights):
         torch.stack([loss_normalizer(x, weights) for x in labels[1].unbind(1)]),
     )
     logits = TrainingLogits(hr, context)
-    torch.testing.assert_close(supervised_loss(logits, labels, normalizers, alpha=0.5, weights=weights), expected)
+    torch.testing.assert_close(
+        supervised_loss(logits, labels, normalizers, alpha=0.5, loss=CrossEntropy(weights)), expected
+    )
     # A context without a labelled pixel adds nothing, and no NaN.
     labels[1][:, 1] = IGNORE_INDEX
     normalizers[1][1] = 0
     alone = cross_entropy_sum(context[:, 0], labels[1][:, 0], weights) / normalizers[1][0]
-    found = supervised_loss(logits, labels, normalizers, alpha=0.5, weights=weights)
+    found = supervised_loss(logits, labels, normalizers, alpha=0.5, loss=CrossEntropy(weights))
     torch.testing.assert_close(found, mean(hr, labels[0]) + 0.25 * alone)
 
 

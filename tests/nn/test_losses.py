@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from caswit.config import IGNORE_INDEX
 from caswit.nn.caswit import TrainingLogits
-from caswit.nn.losses import cross_entropy_sum, loss_normalizer, supervised_loss
+from caswit.nn.losses import CrossEntropy, cross_entropy_sum, loss_normalizer, supervised_loss
 
 NUM_CLASSES = 4
 WEIGHTS = torch.tensor([0.2, 1.0, 3.0, 0.7], dtype=torch.float)
@@ -58,7 +58,7 @@ def test_loss_is_the_papers_formula(alpha, ignored):
 @weightings
 def test_loss_is_torchs_mean_with_gradients(weights):
     logits, labels = batch()
-    loss = supervised_loss(logits, labels, normalizers_of(labels, weights), alpha=0.5, weights=weights)
+    loss = supervised_loss(logits, labels, normalizers_of(labels, weights), alpha=0.5, loss=CrossEntropy(weights))
     hr, context = (
         F.cross_entropy(x, y.long(), weights, ignore_index=IGNORE_INDEX)
         for x, y in zip(logits[:2], labels, strict=True)
@@ -78,7 +78,7 @@ def test_normalizer_counts_labelled_pixels_or_their_weights(weights):
 def test_ignored_pixels_count_for_nothing(weights):
     logits, labels = batch()
     normalizers = normalizers_of(labels, weights)
-    loss = supervised_loss(logits, labels, normalizers, alpha=0.5, weights=weights)
+    loss = supervised_loss(logits, labels, normalizers, alpha=0.5, loss=CrossEntropy(weights))
     loss.backward()
     for x, label in zip(logits[:2], labels, strict=True):
         moved = x.grad.abs().sum(1) > 0
@@ -86,7 +86,7 @@ def test_ignored_pixels_count_for_nothing(weights):
     changed = [
         x + 9 * torch.randn_like(x) * (y == IGNORE_INDEX)[:, None] for x, y in zip(logits[:2], labels, strict=True)
     ]
-    again = supervised_loss(TrainingLogits(*changed), labels, normalizers, alpha=0.5, weights=weights)
+    again = supervised_loss(TrainingLogits(*changed), labels, normalizers, alpha=0.5, loss=CrossEntropy(weights))
     assert torch.equal(again, loss)
 
 
@@ -98,14 +98,14 @@ def test_parts_of_a_batch_sum_to_the_loss_of_the_whole(weights, cut, ignored, al
     logits, labels = batch(size=6, ignored=ignored)
     labels[0][0] = IGNORE_INDEX
     normalizers = normalizers_of(labels, weights)
-    whole = supervised_loss(logits, labels, normalizers, alpha=alpha, weights=weights)
+    whole = supervised_loss(logits, labels, normalizers, alpha=alpha, loss=CrossEntropy(weights))
     parts = [
         supervised_loss(
             TrainingLogits(*(x[part] for x in logits[:2])),
             tuple(y[part] for y in labels),
             normalizers,
             alpha=alpha,
-            weights=weights,
+            loss=CrossEntropy(weights),
         )
         for part in (slice(cut), slice(cut, None))
     ]
@@ -117,7 +117,7 @@ def test_parts_of_a_batch_sum_to_the_loss_of_the_whole(weights, cut, ignored, al
 @weightings
 def test_a_batch_without_labels_has_loss_0_and_gradient_0(weights):
     logits, labels = batch(ignored=1.1)
-    loss = supervised_loss(logits, labels, normalizers_of(labels, weights), alpha=0.5, weights=weights)
+    loss = supervised_loss(logits, labels, normalizers_of(labels, weights), alpha=0.5, loss=CrossEntropy(weights))
     assert loss.item() == 0
     loss.backward()
     for x in logits[:2]:
@@ -129,8 +129,8 @@ def test_a_context_without_labels_leaves_the_loss_of_the_tile(weights):
     logits, labels = batch()
     labels[1].fill_(IGNORE_INDEX)
     normalizers = normalizers_of(labels, weights)
-    loss = supervised_loss(logits, labels, normalizers, alpha=0.5, weights=weights)
-    assert torch.equal(loss, supervised_loss(logits, labels, normalizers, alpha=0, weights=weights))
+    loss = supervised_loss(logits, labels, normalizers, alpha=0.5, loss=CrossEntropy(weights))
+    assert torch.equal(loss, supervised_loss(logits, labels, normalizers, alpha=0, loss=CrossEntropy(weights)))
 
 
 def test_a_network_without_context_head_has_the_loss_of_the_tile():

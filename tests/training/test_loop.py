@@ -260,3 +260,71 @@ def test_a_validation_is_followed_by_a_checkpoint(tmp_path, monkeypatch):
     )
     run(tmp_path, save_every_s=1e6, val_every_steps=2)
     assert [step for name, step in saved if name == "last"] == [2, 4, 6]
+
+
+# Early stopping. ``Line`` scores best after step 4 and worse before and after it.
+
+
+@pytest.mark.parametrize(("patience", "last"), [(1, 5), (2, 6), (3, 6)])
+def test_a_run_ends_after_validations_without_a_better_score(tmp_path, caplog, patience, last):
+    caplog.set_level("INFO")
+    whole = run(tmp_path / "whole", max_steps=6)
+    task = run(tmp_path / "out", patience=patience)
+    assert [row["step"] for row in read_log(tmp_path / "out" / "log.csv")] == [str(n) for n in range(1, last + 1)]
+    assert read_losses(tmp_path / "out") == read_losses(tmp_path / "whole")[:last]
+    assert same(task.seen[-1], whole.seen[3])
+    assert task.provenance["step"] == 4
+    said = "ended after step 5 of 6: no better mIoU than 0.5000 in 1 validation; --resume"
+    assert sum(m.startswith(said) for m in caplog.messages) == (last < 6)
+
+
+def test_a_run_that_died_keeps_its_patience(tmp_path):
+    run(tmp_path / "whole", patience=1)
+    with pytest.raises(KeyError):
+        run(tmp_path / "died", patience=1, fails_at=5)
+    run(tmp_path / "died", patience=1)
+    assert read_losses(tmp_path / "died") == read_losses(tmp_path / "whole")
+    assert len(read_losses(tmp_path / "died")) == 5
+
+
+def test_an_ended_run_stays_ended_until_its_patience_is_raised(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("caswit.training.loop.is_complete", Path.is_dir)
+    caplog.set_level("INFO")
+    whole = go_on(tmp_path / "whole", max_steps=6)
+    go_on(tmp_path / "out", patience=1)
+    again = go_on(tmp_path / "out", patience=1)
+    assert again.seen == []
+    assert sum("larger train.patience" in m for m in caplog.messages) == 2
+    task = go_on(tmp_path / "out", patience=5)
+    assert read_losses(tmp_path / "out") == read_losses(tmp_path / "whole")
+    assert same(task.seen[-1], whole.seen[-1])
+
+
+def test_a_run_that_was_told_to_stop_writes_its_model_on_resuming(tmp_path):
+    """It died after the checkpoint of its last validation, before the model."""
+    run(tmp_path, patience=1)
+    (tmp_path / "model").rmdir()
+    task = run(tmp_path, patience=1)
+    assert len(task.seen) == 1
+    assert task.provenance["step"] == 4
+
+
+def test_patience_needs_validations():
+    with pytest.raises(ConfigError, match=r"train\.patience counts validations, got 3 with data\.val_split=null"):
+        Recipe(data=DataConfig(dataset="x", val_split=None), train=TrainConfig(patience=3))
+    with pytest.raises(ConfigError, match="patience must be above 0 or null, got 0"):
+        TrainConfig(patience=0)
+
+
+def test_the_loop_logs_what_log_csv_has(tmp_path, monkeypatch):
+    said = {}
+    monkeypatch.setattr(
+        "caswit.training.loggers.TensorBoard.log", lambda self, numbers, step: said.update({step: numbers})
+    )
+    run(tmp_path / "out", max_steps=3, loggers=("tensorboard",))
+    rows = read_log(tmp_path / "out" / "log.csv")
+    assert [f"{said[n]['train/loss']:.6g}" for n in (1, 2, 3)] == [row["loss"] for row in rows]
+    assert [f"{said[n]['val/miou']:.6g}" for n in (1, 2, 3)] == [row["val_miou"] for row in rows]
+    run(tmp_path / "none", max_steps=1, loggers=("csv",))
+    assert not list((tmp_path / "none").glob("events.out*"))
+    assert read_losses(tmp_path / "none")

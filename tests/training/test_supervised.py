@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from caswit.config import AugmentConfig, DataConfig, EvaluateConfig, ModelConfig, Recipe, TileConfig, TrainConfig
+from caswit.data.label_counts import median_frequencies
 from caswit.data.synthetic import CLASSES, landscape
 from caswit.errors import ConfigError, DataError
 from caswit.evaluation.run import evaluate
@@ -152,16 +153,21 @@ def _yaml(recipe: dict) -> str:
     return yaml.safe_dump(plain(recipe))
 
 
-def test_accumulated_passes_are_one_batch(landscapes, tmp_path):
+MANY_LOSSES = {"cross_entropy": 1.0, "dice": 1.0, "focal": 0.5, "lovasz": 0.5, "ohem": 0.2}
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", MANY_LOSSES], ids=["one", "sum"])
+def test_accumulated_passes_are_one_batch(landscapes, tmp_path, loss):
     """Also where one pass has no labelled pixel at all."""
-    settings = {"model": {"decoder_norm": "group", "drop_path": 0.0}, "max_steps": 4, "batch": 4}
+    settings = {"model": {"decoder_norm": "group", "drop_path": 0.0}, "max_steps": 4, "batch": 4, "loss": loss}
     train(make_recipe(landscapes, **settings), tmp_path / "whole")
     train(make_recipe(landscapes, **settings, accumulate=4), tmp_path / "parts")
     assert read_log(tmp_path / "parts") == pytest.approx(read_log(tmp_path / "whole"), rel=1e-4)
 
 
-def test_two_processes_have_the_loss_of_one_with_twice_the_batch(landscapes, tmp_path):
-    settings = {"model": {"decoder_norm": "group", "drop_path": 0.0}, "max_steps": 4, "batch": 4}
+@pytest.mark.parametrize("loss", ["cross_entropy", pytest.param(MANY_LOSSES, marks=pytest.mark.slow)])
+def test_two_processes_have_the_loss_of_one_with_twice_the_batch(landscapes, tmp_path, loss):
+    settings = {"model": {"decoder_norm": "group", "drop_path": 0.0}, "max_steps": 4, "batch": 4, "loss": loss}
     train(make_recipe(landscapes, **settings), tmp_path / "one")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(_yaml(dataclasses.asdict(make_recipe(landscapes, **settings, devices=2))))
@@ -350,3 +356,44 @@ class TestRefusals:
             pytest.skip("there is a CUDA device")
         with pytest.raises(ConfigError, match="try"):
             train(make_recipe(landscapes, accelerator="cuda"), tmp_path / "run")
+
+
+class TestClassesOfTheLabels:
+    """Weights and draws that follow from counted labels."""
+
+    def test_auto_weights_are_those_by_hand(self, landscapes, tmp_path, caplog):
+        """A third of the labels is ignored; the counts are kept for the resumed run."""
+        caplog.set_level("INFO")
+        train(make_recipe(landscapes, max_steps=2, class_weights="auto"), tmp_path / "auto")
+        counts = np.load(tmp_path / "auto" / "label_counts.npy")
+        assert counts.shape == (12, len(CLASSES))
+        assert counts.sum() == 96 * 128 - 96 * 40
+        by_hand = median_frequencies(counts)
+        (said,) = [m for m in caplog.messages if m.startswith("class weights by median frequency in 12 tiles: ")]
+        assert f"{CLASSES[0][1]} {by_hand[0]:.3g}" in said
+        train(make_recipe(landscapes, max_steps=2, class_weights=by_hand), tmp_path / "hand")
+        assert_same_weights(tmp_path / "auto", tmp_path / "hand")
+
+    def test_balanced_draws_resume_to_the_same_weights(self, landscapes, tmp_path, monkeypatch):
+        recipe = make_recipe(landscapes, max_steps=4, save_every_s=0.0, data={"sampling": "balanced"})
+        train(recipe, tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            kill_after(patch, 12 + 2)  # each of the 12 tiles is counted first
+            with pytest.raises(Killed):
+                train(recipe, tmp_path / "broken")
+        monkeypatch.setattr("caswit.training.supervised.count_labels", None)  # counted once
+        train(recipe, tmp_path / "broken", resume=True)
+        assert_same_weights(tmp_path / "whole", tmp_path / "broken")
+        train(make_recipe(landscapes, max_steps=4), tmp_path / "grid")
+        assert read_log(tmp_path / "grid") != read_log(tmp_path / "whole")
+
+    def test_labels_of_which_none_is_known(self, landscapes, tmp_path):
+        content = yaml.safe_load(landscapes.read_text())
+        for scene in content["scenes"]:
+            scene |= {key: str(landscapes.parent / scene[key]) for key in ("image", "label")}
+        content["scenes"][0]["label"] = str(tmp_path / "none.tif")
+        write_raster(tmp_path / "none.tif", np.full((1, 96, 128), 9, np.uint8), crs="EPSG:2154", gsd_m=0.2)
+        file = tmp_path / "dataset.yaml"
+        file.write_text(yaml.safe_dump(content))
+        with pytest.raises(DataError, match="the tiles of split train have no label"):
+            train(make_recipe(file, class_weights="auto"), tmp_path / "run")

@@ -11,6 +11,7 @@ from caswit.config import (
     DemoConfig,
     EvaluateConfig,
     FiguresConfig,
+    FinetuneConfig,
     InspectConfig,
     MapRunConfig,
     OutputConfig,
@@ -38,7 +39,26 @@ _TABLE = (
         (argument("--out", "folder to write, or to continue in", default="demo", metavar="DIR"),),
         (DemoConfig,),
     ),
-    Command(training.train, _RUN, (Recipe,), reads_recipe=True),
+    Command(
+        training.train,
+        (
+            *_RUN,
+            argument(
+                "--dry_run",
+                "only try: take a few steps, print memory and the time of the whole run, write nothing",
+                bool,
+                default=False,
+            ),
+            argument(
+                "--find_lr",
+                "only test learning rates: 100 steps at rising rates, a suggestion, and a picture in --out",
+                bool,
+                default=False,
+            ),
+        ),
+        (Recipe,),
+        reads_recipe=True,
+    ),
     Command(training.pretrain, _RUN, (PretrainRecipe,), reads_recipe=True),
     Command(
         training.recipe,
@@ -47,6 +67,15 @@ _TABLE = (
             argument("--from", "model to start from: folder, run, hf:... or name", required=True, metavar="MODEL"),
             argument("--out", "file to write; without it the recipe is printed", metavar="RECIPE.yaml"),
         ),
+    ),
+    Command(
+        training.finetune,
+        (
+            argument("model", "model to start from: folder, run, hf:owner/name or name (caswit models)"),
+            _LABELLED,
+            argument("--out", "run folder; its model/ is the result", required=True, metavar="DIR"),
+        ),
+        (FinetuneConfig,),
     ),
     Command(
         training.reconstruct,

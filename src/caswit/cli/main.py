@@ -29,7 +29,7 @@ _MOST_SAID = 2000
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _HINTS = {errno.EMFILE: "; try: ulimit -n 4096", errno.EFBIG: "; ulimit -f says how large a file may be"}
 
-_GO_ON = {"train": "--resume", "pretrain": "--resume", "table": None}
+_GO_ON = {"train": "--resume", "pretrain": "--resume", "finetune": None, "table": None}
 """Commands that save when they are stopped, and the option by which the same command goes on."""
 _KEEP = {"predict": "finished blocks are kept", "demo": "finished steps are kept", "prepare": "finished files stay"}
 """Commands that go on by themselves, and what they have when they end at any moment."""

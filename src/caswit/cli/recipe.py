@@ -137,11 +137,11 @@ def parse_row(content: Mapping[str, Any], where: Path) -> RowConfig:
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of both; those of ``over`` win, field by field, except ``init``, which is one value."""
+    """Return the settings of both; those of ``over`` win, field by field, except ``init`` and ``loss``: each is one."""
     merged = dict(under)
     for name, value in over.items():
-        # Two descriptions of weights, merged, would describe a third that nobody wrote.
-        mapping = name != "init" and isinstance(value, dict) and isinstance(merged.get(name), dict)
+        # Two descriptions of weights, or two sums of losses, merged, would describe a third that nobody wrote.
+        mapping = name not in ("init", "loss") and isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = merge(merged[name], value) if mapping else value
     return merged
 

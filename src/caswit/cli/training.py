@@ -1,15 +1,18 @@
-"""Commands for training and scoring: demo, train, pretrain, reconstruct, evaluate, table, figures, prepare."""
+"""Commands for training and scoring: from demo and train to table and figures, and prepare."""
 
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from caswit.cli.recipe import merge, parse_recipe, parse_row, read_recipe
 from caswit.config import (
     DemoConfig,
     EvaluateConfig,
     FiguresConfig,
+    FinetuneConfig,
     PretrainRecipe,
     Recipe,
     TableConfig,
@@ -37,13 +40,25 @@ def demo(settings: DemoConfig, *, out: str) -> None:
     print(f"report: {result.report}\nmap:    {result.report.with_name('map.tif')}")
 
 
-def train(recipe: Recipe, *, out: str, resume: bool) -> None:
+def train(recipe: Recipe, *, out: str, resume: bool, dry_run: bool, find_lr: bool) -> None:
     """Train a model from a recipe.
 
     Any field of the recipe can be given as --section.field VALUE.
     """
     from caswit.training.fabric import is_first_process
     from caswit.training.supervised import train
+
+    if dry_run:
+        from caswit.training.dry_run import dry_run as try_out
+
+        print("\n".join(try_out(recipe, Path(out), resume=resume).lines()))
+        return
+    if find_lr:
+        from caswit.training.lr_range import find_lr as test
+
+        found = test(recipe, Path(out), resume=resume)
+        print("\n".join([*found.lines(recipe.train.lr), f"picture: {found.picture}"]))
+        return
 
     model = train(recipe, Path(out), resume=resume)
     if is_first_process():
@@ -79,6 +94,32 @@ def recipe(*, dataset: str, out: str | None, **start: str) -> None:
     check(not file.exists(), f"{out}: exists already; give another --out")
     atomic_write_bytes(file, text.encode())
     print(f"{out}; train with: caswit train {out} --out runs/{file.stem}")
+
+
+def finetune(settings: FinetuneConfig, *, model: str, dataset: str, out: str) -> None:
+    """Fine-tune a model on a dataset, without a recipe.
+
+    Crop, rate, steps and validation part are chosen by the data and written into the run folder as a recipe. The same
+    command goes on with a run that was interrupted.
+    """
+    from caswit.files import atomic_write_bytes
+    from caswit.training.finetune import RECIPE, choose, first_line, result
+    from caswit.training.run_folder import RunFolder
+    from caswit.training.supervised import train
+
+    run, file = RunFolder(Path(out)), Path(out) / RECIPE
+    if file.is_file():
+        began, now = file.read_text(encoding="utf-8").splitlines()[:1], first_line(model, dataset, settings)
+        check(began == [now], f"{out}: holds another fine-tuning ({brief(' '.join(began))}); give another --out")
+    else:
+        choice = choose(model, dataset, settings)
+        run.check(parse_recipe(yaml.safe_load(choice.recipe), file), resume=False)
+        check(not run.path.is_file(), f"{out}: is a file; give another --out")
+        run.path.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(file, choice.recipe.encode())
+        print("\n".join([*choice.lines, f"recipe:     {file}; caswit train {file} --out DIR repeats it"]))
+    made = train(parse_recipe(read_recipe(file), file), run.path, resume=run.last.exists())
+    print("\n".join([*result(run.path), f"model: {made}", f"map with: caswit predict IMAGE OUT.tif --model {made}"]))
 
 
 def reconstruct(*, model: str, image: str, out: str, tiles: int, seed: int, device: str) -> None:

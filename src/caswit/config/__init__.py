@@ -34,17 +34,15 @@ from caswit.config.nn import (
     TileConfig,
     context_factors,
 )
+from caswit.config.pretraining import TOKEN_PX, MaskConfig, PretrainConfig, PretrainRecipe
 from caswit.config.serve import ServeConfig
 from caswit.config.training import (
-    TOKEN_PX,
     AugmentConfig,
     DataConfig,
+    FinetuneConfig,
     ImageryConfig,
     LearningConfig,
-    MaskConfig,
     PhaseConfig,
-    PretrainConfig,
-    PretrainRecipe,
     Recipe,
     TrainConfig,
 )
@@ -66,6 +64,7 @@ __all__ = [
     "DemoConfig",
     "EvaluateConfig",
     "FiguresConfig",
+    "FinetuneConfig",
     "FlairHubSource",
     "FolderSource",
     "ImageryConfig",

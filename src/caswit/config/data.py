@@ -8,7 +8,7 @@ from caswit.config.checks import check
 from caswit.errors import brief
 
 Neighbours = Literal["any", "same_split"]
-LabelValues = Literal["auto", "ids", "colors", "near_colors", "binary"]
+LabelValues = Literal["auto", "ids", "colors", "near_colors", "binary", "mask255"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,9 @@ class FolderSource:
     """Split of the scenes where folders do not say it."""
     label_values: LabelValues = "auto"
     """ids: masks hold class ids; colors: the colours of the class table; near_colors: the nearest of these, off by up
-    to 127 in each band; binary: 0 is the class with id 0, every other value the other class; auto: ids in one band,
-    colors in three or four."""
+    to 127 in each band; binary: 0 is the class with id 0, every other value the other class; mask255: 255 is, and no
+    other value is allowed; auto: ids in one band, or mask255 where labels of two classes hold 0 and 255 alone, colors
+    in three or four bands."""
 
     def __post_init__(self) -> None:
         """Refuse label values that do not exist."""

@@ -71,6 +71,9 @@ class TableConfig(ScoreConfig):
     method tiles so itself, or else 512 px, a quarter of it on landscapes."""
     seeds: tuple[int, ...] = (0,)
     """Seeds: every row is trained and scored once with each."""
+    folds: int | None = None
+    """Deal the scenes that a recipe learns from and validates on into this many folds: each row is trained without each
+    fold in turn and scored on it; null: score the row's own split."""
     pretrained: str | None = None
     """Pretrained weights for rows whose recipe starts from weights of caswit; {seed} in the path is replaced by the
     seed; null: those that the recipe names."""
@@ -90,6 +93,12 @@ class TableConfig(ScoreConfig):
         check(len(self.seeds) > 0, "seeds needs at least one number; try --seeds 0")
         check(len(set(self.seeds)) == len(self.seeds), f"seeds must differ, got {list(self.seeds)}")
         check(min(self.seeds) >= 0, f"seeds must be 0 or more, got {list(self.seeds)}")
+        check(self.folds is None or self.folds >= 2, f"folds must be at least 2, got {self.folds}; try 4")
+        check(
+            self.folds is None or self.split is None,
+            f"folds are scored one after the other, so there is no split to name, got {brief(self.split)}; leave out "
+            "--split or --folds",
+        )
         check(self.max_steps is None or self.max_steps > 0, f"max_steps must be above 0, got {self.max_steps}")
         check(self.tile_px is None or self.tile_px >= 32, f"tile_px must be at least 32, got {self.tile_px}; try 512")
 

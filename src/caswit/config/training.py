@@ -1,15 +1,16 @@
-"""Settings of a training, supervised or not: the sections of its recipe."""
+"""Settings of supervised training, the sections of its recipe, and what pretraining shares with it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from caswit.config.checks import check, nearest_multiple
 from caswit.config.inference import Precision
 from caswit.config.nn import CONTEXTS, NUM_STAGES, ModelConfig, TileConfig
 from caswit.config.weights import InitConfig, parse_init
-from caswit.errors import brief
+from caswit.errors import ConfigError, brief
 
 
 def _check_bands(bands: tuple[int, int, int] | None) -> None:
@@ -28,11 +29,18 @@ class DataConfig:
     """Split of the scenes to learn from."""
     val_split: str | None = "val"
     """Split of the scenes to validate on; null for none."""
-    sampling: Literal["grid", "random", "labelled"] = "grid"
-    """grid: every tile of a fixed grid once an epoch (the paper); random: windows anywhere, scenes by area; labelled:
-    windows around labelled pixels, for labels that cover little of the scenes."""
+    sampling: Literal["grid", "random", "balanced", "labelled"] = "grid"
+    """grid: every tile of a fixed grid once an epoch (the paper); random: windows anywhere, scenes by area; balanced:
+    windows about tiles that have a class, every class as often; labelled: windows around labelled pixels, for labels
+    that cover little of the scenes."""
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
+    crop_px: int | None = None
+    """Side in pixels of the tiles that are learned from, where it is not that of validation and maps; null:
+    tile.tile_px."""
+    hold_out: float = 0.0
+    """Share of the training scenes that is kept back as val_split, where the dataset has no such split: whole scenes
+    where they are many, else the end of each."""
     label_fraction: float = 1.0
     """Share of the grid's training tiles whose labels are used, chosen by the seed. All other labels are ignored."""
     bands: tuple[int, int, int] | None = None
@@ -44,6 +52,11 @@ class DataConfig:
         """Refuse a negative number of workers, bands that do not exist, and a training without labels."""
         _check_bands(self.bands)
         check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
+        check(0 <= self.hold_out <= 0.5, f"hold_out must be in [0, 0.5], got {self.hold_out}; try 0.2")
+        check(
+            not self.hold_out or self.val_split is not None,
+            f"hold_out keeps {self.hold_out:g} of the scenes as val_split, which is null; try val_split: val",
+        )
         check(
             0 < self.label_fraction <= 1,
             f"label_fraction must be above 0 and at most 1, got {self.label_fraction}; try 0.1",
@@ -119,6 +132,9 @@ class ImageryConfig:
         check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
 
 
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LearningConfig:
     """Optimiser, schedule and devices. Defaults are those of the paper's supervised training (section 4.3)."""
@@ -172,6 +188,9 @@ class LearningConfig:
     50 million weights. A checkpoint is also written after each validation."""
     pictures: int = 4
     """Number of tiles in each picture that is drawn during the run."""
+    loggers: tuple[LoggerName, ...] = ("csv", "tensorboard")
+    """Where losses and scores are logged: tensorboard, wandb, mlflow; csv stands for log.csv, which is always
+    written."""
     accelerator: str = "auto"
     """Device kind for Lightning Fabric: auto, cpu, cuda, mps."""
     devices: int = 1
@@ -208,6 +227,9 @@ class LearningConfig:
         for name, values in (("optimizer", ("adamw", "adam", "sgd")), ("schedule", ("cosine", "poly"))):
             value = getattr(self, name)
             check(value in values, f"{name} must be one of {', '.join(values)}, got {brief(value)}")
+        for name in self.loggers:
+            known = get_args(LoggerName)
+            check(name in known, f"loggers must be some of {', '.join(known)}, got {brief(name)}")
         check(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}; try 0.9")
         check(self.poly_power > 0, f"poly_power must be above 0, got {self.poly_power}; try 0.9")
 
@@ -238,14 +260,28 @@ _ROUNDING = 2e-3
 """Largest difference from 1 of the sum of shares that are written with few digits, such as three times 0.333."""
 
 
+LossName = Literal["cross_entropy", "dice", "focal", "lovasz", "ohem"]
+LOSSES: tuple[str, ...] = get_args(LossName)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LearningConfig):
     """Settings of supervised training. Defaults are the paper's (section 4.3)."""
 
     alpha: float = 0.5
     """Weight of the context head's loss; 0 trains without a context head."""
-    class_weights: tuple[float, ...] | None = None
-    """Weights of the classes in the loss, in the order of the class table without ignored ones."""
+    loss: dict[str, float] | LossName = "cross_entropy"
+    """What both heads learn by: cross_entropy (the paper), dice, focal, lovasz, ohem (the hardest pixels), or a sum
+    of these as {NAME: WEIGHT, ...}."""
+    label_smoothing: float = 0.0
+    """Share of each pixel's label that is spread over all classes, in cross_entropy and ohem."""
+    focal_gamma: float = 2.0
+    """Power of the focal loss: 0 is cross-entropy, more attends more to pixels that are wrong."""
+    ohem_share: float = 0.25
+    """Share of the labelled pixels of each tile that ohem learns from, those with the largest loss."""
+    class_weights: tuple[float, ...] | Literal["auto"] | None = None
+    """Weights of the classes in the loss, in the order of the class table without ignored ones; auto: the median of
+    their frequencies over each one's own, counted in the training labels."""
     ema_decay: float | None = None
     """Decay of the exponential moving average of the weights (EMA), e.g. 0.99: the average is validated and
     becomes the model, while training goes on unchanged. Null: no EMA."""
@@ -253,8 +289,18 @@ class TrainConfig(LearningConfig):
     """Optimiser steps between validations; null: once an epoch."""
     val_tiles: int | None = None
     """Number of tiles, evenly spread over the validation split, that a validation scores; null: all."""
+    patience: int | None = None
+    """End the run once this many validations in a row brought no better mIoU; null: never."""
     keep: Literal["best", "last"] = "best"
     """Weights that become the model: those with the best validation mIoU, or those of the last step."""
+    freeze: Literal["encoders"] | int | None = None
+    """Parts that keep the weights they start from (init), batch norms included: encoders, or a number of their first
+    stages, 1 to 4, the stem with them. Fusion and decoder learn. Null: everything learns."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each block of the encoders to the one before it, down to the stem, as in
+    fine-tuning BEiT and SimMIM, e.g. 0.8; the decoder has the full rate. Null: one rate for all."""
+    validate_start: bool = False
+    """Validate before the first step too: with keep: best, the weights the run starts from stay if none are better."""
     phases: tuple[PhaseConfig, ...] = ()
     """Steps of the training of a network of table 2 that is trained in several, one after the other: a list of
     {name: NAME, share: SHARE, lr: LR}. [] trains the whole network at once."""
@@ -262,7 +308,7 @@ class TrainConfig(LearningConfig):
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
         super().__post_init__()
-        for name in ("val_every_steps", "val_tiles"):
+        for name in ("val_every_steps", "val_tiles", "patience"):
             value = getattr(self, name)
             check(value is None or value > 0, f"{name} must be above 0 or null, got {value}")
         check(
@@ -270,7 +316,60 @@ class TrainConfig(LearningConfig):
             f"ema_decay must be between 0 and 1 or null, got {self.ema_decay}; try 0.99",
         )
         check(self.alpha >= 0, f"alpha must be 0 or more, got {self.alpha}; try 0.5")
+        check(
+            self.freeze in (None, "encoders") or (type(self.freeze) is int and 1 <= self.freeze <= NUM_STAGES),
+            f"freeze must be encoders, a number of stages from 1 to {NUM_STAGES}, or null, got {brief(self.freeze)}",
+        )
+        check(
+            self.layer_decay is None or 0 < self.layer_decay <= 1,
+            f"layer_decay must be above 0 and at most 1, or null, got {self.layer_decay}; try 0.8",
+        )
+        self._check_loss()
         self._check_phases()
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The losses that are summed, by name, each with its weight."""
+        return {self.loss: 1.0} if isinstance(self.loss, str) else dict(self.loss)
+
+    def _check_loss(self) -> None:
+        """Refuse losses that do not exist, and settings of losses that are not used."""
+        names = ", ".join(LOSSES)
+        for name, weight in self.losses.items():
+            check(
+                name in LOSSES,
+                f"train.loss must be one of {names}, or weights of these, got {brief(name)}; "
+                "try {cross_entropy: 1, dice: 0.5}",
+            )
+            check(
+                math.isfinite(weight) and weight > 0,
+                f"train.loss: the weight of {name} must be above 0, got {weight}; leave {name} out, or try 1",
+            )
+        check(len(self.losses) > 0, f"train.loss needs at least one of {names}, got {{}}; try cross_entropy")
+        check(
+            0 <= self.label_smoothing < 1,
+            f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}; try 0.1",
+        )
+        check(0 <= self.focal_gamma <= 10, f"focal_gamma must be in [0, 10], got {self.focal_gamma}; try 2")
+        check(0 < self.ohem_share <= 1, f"ohem_share must be above 0 and at most 1, got {self.ohem_share}; try 0.25")
+        for name, users in (
+            ("label_smoothing", ("cross_entropy", "ohem")),
+            ("class_weights", ("cross_entropy", "focal", "ohem")),
+        ):
+            check(
+                not getattr(self, name) or any(user in self.losses for user in users),
+                f"{name}: only the losses {', '.join(users)} take it, got train.loss={brief(self.loss)}; leave it out",
+            )
+        weights = self.class_weights
+        check(
+            weights is None or isinstance(weights, tuple | list) or weights == "auto",
+            f"class_weights must be a list of numbers, auto or null, got {brief(weights)}",
+        )
+
+    @property
+    def frozen_stages(self) -> int:
+        """Number of the encoders' first stages that do not learn."""
+        return NUM_STAGES if self.freeze == "encoders" else int(self.freeze or 0)
 
     def _check_phases(self) -> None:
         """Refuse steps that are no whole run, or whose learning rates do not fit the schedule."""
@@ -325,6 +424,17 @@ class Recipe:
             self.train.class_weights is None or not self.model.has_own_loss,
             f"class_weights are for cross-entropy, and {whose} has a loss of its own; leave them out",
         )
+        learning = self.train
+        check(
+            (learning.losses == {"cross_entropy": 1} and not learning.label_smoothing) or not self.model.has_own_loss,
+            f"train.loss is for networks without a loss of their own, got {brief(learning.loss)} with label_smoothing="
+            f"{learning.label_smoothing:g} and {whose}, which has one; leave them out",
+        )
+        check(
+            self.train.patience is None or self.data.val_split is not None,
+            f"train.patience counts validations, got {self.train.patience} with data.val_split=null; "
+            "name a split, or leave patience out",
+        )
         wanted, factors = CONTEXTS.get(self.model.arch), self.tile.context_factors
         check(
             wanted is None or len(factors) == wanted,
@@ -332,148 +442,55 @@ class Recipe:
             f"got {brief(self.tile.context_factor)}; try {'[2, 3]' if wanted == 2 else '4'}",
         )
         check(
+            not self.train.freeze or self.init is not None,
+            f"train.freeze: {self.train.freeze} keeps the weights that init names, and the recipe has no init; add one",
+        )
+        for name in ("freeze", "layer_decay"):
+            value = getattr(self.train, name)
+            check(
+                value is None or self.model.arch == "caswit",
+                f"train.{name} is for arch caswit, got {brief(value)} with {self.model.arch}; leave it out",
+            )
+        check(
             not self.train.phases or self.model.kind == "table2",
             f"train.phases are for networks of table 2, got {len(self.train.phases)} with {self.model.arch}; "
             "leave them out",
         )
 
+        if self.data.crop_px is not None:
+            try:
+                _ = self.crop
+            except ConfigError as error:
+                raise ConfigError(f"data.crop_px: {error}") from error
+
     @property
     def start(self) -> InitConfig | None:
         """Return ``init`` as settings."""
         return None if self.init is None else parse_init(self.init)
 
-
-TOKEN_PX = 4
-"""Side of a token of stage 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskConfig:
-    """The parts of tile and context that are masked in pretraining (paper section 3.5)."""
-
-    ratio: float = 0.75
-    """Share of the tile's cells that are masked, at random."""
-    mask_cell_px: int = 32
-    """Side of a cell in pixels, a multiple of 4: 32 as in SimMIM, 4 for single tokens."""
-    context_ratio: float | None = None
-    """Side of the masked middle of the context, or of each of several, as a share of its side; null: what the tile
-    covers (paper: 0.5)."""
-
-    def __post_init__(self) -> None:
-        """Refuse masks that mask nothing, or whose cells are not whole tokens."""
-        check(0 < self.ratio <= 1, f"mask.ratio must be above 0 and at most 1, got {self.ratio}; try 0.75")
-        cell = self.mask_cell_px
-        near = nearest_multiple(cell, TOKEN_PX)
-        check(
-            cell > 0 and cell % TOKEN_PX == 0, f"mask_cell_px must be a multiple of {TOKEN_PX}, got {cell}; try {near}"
-        )
-        middle = self.context_ratio
-        check(middle is None or 0 <= middle <= 1, f"context_ratio must be in [0, 1] or null, got {middle}; try null")
+    @property
+    def crop(self) -> TileConfig:
+        """Return the geometry of the tiles that are learned from."""
+        side = self.data.crop_px
+        return self.tile if side is None else dataclasses.replace(self.tile, tile_px=side)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(LearningConfig):
-    """Settings of pretraining. Defaults are SimMIM's for 100 epochs of Swin-B, the length the paper states."""
+class FinetuneConfig:
+    """What a fine-tuning without a recipe does not choose by itself."""
 
-    epochs: float = 100.0
-    """Length of the run in passes over the fixed grid of tiles, unless max_steps is set."""
-    lr: float = 2e-4
-    """Highest learning rate, for a batch of lr_batch."""
-    min_lr: float = 1e-5
-    """Learning rate at the end of the schedule, for a batch of lr_batch."""
-    warmup_lr: float = 1e-6
-    """Learning rate from which the linear rise begins, for a batch of lr_batch."""
-    lr_batch: int | None = 512
-    """Learning rates grow with the batch and are stated for this one; null: they are used as they are."""
-    warmup_epochs: float = 10.0
-    """Epochs over which the learning rate first rises linearly, unless warmup_steps is set."""
-    warmup_steps: int | None = None
-    """Steps over which the learning rate first rises linearly, 0 for none; null takes it from warmup_epochs."""
-    weight_decay: float = 0.05
-    """Weight decay; biases, norms, position biases and mask tokens are exempt."""
-    clip_norm: float | None = 5.0
-    """Largest norm of the gradient; null does not clip."""
-    picture_every_steps: int | None = None
-    """Optimiser steps between pictures of reconstructions; null: once an epoch."""
+    steps: int | None = None
+    """Length of the run in optimiser steps; null chooses it by the size of the data."""
+    minutes: float | None = None
+    """Finish within this many minutes, with the learning rate at its minimum."""
+    seed: int = 0
+    """Fixes the samples and their augmentation."""
+    accelerator: str = "auto"
+    """Device kind for Lightning Fabric: auto, cpu, cuda, mps."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot train."""
-        super().__post_init__()
-        for name in ("lr_batch", "picture_every_steps"):
+        """Refuse runs without a length."""
+        for name in ("steps", "minutes"):
             value = getattr(self, name)
             check(value is None or value > 0, f"{name} must be above 0 or null, got {value}")
-        check(self.warmup_epochs >= 0, f"warmup_epochs must be 0 or more, got {self.warmup_epochs}; try 10")
-
-    @property
-    def validate_every(self) -> int | None:
-        """Optimiser steps between pictures; None: once an epoch."""
-        return self.picture_every_steps
-
-    # Without labels there is no score by which a step could be the best, and no mean of weights was tried.
-    @property
-    def ema_decay(self) -> float | None:
-        """None: no running mean of the weights."""
-        return None
-
-    @property
-    def phases(self) -> tuple[PhaseConfig, ...]:
-        """(): all of the network learns at once."""
-        return ()
-
-    @property
-    def keep(self) -> str:
-        """Keep the weights of the last step."""
-        return "last"
-
-    def resolve_schedule(self, steps_per_epoch: int, max_steps: int) -> Self:
-        """Return the settings with learning rates for this batch, and warm-up in steps.
-
-        Raises:
-            ConfigError: The warm-up would not end before the run does.
-        """
-        # SimMIM's linear rule: a learning rate is stated for a batch and grows with it.
-        scale = 1.0 if self.lr_batch is None else self.batch / self.lr_batch
-        rates = {name: getattr(self, name) * scale for name in ("lr", "min_lr", "warmup_lr")}
-        steps = round(self.warmup_epochs * steps_per_epoch) if self.warmup_steps is None else self.warmup_steps
-        check(
-            steps < max_steps,
-            f"the warm-up of {steps} steps does not end before the run of {max_steps} does; "
-            f"try train.warmup_steps={max(1, max_steps // 10)}",
-        )
-        return dataclasses.replace(self, **rates, lr_batch=None, warmup_steps=steps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainRecipe:
-    """Every setting behind pretrained weights."""
-
-    data: ImageryConfig
-    """The imagery to learn from."""
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(drop_path=0.0))
-    """The network, whose decoder is not built; drop_path is 0 in SimMIM."""
-    tile: TileConfig = field(default_factory=TileConfig)
-    """Geometry of tiles and context."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Random changes to tiles."""
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    """Masks of tile and context."""
-    train: PretrainConfig = field(default_factory=PretrainConfig)
-    """Optimiser, schedule, loss and devices."""
-    init: Mapping[str, Any] | str | None = None
-    """Weights to start from, as in a training recipe. Null starts from random weights."""
-
-    def __post_init__(self) -> None:
-        """Refuse networks with a part that would not learn."""
-        _ = self.start
-        check(self.model.arch == "caswit", f"pretraining is for arch caswit, got {self.model.arch}; leave it out")
-        unread = [s for s in self.model.fusion_stages if s < NUM_STAGES]
-        check(
-            self.model.feed_forward or not unread,
-            f"with feed_forward=false the reconstruction does not depend on fusion after stages {unread}; "
-            "pretrain with model.feed_forward=true, or model.fusion_stages=[4]",
-        )
-
-    @property
-    def start(self) -> InitConfig | None:
-        """Return ``init`` as settings."""
-        return None if self.init is None else parse_init(self.init)
+        check(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")

@@ -35,6 +35,13 @@ class LandClass:
     """Ignored in loss and scores, never predicted."""
     background: bool | None = None
     """Everything that is none of the other classes: transparent in styles, no polygons. None: as the name says."""
+    more_ids: tuple[int, ...] = ()
+    """Further values in label rasters that mean this class; maps hold ``id``."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Every value in label rasters that means this class, that of maps first."""
+        return (self.id, *self.more_ids)
 
     @property
     def is_background(self) -> bool:
@@ -73,7 +80,7 @@ class ClassTable:
 
     def __post_init__(self) -> None:
         """Refuse tables that cannot be predicted or written as a uint8 map."""
-        ids = [c.id for c in self.classes]
+        ids = [i for c in self.classes for i in c.ids]
         twice = sorted(i for i, times in Counter(ids).items() if times > 1)
         if twice:
             raise DataError(f"class ids must differ, got more than once: {', '.join(map(str, twice))}")
@@ -103,12 +110,16 @@ class ClassTable:
     def mapped(self) -> tuple[LandClass, ...]:
         """Predicted classes with the values that they have in maps.
 
-        Masks of 0 and 255 are common, and 255 is nodata in maps: an id above 254 is replaced by the lowest free value.
+        Masks of 0 and 255 are common, and 255 is nodata in maps: an id above 254 is replaced by the next of the class's
+        ids that is not, or else by the lowest free value.
         """
-        predicted, all_ids = {c.id for c in self.predicted}, {c.id for c in self.classes}
+        small = {c: min(c.ids, key=lambda i: i >= IGNORE_INDEX) for c in self.predicted}
+        predicted, all_ids = set(small.values()), {i for c in self.classes for i in c.ids}
         # A value that no label has is better than that of an ignored class, which maps never hold.
         free = iter(sorted(set(range(IGNORE_INDEX)) - predicted, key=lambda i: (i in all_ids, i)))
-        return tuple(c if c.id < IGNORE_INDEX else replace(c, id=next(free)) for c in self.predicted)
+        return tuple(
+            replace(c, id=first if first < IGNORE_INDEX else next(free), more_ids=()) for c, first in small.items()
+        )
 
     @cached_property
     def ids(self) -> NDArray[np.uint8]:
@@ -123,7 +134,9 @@ class ClassTable:
         Raises:
             ConfigError: There is no such class.
         """
-        by_word = {str(c.id): c.id for c in self.mapped} | {c.name.casefold(): c.id for c in self.mapped}
+        pairs = list(zip(self.predicted, self.mapped, strict=True))
+        by_word = {str(i): c.id for own, c in pairs for i in own.ids}
+        by_word |= {str(c.id): c.id for _, c in pairs} | {c.name.casefold(): c.id for _, c in pairs}
         # A name may have a comma itself.
         given = [words] if words.strip().casefold() in by_word else words.split(",")
         for word in given:
@@ -135,8 +148,9 @@ class ClassTable:
     @cached_property
     def _indices(self) -> NDArray[np.uint8]:
         table = np.full(_MAX_ID + 1, _UNKNOWN, np.uint8)
-        table[[c.id for c in self.classes]] = IGNORE_INDEX
-        table[[c.id for c in self.predicted]] = np.arange(len(self))
+        table[[i for c in self.classes for i in c.ids]] = IGNORE_INDEX
+        for index, c in enumerate(self.predicted):
+            table[[*c.ids]] = index
         return table
 
     def indices(self, labels: NDArray[Any], path: str, ignore: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
@@ -167,13 +181,18 @@ class ClassTable:
         Raises:
             DataError: The table has other classes.
         """
-        others = [c.id for c in self.classes if c.id]
+        others = [c.id for c in self.classes if 0 not in c.ids]
         if len(others) != 1 or len(self.classes) != 2:
-            known = ", ".join(str(c.id) for c in self.classes)
+            known = ", ".join(map(str, self._known("id")))
             raise DataError(
                 f"{path}: label_values: binary needs a class table of two classes, one with id 0; its ids are {known}"
             )
         return others[0]
+
+    def mask255(self, path: str) -> "ClassTable":
+        """Return the table of labels that hold 0 and 255 instead of the ids of two classes; errors as ``binary_id``."""
+        other = self.binary_id(path)
+        return ClassTable(tuple(replace(c, id=255 if c.id == other else 0, more_ids=()) for c in self.classes))
 
     def binary_indices(
         self, mask: NDArray[np.bool_], path: str, ignore: NDArray[np.bool_] | None = None
@@ -217,20 +236,25 @@ class ClassTable:
         unknown = found == _UNKNOWN
         if unknown.any():
             row, col = np.argwhere(unknown)[0].tolist()
-            known = ", ".join(str(getattr(c, kind)) for c in self.classes)
+            known = ", ".join(map(str, self._known(kind)))
             values = np.unique(values[unknown])
             fix = f"add a class with that {kind}, with ignore: true if it should not count"
-            if len(self.classes) == 2 and any(c.id == 0 for c in self.classes):
+            if len(self.classes) == 2 and any(0 in c.ids for c in self.classes):
                 fix += "; or set label_values: binary, if every value but 0 is the other class"
             shown = ", ".join(f"#{v:06x}" if kind == "color" else str(v) for v in values[:8].tolist())
             raise UnknownLabelError(path, f"label {kind}{'s' * (len(values) > 1)} {shown}", known, fix, (row, col))
         return found
 
+    def _known(self, kind: Literal["id", "color"]) -> list[Any]:
+        return [c.color for c in self.classes] if kind == "color" else [i for c in self.classes for i in c.ids]
+
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return the rows of dataset.yaml and config.json."""
+        """Return the rows of dataset.yaml and config.json; ``id`` is beside ``ids`` for programs that know it alone."""
         plain = [{"id": c.id, "name": c.name, "color": c.color} for c in self.classes]
         said = [
-            ({"ignore": True} if c.ignore else {}) | ({} if c.background is None else {"background": c.background})
+            ({"ids": [*c.ids]} if c.more_ids else {})
+            | ({"ignore": True} if c.ignore else {})
+            | ({} if c.background is None else {"background": c.background})
             for c in self.classes
         ]
         return [row | more for row, more in zip(plain, said, strict=True)]
@@ -241,21 +265,62 @@ class ClassTable:
         classes: list[LandClass] = []
         for number, row in enumerate(rows, 1):
             where = f"{path}: class {number}"
-            only_keys(row, {"id", "name"}, {"color", "ignore", "background"}, where)
+            only_keys(row, {"name"}, {"id", "ids", "color", "ignore", "background"}, where)
             if not _is_color(row.get("color", IGNORED)):
                 raise DataError(f'{where}: color must look like "#3c1098", got {brief(row["color"])}')
-            if type(row["id"]) is not int or not 0 <= row["id"] <= _MAX_ID:
-                raise DataError(f"{where}: id must be a whole number 0..{_MAX_ID}, got {brief(row['id'])}")
+            first, *more = _ids(row, where)
             default = IGNORED if row.get("ignore") else default_color(sum(not c.ignore for c in classes))
-            name = str(checked(str | int | float | bool, row["name"], f"{where}: name"))
-            ignore = bool(checked(bool | int, row.get("ignore", False), f"{where}: ignore"))
-            background = checked(bool | None, row.get("background"), f"{where}: background")
-            color = row.get("color", default)
-            classes.append(LandClass(id=row["id"], name=name, color=color, ignore=ignore, background=background))
+            classes.append(
+                LandClass(
+                    id=first,
+                    name=str(checked(str | int | float | bool, row["name"], f"{where}: name")),
+                    color=row.get("color", default),
+                    ignore=bool(checked(bool | int, row.get("ignore", False), f"{where}: ignore")),
+                    background=checked(bool | None, row.get("background"), f"{where}: background"),
+                    more_ids=tuple(more),
+                )
+            )
         try:
             return ClassTable(tuple(classes))
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
+
+
+def named_rows(classes: Mapping[Any, Any], path: str) -> list[dict[str, Any]]:
+    """Return the rows of ``classes`` written by name: an id, a list of ids, or the other keys of a row for each.
+
+    Raises:
+        DataError: A class has none of these; ``path`` is named.
+    """
+    rows = []
+    for name, said in classes.items():
+        match said:
+            case Mapping():
+                if "name" in said:
+                    raise DataError(
+                        f"{path}: class {name} has its name already, got name: {brief(said['name'])} inside"
+                    )
+                rows.append({"name": name, **said})
+            case list():
+                rows.append({"name": name, "ids": said})
+            case _:
+                rows.append({"name": name, "id": said})
+    return rows
+
+
+def _ids(row: Mapping[str, Any], where: str) -> list[int]:
+    """Return the ids of a row of a class table, which says ``id`` or ``ids``; both where the first is the same."""
+    if "id" not in row and "ids" not in row:
+        raise DataError(f"{where}: has no id; write id: 1, or ids: [1, 2, 5] where several values mean this class")
+    ids = row.get("ids", [row.get("id")])
+    for value in ids if isinstance(ids, list) else [ids]:
+        if type(value) is not int or not 0 <= value <= _MAX_ID:
+            raise DataError(f"{where}: id must be a whole number 0..{_MAX_ID}, got {brief(value)}")
+    if not isinstance(ids, list) or not ids:
+        raise DataError(f"{where}: ids must be a list of whole numbers, e.g. [1, 2, 5], got {brief(ids)}")
+    if row.get("id", ids[0]) != ids[0]:
+        raise DataError(f"{where}: id must be the first of ids, got id {brief(row['id'])} and ids {brief(ids)}")
+    return ids
 
 
 def _near(colors: NDArray[Any], codes: NDArray[np.uint32], indices: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from caswit.config import SOURCES, FlairHubSource, LabelValues, SourceConfig
-from caswit.data.classes import OFFICIAL_CLASSES, ClassTable
+from caswit.data.classes import OFFICIAL_CLASSES, ClassTable, named_rows
+from caswit.data.folds import fold_scenes
 from caswit.data.label_entry import is_vector, read_label_entry
+from caswit.data.masks import with_masks
 from caswit.data.scene import Scene, VectorLabel
 from caswit.data.sources import read_source
 from caswit.errors import DataError, brief
@@ -84,6 +86,8 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
     if not file.is_file():
         raise DataError(f"{file}: no such dataset file; write one as docs/datasets.md shows")
     content = read_yaml(file)
+    if isinstance(content, dict) and "fold" in content:
+        return _fold(content, file, skip_broken=skip_broken)
     only_keys(content, {"name"}, {"classes", "scenes", "source", "note", "bands"}, str(file))
     if ("scenes" in content) == ("source" in content):
         raise DataError(f"{file}: needs either scenes or source, got {'both' if 'scenes' in content else 'neither'}")
@@ -101,12 +105,31 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
         name=_text(content["name"], f"{file}: name"),
         path=file,
         classes=classes,
-        scenes=scenes,
+        scenes=with_masks(classes, scenes),
         bands=(bands[0], bands[1], bands[2]),
         names_bands="bands" in content,
         skip_broken=skip_broken,
         broken=broken,
     )
+
+
+def _fold(content: Mapping[str, Any], file: Path, *, skip_broken: bool) -> Dataset:
+    """Return one fold of another dataset's scenes, as ``caswit table --folds`` writes it."""
+    only_keys(content, {"name", "fold"}, set(), str(file))
+    where = f"{file}: fold"
+    only_keys(content["fold"], {"of", "number", "folds", "splits"}, set(), where)
+    fold = content["fold"]
+    number, folds = (checked(int, fold[key], f"{where}: {key}") for key in ("number", "folds"))
+    if not (1 <= number <= folds and folds >= 2):
+        raise DataError(f"{where}: needs a number from 1 to folds, and 2 folds or more, got {number} of {folds}")
+    splits = checked(list[str], fold["splits"], f"{where}: splits")
+    whole = file.parent / expand_path(_text(fold["of"], f"{where}: of"))
+    if "fold" in (read_yaml(whole) if whole.is_file() else ()):
+        raise DataError(f"{where}: of names {whole}, which is a fold itself; name a dataset of scenes")
+    dataset = load_dataset(whole, skip_broken=skip_broken)
+    scenes = [scene for name in splits for scene in dataset.split(name)]
+    name = _text(content["name"], f"{file}: name")
+    return replace(dataset, name=name, path=file, scenes=fold_scenes(scenes, number, folds, str(whole)))
 
 
 def _read_scenes(content: Mapping[str, Any], file: Path) -> tuple[ClassTable, tuple[Scene, ...], tuple[str, ...]]:
@@ -116,9 +139,8 @@ def _read_scenes(content: Mapping[str, Any], file: Path) -> tuple[ClassTable, tu
         classes = _classes(content, file, official=OFFICIAL_CLASSES.get(content["source"]["kind"]))
         found = read_source(config)
         return classes, found.scenes, found.broken
-    for key in ("classes", "scenes"):
-        if not isinstance(content.get(key), list) or not content[key]:
-            raise DataError(f"{file}: {key} must be a list with at least one entry")
+    if not isinstance(content["scenes"], list) or not content["scenes"]:
+        raise DataError(f"{file}: scenes must be a list with at least one entry")
     scenes, broken = [], []
     for number, row in enumerate(content["scenes"], 1):
         scene, missing = _scene(row, f"{file}: scene {number}", file.parent)
@@ -131,9 +153,13 @@ def _classes(content: Mapping[str, Any], file: Path, *, official: ClassTable | N
     # A published data set comes with its class table; the file may still give another.
     if "classes" not in content and official is not None:
         return official
-    if not isinstance(content.get("classes"), list) or not content["classes"]:
-        raise DataError(f"{file}: classes must be a list with at least one entry")
-    return ClassTable.from_dicts(content["classes"], str(file))
+    rows = content.get("classes")
+    # A row without its dash is a mapping too, but not one of names.
+    if isinstance(rows, Mapping) and not rows.keys() & {"id", "ids", "name"}:
+        rows = named_rows(rows, str(file))
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"{file}: classes must be a list with at least one entry, or ids by name")
+    return ClassTable.from_dicts(rows, str(file))
 
 
 def _source(row: Any, where: str, folder: Path) -> SourceConfig:

@@ -22,11 +22,12 @@ from caswit.data.dataset import Dataset
 from caswit.data.scene import Scene, VectorLabel
 from caswit.errors import DataError, naming_extras
 from caswit.raster.georef import Grid
-from caswit.raster.labels import BinaryLabel, ColorLabel, file_at
+from caswit.raster.labels import BinaryLabel, ColorLabel, file_at, read_whole
 from caswit.raster.mosaic import Mosaic
 from caswit.raster.reader import Bool, OpenFiles, Raster, UInt8
 from caswit.raster.resample import MOST_AVERAGED, Axis, area_average, nearest, reading_ratio, resample_image
-from caswit.raster.windows import Window
+from caswit.raster.warped import WarpedLabel, overlap
+from caswit.raster.windows import Window, spread_windows
 
 if TYPE_CHECKING:
     from caswit.data.vector_label import VectorLabels
@@ -124,14 +125,15 @@ class SceneReader:
         self.bands = bands
         self.image: Raster | Mosaic = Raster(scene.image) if image is None else image
         self.image.check_image(bands)
-        self.label: Raster | None = None
+        self.label: Raster | WarpedLabel | None = None
         self.colors: ColorLabel | None = None
         self.binary: BinaryLabel | None = None
         self.drawn: VectorLabels | None = None
         if classes is not None and isinstance(scene.label, VectorLabel):
             self.drawn = _vector_labels(scene.label, classes, self.image.grid)
         elif classes is not None and isinstance(scene.label, Path):
-            self.label = Raster(scene.label)
+            label = Raster(scene.label)
+            self.label = label if scene.checked else _on_grid(self.image, label)
             # Class ids take one band, so a label with three or four bands holds colours.
             match scene.label_values, self.label.count:
                 case ("colors" | "near_colors", _) | ("auto", 3 | 4):
@@ -139,8 +141,10 @@ class SceneReader:
                 case "binary", _:
                     classes.binary_id(self.label.path)  # a training would run into it at its first tile
                     self.binary = BinaryLabel(self.label)
+                case "mask255", _:
+                    self.classes = classes.mask255(self.label.path)
             if not scene.checked:
-                _check_label(self.image, self.label, ids=self.colors is None and self.binary is None)
+                _check_label(self.label, label, ids=self.colors is None and self.binary is None)
         self.ratio = self._ratio(read_gsd_m, source_gsd_m)
         self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)
 
@@ -272,12 +276,14 @@ class SceneReader:
             if self.binary is not None:
                 mask, known = self.binary.read(window)
                 return self.classes.binary_indices(mask, self.label.path, ignore=~(known & valid))
-            ids, known = self.label.read_ids(window)
+            ids, known = read_whole(self.label, window)
             return self.classes.indices(ids, self.label.path, ignore=~(known & valid))
         except UnknownLabelError as error:
             # The error knows a place in the array; users look for it in the file.
-            row, col = error.at
-            raise error.named(file_at(self.label.path, window.row + row, window.col + col)) from error
+            row, col = (start + at for start, at in zip(window[:2], error.at, strict=True))
+            if isinstance(self.label, WarpedLabel):
+                row, col = self.label.at(row, col)
+            raise error.named(file_at(self.label.path, row, col)) from error
 
     def _source(self, window: Window) -> Window:
         top, bottom = self.rows.source(window.row, window.row + window.height)
@@ -317,8 +323,7 @@ class SceneReaders:
     """
 
     def __init__(self, dataset: Dataset, scenes: Sequence[Scene], *, labels: bool = True) -> None:
-        self.dataset, self.scenes = dataset, scenes
-        self.classes = dataset.classes if labels else None
+        self.dataset, self.scenes, self.labels = dataset, scenes, labels
         self._open = OpenFiles(MAX_OPEN)
 
     def __getitem__(self, number: int) -> SceneReader:
@@ -328,8 +333,7 @@ class SceneReaders:
             DataError: As ``SceneReader``.
         """
         if number not in self._open:
-            scene, dataset = self.scenes[number], self.dataset
-            self._open[number] = SceneReader(scene, self.classes, dataset.bands, dataset.read_gsd_m)
+            self._open[number] = open_dataset_scene(self.dataset, self.scenes[number], labels=self.labels)
         return self._open[number]
 
     def forget(self) -> None:
@@ -349,9 +353,23 @@ def _say_unknown(path: str, read_gsd_m: float) -> None:
     log.warning("%s: ground size of a pixel unknown; read as if it were %g m", path, read_gsd_m)
 
 
-def open_dataset_scene(dataset: Dataset, scene: Scene) -> SceneReader:
-    """Open a scene of a dataset with its labels."""
-    return SceneReader(scene, dataset.classes, dataset.bands, dataset.read_gsd_m)
+_WARPED: set[Path] = set()
+"""Datasets of which it was said that labels are warped: threads and passes open a scene many times."""
+
+
+def open_dataset_scene(dataset: Dataset, scene: Scene, *, labels: bool = True) -> SceneReader:
+    """Open a scene of a dataset with its labels, if asked for; say once for each dataset if labels are warped."""
+    opened = SceneReader(scene, dataset.classes if labels else None, dataset.bands, dataset.read_gsd_m)
+    if isinstance(opened.label, WarpedLabel) and dataset.path not in _WARPED:
+        _WARPED.add(dataset.path)
+        log.warning(
+            "%s: labels on another grid than their image are warped onto it while they are read, nearest neighbour; "
+            "the first is %s of %s",
+            dataset.path,
+            Path(opened.label.path).name,
+            scene.image.name,
+        )
+    return opened
 
 
 def check_scenes(dataset: Dataset, scenes: Iterable[Scene]) -> None:
@@ -366,6 +384,13 @@ def check_scenes(dataset: Dataset, scenes: Iterable[Scene]) -> None:
                     f"{scene.image}: ground size of a pixel unknown, so it cannot be read at "
                     f"tile.read_gsd_m={dataset.read_gsd_m}; give an image with a CRS, or set tile.read_gsd_m to null"
                 )
+            if isinstance(opened.label, WarpedLabel):
+                shared = overlap(opened.image.grid, opened.label.label.grid)
+                if shared == (0, 1):
+                    raise DataError(
+                        f"{opened.label.path}: lies elsewhere than its image {scene.image}, they share no ground; "
+                        "compare their CRS and corners (gdalinfo)"
+                    )
 
 
 def ground_size_m(dataset: Dataset, scene: Scene) -> float | None:
@@ -417,25 +442,28 @@ def _labels_around(labels: UInt8, window: Window, tile: Window, factor: ContextF
     return np.stack([_labels_around(labels, window, tile, each) for each in factor])
 
 
-def _check_label(image: Raster | Mosaic, label: Raster, *, ids: bool) -> None:
-    if (label.height, label.width) != (image.height, image.width):
+def _on_grid(image: Raster | Mosaic, label: Raster) -> Raster | WarpedLabel:
+    """Return a label as it is if it lies on its image's grid, else warped onto it."""
+    fits = (label.height, label.width) == (image.height, image.width)
+    if image.grid.crs and label.grid.crs:
+        return label if fits and image.grid.same_place(label.grid) else WarpedLabel(label, image.grid)
+    # A label without a georeference, such as one drawn in a picture editor, is accepted if its size fits.
+    if not fits:
+        label.close()
         raise DataError(
             f"{label.path}: the label is {label.height} x {label.width}, its image {image.path} is "
-            f"{image.height} x {image.width}; give a label on the image's grid (gdalwarp -te -ts)"
+            f"{image.height} x {image.width}, and without a CRS of both nobody knows where it lies; give both their "
+            "CRS (gdal_edit.py -a_srs), or a label of the image's size"
         )
-    # A label without a georeference, such as one drawn in a picture editor, is accepted if its size fits.
-    if image.grid.crs and label.grid.crs and not image.grid.same_place(label.grid):
-        raise DataError(
-            f"{label.path}: lies elsewhere than its image {image.path} (CRS or transform differ); "
-            "warp it onto the image's grid (gdalwarp -t_srs -te -ts)"
-        )
-    if not ids:
-        return
-    if not np.issubdtype(np.dtype(label.dtype), np.integer):
-        raise DataError(
-            f"{label.path}: label ids are {label.dtype}, whole numbers are needed; try gdal_translate -ot Byte"
-        )
-    if label.count != 1:
+    return label
+
+
+def _check_label(label: Raster | WarpedLabel, file: Raster, *, ids: bool) -> None:
+    if ids and label.count != 1:
         raise DataError(
             f"{label.path}: a label has one band of class ids, got {label.count} bands; turn colours into ids first"
         )
+    # A fraction among floats would stop a training hours later; a look at some places finds nearly all of them.
+    if label.count == 1 and label.dtype.startswith("float"):
+        for window in spread_windows(file.height, file.width):
+            read_whole(file, window)

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
 from caswit.data.dataset import Dataset
+from caswit.data.label_counts import ClassDraws, TileCounts
 from caswit.data.labelled_windows import LabelledWindows
 from caswit.data.loader import Loader, begin_worker
 from caswit.data.reader import Sample, SceneReader, SceneReaders, scene_areas
@@ -73,6 +74,8 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         self._shares = sizes / sizes.sum()
         self._bounds = [bounds(some) for some in areas]
         self.grid = [(i, t.window) for i, some in enumerate(areas) for t in area_tiles(some, tile.tile_px)]
+        self.kept = areas if data.hold_out else None
+        """Areas by scene, whose labels alone are used: those around them are for validation."""
         self.labelled: list[tuple[int, Window]] | None = None
         if data.label_fraction < 1:
             # A second number of their own keeps these draws apart from those of samples and of epochs.
@@ -80,6 +83,8 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
             # Rounded first: 0.07 * 100 is more than 7 in floating point.
             count = math.ceil(round(data.label_fraction * len(self.grid), 9))
             self.labelled = self.grid = [self.grid[i] for i in sorted(picks[:count])]
+        self._draws: ClassDraws | None = None
+        """Of sampling by class; ``balance`` sets it."""
         self._opened = SceneReaders(dataset, self.scenes, labels=unlabelled is None)
         self._where: LabelledWindows | None = None
         if data.sampling == "labelled":
@@ -92,6 +97,15 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
     def tiles_per_epoch(self) -> int:
         """Number of tiles in the fixed grid."""
         return len(self.grid)
+
+    def balance(self, counts: TileCounts) -> None:
+        """From now on draw tiles so that every class comes first as often.
+
+        Args:
+            counts: Labelled pixels of each class in each tile of ``grid``.
+        """
+        assert len(counts) == len(self.grid), (len(counts), len(self.grid))
+        self._draws = ClassDraws(counts)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         """Return the uint8 arrays of a ``Sample`` by field name.
@@ -111,7 +125,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
     def _sample(self, number: int) -> dict[str, torch.Tensor]:
         # All that is random about a sample comes from here: which process reads it, and after which, is all the same.
         rng = np.random.default_rng((self.seed, number))
-        index, window = self._random_window(rng) if self.random else self._grid_window(number)
+        index, window = self._window(number, rng)
         scene, factor = self._opened[index], 1.0
         if self.augmentation.scale:
             # Windows of labelled tiles are in pixels of the unscaled scene, ``factor`` times smaller than those read.
@@ -129,9 +143,18 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
     def _read(self, index: int, scene: SceneReader, window: Window, scale: float = 1.0) -> Sample:
         """Read a window of a scene, with the labels that may be used."""
         sample = scene.read(window, self.factor)
+        if self.kept is not None:
+            sample = only_labels(sample, window, self.factor, [_inner(w, scale) for w in self.kept[index]])
         if self.labelled is None:
             return sample
         return only_labels(sample, window, self.factor, [_inner(w, scale) for i, w in self.labelled if i == index])
+
+    def _window(self, number: int, rng: np.random.Generator) -> tuple[int, Window]:
+        """Return the scene of a sample, by its place, and the window in it."""
+        if self._draws is not None:
+            # Not as far as around a few labelled tiles: what the tile was drawn for should still be in it.
+            return self._near(self.grid[self._draws.draw(rng)], rng, part=4)
+        return self._random_window(rng) if self.random else self._grid_window(number)
 
     def _grid_window(self, number: int) -> tuple[int, Window]:
         epoch, position = divmod(number, len(self.grid))
@@ -148,17 +171,21 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
             return self._where.draw(rng, self._bounds)
         if self.labelled is not None:
             # With few labels, up to half a tile away from a labelled one: elsewhere there is nothing to learn.
-            scene, tile = self.labelled[rng.integers(len(self.labelled))]
-            whole = self._bounds[scene]
-            row, col = (
-                int(np.clip(start + rng.integers(-(side // 2), side // 2 + 1), first, first + max(0, length - side)))
-                for start, side, first, length in zip(tile[:2], tile[2:], whole[:2], whole[2:], strict=True)
-            )
-            return scene, Window(row, col, tile.height, tile.width)
+            return self._near(self.labelled[rng.integers(len(self.labelled))], rng, part=2)
         scene, area = self.areas[int(rng.choice(len(self.areas), p=self._shares))]
         side = self.tile.tile_px
         row, col = (int(rng.integers(max(1, length - side + 1))) for length in (area.height, area.width))
         return scene, Window(area.row + row, area.col + col, side, side)
+
+    def _near(self, tile: tuple[int, Window], rng: np.random.Generator, *, part: int) -> tuple[int, Window]:
+        """Draw a window up to one ``part``-th of a tile away from it, either way, inside its scene."""
+        scene, window = tile
+        whole = self._bounds[scene]
+        row, col = (
+            int(np.clip(start + rng.integers(-(side // part), side // part + 1), first, first + max(0, length - side)))
+            for start, side, first, length in zip(window[:2], window[2:], whole[:2], whole[2:], strict=True)
+        )
+        return scene, Window(row, col, window.height, window.width)
 
     def forget_files(self) -> None:
         """Drop open files, which must not be shared between processes."""

@@ -1,4 +1,4 @@
-"""Inspect a dataset before training: pictures of tiles with context and labels, class shares, a table of scenes.
+"""Inspect a dataset before training: pictures of tiles with context and labels, class shares, scenes, what is odd.
 
 The paper inspects URUR this way and finds labels that do not match the image (section 4.1, figures 4 and 7).
 """
@@ -13,21 +13,46 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from caswit import __version__
 from caswit.config import IGNORE_INDEX, InspectConfig, check, context_factors
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import SceneReader, context_window, open_dataset_scene
 from caswit.data.scene import Scene
 from caswit.errors import DataError
+from caswit.evaluation.findings import Findings, LabelLook, Shifts, look_at
+from caswit.evaluation.label_shift import Shift
+from caswit.evaluation.report import PICTURE_PX, Panel
 from caswit.evaluation.tile_pictures import spread_tiles
 from caswit.files import atomic_write_bytes
 from caswit.progress import Progress
 from caswit.raster.windows import Tile, area_tiles
-from caswit.viz.pictures import Image, channels_last, draw_tile, hatched, legend, overlay, png_bytes, stack, strip
+from caswit.viz.pages import render
+from caswit.viz.pictures import (
+    Image,
+    channels_last,
+    data_uri,
+    draw_tile,
+    hatched,
+    legend,
+    overlay,
+    png_bytes,
+    shrink,
+    stack,
+    strip,
+)
 
 log = logging.getLogger(__name__)
 _BLOCK_PX = 2048
 _ROWS = 40
 """Scenes listed in the report; scenes.csv has all."""
+
+
+class Drawing(NamedTuple):
+    """Titled pictures of a tile, left to right."""
+
+    title: str
+    panels: list[tuple[str, Image]]
+    labelled: bool
 
 
 class SceneSummary(NamedTuple):
@@ -41,6 +66,8 @@ class SceneSummary(NamedTuple):
     areas: int
     pixels: NDArray[np.int64]
     """Pixels of each class index, ignored pixels last; all zero without a label."""
+    look: LabelLook | None = None
+    """How the labels fit the image; None without labels."""
 
 
 def inspect(
@@ -52,7 +79,9 @@ def inspect(
     skip_broken: bool = False,
     settings: InspectConfig | None = None,
 ) -> Path:
-    """Write pictures of tiles, a table of scenes and a summary of a split. Every label is read once.
+    """Write pictures of tiles, a table of scenes and a summary of a split, and say what is odd. Labels are read once.
+
+    Labels of other splits are read too, for the shares of their classes; what is broken there is listed.
 
     Args:
         dataset: dataset.yaml.
@@ -63,7 +92,7 @@ def inspect(
         settings: Geometry of the tiles.
 
     Returns:
-        The summary, report.md.
+        The summary, report.md; report.html beside it has the same with the pictures.
 
     Raises:
         CaswitError: The dataset cannot be used.
@@ -74,13 +103,17 @@ def inspect(
     scenes = data.split(split, labelled=False)
     out.mkdir(parents=True, exist_ok=True)
     broken = list(data.broken)
-    summaries = _summaries(data, scenes, broken)
+    summaries, pooled = _summaries(data, scenes, broken)
+    findings = _findings(data, split, summaries, pooled, broken)
+    panels: list[tuple[str, list[Panel]]] = []
     drawn = spread_tiles(data, scenes, settings.tile_px, tiles)
     with Progress("pictures", len(drawn), "tiles") as progress:
         for number, (scene, tile) in enumerate(drawn, 1):
             try:
                 with open_dataset_scene(data, scene) as opened:
-                    picture = _picture(data, opened, tile, context_factors(settings.context_factor))
+                    drawing = _draw(data, opened, tile, context_factors(settings.context_factor))
+                picture = _picture(data, drawing)
+                panels.append((drawing.title, _panels(drawing)))
                 atomic_write_bytes(out / f"tile-{number:02}.png", png_bytes(picture))
             except DataError as error:
                 if not skip_broken:
@@ -88,25 +121,65 @@ def inspect(
                 broken.append(str(error))
             progress.advance(1)
     atomic_write_bytes(out / "scenes.csv", _scenes_csv(data, summaries).encode())
+    page = _page(data, split, summaries, findings, broken, panels)
+    atomic_write_bytes(out / "report.html", page.encode())
     report = out / "report.md"
-    atomic_write_bytes(report, _report(data, split, summaries, list(dict.fromkeys(broken))).encode())
+    text = _report(data, split, summaries, list(dict.fromkeys(broken)))
+    atomic_write_bytes(report, (text + findings.markdown()).encode())
     return report
 
 
-def _summaries(data: Dataset, scenes: Sequence[Scene], broken: list[str]) -> list[SceneSummary]:
-    """Read every label; the errors of files that are left out are appended to ``broken``."""
+def _summaries(data: Dataset, scenes: Sequence[Scene], broken: list[str]) -> tuple[list[SceneSummary], Shift | None]:
+    """Read every label, and estimate the shift of small scenes together; errors of what is left out join ``broken``."""
     summaries = []
+    shifts = Shifts(len(scenes))
     with Progress(f"inspect {data.name}", len(scenes), "scenes") as progress:
-        for scene in scenes:
+        for number, scene in enumerate(scenes):
             try:
                 with open_dataset_scene(data, scene) as opened:
-                    summaries.append(_summary(data, opened, broken))
+                    found = _summary(data, opened, broken)
+                    summaries.append(found if scene.label is None else _looked_at(found, opened, shifts, number))
             except DataError as error:
                 if not data.skip_broken:
                     raise
                 broken.append(str(error))
             progress.advance(1)
-    return summaries
+    return summaries, shifts.pooled()
+
+
+def _looked_at(found: SceneSummary, opened: SceneReader, shifts: Shifts, number: int) -> SceneSummary:
+    labelled = bool(found.pixels[:-1].sum())
+    return found._replace(look=look_at(opened, labelled, shifts.of(number, opened) if labelled else None))
+
+
+def _findings(
+    data: Dataset, split: str, summaries: Sequence[SceneSummary], pooled: Shift | None, broken: list[str]
+) -> Findings:
+    """Collect what is odd; the labels of other splits are read for their class shares."""
+    pixels = {split: _pixels(data, summaries)}
+    others = [s for s in data.scenes if s.split != split and s.label is not None]
+    with Progress("labels of other splits", len(others), "scenes", quiet=not others) as progress:
+        for scene in others:
+            try:
+                with open_dataset_scene(data, scene) as opened:
+                    counted = _summary(data, opened, broken).pixels
+                pixels[scene.split] = counted + pixels.get(scene.split, 0)
+            except DataError as error:
+                broken.append(f"split {scene.split}: {error}")
+            progress.advance(1)
+    return Findings(
+        classes=data.classes,
+        split=split,
+        looks=[s.look for s in summaries if s.look is not None],
+        without_crs=[s.scene.name for s in summaries if not s.crs],
+        shares={name: each[:-1] / each[:-1].sum() for name, each in pixels.items() if each[:-1].sum()},
+        scenes=len(summaries),
+        pooled=pooled,
+    )
+
+
+def _pixels(data: Dataset, summaries: Sequence[SceneSummary]) -> NDArray[np.int64]:
+    return np.sum([s.pixels for s in summaries], axis=0, initial=0) + np.zeros(len(data.classes) + 1, np.int64)
 
 
 def _summary(data: Dataset, opened: SceneReader, broken: list[str]) -> SceneSummary:
@@ -133,7 +206,7 @@ def _count(data: Dataset, opened: SceneReader, tile: Tile) -> NDArray[np.int64]:
     return np.bincount(ids.ravel(), minlength=len(data.classes) + 1)
 
 
-def _picture(data: Dataset, opened: SceneReader, tile: Tile, factors: tuple[int, ...]) -> Image:
+def _draw(data: Dataset, opened: SceneReader, tile: Tile, factors: tuple[int, ...]) -> Drawing:
     """Draw each context with the tile outlined, the tile, and the labels over all; missing pixels are hatched."""
     window, around = tile.window, context_window(tile.window, factors)
     sample, valid = opened.read(window, factors), opened.region(around).valid
@@ -148,15 +221,52 @@ def _picture(data: Dataset, opened: SceneReader, tile: Tile, factors: tuple[int,
             panels.append(("labels", draw_tile(labels, factor)))
     image = hatched(channels_last(sample.tile), ~valid[window.inside(around)])
     panels.append(("tile", image))
-    name = f"{opened.scene.name} at row {window.row}, column {window.col}; hatched: no image"
     if sample.label.size:
-        name += "; without colour: ignored"
         panels.append(("labels", overlay(image, sample.label, colors, 0.6)))
-    pictures = [strip(panels)]
-    if sample.label.size:
+    return Drawing(f"{opened.scene.name} at row {window.row}, column {window.col}", panels, bool(sample.label.size))
+
+
+def _picture(data: Dataset, drawing: Drawing) -> Image:
+    """Join the pictures of a tile with their legend."""
+    name = f"{drawing.title}; hatched: no image{'; without colour: ignored' * drawing.labelled}"
+    pictures = [strip(drawing.panels)]
+    if drawing.labelled:
         pictures.append(legend(data.classes.names, data.classes.colors, width=max(600, pictures[0].shape[1])))
     title = strip([(name, np.full((1, pictures[0].shape[1] - 20, 3), 255, np.uint8))], height=1)
     return stack([title, *pictures])
+
+
+def _panels(drawing: Drawing) -> list[Panel]:
+    """Return the pictures of a tile for the page."""
+    return [
+        Panel(caption.capitalize(), f"{caption}: {drawing.title}", data_uri(shrink(image, PICTURE_PX), photo=True))
+        for caption, image in drawing.panels
+    ]
+
+
+def _page(
+    data: Dataset,
+    split: str,
+    summaries: Sequence[SceneSummary],
+    findings: Findings,
+    broken: Sequence[str],
+    tiles: Sequence[tuple[str, list[Panel]]],
+) -> str:
+    pixels = _pixels(data, summaries)
+    labelled = f"; {pixels[:-1].sum():,} pixels are labelled" if pixels.any() else ""
+    return render(
+        "inspect.html.j2",
+        name=data.name,
+        split=split,
+        summary=f"{_plural(len(summaries), 'scene')}, {_plural(sum(s.areas for s in summaries), 'area')}{labelled}.",
+        found=findings.values(),
+        broken=list(dict.fromkeys(broken)),
+        scenes=summaries,
+        most=_ROWS,
+        tiles=tiles,
+        legend=data.classes.predicted if any(s.look for s in summaries) else (),
+        version=__version__,
+    )
 
 
 def _scenes_csv(data: Dataset, summaries: Sequence[SceneSummary]) -> str:

@@ -15,18 +15,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from caswit.config import ComputeConfig, Precision, context_factors
 from caswit.errors import ModelError, install, one_line
+from caswit.inference.devices import MB, resident_mb
 from caswit.inference.load import load_predictor
 from caswit.inference.predictor import Predictor
 from caswit.weights.model_folder import load_model, model_folder
 
 log = logging.getLogger(__name__)
-MB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,7 @@ def peak_memory(
 
 def measure(model: Path, device: str, precision: Precision, sides_px: tuple[int, int] | None = None) -> PeakMemory:
     """Measure in this process, whose peak must not have been higher before."""
-    before_mb = _resident_mb()
+    before_mb = resident_mb()
     loaded = load_model(model)
     predictor = load_predictor(loaded, ComputeConfig(batch=1, device=device, precision=precision))
     driver = None if predictor.device.type != "cuda" else Driver.of(torch.cuda.get_device_properties(predictor.device))
@@ -128,7 +127,7 @@ def measure(model: Path, device: str, precision: Precision, sides_px: tuple[int,
     return PeakMemory(
         device=predictor.device.type,
         precision=name,
-        resident_mb=_resident_mb(),
+        resident_mb=resident_mb(),
         before_mb=before_mb,
         height_px=height,
         width_px=width,
@@ -186,19 +185,6 @@ class Driver:
         if used is None and len(listed) == 1:
             (used,) = listed.values()
         return None if used is None else used / MB
-
-
-def _resident_mb() -> float:
-    """Return the peak of this process."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # what getrusage says on Linux includes the process that started this one
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(peak.split()[1]) / 1024
-    if os.name == "posix":  # macOS, where psutil knows no peak
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
-    return psutil.Process().memory_info().peak_wset / MB
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ import yaml
 
 from caswit.config import EvaluateConfig, Recipe, ScoreConfig, TableConfig, TilingConfig
 from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.folds import HELD_OUT
 from caswit.data.reader import scene_areas
 from caswit.errors import CaswitError, ConfigError, DataError, Stopped
 from caswit.evaluation.evaluate import band_width_px
 from caswit.evaluation.run import evaluate
 from caswit.experiments.memory import PeakMemory, peak_memory
-from caswit.experiments.table_format import RowResult, classes_csv, markdown, scores_csv
+from caswit.experiments.table_format import FoldRun, RowResult, Run, classes_csv, folds_csv, markdown, scores_csv
 from caswit.experiments.table_scale import (
     LANDSCAPES,
     TableRow,
@@ -88,14 +89,15 @@ def table(rows: Sequence[TableRow], out: Path, settings: TableConfig | None = No
     out.mkdir(parents=True, exist_ok=True)
     results = [RowResult(row=printed(row, settings), common_px=common_px(rows, settings)) for row in rows]
     said: set[str] = set()
-    for seed in settings.seeds:  # the outer loop, so that an interrupted table compares rows of the same seeds
+    # The outer loop, so that an interrupted table compares rows of the same seeds and folds.
+    for run in _runs(settings):
         for number, row in enumerate(rows):
             try:
-                results[number] = _run(row, results[number], seed, out, settings)
+                results[number] = _run(row, results[number], run, out, settings)
             except CaswitError as error:
                 # What is wrong with many rows or seeds alike is said once; the table has it beside each row.
                 if str(error) not in said and len(rows) > 1:
-                    log.info("%s, seed %d: not run: %s", row.row.name, seed, error)
+                    log.info("%s, %s: not run: %s", row.row.name, _said(run), error)
                 said.add(str(error))
                 results[number] = replace(results[number], error=str(error))
             _write(results, out)
@@ -105,9 +107,21 @@ def table(rows: Sequence[TableRow], out: Path, settings: TableConfig | None = No
     return results
 
 
-def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: TableConfig) -> RowResult:
-    """Train, score and measure one row with one seed; what is done already is read."""
-    recipe = scaled_recipe(row, seed, out, settings)
+def _runs(settings: TableConfig) -> list[Run]:
+    """Return the runs of each row: its seeds, or with each seed its folds."""
+    if settings.folds is None:
+        return list(settings.seeds)
+    return [FoldRun(seed, fold) for seed in settings.seeds for fold in range(1, settings.folds + 1)]
+
+
+def _said(run: Run) -> str:
+    return f"fold {run.fold}, seed {run.seed}" if isinstance(run, FoldRun) else f"seed {run}"
+
+
+def _run(row: TableRow, so_far: RowResult, run: Run, out: Path, settings: TableConfig) -> RowResult:
+    """Train, score and measure one row with one seed, and in one fold; what is done already is read."""
+    seed, fold = run if isinstance(run, FoldRun) else (run, None)
+    recipe = scaled_recipe(row, seed, out, settings, fold)
     data = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken)
     # Runs of another start lie beside those of the recipe's own.
     name = f"{slug(row.row.name)}{f'-{settings.start}' if restarts(row, settings) else ''}-s{seed}"
@@ -142,8 +156,10 @@ def _run(row: TableRow, so_far: RowResult, seed: int, out: Path, settings: Table
         steps=config["provenance"]["step"],
         size=size_of(recipe.model),
         start=start_of(recipe),
-        reports={**so_far.reports, seed: report},
-        reports_alike={**so_far.reports_alike, seed: report_alike},
+        reports={**so_far.reports, run: report},
+        reports_alike={**so_far.reports_alike, run: report_alike},
+        held_out=so_far.held_out if fold is None else {**so_far.held_out, fold: _held_out(data)},
+        folds=settings.folds,
         memory=memory,
     )
 
@@ -157,7 +173,13 @@ class _Model(NamedTuple):
     split: str
 
 
+def _held_out(data: Dataset) -> tuple[str, ...]:
+    return tuple(str(scene.image) for scene in data.split(HELD_OUT))
+
+
 def _split(row: TableRow, settings: TableConfig) -> str:
+    if settings.folds is not None:
+        return HELD_OUT
     return "test" if settings.dataset == LANDSCAPES else row.row.split
 
 
@@ -301,5 +323,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _write(results: Sequence[RowResult], out: Path) -> None:
     files = {"table.md": markdown(results), "table.csv": scores_csv(results), "classes.csv": classes_csv(results)}
+    if folds := folds_csv(results):
+        files["folds.csv"] = folds
     for name, text in files.items():
         atomic_write_bytes(out / name, text.encode())

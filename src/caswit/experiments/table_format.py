@@ -5,14 +5,33 @@ import io
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from caswit.config import PaperFigures, RowConfig
+from caswit.evaluation.metrics import Counts, score
 from caswit.experiments.memory import PeakMemory
 
 SCORES = {"miou": "mIoU", "mf1": "mF1", "mbiou": "mBIoU"}
 MISSING = "-"
+_MOST_NAMED = 8
+"""Scenes of a fold that are named below a table."""
 _MEMORY = ("process_mb", "allocated_mb", "reserved_mb", "resident_mb")
+
+
+class FoldRun(NamedTuple):
+    """A training without one fold of the scenes, on which it is scored."""
+
+    seed: int
+    fold: int
+    """From 1."""
+
+
+Run = int | FoldRun
+"""A seed, or with folds a seed and a fold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +45,16 @@ class RowResult:
     """Swin size, encoder or width of the network."""
     start: str = ""
     """What its training started from."""
-    reports: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """Content of report.json, by seed: scenes are cut as the method cuts them."""
-    reports_alike: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    reports: Mapping[Run, Mapping[str, Any]] = field(default_factory=dict)
+    """Content of report.json, by run: scenes are cut as the method cuts them."""
+    reports_alike: Mapping[Run, Mapping[str, Any]] = field(default_factory=dict)
     """The same with tiles as those of all other rows, without overlap."""
     common_px: int = 512
     """Side of these tiles."""
+    folds: int | None = None
+    """Number of folds of the scenes; None without."""
+    held_out: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Images that are scored, by fold."""
     memory: PeakMemory | None = None
     error: str | None = None
     """Reason why a seed is missing, in one line."""
@@ -41,12 +64,12 @@ class RowResult:
         """True where the method cuts scenes otherwise than the tiles of all rows."""
         return bool(self.reports_alike) and self.reports_alike != self.reports
 
-    def values(self, pick: Callable[[Mapping[str, Any]], float]) -> dict[int, float]:
-        """Pick a score from every report, in percent, by seed."""
-        return {seed: 100 * pick(report) for seed, report in self.reports.items()}
+    def values(self, pick: Callable[[Mapping[str, Any]], float]) -> dict[Run, float]:
+        """Pick a score from every report, in percent, by run."""
+        return {run: 100 * pick(report) for run, report in self.reports.items()}
 
-    def score(self, key: str) -> dict[int, float]:
-        """Return one of ``SCORES`` in percent, by seed."""
+    def score(self, key: str) -> dict[Run, float]:
+        """Return one of ``SCORES`` in percent, by run."""
         return self.values(lambda report: report[key])
 
 
@@ -146,7 +169,40 @@ def _notes(rows: Sequence[RowResult]) -> Iterator[str]:
             yield f"- {each.row.name}: not run: {each.error}"
     yield from _remarks(rows)
     yield "- the paper's figures are for its own data, model sizes and training"
+    if any(each.folds for each in rows):
+        yield from _folds(rows)
+        what = "folds" if len({run.seed for each in rows for run in _fold_runs(each)}) == 1 else "folds and seeds"
+        yield f"- percent; the mean ± the standard deviation over {what}, differences fold by fold"
+        return
     yield "- percent; with several seeds the mean ± the standard deviation over seeds, differences seed by seed"
+
+
+def _fold_runs(result: RowResult) -> list[FoldRun]:
+    return sorted(run for run in result.reports if isinstance(run, FoldRun))
+
+
+def _folds(rows: Sequence[RowResult]) -> Iterator[str]:
+    """Write which scenes were scored, and the scores over all of them."""
+    for each in rows:
+        for seed in sorted({run.seed for run in _fold_runs(each)}):
+            reports = [each.reports[run] for run in _fold_runs(each) if run.seed == seed]
+            # One confusion matrix: a class that some folds lack weighs there as in one split of all scenes.
+            pixels: NDArray[np.int64] = np.array([report["confusion"]["pixels"] for report in reports]).sum(0)
+            none = np.zeros(len(pixels), np.int64)
+            pooled = score(Counts(confusion=pixels, boundary_intersection=none, boundary_union=none))
+            which = f"all {each.folds}" if len(reports) == each.folds else f"{len(reports)} of {each.folds}"
+            yield (
+                f"- {each.row.name}, seed {seed}: the scenes of {which} folds together, each scored by a network that "
+                f"did not learn from it: mIoU {100 * pooled.miou:.2f}, mF1 {100 * pooled.mf1:.2f}"
+            )
+    said: dict[tuple[int, tuple[str, ...]], None] = {}
+    for each in rows:
+        for fold, images in sorted(each.held_out.items()):
+            if (fold, images) not in said:
+                said[fold, images] = None
+                some = [Path(image).stem for image in images[:_MOST_NAMED]]
+                more = f" and {len(images) - len(some)} more (folds.csv)" if len(images) > len(some) else ""
+                yield f"- fold {fold} of {each.folds} scored {', '.join(some)}{more}"
 
 
 def _remarks(rows: Sequence[RowResult]) -> Iterator[str]:
@@ -178,9 +234,14 @@ def _other_tiles(rows: Sequence[RowResult]) -> str:
 
 
 def _measured(result: RowResult, what: Mapping[str, Any]) -> str:
-    seeds = f"seed{'s' * (len(result.reports) > 1)} {', '.join(map(str, sorted(result.reports)))}"
+    runs = sorted({run.seed if isinstance(run, FoldRun) else run for run in result.reports})
+    seeds = f"seed{'s' * (len(runs) > 1)} {', '.join(map(str, runs))}"
     protocol = f", protocol {what['protocol']}" if what["protocol"] else ""
     where = f"{what['dataset']}, split {what['split']}, {result.steps} steps, {seeds}"
+    if result.folds:
+        # The tiles of one fold; the others have about as many.
+        whole = str(what["dataset"]).rpartition(", fold ")[0]
+        where = f"{whole}, {result.folds} folds of scenes, each held out once, {result.steps} steps, {seeds}"
     return f"{where}, {_tiles(what)}, boundary band {what['band_px']} px{protocol}"
 
 
@@ -195,24 +256,41 @@ def scores_csv(results: Sequence[RowResult]) -> str:
     """Write a CSV line for each row and seed."""
     lines = []
     for each in results:
-        for seed, report in each.reports.items():
+        for run, report in each.reports.items():
             what, paper = report["evaluated"], each.row.paper
             lines.append(
-                {"table": each.row.table, "row": each.row.name, "seed": seed}
+                {"table": each.row.table, "row": each.row.name, **_columns(run)}
                 | {key: what[key] for key in ("dataset", "split", "protocol", "band_px", "tile_px")}
                 | {"overlap_px": what.get("overlap_px", 0), "steps": each.steps}
                 | {"size": each.size, "start": each.start}
                 | {key: f"{100 * report[key]:.4f}" for key in (*SCORES, "overall_accuracy")}
-                | _alike(each, seed)
+                | _alike(each, run)
                 | {f"paper_{key}": getattr(paper, key) for key in (*SCORES, "memory_mb")}
                 | {key: getattr(each.memory, key, None) for key in _MEMORY}
             )
     return _csv(lines)
 
 
-def _alike(result: RowResult, seed: int) -> dict[str, Any]:
+def _columns(run: Run) -> dict[str, int]:
+    """Return the columns that name a run."""
+    return run._asdict() if isinstance(run, FoldRun) else {"seed": run}
+
+
+def folds_csv(results: Sequence[RowResult]) -> str:
+    """Write a CSV line for each scored image of each row and fold; nothing without folds."""
+    return _csv(
+        [
+            {"table": each.row.table, "row": each.row.name, "fold": fold, "image": image}
+            for each in results
+            for fold, images in sorted(each.held_out.items())
+            for image in images
+        ]
+    )
+
+
+def _alike(result: RowResult, run: Run) -> dict[str, Any]:
     """Return the columns of the scores with the tiles of all rows."""
-    report = result.reports_alike.get(seed)
+    report = result.reports_alike.get(run)
     if report is None:
         return dict.fromkeys(("common_tile_px", *(f"common_tiles_{key}" for key in SCORES)))
     scores = {f"common_tiles_{key}": f"{100 * report[key]:.4f}" for key in SCORES}
@@ -223,10 +301,10 @@ def classes_csv(results: Sequence[RowResult]) -> str:
     """Write a CSV line for each row, seed and class."""
     return _csv(
         [
-            {"table": each.row.table, "row": each.row.name, "seed": seed, "class": name}
+            {"table": each.row.table, "row": each.row.name, **_columns(run), "class": name}
             | {"iou": f"{100 * scores['iou']:.4f}", "paper_iou": _paper_class(each.row.paper, name)}
             for each in results
-            for seed, report in each.reports.items()
+            for run, report in each.reports.items()
             for name, scores in report["per_class"].items()
         ]
     )
@@ -241,11 +319,11 @@ def mean_std(values: Any, form: str = ".2f") -> str:
     return mean if len(numbers) == 1 else f"{mean} ± {statistics.stdev(numbers):.2f}"
 
 
-def _difference(ours: Mapping[int, float], first: Mapping[int, float]) -> list[float]:
-    """Subtract the first row seed by seed, over seeds that both have."""
+def _difference(ours: Mapping[Run, float], first: Mapping[Run, float]) -> list[float]:
+    """Subtract the first row run by run, over seeds and folds that both have."""
     # A seed draws the landscapes and the order of the data for all rows alike, so that differences within a seed vary
     # less than the scores do.
-    return [value - first[seed] for seed, value in ours.items() if seed in first]
+    return [value - first[run] for run, value in ours.items() if run in first]
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

@@ -11,8 +11,11 @@ from math import lcm
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import yaml
+
 from caswit.config import (
     AugmentConfig,
+    DataConfig,
     ImageryConfig,
     ModelConfig,
     PretrainConfig,
@@ -24,8 +27,13 @@ from caswit.config import (
     TileConfig,
     TilingConfig,
 )
+from caswit.data.dataset import load_dataset
+from caswit.data.folds import TRAIN
 from caswit.data.synthetic import SCENE_PX, write_landscapes
+from caswit.files import atomic_write_bytes
 
+FOLDS = "folds"
+"""Folder in a table's own, of the datasets that are folds of another."""
 LANDSCAPES = "landscapes"
 """Name that takes the place of a dataset.yaml: synthetic landscapes, drawn when first needed."""
 LANDSCAPES_SHARE = 1 / 4
@@ -81,8 +89,8 @@ class TableRow:
     """Settings, as section.name, that ``--over`` names, so that no scale changes them."""
 
 
-def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig) -> Recipe:
-    """Return a row's recipe at the scale of the table."""
+def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig, fold: int | None = None) -> Recipe:
+    """Return a row's recipe at the scale of the table, in one of its folds."""
     recipe = row.recipe
     if settings.skip_broken:
         recipe = replace(recipe, data=replace(recipe.data, skip_broken=True))
@@ -95,7 +103,15 @@ def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig) ->
         if dataset == LANDSCAPES:
             dataset = str(_landscapes(out / LANDSCAPES / f"seed-{seed}", seed))
             recipe = replace(_on_landscapes(recipe, row.fixed), tile=scaled_tile(row, settings))
-        recipe = replace(recipe, data=replace(recipe.data, dataset=dataset, val_split=None))
+        recipe = replace(
+            recipe,
+            data=replace(recipe.data, dataset=dataset, val_split=None),
+            train=replace(recipe.train, patience=None),
+        )
+    if fold is not None:
+        assert settings.folds is not None
+        recipe = folded(recipe, row.recipe.data, fold, settings.folds, out / FOLDS)
+        learning["keep"] = "last"  # the fold is for the score: nothing may be chosen by it
     recipe = started(recipe, settings)
     if settings.size is not None:
         recipe = replace(recipe, model=scaled_model(recipe.model, settings.size))
@@ -114,6 +130,37 @@ def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig) ->
     return recipe
 
 
+def folded(recipe: Recipe, own: DataConfig, fold: int, folds: int, out: Path) -> Recipe:
+    """Return a recipe that learns from all folds but one; the file that describes them is written.
+
+    Args:
+        recipe: With the dataset of the table.
+        own: Data of the row's own recipe, which names the splits that are dealt into folds.
+        fold: Number of the fold that is held out, from 1.
+        folds: Number of folds.
+        out: Folder of such files.
+    """
+    dataset = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken)
+    there = {scene.split for scene in dataset.scenes}
+    # Another dataset, and landscapes, need not have the splits of the recipe.
+    splits = [split for split in dict.fromkeys((own.train_split, own.val_split)) if split in there]
+    whole = str(dataset.path.resolve())
+    described = {"of": whole, "number": fold, "folds": folds, "splits": splits or [own.train_split]}
+    text = yaml.safe_dump({"name": fold_name(dataset.name, fold, folds), "fold": described}, sort_keys=False)
+    # Datasets of one name in two folders have files of their own.
+    told_apart = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    file = out / f"{told_apart}-{fold}-of-{folds}.yaml"
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(file, text.encode())
+    data = replace(recipe.data, dataset=str(file), train_split=TRAIN, val_split=None)
+    return replace(recipe, data=data, train=replace(recipe.train, patience=None))
+
+
+def fold_name(dataset: str, fold: int, folds: int) -> str:
+    """Return the name of a fold of a dataset."""
+    return f"{dataset}, fold {fold} of {folds}"
+
+
 def pretrains_itself(recipe: Recipe, settings: TableConfig) -> bool:
     """Return whether a table makes the pretraining of a row: at small scale, on its data, where it is given none."""
     starts = recipe.start is not None and recipe.start.source == "caswit"
@@ -126,7 +173,8 @@ def scaled_pretraining(recipe: Recipe) -> PretrainRecipe:
     learning = {name: getattr(train, name) for name in ("seed", "batch", "accumulate", "epochs", "max_steps")}
     shared = {name: getattr(train, name) for name in ("precision", "accelerator", "devices", "save_every_s")}
     steps = 100 if train.max_steps is None else train.max_steps
-    sampling: Literal["grid", "random"] = "grid" if recipe.data.sampling == "grid" else "random"  # it reads no labels
+    # Imagery has no classes by which it could be balanced.
+    sampling: Literal["grid", "random"] = "grid" if recipe.data.sampling == "grid" else "random"
     return PretrainRecipe(
         data=ImageryConfig(dataset=recipe.data.dataset, sampling=sampling, workers=recipe.data.workers),
         model=replace(recipe.model, drop_path=0.0, decoder=ModelConfig.decoder, decoder_channels=None),

@@ -1,11 +1,16 @@
 """The device and the precision that a network computes in."""
 
+import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 
+import psutil
 import torch
 
 from caswit.config import Precision
 from caswit.errors import ConfigError, brief
+
+MB = 2**20
 
 
 def pick_device(name: str) -> torch.device:
@@ -43,3 +48,16 @@ def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
 def _cpu_has_bf16() -> bool:
     capabilities = torch.backends.cpu.get_cpu_capability()
     return capabilities.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
+
+
+def resident_mb() -> float:
+    """Return the peak of the resident memory of this process, in MB of 2^20 bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # what getrusage says on Linux includes the process that started this one
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) / 1024
+    if os.name == "posix":  # macOS, where psutil knows no peak
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
+    return psutil.Process().memory_info().peak_wset / MB

@@ -169,6 +169,8 @@ class Predictor:
         self.batch, self.device, self.bf16 = batch, device, bf16
         self.tta, self.masked_context, self.fill = TestTimeAugmentation(tta), masked_context, fill
         self._others: Iterator[Tensor] | None = None
+        self._uploaded: tuple[UInt8, Tensor] | None = None
+        """The pixels of the last region, here and on the device."""
 
     @property
     def step_px(self) -> int:
@@ -196,7 +198,7 @@ class Predictor:
 
     def logits(self, region: Region, tiles: Sequence[Tile]) -> Tensor:
         """Return fp32 logits (B, K, T, T) of tiles whose context lies in ``region``."""
-        hr = self._stack([self._shown(region, region.tile(t.window), t.window) for t in tiles])
+        hr = torch.stack([self._shown_tile(region, t.window) for t in tiles])
         context = None
         if self.network.reads_context:
             context = torch.stack([self.context(region, t.window) for t in tiles])
@@ -206,13 +208,39 @@ class Predictor:
 
     def context(self, region: Region, tile: Window) -> Tensor:
         """Return the context of a tile, on the device, as the network is to see it: (3, T, T), or (N, 3, T, T)."""
-        return torch.from_numpy(self._context(region, tile, self.context_factor)).to(self.device)
+        if isinstance(self.context_factor, int):
+            return self._context(region, tile, self.context_factor)
+        return torch.stack([self._context(region, tile, each) for each in self.context_factor])
 
-    def _context(self, region: Region, tile: Window, factor: ContextFactor) -> UInt8:
-        """Return the context of a tile as the network is to see it: (3, T, T), of several factors (N, 3, T, T)."""
-        if isinstance(factor, int):
-            return self._shown(region, region.context(tile, factor), context_window(tile, factor), factor)
-        return np.stack([self._context(region, tile, each) for each in factor])
+    def _context(self, region: Region, tile: Window, factor: int) -> Tensor:
+        """Return the context of a tile with one factor, on the device, as the network is to see it: (3, T, T)."""
+        window = context_window(tile, factor)
+        uploaded = self._on_device(region, window, factor)
+        if uploaded is not None:
+            return _area_average(uploaded, factor)
+        return self._sent(self._shown(region, region.context(tile, factor), window, factor))
+
+    def _shown_tile(self, region: Region, window: Window) -> Tensor:
+        """Return a tile, on the device, as the network is to see it: (3, T, T)."""
+        uploaded = self._on_device(region, window)
+        return self._sent(self._shown(region, region.tile(window), window)) if uploaded is None else uploaded
+
+    def _on_device(self, region: Region, window: Window, factor: int = 1) -> Tensor | None:
+        """Return a window of a region that is on the device already: (3, H, W); None where it is to be made here."""
+        # A GPU cuts and averages itself: pixels of a block are sent once, not once for each context they lie in.
+        if self.device.type == "cpu" or not self._is_whole(region, window, factor):
+            return None
+        if self._uploaded is None or self._uploaded[0] is not region.image:
+            self._uploaded = region.image, self._sent(region.image)
+        return self._uploaded[1][:, *window.inside(region.window)]
+
+    def _is_whole(self, region: Region, window: Window, factor: int) -> bool:
+        """Return whether nothing is to be filled in a window."""
+        return self.fill == "black" or bool(region.known(window, factor, around=self.fill == "holes").all())
+
+    def _sent(self, image: UInt8) -> Tensor:
+        """Return an image on the device."""
+        return torch.from_numpy(image).to(self.device)
 
     def _shown(self, region: Region, image: UInt8, window: Window, factor: int = 1) -> UInt8:
         """Return a tile or context as the network is to see it."""
@@ -235,9 +263,6 @@ class Predictor:
             logits: Tensor = self.network(hr, context)
         # Interpolation and weighted sums follow, for which bf16 has too few digits.
         return logits.float()
-
-    def _stack(self, images: list[UInt8]) -> Tensor:
-        return torch.from_numpy(np.stack(images)).to(self.device)
 
     def tile(self, scene: SceneReader, tile: Window) -> UInt8:
         """Read and label one tile: class indices (T, T) of the pixels that are read, IGNORE_INDEX without data."""
@@ -326,6 +351,15 @@ class Predictor:
             some = with_data[first : first + self.batch]
             for (tile, part), logits in zip(some, self.logits(pixels.region, [t for t, _ in some]), strict=True):
                 yield tile, part, _at_native(logits, scene, tile, part)
+
+
+def _area_average(image: Tensor, factor: int) -> Tensor:
+    """Return what ``raster.resample.area_average`` returns, on the image's device."""
+    if factor == 1:
+        return image
+    squares = image.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor))
+    # 255 times 16 times 16, the largest factor, and half of a square, which rounds half up, fit into 32 bits.
+    return ((squares.sum((-3, -1), dtype=torch.int32) + factor**2 // 2) // factor**2).byte()
 
 
 def _at_native(logits: Tensor, scene: SceneReader, tile: Tile, part: Window) -> Tensor:

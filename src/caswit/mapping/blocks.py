@@ -7,8 +7,8 @@ classes, in percent, as asked for.
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from caswit.errors import ModelError
 from caswit.inference.confidence import Confidence
@@ -18,7 +18,7 @@ from caswit.mapping.plan import MapPlan
 from caswit.raster.cog import NODATA
 from caswit.raster.reader import UInt8
 from caswit.raster.windows import Block, Window, block_at
-from caswit.weights.lazy import all_finite
+from caswit.weights.lazy import finite_numbers
 from caswit.weights.model_folder import LoadedModel, load_model
 
 CONFIDENCE = "CASWIT_CONFIDENCE"
@@ -92,29 +92,33 @@ class BlockMapper:
         Raises:
             ModelError: The network's scores are not finite.
         """
-        out = np.full((self.bands, *pixels.valid.shape), NODATA, np.uint8)
-        indices, sure = np.zeros((2, *pixels.valid.shape), np.uint8)
+        # Everything stays on the device until the block is whole: one copy, and nothing that waits for each tile.
+        values = torch.full((2 + self.bands, *pixels.valid.shape), NODATA, dtype=torch.uint8, device=self.ids.device)
+        values[:2] = 0
+        finite = torch.ones((), dtype=torch.bool, device=values.device)
         for part in self.predictor.block(self.scene, block, pixels, blend=self.plan.settings.blend):
-            # The argmax of NaN is the first class: a map that looks like one.
-            if not all_finite(part.scores):
-                row, col, height, width = pixels.native
-                raise ModelError(
-                    f"rows {row}-{row + height}, columns {col}-{col + width}: the model's scores are NaN or infinite; "
-                    f"{self.precision} may be too coarse for it: try --precision fp32, or another model"
-                )
-            where = part.window.inside(pixels.native)
-            (indices[where], sure[where]), out[:, *where] = self._values(part)
+            finite &= finite_numbers(part.scores)
+            values[:, *part.window.inside(pixels.native)] = self._values(part)
+        # The argmax of NaN is the first class: a map that looks like one.
+        if not finite:
+            row, col, height, width = pixels.native
+            raise ModelError(
+                f"rows {row}-{row + height}, columns {col}-{col + width}: the model's scores are NaN or infinite; "
+                f"{self.precision} may be too coarse for it: try --precision fp32, or another model"
+            )
+        indices, sure, *_ = found = values.cpu().numpy()
+        out = found[2:]
         # The network labels every pixel that a tile owns, with data or without.
         out[:, ~pixels.valid] = NODATA
         return MappedBlock(out, Confidence.count(indices, sure, pixels.valid, self.classes))
 
-    def _values(self, part: Prediction) -> tuple[UInt8, UInt8]:
-        """Return class indices and confidence of a part of a block, (2, H, W), and it as stored, (bands, H, W)."""
+    def _values(self, part: Prediction) -> Tensor:
+        """Return class indices, confidence, and the bands that are stored of a part of a block: (2 + bands, H, W)."""
         indices, confidence = part.scores.argmax(0, keepdim=True), part.confidence()[None]
-        values = [self.ids[indices[0]][None]]
+        values = [indices.byte(), confidence, self.ids[indices[0]][None]]
         # Compared after rounding, so that the map agrees with the confidence file at the limit.
-        values[0][confidence < self.plan.settings.min_confidence] = NODATA
+        values[2][confidence < self.plan.settings.min_confidence] = NODATA
         values += [confidence] * self.plan.bands.confidence
         if self.plan.bands.probabilities:
             values.append((part.probabilities() * 100).round().byte())
-        return torch.cat([indices.byte(), confidence]).cpu().numpy(), torch.cat(values).cpu().numpy()
+        return torch.cat(values)

@@ -10,9 +10,9 @@ all, each as an image of its own, and every hr token reads the tokens of all.
 Shapes: B batch, N contexts, H/W rows and columns, C channels, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +137,7 @@ class CASWiT(nn.Module):
         self.fusion_stages = tuple(fusion_stages)
         self.feed_forward = feed_forward
         self.contexts = contexts
+        self.frozen_stages = 0
         self.hr_encoder = SwinEncoder(**numbers, drop_path=drop_path)
         channels = self.hr_encoder.channels
         if num_classes:
@@ -265,6 +266,27 @@ class CASWiT(nn.Module):
     def normalise(self, image: Tensor) -> Tensor:
         """Scale pixels of 0-255 to zero mean and unit deviation, in which encoders and reconstruction work."""
         return (image.to(self.mean.dtype) - self.mean) / self.std
+
+    def freeze(self, stages: int) -> None:
+        """Keep the weights of the stem and of the first stages of both encoders, and their batch norms, as they are."""
+        self.frozen_stages = stages
+        for part in self._frozen():
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        # Otherwise batch norms of a stem would follow the images, and stochastic depth would drop what cannot adapt.
+        for part in self._frozen():
+            part.eval()
+        return self
+
+    def _frozen(self) -> Iterator[nn.Module]:
+        encoders = [e for e in (self.hr_encoder, self.context_encoder) if e is not None and self.frozen_stages]
+        for encoder in encoders:
+            yield encoder.patch_embed
+            yield from encoder.layers[: self.frozen_stages]
 
     def checkpoint_gradients(self, enable: bool = True) -> None:
         """Recompute the encoders' activations in the backward pass."""

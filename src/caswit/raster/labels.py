@@ -12,8 +12,11 @@ from rasterio.enums import ColorInterp
 
 from caswit.errors import DataError
 from caswit.raster.reader import GDAL_ERRORS, Bool, Raster, quiet
+from caswit.raster.warped import WarpedLabel
 from caswit.raster.windows import Window
 
+_MOST = 2.0**53
+"""Whole numbers of a float beyond this are not told apart."""
 _NOTHING = 65_536
 """A value that no raster with a palette holds: the largest of uint16, plus one."""
 Palette = NDArray[np.uint32]
@@ -23,13 +26,13 @@ class ColorLabel:
     """Reads an open label raster as colours 0xRRGGBB.
 
     Args:
-        label: Three or four bands of uint8, or one with a palette.
+        label: On the image's grid, by itself or warped. Three or four bands of uint8, or one with a palette.
 
     Raises:
         DataError: It is neither.
     """
 
-    def __init__(self, label: Raster) -> None:
+    def __init__(self, label: Raster | WarpedLabel) -> None:
         self.label = label
         self.palette: Palette | None = None
         if label.count == 1:
@@ -56,17 +59,16 @@ class BinaryLabel:
     Of a JPEG, values from 128 on are those that count: its zeros need not be 0.
 
     Args:
-        label: One band of whole numbers, or three or four of uint8.
+        label: On the image's grid, by itself or warped. One band of whole numbers, or three or four of uint8.
 
     Raises:
         DataError: It is neither.
     """
 
-    def __init__(self, label: Raster) -> None:
+    def __init__(self, label: Raster | WarpedLabel) -> None:
         self.label = label
         self.least = 128 if label.driver == "JPEG" else 1
-        whole = label.count == 1 and np.issubdtype(np.dtype(label.dtype), np.integer)
-        if not whole and (label.count not in (3, 4) or label.dtype != "uint8"):
+        if label.count != 1 and (label.count not in (3, 4) or label.dtype != "uint8"):
             raise DataError(
                 f"{label.path}: a binary mask is one band of whole numbers, or three or four of uint8, got "
                 f"{label.count} band{'s' * (label.count != 1)} of {label.dtype}; try gdal_translate -ot Byte -b 1"
@@ -78,9 +80,31 @@ class BinaryLabel:
             pixels, known = self.label.read_image(window)
             mask: Bool = pixels.max(0) >= self.least
         else:
-            values, known = self.label.read_ids(window)
+            values, known = read_whole(self.label, window)
             mask = np.asarray(values >= self.least if self.least > 1 else values != 0)
         return mask, known
+
+
+def read_whole(label: Raster | WarpedLabel, window: Window) -> tuple[NDArray[Any], Bool]:
+    """Read band 1 of a label in whole numbers, and where it has data, as ``Raster.read_ids``; not a number is no data.
+
+    Raises:
+        DataError: A value has a fraction, as those of probabilities and of labels that were warped with averages.
+    """
+    values, known = label.read_ids(window)
+    if values.dtype.kind != "f":
+        return values, known
+    known &= ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        broken = known & ~((np.abs(values) < _MOST) & (np.rint(values) == values))
+    if broken.any():
+        row, col = np.argwhere(broken)[0].tolist()
+        raise DataError(
+            f"{label.path}: label value {values[row, col]:g} is no whole number (row {window.row + row}, column "
+            f"{window.col + col} of its image); class ids are whole, so warp labels with -r near, or cut a probability "
+            "at its threshold first (gdal_calc.py)"
+        )
+    return np.where(known, values, 0).astype(np.int64), known
 
 
 def file_at(path: str, row: int, col: int) -> str:

@@ -189,13 +189,19 @@ def truth_layer(title: str, overviews: Overviews, table: ClassTable, label_value
     In maps 255 is nodata, while a label may well be 255, or hold colours: its values are replaced as maps replace them.
     """
     mapped = dict(zip(table.predicted, table.mapped, strict=True))
-    classes = tuple(mapped.get(c, c) for c in table.classes)
+    classes = tuple(mapped.get(c, replace(c, more_ids=())) for c in table.classes)
     layer = raster_layer("truth", title, overviews, classes=classes)
-    about, replaced = overviews.info, {before.id: after.id for before, after in mapped.items() if before.id != after.id}
+    about = overviews.info
+    replaced = {
+        i: after.id for before, after in zip(table.classes, classes, strict=True) for i in before.ids if i != after.id
+    }
     if label_values in ("colors", "near_colors") or (label_values == "auto" and about.bands in (3, 4)):
         return replace(layer, source=_Colored(overviews, classes, near=label_values == "near_colors"))
     if label_values == "binary" and len(classes) == 2:
-        return replace(layer, source=_Binary(overviews, *(c.id for c in sorted(classes, key=lambda c: c.id))))
+        rest, marked = sorted(zip(table.classes, classes, strict=True), key=lambda pair: 0 not in pair[0].ids)
+        return replace(layer, source=_Binary(overviews, rest[1].id, marked[1].id))
+    if label_values == "mask255" and len(classes) == 2:
+        replaced = {255 if 0 not in own.ids else 0: c.id for own, c in zip(table.classes, classes, strict=True)}
     return replace(layer, source=_Replaced(overviews, replaced)) if replaced else layer
 
 

@@ -61,6 +61,19 @@ def launch(recipe: AnyRecipe, folder: RunFolder, *, resume: bool) -> Iterator[Fa
         yield fabric
 
 
+@contextlib.contextmanager
+def one_device(recipe: AnyRecipe) -> Iterator[Fabric]:
+    """Start on one device, without a run folder.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
+    fabric = _fabric(recipe.train, unused_weights=recipe.model.arch != "caswit")
+    with _device_errors(recipe.train):
+        fabric.launch()
+    yield fabric
+
+
 def _fabric(settings: LearningConfig, *, unused_weights: bool) -> Fabric:
     kind = "auto" if settings.accelerator in ("auto", "gpu") else settings.accelerator
     bf16 = uses_bf16(settings.precision, pick_device(kind))

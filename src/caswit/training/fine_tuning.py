@@ -27,13 +27,13 @@ class _Usual(NamedTuple):
     weight_decay: float
 
 
-_SMALL = _Usual(256, 8, 1, 300, 3e-4, 1e-5, 20, 0.05)
+SMALL = _Usual(256, 8, 1, 300, 3e-4, 1e-5, 20, 0.05)
 """Pico and nano, on two CPU cores."""
-_LARGE = _Usual(512, 16, 4, 2000, 3e-5, 1e-6, 100, 0.01)
+LARGE = _Usual(512, 16, 4, 2000, 3e-5, 1e-6, 100, 0.01)
 """Swin's own sizes, on one GPU."""
 _COARSE = 2
 """Times the model's ground size from which on images are much coarser than what it knows."""
-_UNTRAINED = 3
+UNTRAINED = 3
 """Times the learning rate where the decoder starts at random."""
 
 
@@ -54,9 +54,9 @@ def fine_tuning_recipe(model: str, dataset: str) -> str:
         raise ConfigError(f"{model}: fine-tuning is for networks of arch caswit, got {info.model.arch}; train it anew")
     data = load_dataset(dataset)
     scenes = data.split("train")
-    usual = _SMALL if info.model.size in ("pico", "nano") else _LARGE
+    usual = SMALL if info.model.size in ("pico", "nano") else LARGE
     trained = isinstance(info, ModelInfo)
-    lr = usual.lr if trained else _UNTRAINED * usual.lr
+    lr = usual.lr if trained else UNTRAINED * usual.lr
     validates = any(s.split == "val" and s.label is not None for s in data.scenes)
     with open_dataset_scene(data.read_at(None, info.bands), scenes[0]) as first:
         source_gsd_m = first.image.grid.source_gsd_m
@@ -109,7 +109,7 @@ def _about(info: ModelInfo | PretrainedInfo, data: Dataset) -> list[str]:
     ground = info.tile.read_gsd_m
     pixels = "as they are" if ground is None else f"of {ground:g} m"
     lines = [
-        f"The network is the model's and need not be repeated here: {_described(info.model)}; "
+        f"The network is the model's and need not be repeated here: {described(info.model)}; "
         f"context factor {numbers(info.tile.context_factors)}, pixels {pixels}, "
         f"bands {list(data.bands if data.names_bands else info.bands)}."
     ]
@@ -121,6 +121,7 @@ def _about(info: ModelInfo | PretrainedInfo, data: Dataset) -> list[str]:
     return [*lines, f"Classes were {', '.join(theirs)} and become {', '.join(ours)}; their last layer is learned anew."]
 
 
-def _described(model: ModelConfig) -> str:
+def described(model: ModelConfig) -> str:
+    """Describe a network of ours in a few words."""
     stages = list(model.fusion_stages) or "none"
     return f"size {model.size}, stem {model.stem}, fusion stages {stages}{', gated' if model.gated else ''}"

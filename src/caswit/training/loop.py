@@ -8,7 +8,7 @@ weights, optimiser and step is all there is to resume from.
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -18,17 +18,18 @@ from typing import Any, Protocol
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from caswit import __version__
-from caswit.config import LearningConfig, PretrainConfig, PretrainRecipe, TrainConfig
+from caswit.config import DataConfig, LearningConfig, PretrainConfig, PretrainRecipe, TrainConfig
 from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.hold_out import hold_out
 from caswit.data.sampler import Samples, training_loader
 from caswit.errors import ConfigError, DataError, Stopped
 from caswit.files import checked
 from caswit.progress import Progress
 from caswit.training.fabric import all_sum, is_first_process, stop_signal
-from caswit.training.optim import EMA, learning_rate, make_optimizer
+from caswit.training.loggers import Loggers
+from caswit.training.optim import EMA, SCALE, learning_rate, make_optimizer, set_learning_rate
 from caswit.training.phases import Phases, check_steps
 from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
 from caswit.weights.model_folder import is_complete, torch_load
@@ -78,6 +79,9 @@ def load_data(recipe: AnyRecipe) -> Dataset:
     """
     data = recipe.data
     dataset = load_dataset(data.dataset, skip_broken=data.skip_broken).read_at(recipe.tile.read_gsd_m, data.bands)
+    if isinstance(data, DataConfig) and data.hold_out:
+        assert data.val_split is not None  # the settings refuse it
+        dataset = hold_out(dataset, data.hold_out, train_split=data.train_split, val_split=data.val_split)
     if is_first_process():
         dataset.list_broken()
     return dataset
@@ -113,6 +117,8 @@ class Loop:
         self.save_every_s = usual_s if settings.save_every_s is None else settings.save_every_s
         self.validate_every = settings.validate_every or self.steps_per_epoch
         self.step, self.elapsed_s, self.best_miou = 0, 0.0, -1.0
+        self.no_better = 0
+        """Validations since the best one."""
         self.longer = checkpoint is not None and checkpoint.get("max_steps", self.max_steps) < self.max_steps
         self.row: dict[str, float] | None = None
         """Columns for the log of a step that is taken and not yet validated; None between steps."""
@@ -150,13 +156,15 @@ class Loop:
             self.ema.module.load_state_dict(checkpoint["ema" if "ema" in checkpoint else "average"])
         self.step, self.elapsed_s = checkpoint["step"], checkpoint["elapsed_s"]
         self.best_miou = checkpoint.get("best_miou", self.best_miou)
+        self.no_better = checkpoint.get("no_better", 0)
         self.row = checkpoint.get("row")
         if "phase" in checkpoint:
             self.phases.resume(checkpoint["phase"])
 
     def _say_if_longer(self) -> None:
         """Say what the learning rate does where a run goes on and has been made longer: its cosine ends later now."""
-        settings, was = self.settings, self.optimizer.param_groups[0]["lr"]
+        settings, group = self.settings, self.optimizer.param_groups[0]
+        was = group["lr"] / group.get(SCALE, 1.0)
         warmup = settings.warmup_steps or 0
         # A run in phases keeps its length.
         if settings.phases or not 0 < self.step < self.max_steps:
@@ -187,41 +195,67 @@ class Loop:
 
     def run(self) -> None:
         """Run the steps that are left, validating and saving on the way, then write the model."""
-        if self.step >= self.max_steps and self.row is None and is_complete(self.folder.model):
+        ended = self.step >= self.max_steps or self._out_of_patience()
+        if ended and self.row is None and is_complete(self.folder.model):
+            self._say_if_impatient()
             return
         self._say_if_longer()
         first = self.fabric.is_global_zero
         label = "pretrain" if isinstance(self.recipe, PretrainRecipe) else "train"
-        # purge_step hides what a killed run logged after its checkpoint; those steps are taken again.
-        writer = SummaryWriter(str(self.folder.path), purge_step=self.step + 1) if first else None
+        names = [name for name in self.settings.loggers if name != "csv"] if first else []
         done = self.step - (self.row is not None)
-        with Progress(label, self.max_steps, "step", done=done, quiet=not first) as progress:
-            stopped = not self._steps(progress, writer)
+        with (
+            Loggers(self.recipe, self.folder, self.step, names) as loggers,
+            Progress(label, self.max_steps, "step", done=done, quiet=not first) as progress,
+        ):
+            stopped = not (self._begin(progress, loggers) and self._steps(progress, loggers))
+            loggers.finished = not stopped
             if not stopped:
                 progress.end_here()  # max_minutes may have come before the last step: "2/100 step" looked unfinished
-        if writer is not None:
-            writer.close()
         if stopped:
             self._leave()
+        self._say_if_impatient()
         if first:
             self._write_model()
         self.fabric.barrier()
 
-    def _steps(self, progress: Progress, writer: SummaryWriter | None) -> bool:
+    def _say_if_impatient(self) -> None:
+        """Say why a run ended before its last step."""
+        if self._out_of_patience() and self.step < self.max_steps:
+            log.info(
+                "ended after step %d of %d: no better mIoU than %.4f in %d validation%s; --resume with a larger "
+                "train.patience goes on",
+                *(self.step, self.max_steps, self.best_miou, self.no_better, "s"[: self.no_better > 1]),
+            )
+
+    def _begin(self, progress: Progress, loggers: Loggers) -> bool:
+        """Validate before the first step where the recipe asks for it; return False if the run was told to stop."""
+        if not self.settings.validate_start or self.step or self.best_miou >= 0:
+            return True
+        scores = self._validate(progress)
+        if scores is None:
+            return False
+        if self.fabric.is_global_zero:
+            self._log(scores, loggers)
+        self._save()
+        return True
+
+    def _steps(self, progress: Progress, loggers: Loggers) -> bool:
         """Take the steps that are left; return False if the run was told to stop before, and saved for resuming."""
         passes_of_steps = self._passes()
         saved_s = time.perf_counter()
         stop = False
         # A step that was taken by the run before, which stopped instead of validating, is finished first.
-        while self.row is not None or (self.step < self.max_steps and not self._out_of_time()):
+        while self.row is not None or not self._ended():
             if self.row is None:
                 began_s = time.perf_counter()
                 with self._saved_if_data_fails():
                     passes = next(passes_of_steps)
                 self.row, stop = self._step(passes)
+                self._check_finite(self.row["loss"])
                 self.row["tiles_per_s"] = self.settings.batch / (time.perf_counter() - began_s)
             # Before the checkpoint: a run that dies while it validates takes the step and the validation again.
-            done = self.step == self.max_steps or self._out_of_time()
+            done = self._ended()
             validated = self.step % self.validate_every == 0 or done
             if validated:
                 with self._saved_if_data_fails():
@@ -230,8 +264,8 @@ class Loop:
                     self._save()
                     return False
                 self.row |= scores
-            if writer is not None:
-                self._log(self.row, writer)
+            if self.fabric.is_global_zero:
+                self._log(self.row, loggers)
             phase = f"{self.phases.name}: " if self.phases.name else ""
             progress.advance(1, f"{phase}loss {self.row['loss']:.3f}, {self.row['tiles_per_s']:.1f} tiles/s")
             self.row = None
@@ -281,8 +315,21 @@ class Loop:
         while passes := list(islice(batches, self.settings.accumulate)):
             yield passes
 
-    def _step(self, passes: list[Batch]) -> tuple[dict[str, float], bool]:
-        """Take one optimiser step on the passes of this device.
+    def trial(self, rates: Iterable[float | None]) -> Iterator[tuple[dict[str, float], float]]:
+        """Take a step for each learning rate, None for that of the schedule, without validations and checkpoints.
+
+        Yields:
+            Loss and learning rate as of the log, and the seconds that reading the samples took.
+        """
+        passes_of_steps = self._passes()
+        for lr in rates:
+            began_s = time.perf_counter()
+            passes = next(passes_of_steps)
+            reading_s = time.perf_counter() - began_s
+            yield self._step(passes, lr)[0], reading_s
+
+    def _step(self, passes: list[Batch], lr: float | None = None) -> tuple[dict[str, float], bool]:
+        """Take one optimiser step on the passes of this device, at the schedule's learning rate or another.
 
         Returns:
             Loss of the whole batch and learning rate, and whether any device was told to stop.
@@ -290,9 +337,9 @@ class Loop:
         settings, fabric, task = self.settings, self.fabric, self.task
         # A function of (seed, step, device): what stochastic depth drops does not depend on the past.
         torch.manual_seed((settings.seed * 1_000_003 + self.step) * 1009 + fabric.global_rank)
-        lr = learning_rate(*self.phases.at(self.step, self._progress(), self.optimizer.optimizer))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        scheduled = learning_rate(*self.phases.at(self.step, self._progress(), self.optimizer.optimizer))
+        lr = scheduled if lr is None else lr
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad()
         # Summed before any loss: passes with few labelled pixels must weigh less, as they would in one batch.
         normalizer = all_sum(fabric, torch.stack([task.loss_normalizer(batch) for batch in passes]).sum(0))
@@ -309,7 +356,7 @@ class Loop:
         self.step += 1
         # One sum for both: devices that left at different steps would wait for one another for ever.
         loss, stops = all_sum(fabric, torch.stack((total, total.new_tensor(self._told_to_stop())))).tolist()
-        row = {"loss": self._finite(loss), "lr": lr}
+        row = {"loss": loss, "lr": lr}
         if self.ema is not None:
             self.ema.update(self.network, self.step)
         return row, stops > 0
@@ -320,13 +367,12 @@ class Loop:
         over = minutes is not None and time.perf_counter() - self.began_s >= 60 * minutes
         return float(stop_signal() is not None or (over and self.step < self.max_steps))
 
-    def _finite(self, loss: float) -> float:
+    def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise ConfigError(
                 f"the loss became {loss} at step {self.step}; try a lower lr than {self.settings.lr}, "
                 "warmup_steps=100, or clip_norm=5"
             )
-        return loss
 
     def _validate(self, progress: Progress) -> dict[str, float] | None:
         """Validate, and keep the best weights so far in a checkpoint of their own; None if a signal cut it short."""
@@ -341,22 +387,23 @@ class Loop:
         if first:
             progress.say(f"step {self.step}: val mIoU {miou:.4f}, mF1 {scores['val_mf1']:.4f}")
         # Before the last phase parts of the network have not learned: such weights are no model.
-        if miou > self.best_miou and self.phases.last:
-            self.best_miou = miou
+        if not self.phases.last:
+            return scores
+        self.no_better += 1
+        if miou > self.best_miou:
+            self.best_miou, self.no_better = miou, 0
             if first:
                 best = {"model": self.validated_network.state_dict(), "step": self.step, "val_miou": miou}
                 self.folder.save(self.folder.best, best)
         return scores
 
-    def _log(self, row: dict[str, float], writer: SummaryWriter) -> None:
+    def _log(self, row: dict[str, float], loggers: Loggers) -> None:
         numbers = {name: f"{value:.6g}" for name, value in row.items()}
         if self.phases.name:
             numbers["phase"] = self.phases.name
         numbers |= {"epoch": f"{self.step / self.steps_per_epoch:.4f}", "elapsed_s": f"{self._elapsed_s():.1f}"}
         self.folder.write_log({"step": self.step, **numbers})
-        for name, value in row.items():
-            tag = f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"
-            writer.add_scalar(tag, value, self.step)
+        loggers.log(row, self.step)
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:
@@ -368,6 +415,7 @@ class Loop:
                 "max_steps": self.max_steps,
                 "warmup_steps": self.settings.warmup_steps,
                 "best_miou": self.best_miou,
+                "no_better": self.no_better,
                 **({} if self.row is None else {"row": self.row}),
                 **({"phase": self.phases.state} if self.phases.name else {}),
                 **({} if self.ema is None else {"ema": self.ema.module.state_dict()}),
@@ -397,6 +445,13 @@ class Loop:
             return by_steps
         by_clock = min(1.0, self._elapsed_s() / (60 * self.settings.max_minutes))
         return float(self.fabric.broadcast(max(by_steps, by_clock)))
+
+    def _ended(self) -> bool:
+        """Return whether no step is to follow; the same on every device, which scores and the clock of one decide."""
+        return self.step >= self.max_steps or self._out_of_patience() or self._out_of_time()
+
+    def _out_of_patience(self) -> bool:
+        return self.settings.patience is not None and self.no_better >= self.settings.patience
 
     def _out_of_time(self) -> bool:
         # Asked of the first device, whose clock decides: devices that stop at different steps would wait for ever.

@@ -1,29 +1,86 @@
 """Optimiser, learning-rate schedule (paper section 4.3) and running mean of the weights (EMA)."""
 
 import math
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from caswit.config import LearningConfig
+from caswit.config import LearningConfig, PretrainConfig, TrainConfig
+from caswit.nn.caswit import CASWiT
 
 _TABLES = ("relative_position_bias_table", "context_embedding")
 """Endings of the names of matrices that are added to something, as biases are."""
+_STEM = re.compile(r"(hr|context)_encoder\.patch_embed\.")
+# What halves the sides before a stage belongs to its first block, as timm counts.
+_BLOCK = re.compile(r"(hr|context)_encoder\.layers\.(?P<stage>\d+)\.(downsample|blocks\.(?P<block>\d+))\.")
+_FUSION = re.compile(r"fusion\.(?P<stage>\d+)\.")
+_NORM = re.compile(r"(hr|context)_norms\.(?P<stage>\d+)\.")
+SCALE = "lr_scale"
+"""Entry of a parameter group: the factor of its learning rate, which timm's schedulers call so too; 1 without it."""
 
 
-def make_optimizer(network: nn.Module, settings: LearningConfig) -> torch.optim.Optimizer:
-    """Return the optimiser; biases, norms, gates, embeddings and position biases do not decay, as Swin is trained."""
+def make_optimizer(network: nn.Module, settings: TrainConfig | PretrainConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of all weights that require a gradient.
+
+    Biases, norms, gates, embeddings and position biases do not decay, as Swin is trained. With ``layer_decay`` there is
+    a group for each learning rate, of which ``set_learning_rate`` knows.
+    """
     tables = [name for name, _ in network.named_parameters() if name.endswith(_TABLES)]
     # timm makes one group only where the decay is 0. A checkpoint of the optimiser numbers the parameters by group,
     # so there are always both, the decayed ones first.
     groups = param_groups_weight_decay(network, weight_decay=1.0, no_weight_decay_list=tables)
     groups = [{**group, "weight_decay": settings.weight_decay * group["weight_decay"]} for group in reversed(groups)]
+    if settings.layer_decay is not None:
+        assert isinstance(network, CASWiT), type(network)  # the recipe refuses others
+        groups = _split(groups, network, layer_scales(network, settings.layer_decay))
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give each group of parameters its share of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(SCALE, 1.0)
+
+
+def layer_scales(network: CASWiT, decay: float) -> dict[str, float]:
+    """Return the factor of the learning rate of every parameter by name (BEiT, Bao et al. 2022, section 3.2).
+
+    Layers are the stem, the blocks of an encoder one by one, and all that follows; each learns ``decay`` times as fast
+    as the next. Equal to timm's ``param_groups_layer_decay`` for a Swin, whose classifier is the decoder here and whose
+    norm is in the layer of the block before it. Both encoders are counted alike; fusion, and the norms of other stages,
+    are in the layer of the last block before them (our choice).
+    """
+    depths = [len(stage.blocks) for stage in network.hr_encoder.layers]  # type: ignore[arg-type]
+
+    def layer(name: str) -> int:
+        if block := _BLOCK.match(name):
+            return 1 + sum(depths[: int(block["stage"])]) + int(block["block"] or 0)
+        if fusion := _FUSION.match(name):
+            return sum(depths[: int(fusion["stage"])])
+        if norm := _NORM.match(name):
+            return sum(depths[: int(norm["stage"]) + 1])
+        return 0 if _STEM.match(name) else 1 + sum(depths)
+
+    return {name: decay ** (1 + sum(depths) - layer(name)) for name, _ in network.named_parameters()}
+
+
+def _split(groups: list[dict[str, Any]], network: nn.Module, scales: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return a group for each factor of the learning rate out of every group, in the order of the network."""
+    scale_of = {parameter: scales[name] for name, parameter in network.named_parameters()}
+    found = []
+    for group in groups:
+        for scale in dict.fromkeys(scale_of[parameter] for parameter in group["params"]):
+            some = [parameter for parameter in group["params"] if scale_of[parameter] == scale]
+            found.append({**group, "params": some, SCALE: scale})
+    return found
 
 
 def learning_rate(settings: LearningConfig, step: int, progress: float) -> float:

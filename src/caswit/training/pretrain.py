@@ -21,6 +21,7 @@ from caswit.inference.devices import uses_bf16
 from caswit.nn.caswit import CASWiT
 from caswit.nn.simmim import SimMIM, masked_l1_sum, pixel_mask, random_cells
 from caswit.training.fabric import launch, repeatable
+from caswit.training.loggers import check_loggers
 from caswit.training.loop import Batch, fit, length, load_data
 from caswit.training.reconstruct import Reconstructor, sheet
 from caswit.training.run_folder import LOOP_COLUMNS, RunFolder
@@ -44,6 +45,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, resume: bool = False) -> Path
         CaswitError: The recipe, the data or the folder cannot be used.
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
+    check_loggers(recipe.train.loggers)
     dataset = load_data(recipe)
     scenes = _scenes(recipe, dataset)
     check_scenes(dataset, scenes)

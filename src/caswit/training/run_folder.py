@@ -18,9 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from caswit.config import PretrainRecipe, Recipe
 from caswit.config.renamed import with_new_names
@@ -48,7 +50,7 @@ _ANOTHER = "the run cannot go on from it; give another --out"
 # A run may continue on another machine, or be given more time. The batch must stay, however it is shared out.
 FREE_TO_CHANGE = {
     *("workers", "pictures", "save_every_s", "max_minutes", "stop_minutes"),
-    *("accelerator", "devices", "accumulate"),
+    *("accelerator", "devices", "accumulate", "patience", "loggers"),
 }
 """Settings that may differ between a run and its continuation."""
 _MOST_NAMED = 4
@@ -65,6 +67,8 @@ class Checkpoint(TypedDict):
     step: int
     elapsed_s: float
     best_miou: NotRequired[float]
+    no_better: NotRequired[int]
+    """Validations since the best one, which earlier versions did not count."""
     ema: NotRequired[dict[str, torch.Tensor]]
     average: NotRequired[dict[str, torch.Tensor]]
     """Name of ``ema`` in version 0.1.0."""
@@ -109,6 +113,7 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
         self.pictures = path / "pictures"
+        self.counts = path / "label_counts.npy"
         self.model = path / "model"
 
     def check(self, recipe: AnyRecipe, *, resume: bool, longer: bool = True) -> None:
@@ -159,7 +164,7 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """Return the settings of the folder's run by section.name; none where its recipe cannot be read."""
         try:
-            return _flat(checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe)))
+            return flat_settings(checked(dict[str, Any], read_yaml(self.recipe), str(self.recipe)))
         except CaswitError:
             return {}
 
@@ -225,8 +230,22 @@ class RunFolder:
             checkpoint = checked(Checkpoint, torch_load(self.last), str(self.last), _ANOTHER)
             if checkpoint["step"] < 0:
                 raise DataError(f"{self.last}: step must be 0 or more, got {checkpoint['step']}; {_ANOTHER}")
-        self._cut_log(0 if checkpoint is None else checkpoint["step"])
+        # Step 0 is a validation before the first step.
+        self._cut_log(-1 if checkpoint is None else checkpoint["step"])
         return checkpoint
+
+    def label_counts(self, shape: tuple[int, int]) -> NDArray[np.int64] | None:
+        """Return the counts of training labels that the run began with; None where there are none of this shape."""
+        try:
+            counts = np.load(self.counts)
+        except (OSError, ValueError, EOFError):
+            return None
+        return counts if counts.shape == shape and counts.dtype == np.int64 else None
+
+    def save_label_counts(self, counts: NDArray[np.int64]) -> None:
+        """Keep the counts of training labels for the resumed run."""
+        with atomic_path(self.counts) as partial, partial.open("wb") as file:
+            np.save(file, counts)
 
     def save(self, file: Path, checkpoint: Mapping[str, Any]) -> None:
         """Write a checkpoint under its final name only when it is complete."""
@@ -277,7 +296,7 @@ def _words(differences: Sequence[tuple[str, Any, Any]]) -> str:
 def _differences(before: dict[str, Any], recipe: AnyRecipe) -> Iterator[tuple[str, Any, Any]]:
     """Yield the settings that matter and differ: name, value before, value now."""
     old = _settings_of(before, recipe)
-    for name, value in _flat(_plain(asdict(recipe))).items():
+    for name, value in flat_settings(_plain(asdict(recipe))).items():
         # In version 0.1.0 a pretraining took 0 for what is null now; the checkpoint knows how long its warm-up was.
         unsaid = name == "train.warmup_steps" and not value and not old[name]
         if old[name] != value and not unsaid and name.rpartition(".")[2] not in FREE_TO_CHANGE:
@@ -288,10 +307,10 @@ def _settings_of(before: dict[str, Any], recipe: AnyRecipe) -> dict[str, Any]:
     """Return all settings of a run folder's recipe by section.name."""
     # A setting that is missing was not known to the version that wrote the folder, which did what is now the default.
     defaults = type(recipe)(data=type(recipe.data)(dataset=""))  # type: ignore[arg-type]
-    return _flat(_plain(asdict(defaults))) | _flat(before)
+    return flat_settings(_plain(asdict(defaults))) | flat_settings(before)
 
 
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+def flat_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return settings by section.name; ``init`` is one value."""
     flat: dict[str, Any] = {}
     for section, settings in recipe.items():

@@ -2,10 +2,12 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
@@ -14,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from caswit.config import Recipe, TrainConfig
 from caswit.data.dataset import Dataset
+from caswit.data.label_counts import TileCounts, count_labels, median_frequencies
 from caswit.data.reader import check_scenes, ground_size_m, open_dataset_scene
 from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
@@ -27,12 +30,13 @@ from caswit.inference.devices import uses_bf16
 from caswit.inference.predictor import Predictor
 from caswit.nn.baselines.parts import BatchNorm
 from caswit.nn.caswit import CASWiT
-from caswit.nn.losses import loss_normalizer, supervised_loss
+from caswit.nn.losses import named_losses, supervised_loss
 from caswit.nn.network import Network
 from caswit.raster.ground import Degrees, together
 from caswit.raster.windows import Tile
-from caswit.training.fabric import all_sum, launch, repeatable, stop_signal
-from caswit.training.loop import Batch, fit, load_data
+from caswit.training.fabric import all_sum, launch, one_device, repeatable, stop_signal
+from caswit.training.loggers import check_loggers
+from caswit.training.loop import Batch, Loop, fit, load_data
 from caswit.training.phases import check_phases
 from caswit.training.run_folder import COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
@@ -40,8 +44,11 @@ from caswit.weights.initialize import start_from
 from caswit.weights.model_folder import ModelInfo, build, save_model
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _CONFIDENCE_TILES = 100
 """Tiles over which the confidence of a finished model is averaged."""
+_COUNTED_TILES = 5000
+"""Training tiles whose labels are counted for class weights, spread over all."""
 _MOST_SCENES = 500
 """Scenes whose places are looked up."""
 
@@ -61,6 +68,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
         CaswitError: The recipe, the data or the folder cannot be used.
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
+    check_loggers(recipe.train.loggers)
     dataset = load_data(recipe)
     _check(recipe, dataset)
     # Only a training in phases has a column that says in which a step is.
@@ -69,6 +77,23 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
         task = SupervisedTask(fabric, recipe, dataset, folder)
         fit(fabric, recipe, folder, task, _network(recipe, task.info, new=not folder.last.exists()))
     return folder.model
+
+
+@contextmanager
+def trial(recipe: Recipe) -> Iterator[tuple[Loop, "SupervisedTask"]]:
+    """Set up a training on one device as ``train`` does, to take some of its steps with ``Loop.trial``.
+
+    What it writes goes into a folder that is removed at the end.
+
+    Raises:
+        CaswitError: The recipe or the data cannot be used.
+    """
+    dataset = load_data(recipe)
+    _check(recipe, dataset)
+    with TemporaryDirectory() as scratch, one_device(recipe) as fabric, repeatable(recipe.train, fabric.device):
+        folder = RunFolder(Path(scratch))
+        task = SupervisedTask(fabric, recipe, dataset, folder)
+        yield Loop(fabric, recipe, folder, task, _network(recipe, task.info, new=True)), task
 
 
 class SupervisedTask:
@@ -85,29 +110,79 @@ class SupervisedTask:
         self.fabric, self.recipe, self.dataset, self.folder = fabric, recipe, dataset, folder
         settings = recipe.train
         self.samples = TrainingSamples(
-            dataset, recipe.data, recipe.tile, recipe.augment, seed=settings.seed, context=recipe.model.reads_context
+            dataset, recipe.data, recipe.crop, recipe.augment, seed=settings.seed, context=recipe.model.reads_context
         )
         self.validation_scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
         self.validation_sample = _validation_sample(recipe, dataset, self.validation_scenes)
         self.info = _info(recipe, dataset)
         self.named_absent = False
-        weights = settings.class_weights
-        self.class_weights = None if weights is None else torch.tensor(weights, device=fabric.device)
+        weights = self._class_weights()
+        self.losses = named_losses(
+            settings.losses,
+            weights=None if weights is None else torch.tensor(weights, device=fabric.device),
+            label_smoothing=settings.label_smoothing,
+            focal_gamma=settings.focal_gamma,
+            ohem_share=settings.ohem_share,
+        )
+
+    def _class_weights(self) -> tuple[float, ...] | None:
+        """Return the weights of the classes; count the training labels where they or the samples follow from them."""
+        weights, names = self.recipe.train.class_weights, self.dataset.classes.names
+        balanced, auto = self.recipe.data.sampling == "balanced", weights == "auto"
+        if not (balanced or auto):
+            return weights  # type: ignore[return-value]
+        counts = self._label_counts(None if balanced else _COUNTED_TILES)
+        missing = ", ".join(name for name, pixels in zip(names, counts.sum(0), strict=True) if not pixels)
+        if not counts.any():
+            raise DataError(f"{self.dataset.path}: the tiles of split {self.recipe.data.train_split} have no label")
+        if missing:
+            log.info("not in the training labels: %s", missing)
+        if balanced:
+            self.samples.balance(counts)
+        if not auto:
+            return weights  # type: ignore[return-value]
+        found = median_frequencies(counts)
+        said = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, found, strict=True))
+        log.info("class weights by median frequency in %d tiles: %s", len(counts), said)
+        return found
+
+    def _label_counts(self, most: int | None) -> TileCounts:
+        """Return the pixels of each class in all tiles of the training grid, or in ``most`` spread over it."""
+        # The first process counts, once: a resumed run takes what its folder has, and so draws the same tiles.
+        tiles = self.samples.grid if most is None else _spread(self.samples.grid, most)
+        counts: TileCounts | None = None
+        if self.fabric.is_global_zero:
+            counts = self.folder.label_counts((len(tiles), len(self.dataset.classes)))
+            if counts is None:
+                counts = count_labels(self.dataset, self.samples.scenes, tiles)
+                self.folder.save_label_counts(counts)
+        sent: Any = counts
+        found: TileCounts = self.fabric.broadcast(sent)
+        return found
 
     def loss_normalizer(self, batch: Batch) -> Tensor:
-        """Return (2,) labelled pixels, or their summed weights, of tile and context labels; (1 + N,) of N contexts."""
+        """Return the divisors of each loss for tile and context labels, one loss after the other.
+
+        Of one loss these are 2, and 1 + N with N contexts: of cross-entropy the labelled pixels, or their weights.
+        """
         around = batch["context_label"]
         labels = (batch["label"], *(around.unbind(1) if around.ndim == 4 else (around,)))
-        return torch.stack([loss_normalizer(label, self.class_weights) for label in labels])
+        return torch.stack([loss.divisor(label) for _, loss in self.losses for label in labels])
 
     def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
-        """Return the cross-entropy of both heads (paper section 3.4), or the loss of a network that has its own."""
+        """Return the loss of both heads (paper section 3.4), a sum of several, or the own one of a network."""
         # Batches have the same fields for every network; without a context branch that of the context is empty.
         images = batch["tile"], batch["context"] if batch["context"].numel() else None
         logits = model(*images, batch["label"]) if self.recipe.model.has_own_loss else model(*images)
-        normalizers = normalizer[0], normalizer[1] if len(normalizer) == 2 else normalizer[1:]
         labels, alpha = (batch["label"], batch["context_label"]), self.recipe.train.alpha
-        return supervised_loss(logits, labels, normalizers, alpha=alpha, weights=self.class_weights)
+        total: Tensor | None = None
+        for (share, loss), divisors in zip(self.losses, normalizer.view(len(self.losses), -1), strict=True):
+            divided = divisors[0], divisors[1] if len(divisors) == 2 else divisors[1:]
+            part = supervised_loss(logits, labels, divided, alpha=alpha, loss=loss)
+            part = part if share == 1 else share * part
+            total = part if total is None else total + part
+        assert total is not None
+        return total
 
     def validate(self, network: Network, step: int) -> dict[str, float]:
         """Score the validation split and draw some of its tiles; nothing where the recipe names no such split."""
@@ -141,11 +216,12 @@ class SupervisedTask:
 
     def _predictor(self, network: Network) -> Predictor:
         settings, device = self.recipe.train, self.fabric.device
+        smaller = min(1.0, self.recipe.crop.tile_px / self.recipe.tile.tile_px)
         return Predictor(
             network.eval(),
             context_factor=self.recipe.tile.context_factor,
             # The size of a training pass, which is known to fit into memory.
-            batch=settings.batch // (settings.accumulate * settings.devices),
+            batch=max(1, round(settings.batch // (settings.accumulate * settings.devices) * smaller**2)),
             device=device,
             bf16=uses_bf16(settings.precision, device),
         )
@@ -225,13 +301,17 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
         network.load_state_dict(build(info, pretrained=True).state_dict())
     if new and recipe.start is not None:
         assert isinstance(network, CASWiT), recipe.model.arch  # the recipe refuses others
-        start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px)
+        start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px, info.classes.names)
+    if recipe.train.frozen_stages:
+        assert isinstance(network, CASWiT), recipe.model.arch
+        network.freeze(recipe.train.frozen_stages)
     return network
 
 
 def _check(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse what would fail only after a while."""
     _check_weights(recipe.train, dataset)
+    named_losses(recipe.train.losses)  # says what is not installed before anything is written
     check_phases(recipe)
     for split in (recipe.data.train_split, recipe.data.val_split):
         check_scenes(dataset, dataset.split(split) if split else ())
@@ -252,7 +332,7 @@ def _check_tiles_per_pass(recipe: Recipe) -> None:
 
 def _check_weights(settings: TrainConfig, dataset: Dataset) -> None:
     weights = settings.class_weights
-    if weights is not None and len(weights) != len(dataset.classes):
+    if weights not in (None, "auto") and len(weights) != len(dataset.classes):
         raise ConfigError(
             f"class_weights must have one weight for each of the {len(dataset.classes)} classes "
             f"({', '.join(dataset.classes.names)}), got {len(weights)}"
@@ -278,7 +358,7 @@ def _validation_sample(recipe: Recipe, dataset: Dataset, scenes: Sequence[Scene]
     return None if count >= len(tiles) else _spread(tiles, count)
 
 
-def _spread(tiles: list[tuple[Scene, Tile]], count: int) -> list[tuple[Scene, Tile]]:
+def _spread(tiles: list[T], count: int) -> list[T]:
     """Return at most ``count`` tiles, evenly spread."""
     return tiles if count >= len(tiles) else [tiles[i * len(tiles) // count] for i in range(count)]
 

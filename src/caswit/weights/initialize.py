@@ -15,6 +15,7 @@ from caswit.nn.caswit import SIZES, CASWiT
 from caswit.nn.swin import PATCH_PX
 from caswit.weights import convert
 from caswit.weights.convert import State, find_weights, read_weights
+from caswit.weights.model_folder import CONFIG, ModelInfo, read_info
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ _BRANCHES = {
     "decoder.": ("decoder.", "context_decoder."),
 }
 _ENCODERS = ("hr_encoder.", "context_encoder.")
+_LAST = ("decoder.classify.", "context_decoder.classify.")
+"""Beginnings of the names of last layers, which have a row for each class."""
 _LISTED = 12
 """Number of names that a line of the report lists."""
 
@@ -60,7 +63,9 @@ class Fit(NamedTuple):
         return taken / max(1, taken + missing)
 
 
-def start_from(network: CASWiT, start: InitConfig, size: Size, tile_px: int | None = None) -> Fit:
+def start_from(
+    network: CASWiT, start: InitConfig, size: Size, tile_px: int | None = None, classes: tuple[str, ...] = ()
+) -> Fit:
     """Load the weights that a recipe names into a network, and log what matched, was missing or was left over.
 
     Args:
@@ -68,6 +73,8 @@ def start_from(network: CASWiT, start: InitConfig, size: Size, tile_px: int | No
         start: Settings: where the weights are and whose names they have.
         size: Size of the network.
         tile_px: Side of its tiles; warn where the library of the weights computes something else for such tiles.
+        classes: Names of its classes. The last layer of a decoder of ours is taken class by class: what has the same
+            name in both goes on, all others start at random.
 
     Raises:
         CaswitError: The weights cannot be read, or too little of the encoders is among them.
@@ -76,12 +83,18 @@ def start_from(network: CASWiT, start: InitConfig, size: Size, tile_px: int | No
     state = {_with_beginning(name, start): x for name, x in state.items()}
     ours = network.state_dict()
     placed = _placed(_TRANSLATE[start.source](state) if start.source in _TRANSLATE else state, start, set(ours))
+    theirs_classes = _classes(start) if classes and start.decoder else ()
+    if theirs_classes:
+        log.info("%s", _matched(classes, theirs_classes))
     new: State = {}
     resized = []
     for name, theirs in placed.items():
         # Decoders are taken only on request: those for other classes fit too, in all but the last layer.
         wanted = name in ours and (start.decoder or not name.startswith(("decoder.", "context_decoder.")))
-        fitted = _fitted(name, theirs, ours[name]) if wanted else None
+        if wanted and theirs_classes and name.startswith(_LAST):
+            fitted = _by_class(theirs, ours[name], classes, theirs_classes)
+        else:
+            fitted = _fitted(name, theirs, ours[name]) if wanted else None
         if fitted is not None:
             new[name] = fitted
             if theirs.shape != fitted.shape:
@@ -222,6 +235,38 @@ def _fitted(name: str, theirs: Tensor, ours: Tensor) -> Tensor | None:
     window = (math.isqrt(len(ours)) + 1) // 2
     resized: Tensor = resize_rel_pos_bias_table_simple(theirs, (window, window), ours.shape)
     return resized
+
+
+def _classes(start: InitConfig) -> tuple[str, ...]:
+    """Return the names of the classes of a trained model of ours; none where they are not known."""
+    if start.source != "caswit" or start.path is None:
+        return ()
+    folder = find_weights(start.path).parent
+    info = read_info(folder) if (folder / CONFIG).is_file() else None
+    return info.classes.names if isinstance(info, ModelInfo) else ()
+
+
+def _by_class(theirs: Tensor, ours: Tensor, names: tuple[str, ...], their_names: tuple[str, ...]) -> Tensor | None:
+    """Return a last layer (K, ...) whose rows of classes that both have are theirs; None if there are none."""
+    rows = {name.casefold(): row for row, name in enumerate(their_names)}
+    if len(theirs) != len(their_names) or theirs.shape[1:] != ours.shape[1:] or len(ours) != len(names):
+        return _fitted("", theirs, ours)
+    both = [(k, rows[name.casefold()]) for k, name in enumerate(names) if name.casefold() in rows]
+    if not both:
+        return None
+    fitted = ours.clone()
+    to, where = map(list, zip(*both, strict=True))
+    fitted[to] = theirs[where].to(ours.dtype)
+    return fitted
+
+
+def _matched(classes: tuple[str, ...], theirs: tuple[str, ...]) -> str:
+    """Say which classes a model has already."""
+    known = {name.casefold() for name in theirs}
+    same = [name for name in classes if name.casefold() in known]
+    new = [name for name in classes if name.casefold() not in known]
+    parts = [f"classes as in the model: {', '.join(same)}"] if same else ["no class has the name of one of the model"]
+    return "init: " + "; ".join([*parts, *([f"new: {', '.join(new)}"] if new else [])])
 
 
 def _refusal(fit: Fit, where: str, start: InitConfig, size: Size, placed: State) -> str:

@@ -121,11 +121,16 @@ class LazyWeights(Mapping[str, Tensor]):
 
 def all_finite(values: Tensor) -> bool:
     """Return whether no value is NaN or infinite."""
-    if not values.is_floating_point() or not values.numel():
-        return True
+    return not values.is_floating_point() or bool(finite_numbers(values))
+
+
+def finite_numbers(values: Tensor) -> Tensor:
+    """Return whether no floating-point value is NaN or infinite, on its device: () bool."""
+    if not values.numel():
+        return torch.ones((), dtype=torch.bool, device=values.device)
     # NaN is handed on; unlike isfinite() of every value, this takes no memory.
     low, high = values.aminmax()
-    return bool(low.isfinite() & high.isfinite())
+    return low.isfinite() & high.isfinite()
 
 
 class _Unfilled(TorchFunctionMode):

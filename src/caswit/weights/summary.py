@@ -123,7 +123,9 @@ def _page(
     yield f"normalisation  mean {_numbers(info.model.mean)}, std {_numbers(info.model.std)}"
     if isinstance(info, ModelInfo):
         yield f"classes        {len(info.classes)}"
-        yield from (f"  {c.id:>3}  {c.color}  {c.name}" for c in info.classes.predicted)
+        for c in info.classes.predicted:
+            also = f" (in labels also {numbers(c.more_ids)})" if c.more_ids else ""
+            yield f"  {c.id:>3}  {c.color}  {c.name}{also}"
     else:
         yield "classes        none: it reconstructs images; training starts from it with init"
         mask = info.mask

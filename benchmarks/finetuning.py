@@ -1,0 +1,138 @@
+"""Whether caswit finetune improves a model of the zoo: two tiles of its own kind, half of each held out.
+
+python benchmarks/finetuning.py caswit-nano-buildings --out DIR [--seeds 0 1] [--tile_px 512]
+
+A seed draws two tiles (of that many pixels of the model's ground size) out of a labelled scene that the model was not
+trained on; of each, the left half is learned and the right half is scored, before and after, with the whole tile as its
+context. ``finetune`` never sees the right halves: what it validates on is cut from the left ones. A seed that is
+finished is not trained again.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import yaml
+from rasterio.windows import Window
+
+from caswit.cli.main import main as caswit
+from caswit.config import EvaluateConfig
+from caswit.evaluation.run import evaluate
+from caswit.weights.model_folder import load_model
+
+SCENES = {
+    "caswit-nano-buildings": ("banepa/south.tif", "banepa/south_label.tif", 0.132),
+    "caswit-nano-dubai": ("dubai/tile2.tif", "dubai/tile2_label.tif", 1.0),
+}
+"""By model: a labelled scene in $CASWIT_DATA that it was not trained on, and the ground size of its pixels."""
+_ELSEWHERE = 255
+"""Label of what is not scored."""
+_LEAST = 0.02
+"""Share of a half that its second class has at least: a half of one class has nothing to improve."""
+
+
+def main() -> None:
+    """Run what is missing and print a line for each seed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=SCENES)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--tile_px", type=int, default=512)
+    options = parser.parse_args()
+    sys.stdout.write(
+        "| model | seed | mIoU before | after | IoU before | after | CPU s |\n|---|---|---|---|---|---|---|\n"
+    )
+    for seed in options.seeds:
+        folder = options.out / f"{options.model}-s{seed}"
+        found = folder / "scores.json"
+        if not found.exists():
+            found.write_text(json.dumps(run(options.model, folder, seed, options.tile_px)))
+        s: dict[str, Any] = json.loads(found.read_text())
+        each = [" ".join(f"{name} {iou:.3f}" for name, iou in s[which]["iou"].items()) for which in ("before", "after")]
+        miou = f"{s['before']['miou']:.4f} | {s['after']['miou']:.4f}"
+        sys.stdout.write(f"| {options.model} | {seed} | {miou} | {each[0]} | {each[1]} | {s['cpu_s']:.0f} |\n")
+
+
+def run(model: str, folder: Path, seed: int, tile_px: int) -> dict[str, Any]:
+    """Cut the tiles, fine-tune, and score the right halves before and after."""
+    dataset, held_out = cut(model, folder, seed, tile_px)
+    began_s = time.process_time()
+    caswit(["finetune", model, str(dataset), "--out", str(folder / "run"), "--seed", str(seed)])
+    cpu_s = time.process_time() - began_s
+    scores = {"before": score(model, held_out), "after": score(str(folder / "run" / "model"), held_out)}
+    return {**scores, "cpu_s": cpu_s}
+
+
+def score(model: str, dataset: Path) -> dict[str, Any]:
+    """Score a model on the held-out halves; classes that are not in their truth are left out."""
+    evaluation = evaluate(Path(model), dataset, None, split="test", settings=EvaluateConfig(batch=1))
+    there = evaluation.counts.confusion.sum(1) > 0
+    named = zip(evaluation.class_names, evaluation.scores.iou, there, strict=True)
+    iou = {name: float(value) for name, value, is_there in named if is_there}
+    return {"miou": float(np.mean(list(iou.values()))), "iou": iou}
+
+
+def cut(model: str, folder: Path, seed: int, tile_px: int) -> tuple[Path, Path]:
+    """Write the left halves of two tiles as one dataset, and their right halves, in the whole tiles, as another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image, label, gsd_m = SCENES[model]
+    data = Path(os.environ["CASWIT_DATA"])
+    info = load_model(model).info
+    side = round(tile_px * (info.tile.read_gsd_m or gsd_m) / gsd_m)
+    classes = [c for c in info.classes.to_dicts() if c["id"] != _ELSEWHERE]
+    classes.append({"id": _ELSEWHERE, "name": "elsewhere", "color": "#000000", "ignore": True})
+    train, test = [], []
+    with rasterio.open(data / image) as pixels, rasterio.open(data / label) as labels:
+        for number, (row, col) in enumerate(places(labels.read(1), side, seed)):
+            window = Window(col, row, side, side)
+            tile, ids = pixels.read([1, 2, 3], window=window), labels.read(1, window=window)
+            where = {"crs": pixels.crs, "transform": pixels.window_transform(window)} if pixels.crs else {}
+            half = side // 2
+            write(folder / f"learned{number}.tif", tile[:, :, :half], where)
+            write(folder / f"learned{number}_label.tif", ids[None, :, :half], where)
+            ids[:, :half] = _ELSEWHERE
+            write(folder / f"scored{number}.tif", tile, where)
+            write(folder / f"scored{number}_label.tif", ids[None], where)
+            train.append({"image": f"learned{number}.tif", "label": f"learned{number}_label.tif", "split": "train"})
+            test.append({"image": f"scored{number}.tif", "label": f"scored{number}_label.tif", "split": "test"})
+    files = []
+    for name, scenes in (("learned", train), ("scored", test)):
+        files.append(folder / f"{name}.yaml")
+        files[-1].write_text(yaml.safe_dump({"name": name, "classes": classes, "scenes": scenes}, sort_keys=False))
+    return files[0], files[1]
+
+
+def places(labels: np.ndarray, side: int, seed: int) -> list[tuple[int, int]]:
+    """Draw (row, col) of two tiles that do not overlap, with two classes in each half."""
+    rng = np.random.default_rng(seed)
+    found: list[tuple[int, int]] = []
+    while len(found) < 2:
+        row, col = (int(rng.integers(length - side + 1)) for length in labels.shape)
+        apart = all(abs(row - r) >= side or abs(col - c) >= side for r, c in found)
+        tile = labels[row : row + side, col : col + side]
+        if apart and all(_varied(half) for half in np.array_split(tile, 2, axis=1)):
+            found.append((row, col))
+    return found
+
+
+def _varied(labels: np.ndarray) -> bool:
+    counts = np.sort(np.unique(labels, return_counts=True)[1])
+    return bool(len(counts) > 1 and counts[-2] >= _LEAST * labels.size)
+
+
+def write(file: Path, pixels: np.ndarray, where: dict[str, Any]) -> None:
+    """Write (bands, H, W) as a GeoTIFF."""
+    count, height, width = pixels.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": pixels.dtype}
+    with rasterio.open(file, "w", driver="GTiff", **shape, **where) as to:
+        to.write(pixels)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Choose how to fine-tune a model on a dataset, without a recipe: crop, rate, steps and validation part by the data.
+
+Each choice has a sentence that says why. The recipe that comes out is all there is to the run: ``caswit train`` repeats
+it. Rules of thumb, measured on small scenes (docs/log.md).
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from caswit.config import FinetuneConfig
+from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.reader import open_dataset_scene
+from caswit.errors import ConfigError, one_line
+from caswit.files import expand_path
+from caswit.training.fine_tuning import LARGE, SMALL, UNTRAINED, described
+from caswit.training.run_folder import RunFolder, read_log
+from caswit.weights.inherited import folder_of_start
+from caswit.weights.model_folder import ModelInfo, PretrainedInfo, load_model, read_info
+
+RECIPE = "finetune.yaml"
+"""Name of the recipe in the run folder."""
+_LONGEST = 2000
+"""Characters of a comment in the recipe."""
+_COARSE = 3.0
+"""Times the model's ground size from which on images are read as they are: enlarged, they would be mostly guessed."""
+_CROP_SIDES = (384, 256, 192, 128, 96, 64)
+"""Sides of crops: multiples of 32, the side of a token of the last stage."""
+_CROPS = 4
+"""Crops that at least fit into the data, unless they are as small as can be."""
+_PASSES, _LEAST_STEPS = 60, 60
+"""Times that the data are seen, and the least number of steps."""
+_FEW_SCENES = 5
+"""Scenes below which each gives a part of itself for validation."""
+_FEW_CROPS = 32
+"""Crops that data fill, below which they are few: at the usual rate the weights soon know them by heart."""
+_LAYER_DECAY = 0.8
+_MOST_SCENES = 100
+"""Scenes whose sizes are looked up."""
+
+
+class Choice(NamedTuple):
+    """A recipe, and what was chosen for it."""
+
+    recipe: str
+    """As YAML text."""
+    lines: list[str]
+    """What was picked and why, a line for each choice."""
+
+
+class _Data(NamedTuple):
+    """What the choices depend on, in pixels that are read."""
+
+    scenes: int
+    pixels: int
+    """Of the training scenes."""
+    shortest_px: int
+    """Shorter side of the smallest scene."""
+    validates: bool
+    """There is a split ``val`` with labels."""
+    read_gsd_m: float | None
+    why: str
+    """Of ``read_gsd_m``."""
+
+
+def first_line(model: str, dataset: str, settings: FinetuneConfig) -> str:
+    """Return the first line of the recipe: by it the same command finds its run again."""
+    given = {"steps": settings.steps, "minutes": settings.minutes, "seed": settings.seed}
+    options = [f"--{name} {value}" for name, value in given.items() if value is not None]
+    return one_line(" ".join(("# caswit finetune", model, dataset, *options)), _LONGEST)
+
+
+def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> Choice:
+    """Choose crop, rate, steps and validation part by the data.
+
+    Args:
+        model: Model or run folder, trained or pretrained, hf:owner/name, or a name of the zoo.
+        dataset: A dataset.yaml with labels in its split ``train``.
+        settings: What is not to be chosen.
+
+    Raises:
+        CaswitError: The model or the dataset cannot be used.
+    """
+    settings = settings or FinetuneConfig()
+    info = read_info(folder_of_start(model))
+    if info.model.arch != "caswit":
+        raise ConfigError(f"{model}: fine-tuning is for networks of arch caswit, got {info.model.arch}; train it anew")
+    table = load_dataset(dataset)
+    data = _look(table, info)
+    usual = SMALL if info.model.size in ("pico", "nano") else LARGE
+    hold_out = 0.0 if data.validates else 0.25 if data.scenes < _FEW_SCENES else 0.2
+    crop_px = _crop_px(data, min(usual.tile_px, info.tile.tile_px), info.tile.step_px, hold_out)
+    tiles = data.pixels * (1 - hold_out) / crop_px**2
+    steps = settings.steps or round(min(max(_PASSES * tiles / usual.batch, _LEAST_STEPS), usual.max_steps))
+    known, new = _classes(info, table)
+    trained = isinstance(info, ModelInfo)
+    few = tiles < _FEW_CROPS
+    lr = (usual.lr / 3 if few else usual.lr) if trained else UNTRAINED * usual.lr
+    sections: dict[str, dict[str, object]] = {
+        "data": {
+            "dataset": str(expand_path(dataset).resolve()),
+            "val_split": "held_out" if hold_out else "val",
+            **({"hold_out": hold_out} if hold_out else {}),
+            "sampling": "random",
+            "crop_px": crop_px,
+        },
+        "tile": {"tile_px": info.tile.tile_px, "read_gsd_m": data.read_gsd_m},
+        "augment": {"spatial": True, "brightness": 0.1, "contrast": 0.2, "gamma": 0.2},
+        "train": {
+            "seed": settings.seed,
+            "batch": usual.batch,
+            **({"accumulate": usual.accumulate} if usual.accumulate > 1 else {}),
+            "max_steps": steps,
+            **({"max_minutes": settings.minutes} if settings.minutes is not None else {}),
+            "val_every_steps": max(1, -(-steps // 4)),
+            "validate_start": trained and not new,
+            "keep": "best",
+            "lr": lr,
+            "min_lr": lr / 30,
+            "warmup_steps": min(usual.warmup_steps, max(1, steps // 10)),
+            "layer_decay": _LAYER_DECAY,
+            "weight_decay": usual.weight_decay,
+            "clip_norm": 5.0,
+            "alpha": 0.0,
+            "accelerator": settings.accelerator,
+        },
+        "init": {"path": _absolute(model), **({"decoder": True} if trained else {})},
+    }
+    lines = [
+        f"model:      {model}: {described(info.model)}; {_said_of_classes(info, known, new)}",
+        f"data:       {data.scenes} scene{'s' * (data.scenes != 1)} to learn from, {data.pixels / 1e6:.2f} Mpx "
+        f"{data.why}",
+        f"validation: {_said_of_validation(data, hold_out)}",
+        f"crop:       {crop_px} px, {_said_of_crop(data, crop_px, usual.tile_px)}; maps keep tiles of "
+        f"{info.tile.tile_px} px",
+        f"rate:       {lr:.0e} for the decoder, {_said_of_rate(trained, few, tiles)}; {_LAYER_DECAY} times as much for "
+        "each block of the encoders before it",
+        f"steps:      {steps} of {usual.batch} crops, {_said_of_steps(settings, tiles, steps, usual.batch)}",
+    ]
+    head = [first_line(model, dataset, settings), *(f"# {one_line(line, _LONGEST)}" for line in lines)]
+    text = "".join(f"{line}\n" for line in head) + "".join(_section(*each) for each in sections.items())
+    return Choice(text, lines)
+
+
+def result(out: Path) -> list[str]:
+    """Return lines that say what a finished run has come to: its scores at the start and at the end, and which stay."""
+    run = RunFolder(out)
+    rows = [(int(row["step"]), float(row["val_miou"])) for row in read_log(run.log) if row.get("val_miou")]
+    kept = int(load_model(run.model).info.provenance["step"])
+    if not rows:
+        return [f"validation: none; the weights of step {kept} are kept"]
+    (first, start), (last, end) = rows[0], rows[-1]
+    best = dict(rows).get(kept, end)
+    if first > 0:
+        which = "kept" if kept == last else f"{best:.4f} after {kept} is kept"
+        return [f"validation: mIoU {end:.4f} after {last} steps, {which}; the model had other classes before"]
+    said = f"validation: mIoU {start:.4f} at the start, {end:.4f} after {last} steps"
+    if kept == 0:
+        return [f"{said}: no better, so the model stays as it was; label more, or other places"]
+    return [f"{said}; " + ("kept" if kept == last else f"the best, {best:.4f} after {kept}, is kept")]
+
+
+def _look(data: Dataset, info: ModelInfo | PretrainedInfo) -> _Data:
+    """Open the training scenes, or some of them, and choose the ground size that is read."""
+    scenes = data.split("train")
+    validates = any(s.split == "val" for s in data.scenes) and all(
+        s.label is not None for s in data.scenes if s.split == "val"
+    )
+    wanted = info.tile.read_gsd_m
+    with open_dataset_scene(data.read_at(None, info.bands), scenes[0]) as first:
+        source = first.image.grid.source_gsd_m
+    if wanted is None or source is None:
+        read, why = None, "as they are" if wanted is None else "as they are: the images do not say their ground size"
+    elif source > _COARSE * wanted:
+        read, why = source, f"of {source:.2g} m as they are: too coarse to be enlarged to the model's {wanted:g} m"
+    else:
+        read, why = wanted, f"of {wanted:g} m, which the model knows"
+    opened_data = data.read_at(read, info.bands)
+    some = scenes[:: -(-len(scenes) // _MOST_SCENES)]
+    sides = []
+    for scene in some:
+        with open_dataset_scene(opened_data, scene) as opened:
+            sides += [(area.height, area.width) for area in opened.areas]
+    pixels = sum(height * width for height, width in sides) * len(scenes) // len(some)
+    return _Data(len(scenes), pixels, min(map(min, sides)), validates, read, why)
+
+
+def _crop_px(data: _Data, most_px: int, step_px: int, hold_out: float) -> int:
+    """Return the side of the crops: the largest that lies within every scene and of which some fit into the data."""
+    sides = [most_px, *(side for side in _CROP_SIDES if side < most_px)]
+    pixels = data.pixels * (1 - hold_out)
+    side = next((s for s in sides if s <= data.shortest_px and _CROPS * s**2 <= pixels), sides[-1])
+    return max(step_px, side // step_px * step_px)
+
+
+def _classes(info: ModelInfo | PretrainedInfo, data: Dataset) -> tuple[list[str], list[str]]:
+    """Return the classes of a dataset that a model has by name, and the others."""
+    theirs = {name.casefold() for name in info.classes.names} if isinstance(info, ModelInfo) else set()
+    known = [name for name in data.classes.names if name.casefold() in theirs]
+    return known, [name for name in data.classes.names if name.casefold() not in theirs]
+
+
+def _said_of_classes(info: ModelInfo | PretrainedInfo, known: list[str], new: list[str]) -> str:
+    if not isinstance(info, ModelInfo):
+        return "pretrained without labels, so the decoder begins at random"
+    if not new:
+        return f"it knows the classes {', '.join(known)}"
+    return f"it knows {', '.join(known)}; new: {', '.join(new)}" if known else "no class has the name of one of its own"
+
+
+def _said_of_validation(data: _Data, hold_out: float) -> str:
+    if not hold_out:
+        return "split val of the dataset"
+    of = "scenes" if data.scenes >= round(1 / hold_out) else "each scene, at the end of its longer side"
+    return f"{hold_out:.0%} of {of}, since no split val has labels"
+
+
+def _said_of_crop(data: _Data, crop_px: int, usual_px: int) -> str:
+    if crop_px >= usual_px:
+        return "as usual for networks of this size"
+    what = "the smallest scene is" if data.shortest_px < usual_px else "data of this size are"
+    return f"below the usual {usual_px} since {what} too small for it"
+
+
+def _said_of_rate(trained: bool, few: bool, tiles: float) -> str:
+    if not trained:
+        return "which begins at random"
+    return f"a third of the usual since the data fill {tiles:.0f} crops only" if few else "as usual"
+
+
+def _said_of_steps(settings: FinetuneConfig, tiles: float, steps: int, batch: int) -> str:
+    passes = f"which see the data about {max(1, round(steps * batch / tiles))} times"
+    return f"as asked for, {passes}" if settings.steps else passes
+
+
+def _section(name: str, values: dict[str, object]) -> str:
+    return f"{name}:\n" + "".join(f"  {key}: {_yaml(value)}\n" for key, value in values.items())
+
+
+def _yaml(value: object) -> str:
+    # YAML 1.1 takes 3e-04 for a text, and 3.0e-04 for a number.
+    return f"{value:.4e}" if isinstance(value, float) and 0 < value < 1e-2 else json.dumps(value)
+
+
+def _absolute(model: str) -> str:
+    """Return a path that holds wherever the recipe is used from; names of models stay as they are."""
+    path = expand_path(model)
+    return str(path.resolve()) if path.exists() else model

@@ -1,0 +1,184 @@
+"""caswit finetune: what it picks, that it goes on, repeats and never returns worse than it began without saying so."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from caswit.cli.main import main
+from caswit.config import FinetuneConfig, InitConfig, ModelConfig, TileConfig
+from caswit.errors import ConfigError
+from caswit.nn.caswit import CASWiT
+from caswit.training.finetune import RECIPE, choose, result
+from caswit.training.loop import Loop
+from caswit.weights.initialize import start_from
+from caswit.weights.model_folder import ModelInfo, build, load_model, save_model
+from conftest import CLASSES, georeference, picture
+
+pytestmark = pytest.mark.e2e
+
+MODEL = {"size": "pico", "stem": "conv", "fusion_stages": (2,), "gated": True, "decoder_channels": 16}
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    info = ModelInfo(
+        model=ModelConfig(**MODEL), tile=TileConfig(tile_px=64, context_factor=2, read_gsd_m=0.5), classes=CLASSES
+    )
+    torch.manual_seed(0)
+    save_model(build(info), info, tmp_path / "before" / "model")
+    return tmp_path / "before"
+
+
+def picked(model: str | Path, dataset: Path, **settings) -> dict:
+    return yaml.safe_load(choose(str(model), str(dataset), FinetuneConfig(**settings)).recipe)
+
+
+def scores(run: Path) -> list[tuple[int, float]]:
+    with (run / "log.csv").open() as file:
+        return [(int(row["step"]), float(row["val_miou"])) for row in csv.DictReader(file) if row["val_miou"]]
+
+
+def test_the_choices_follow_from_the_data(model, dataset_file):
+    recipe = picked(model, dataset_file)
+    assert recipe["data"]["hold_out"] == 0.25
+    assert recipe["data"]["val_split"] == "held_out"
+    assert recipe["data"]["crop_px"] == 64
+    assert recipe["tile"] == {"tile_px": 64, "read_gsd_m": 0.5}
+    assert recipe["train"]["max_steps"] == 60
+    assert recipe["train"]["lr"] == pytest.approx(1e-4)
+    assert recipe["train"]["validate_start"] is True
+    content = yaml.safe_load(dataset_file.read_text())
+    content["scenes"][1]["split"] = "val"
+    dataset_file.write_text(yaml.safe_dump(content))
+    recipe = picked(model, dataset_file, steps=7, minutes=3.0, seed=5)
+    assert recipe["data"]["val_split"] == "val"
+    assert "hold_out" not in recipe["data"]
+    assert (recipe["train"]["max_steps"], recipe["train"]["max_minutes"], recipe["train"]["seed"]) == (7, 3.0, 5)
+
+
+def test_larger_scenes_are_learned_in_larger_crops_and_more_steps(dataset_file, make_raster):
+    zoo = "caswit-nano-buildings"
+    crops, steps = [], []
+    for side in (70, 200, 600):
+        make_raster(picture(side, 2 * side), "scene.tif", **georeference(0.26))
+        make_raster(np.ones((1, side, 2 * side), np.uint8), "scene_label.tif", **georeference(0.26))
+        recipe = picked(zoo, dataset_file)
+        crops.append(recipe["data"]["crop_px"])
+        steps.append(recipe["train"]["max_steps"])
+        assert recipe["tile"]["tile_px"] == 512
+    assert crops == [64, 96, 256]  # four crops of 128 px are more than three quarters of 200 x 400
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(("source", "read"), [(0.13, 0.26), (0.5, 0.26), (2.0, 2.0), (None, None)])
+def test_the_ground_size_is_the_models_unless_the_images_are_far_coarser(dataset_file, make_raster, source, read):
+    where = {} if source is None else georeference(source)
+    make_raster(picture(90, 130), "scene.tif", **where)
+    make_raster(np.ones((1, 90, 130), np.uint8), "scene_label.tif", **where)
+    assert picked("caswit-nano-buildings", dataset_file)["tile"]["read_gsd_m"] == read
+
+
+def test_it_says_what_it_picked_trains_repeats_and_goes_on(model, dataset_file, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    words = ["finetune", str(model), str(dataset_file), "--out", str(run), "--steps", "2"]
+    finished = Loop._write_model
+    with monkeypatch.context() as dying:
+        dying.setattr(Loop, "_write_model", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            main(words)
+    said = capsys.readouterr().out
+    for begin in ("model: ", "data: ", "validation: ", "crop: ", "rate: ", "steps: ", "recipe: "):
+        assert any(line.startswith(begin) for line in said.splitlines()), begin
+    assert "it knows the classes building, land, water" in said
+    assert Loop._write_model is finished
+    assert not (run / "model").exists()
+    main(words)
+    said = capsys.readouterr().out
+    assert "validation: mIoU " in said
+    assert "crop: " not in said  # chosen and said once
+    assert [step for step, _ in scores(run)] == [0, 1, 2]
+    main(["train", str(run / RECIPE), "--out", str(tmp_path / "again")])
+    one, two = (load_file(folder / "model" / "model.safetensors") for folder in (run, tmp_path / "again"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*words[:-1], "3"])
+    assert "holds another fine-tuning" in capsys.readouterr().err
+
+
+def test_another_fine_tuning_in_the_folder_is_refused(model, dataset_file, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RECIPE).write_text("# caswit finetune other my.yaml --seed 0\n")
+    with pytest.raises(SystemExit):
+        main(["finetune", str(model), str(dataset_file), "--out", str(tmp_path / "run")])
+    assert "holds another fine-tuning ('# caswit finetune other my.yaml --seed 0')" in capsys.readouterr().err
+
+
+def test_where_nothing_is_better_the_model_stays_as_it_was(model, dataset_file, tmp_path, capsys, monkeypatch):
+    """The start is scored 0.9, every later step less."""
+    from caswit.training import supervised
+
+    validate = supervised.SupervisedTask.validate
+
+    def worse(self, network, step):
+        return validate(self, network, step) | {"val_miou": 0.9 - 0.1 * min(step, 1)}
+
+    monkeypatch.setattr(supervised.SupervisedTask, "validate", worse)
+    main(["finetune", str(model), str(dataset_file), "--out", str(tmp_path / "run"), "--steps", "2"])
+    said = capsys.readouterr().out
+    assert "mIoU 0.9000 at the start, 0.8000 after 2 steps: no better, so the model stays as it was" in said
+    before, after = (load_file(f / "model" / "model.safetensors") for f in (model, tmp_path / "run"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert load_model(tmp_path / "run" / "model").info.provenance["step"] == 0
+    assert result(tmp_path / "run") == [line for line in said.splitlines() if line.startswith("validation: mIoU")]
+
+
+def test_other_classes_go_on_by_name(model, dataset_file, tmp_path, capsys):
+    content = yaml.safe_load(dataset_file.read_text())
+    names = {1: "Water", 2: "orchard", 7: "building"}
+    content["classes"] = [c | {"name": names.get(c["id"], c["name"])} for c in content["classes"]]
+    dataset_file.write_text(yaml.safe_dump(content))
+    main(["finetune", str(model), str(dataset_file), "--out", str(tmp_path / "run"), "--steps", "1"])
+    said = capsys.readouterr().out
+    assert "it knows Water, building; new: orchard" in said
+    assert "the model had other classes before" in said
+    assert [step for step, _ in scores(tmp_path / "run")] == [1]
+    assert load_model(tmp_path / "run" / "model").info.classes.names == ("Water", "orchard", "building")
+
+
+@pytest.mark.parametrize("decoder", ["upernet", "segformer"])
+def test_rows_of_the_last_layer_follow_the_names_of_classes(tmp_path, decoder):
+    """The same scores for classes of the same name, in whatever order; what is new starts at random."""
+    settings = ModelConfig(**MODEL, decoder=decoder)
+    info = ModelInfo(model=settings, tile=TileConfig(tile_px=64), classes=CLASSES)
+    torch.manual_seed(0)
+    before = build(info).eval()
+    save_model(before, info, tmp_path / "model")
+    after = CASWiT(num_classes=3, **MODEL, decoder=decoder, context_head=False)
+    random = after.decoder.classify.weight.detach().clone()
+    start = InitConfig(path=str(tmp_path / "model"), decoder=True)
+    start_from(after, start, "pico", classes=("WATER", "orchard", "building"))
+    images = [torch.from_numpy(picture(64, 64, seed))[None] for seed in (1, 2)]
+    with torch.no_grad():
+        one, two = before(*images), after.eval()(*images)
+    assert CLASSES.names == ("building", "land", "water")
+    assert torch.allclose(two[:, [0, 2]], one[:, [2, 0]], atol=1e-5)
+    assert torch.equal(after.decoder.classify.weight[1], random[1])
+    # Another number of classes, and none of the same name.
+    other = CASWiT(num_classes=2, **MODEL, decoder=decoder, context_head=False)
+    random = other.decoder.classify.weight.detach().clone()
+    fit = start_from(other, start, "pico", classes=("a", "b"))
+    assert "decoder.classify.weight" in fit.missing
+    assert torch.equal(other.decoder.classify.weight, random)
+
+
+def test_networks_of_others_are_refused(tmp_path, dataset_file):
+    info = ModelInfo(model=ModelConfig(arch="unet", encoder="resnet18"), tile=TileConfig(tile_px=64), classes=CLASSES)
+    save_model(build(info), info, tmp_path / "model")
+    with pytest.raises(ConfigError, match="fine-tuning is for networks of arch caswit, got unet"):
+        choose(str(tmp_path / "model"), str(dataset_file))
