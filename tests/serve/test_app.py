@@ -19,10 +19,13 @@ from pyproj import Geod, Transformer
 from rasterio import CRS, Affine
 from rasterio import open as rasterio_open
 from rasterio.shutil import copy as rasterio_copy
+from rasterio.warp import transform as warp
 from shapely.affinity import affine_transform
 
 from caswit.config import ComputeConfig, OutputConfig, PredictConfig, ServeConfig
 from caswit.data.classes import ClassTable, LandClass
+from caswit.data.dataset import load_dataset
+from caswit.data.reader import open_dataset_scene
 from caswit.errors import ConfigError, DataError, install
 from caswit.mapping.run import predict
 from caswit.raster import geopackage
@@ -798,3 +801,44 @@ class TestBasemap:
         assert np.abs(found - expected).max() * side < 0.5  # metres of Web Mercator, which are longer than ours
         back = terms(*((expected - fit.origin) / fit.scale).T) @ np.transpose(fit.to_image)
         assert np.abs(back * [grid.width, grid.height] - np.stack([cols, rows], -1)).max() < 0.5
+
+
+@pytest.mark.parametrize("crs", ["EPSG:2154", "EPSG:32631"])
+def test_labels_of_another_grid_lie_on_the_image(tmp_path, crs):
+    """As a training reads them: the class of the label's pixel under the centre of the image's."""
+    ids = np.random.default_rng(0).integers(0, 3, (1, 70, 90)).astype(np.uint8).repeat(5, 1).repeat(5, 2)
+    write_raster(tmp_path / "a.tif", picture(240, 250), crs="EPSG:2154", gsd_m=0.5)
+    x, y = warp("EPSG:2154", crs, [700_010.2], [6_599_990.7])
+    profile = {"driver": "GTiff", "height": 350, "width": 450, "count": 1, "dtype": "uint8"}
+    with rasterio_open(
+        tmp_path / "b.tif", "w", **profile, crs=crs, transform=Affine(0.3, 0, x[0], 0, -0.3, y[0])
+    ) as dst:
+        dst.write(ids)
+    classes = {"land": 0, "roof": [1, 2]}
+    scenes = [{"image": "a.tif", "label": "b.tif", "split": "test"}]
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump({"name": "n", "classes": classes, "scenes": scenes}))
+    client = TestClient(make_app(Collection(tmp_path)))
+    view = views(client)["a.tif"]
+    data = load_dataset(tmp_path / "dataset.yaml")
+    with open_dataset_scene(data, data.scenes[0]) as opened:
+        expected = opened.labels(Window(0, 0, 240, 250), np.ones((240, 250), bool))
+    truth = tile(client, view, "truth")[:240, :250]
+    colors = np.array([(*c.rgb, 255) for c in data.classes.classes])
+    for index in (0, 1):
+        np.testing.assert_array_equal((truth == colors[index]).all(2), expected == index)
+    np.testing.assert_array_equal(truth[..., 3] == 0, expected == 255)
+
+
+def test_masks_of_0_and_255_are_shown(tmp_path):
+    """And no label is opened before the gate has let it through."""
+    mask = np.indices((1, 40, 50)).sum(0) % 10 >= 5
+    write_raster(tmp_path / "a.tif", picture(40, 50), crs="EPSG:2154", gsd_m=0.5)
+    write_raster(tmp_path / "b.tif", np.where(mask, 255, 0).astype(np.uint8), crs="EPSG:2154", gsd_m=0.5)
+    scenes = [{"image": "a.tif", "label": "b.tif", "split": "test"}]
+    content = {"name": "n", "classes": {"land": {"id": 0, "color": "#112233"}, "roof": {"id": 1, "color": "#ffcc00"}}}
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(content | {"scenes": scenes}))
+    assert load_dataset(tmp_path / "dataset.yaml", open_labels=False).scenes[0].label_values == "auto"
+    client = TestClient(make_app(Collection(tmp_path)))
+    truth = tile(client, views(client)["a.tif"], "truth")[:40, :50]
+    np.testing.assert_array_equal((truth == (255, 204, 0, 255)).all(2), mask[0])
+    np.testing.assert_array_equal((truth == (17, 34, 51, 255)).all(2), ~mask[0])

@@ -72,12 +72,13 @@ class Dataset:
         return scenes
 
 
-def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
+def load_dataset(path: str | Path, *, skip_broken: bool = False, open_labels: bool = True) -> Dataset:
     """Read a dataset.yaml. Paths in it are relative to it.
 
     Args:
         path: The file.
         skip_broken: Leave out what is missing or broken, and list it in ``broken``.
+        open_labels: Look into the labels of two classes for masks of 0 and 255; False opens no raster.
 
     Raises:
         DataError: It is missing, is not YAML, or holds values that are not allowed; files are missing or broken.
@@ -105,7 +106,7 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False) -> Dataset:
         name=_text(content["name"], f"{file}: name"),
         path=file,
         classes=classes,
-        scenes=with_masks(classes, scenes),
+        scenes=with_masks(classes, scenes) if open_labels else scenes,
         bands=(bands[0], bands[1], bands[2]),
         names_bands="bands" in content,
         skip_broken=skip_broken,

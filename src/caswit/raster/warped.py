@@ -112,14 +112,14 @@ class WarpedLabel:
         """
         if self.separable:
             centres = np.arange(window.row, window.row + window.height) + 0.5
-            rows, _ = _onto(self.grid, self.label.grid, centres, np.zeros_like(centres))
+            rows, _ = places_on(self.grid, self.label.grid, centres, np.zeros_like(centres))
             centres = np.arange(window.col, window.col + window.width) + 0.5
-            _, cols = _onto(self.grid, self.label.grid, np.zeros_like(centres), centres)
+            _, cols = places_on(self.grid, self.label.grid, np.zeros_like(centres), centres)
             return _floored(rows)[:, None], _floored(cols)[None]
         row_grid, row_between = _lattice(window.row, window.height)
         col_grid, col_between = _lattice(window.col, window.width)
         cols, rows = np.meshgrid(col_grid, row_grid)
-        places = _onto(self.grid, self.label.grid, rows.ravel(), cols.ravel())
+        places = places_on(self.grid, self.label.grid, rows.ravel(), cols.ravel())
         down, across = (
             _floored(_between(_between(place.reshape(rows.shape), *row_between).T, *col_between).T) for place in places
         )
@@ -144,11 +144,11 @@ def _share_inside(grid: Grid, other: Grid) -> float:
     rows = (np.arange(100) + 0.5) * grid.height / 100
     cols = (np.arange(100) + 0.5) * grid.width / 100
     across, down = np.meshgrid(cols, rows)
-    row, col = _onto(grid, other, down.ravel(), across.ravel())
+    row, col = places_on(grid, other, down.ravel(), across.ravel())
     return float(((row >= 0) & (row < other.height) & (col >= 0) & (col < other.width)).mean())
 
 
-def _onto(
+def places_on(
     grid: Grid, other: Grid, rows: NDArray[Any], cols: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return rows and columns of places (N,) of a grid on another grid; infinite where its CRS does not reach."""

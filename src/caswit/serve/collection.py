@@ -188,7 +188,7 @@ class Collection:
             kind, title = _kind(file, raster.info, file in labels), self._title(file)
             if file in labels:
                 _, dataset, values = labels[file]
-                overlays.append(truth_layer(title, raster, dataset.classes, values))
+                overlays.append(truth_layer(title, raster, dataset.classes, values, about.grid))
                 continue
             classes = self._classes(raster.info) if kind != "confidence" else ()
             overlays.append(raster_layer(kind, title, raster, classes=classes))
@@ -354,7 +354,8 @@ class Collection:
                 for place in (source.get("root"), *places):
                     if not self.gate.is_inside(file.parent / expand_path(str(place))):
                         raise DataError(f"its source lies outside {self.gate}")
-            return load_dataset(file, skip_broken=True)
+            # Rasters are opened through the gate alone.
+            return load_dataset(file, skip_broken=True, open_labels=False)
         except Exception as error:
             self._not_shown(file, error)
             return None

@@ -24,6 +24,7 @@ from caswit.raster.georef import Grid
 from caswit.raster.ground import row_areas_m2
 from caswit.raster.overviews import Overviews
 from caswit.raster.reader import Bool, UInt8
+from caswit.raster.warped import places_on
 from caswit.raster.windows import Window
 from caswit.viz.pictures import WRONG_COLOUR
 
@@ -183,26 +184,76 @@ def raster_layer(
     )
 
 
-def truth_layer(title: str, overviews: Overviews, table: ClassTable, label_values: LabelValues = "auto") -> Layer:
+def truth_layer(
+    title: str,
+    overviews: Overviews,
+    table: ClassTable,
+    label_values: LabelValues = "auto",
+    grid: Grid | None = None,
+) -> Layer:
     """Make a layer of a label raster, with the values that its classes have in maps.
 
     In maps 255 is nodata, while a label may well be 255, or hold colours: its values are replaced as maps replace them.
+    A label on another grid than its image, ``grid``, is warped onto it.
     """
     mapped = dict(zip(table.predicted, table.mapped, strict=True))
     classes = tuple(mapped.get(c, replace(c, more_ids=())) for c in table.classes)
-    layer = raster_layer("truth", title, overviews, classes=classes)
+    layer, source = raster_layer("truth", title, overviews, classes=classes), _placed(overviews, grid)
+    if grid is not None and source is not overviews:
+        layer = replace(layer, height=grid.height, width=grid.width)
     about = overviews.info
-    replaced = {
-        i: after.id for before, after in zip(table.classes, classes, strict=True) for i in before.ids if i != after.id
-    }
     if label_values in ("colors", "near_colors") or (label_values == "auto" and about.bands in (3, 4)):
-        return replace(layer, source=_Colored(overviews, classes, near=label_values == "near_colors"))
+        return replace(layer, source=_Colored(source, classes, near=label_values == "near_colors"))
     if label_values == "binary" and len(classes) == 2:
         rest, marked = sorted(zip(table.classes, classes, strict=True), key=lambda pair: 0 not in pair[0].ids)
-        return replace(layer, source=_Binary(overviews, rest[1].id, marked[1].id))
-    if label_values == "mask255" and len(classes) == 2:
-        replaced = {255 if 0 not in own.ids else 0: c.id for own, c in zip(table.classes, classes, strict=True)}
-    return replace(layer, source=_Replaced(overviews, replaced)) if replaced else layer
+        return replace(layer, source=_Binary(source, rest[1].id, marked[1].id))
+    pairs = list(zip(table.classes, classes, strict=True))
+    replaced = {i: after.id for before, after in pairs for i in before.ids if i != after.id}
+    # A training would refuse 255 here, or take it for the other class: ``data.masks`` decides by all labels.
+    if label_values in ("auto", "mask255") and len(table) == len(pairs) == 2 and any(0 in own.ids for own, _ in pairs):
+        replaced[255] = next(after.id for before, after in pairs if 0 not in before.ids)
+    return replace(layer, source=_Replaced(source, replaced) if replaced else source)
+
+
+def _placed(raster: Overviews, grid: Grid | None) -> "Overviews | _Warped":
+    own = raster.info.grid
+    if grid is None or not (grid.crs and own.crs) or (grid[:2] == own[:2] and grid.same_place(own)):
+        return raster
+    return _Warped(raster, grid)
+
+
+class _Warped:
+    """A label raster on the grid of its image: each pixel of a picture takes the label under its centre."""
+
+    def __init__(self, raster: Overviews, grid: Grid) -> None:
+        self.raster, self.grid, self.info, self.path = raster, grid, raster.info, raster.path
+
+    def read(
+        self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
+    ) -> tuple[NDArray[Any], Bool]:
+        """Read a window, as ``Source``."""
+        across, down = np.meshgrid(
+            window.col + (np.arange(width) + 0.5) * window.width / width,
+            window.row + (np.arange(height) + 0.5) * window.height / height,
+        )
+        own = self.info.grid
+        found = [p.reshape(height, width) for p in places_on(self.grid, own, down.ravel(), across.ravel())]
+        inside = (down >= 0) & (down < self.grid.height) & (across >= 0) & (across < self.grid.width)
+        for place, size in zip(found, own[:2], strict=True):
+            inside &= (place >= 0) & (place < size)
+        if not inside.any():
+            return np.zeros((len(bands), height, width), self.info.dtype), inside
+        rows, cols = (np.where(inside, np.nan_to_num(p, posinf=0, neginf=0), 0) for p in found)
+        top, left = int(rows[inside].min()), int(cols[inside].min())
+        box = Window(top, left, int(rows[inside].max()) + 1 - top, int(cols[inside].max()) + 1 - left)
+        # Of a label that is much finer than the picture, as many pixels as it takes to be near the right one.
+        high, wide = min(box.height, 4 * height), min(box.width, 4 * width)
+        values, valid = self.raster.read(box, high, wide, bands)
+        at = (
+            ((rows - top) * high / box.height).clip(0, high - 1).astype(int),
+            ((cols - left) * wide / box.width).clip(0, wide - 1).astype(int),
+        )
+        return np.where(inside, values[:, *at], 0), valid[at] & inside
 
 
 def drawn_layer(title: str, label: VectorLabel, table: ClassTable, image: Layer, grid: Grid) -> Layer:
@@ -243,7 +294,7 @@ class _Drawn:
 class _Colored:
     """The classes of a raster that holds their colours, as ``data.classes`` finds them; NO_CLASS for other colours."""
 
-    def __init__(self, raster: Overviews, classes: Sequence[LandClass], *, near: bool) -> None:
+    def __init__(self, raster: Overviews | _Warped, classes: Sequence[LandClass], *, near: bool) -> None:
         self.raster, self.palette = raster, None
         self.ids = np.array([c.id for c in classes], np.int32)
         self.colors = np.array([c.rgb for c in classes], np.int16)
@@ -268,7 +319,7 @@ class _Colored:
 class _Binary:
     """The classes of a raster in which every value but 0 is one class; from 128 on in a JPEG."""
 
-    def __init__(self, raster: Overviews, rest: int, marked: int) -> None:
+    def __init__(self, raster: Overviews | _Warped, rest: int, marked: int) -> None:
         self.raster, self.rest, self.marked = raster, rest, marked
         self.least = 128 if raster.path.suffix.lower() in (".jpg", ".jpeg") else 1
 
