@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
+from caswit.cli.words import one_of, words_for
 from caswit.config.checks import check_sizes
 from caswit.config.renamed import old_options, say_once
 from caswit.errors import CaswitError, brief
@@ -89,7 +90,7 @@ class Command:
 
 
 class _Help(DefaultHelpFormatter):
-    """Shows options with dashes, and that ``--blend`` needs no value."""
+    """Shows options with dashes, their values in words, and that ``--blend`` needs no value."""
 
     # Only what is shown changes: jsonargparse recognises nested and list options by their registered spelling.
     def _format_action_invocation(self, action: Action) -> str:
@@ -97,6 +98,14 @@ class _Help(DefaultHelpFormatter):
         shown.option_strings = [dashed(option) for option in action.option_strings]
         shown.nargs = "?" if _is_bool(action) else action.nargs
         return super()._format_action_invocation(shown)
+
+    def _get_type_str(self, action: Action) -> str | None:
+        hint = getattr(action, "_typehint", None)
+        return words_for(hint, one_of) if hint is not None else super()._get_type_str(action)
+
+    def _get_help_string(self, action: Action) -> str:
+        about = super()._get_help_string(action)
+        return about.replace("type: %(type)s", "%(type)s").replace(", default: %(default)s", "; default: %(default)s")
 
 
 def make_parser(command: Command) -> ArgumentParser:
