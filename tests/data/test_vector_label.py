@@ -1,5 +1,6 @@
 """Labels that are vector files: a window is a part of the whole, and the whole is what independent code draws."""
 
+import json
 import multiprocessing
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 from rasterio.features import rasterize
 
+from caswit.cli.main import main
 from caswit.data.dataset import load_dataset
 from caswit.data.reader import open_dataset_scene
 from caswit.errors import DataError
@@ -267,6 +269,23 @@ def test_a_polygon_in_another_crs_lies_where_its_corners_do(make, tmp_path):
     assert found.sum() > 1000
 
 
+def test_pictures_of_any_size_show_the_labels(make, tmp_path):
+    shapes = [*TWO, shapely.LineString([(5, 80), (120, 85)])]
+    write(tmp_path / "a.gpkg", on_ground(shapes), {"class": ["building", "road", "road"]})
+    write(tmp_path / "b.gpkg", on_ground([box(0, 0, HEIGHT, 100)]))
+    label = {"file": "a.gpkg", "attribute": "class", "buffer_m": 2, "annotated": "b.gpkg"}
+    dataset = load_dataset(make(label))
+    with open_dataset_scene(dataset, dataset.scenes[0]) as scene:
+        whole = scene.labels(scene.raster, np.ones((HEIGHT, WIDTH), bool))
+        same = scene.drawn.read_coarse(scene.raster, HEIGHT, WIDTH)
+        finer = scene.drawn.read_coarse(scene.raster, 3 * HEIGHT, 3 * WIDTH)
+        outside = scene.drawn.read_coarse(Window(-30, -30, 60, 60), 20, 20)
+    np.testing.assert_array_equal(same, whole)
+    np.testing.assert_array_equal(finer[1::3, 1::3], whole)  # their centres are those of the image's pixels
+    assert (outside[:10] == IGNORED).all()
+    np.testing.assert_array_equal(outside[10:, 10:], whole[1:30:3, 1:30:3])
+
+
 def test_coarser_pixels_take_the_nearest_label(make, tmp_path):
     write(tmp_path / "a.gpkg", on_ground(TWO), {"class": ["building", "road"]})
     dataset = load_dataset(make({"file": "a.gpkg", "attribute": "class"}))
@@ -417,7 +436,7 @@ class TestIndex:
         index = ShapeIndex(write(tmp_path / "a.gpkg", on_ground(shapes)))
         seen = []
         within = index.within
-        index.within = lambda bounds: seen.append(within(bounds)) or seen[-1]
+        index.within = lambda *asked, **more: seen.append(within(*asked, **more)) or seen[-1]
         Drawing(index, GRID, {"": 0}).draw(Window(0, 0, 30, 30))
         assert seen[0].numbers == [1, 2, 3, 4]
 
@@ -429,3 +448,64 @@ def test_any_format_gives_the_same_labels(make, tmp_path, name):
     found = read(make({"file": name, "attribute": "k", "values": {1: "building", 7: "road"}}))
     assert (found == ROAD).sum() == 30 * 40
     assert (found == BUILDING).sum() == 30 * 40 - 10 * 20
+
+
+@pytest.mark.e2e
+class TestCommands:
+    """Labels that are shapes, where a user meets them."""
+
+    @pytest.fixture
+    def file(self, make, tmp_path):
+        write(tmp_path / "a.gpkg", on_ground(TWO), {"class": ["building", "road"]})
+        return make({"file": "a.gpkg", "attribute": "class", "elsewhere": "ignore"})
+
+    def test_train_evaluate_inspect_and_figures(self, file, tmp_path, capsys, make_raster):
+        """Scores and losses are those of the raster that the shapes make."""
+        content = yaml.safe_load(file.read_text())
+        mask = read(file)
+        ids = np.choose(np.minimum(mask, 3), [0, 1, 7, 9]).astype(np.uint8)
+        make_raster(ids[None], "drawn.tif", **georeference())
+        for scene in content["scenes"]:
+            scene["label"] = "drawn.tif"
+        raster_file = tmp_path / "raster.yaml"
+        raster_file.write_text(yaml.safe_dump(content))
+        logs, scores = [], []
+        for dataset in (file, raster_file):
+            out = tmp_path / dataset.stem
+            recipe = {
+                "data": {"dataset": str(dataset), "val_split": None, "sampling": "labelled"},
+                "model": {"size": "pico", "decoder_channels": 16},
+                "tile": {"tile_px": 64, "context_factor": 2},
+                "train": {"batch": 2, "max_steps": 2, "warmup_steps": 0, "keep": "last", "precision": "fp32"},
+            }
+            (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+            main(["train", str(tmp_path / "recipe.yaml"), "--out", str(out)])
+            main(["evaluate", f"{out}/model", str(dataset), "--split", "test", "--out", f"{out}/scores"])
+            main(["inspect", str(dataset), "--out", f"{out}/inspected", "--n", "1", "--tile_px", "64"])
+            rows = (out / "log.csv").read_text().splitlines()
+            logs.append([row.split(",")[:3] for row in rows])
+            scores.append(json.loads((out / "scores" / "report.json").read_text())["confusion"])
+            assert (out / "inspected" / "tile-01.png").is_file()
+        figures = ["--split", "test", "--tiles", "1", "--candidates", "2", "--out", f"{tmp_path}/figures"]
+        main(["figures", f"{tmp_path}/dataset/model", str(file), *figures])
+        assert logs[0] == logs[1]
+        assert scores[0] == scores[1]
+        said = capsys.readouterr()
+        assert f"| building | {(mask == BUILDING).sum():,} |" in said.out
+
+    @pytest.mark.parametrize("command", ["inspect", "train"])
+    def test_a_mistake_is_one_line(self, file, tmp_path, capsys, command):
+        write(tmp_path / "a.gpkg", on_ground(TWO), {"class": ["building", "rood"]})
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump({"data": {"dataset": str(file)}, "train": {"max_steps": 1}}))
+        out = str(tmp_path / "out")
+        words = {
+            "inspect": [str(file), "--out", out],
+            "train": [str(recipe), "--out", out],
+        }
+        with pytest.raises(SystemExit) as left:
+            main([command, *words[command]])
+        assert left.value.code == 2
+        (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("caswit: ")]
+        assert "attribute 'class' has values that are no class: 'rood' (1 shapes)" in line
+        assert "say e.g. values: {rood: road}" in line

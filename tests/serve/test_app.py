@@ -184,6 +184,37 @@ def test_labels_of_one_class_and_of_colours_are_drawn_as_they_are_read(tmp_path,
     np.testing.assert_array_equal(errors[..., 3] > 0, ~mask)
 
 
+def test_labels_that_are_shapes_are_drawn(tmp_path, monkeypatch, caplog):
+    """And files that the gate does not let through are left out, with their image shown all the same."""
+    monkeypatch.setenv("CASWIT_CACHE", str(tmp_path / "cache"))
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    table = ClassTable(
+        (LandClass(id=0, name="background", color="#112233"), LandClass(id=255, name="roof", color="#ffcc00"))
+    )
+    write_raster(shown / "a.tif", picture(40, 50), crs="EPSG:2154", gsd_m=0.5)
+    write_raster(shown / "a_map.tif", np.ones((1, 40, 50), np.uint8), crs="EPSG:2154", gsd_m=0.5)
+    with rasterio_open(shown / "a.tif") as image:
+        (left, top), (right, bottom) = image.transform * (10, 5), image.transform * (30, 25)
+    wkb = np.array([shapely.to_wkb(shapely.box(left, bottom, right, top))], object)
+    for name in ("roofs.gpkg", "roofs.geojson"):
+        pyogrio.raw.write(shown / name, wkb, [], [], crs="EPSG:2154", geometry_type="Polygon")
+        scenes = [{"image": "a.tif", "label": name, "split": "test"}]
+        content = {"name": "shapes", "classes": table.to_dicts(), "scenes": scenes}
+        (shown / "dataset.yaml").write_text(yaml.safe_dump(content))
+        client = TestClient(make_app(Collection(shown, table=ClassTable(table.mapped))))
+        view = views(client)["a.tif"]
+        if name == "roofs.gpkg":
+            expected = np.zeros((40, 50), bool)
+            expected[5:25, 10:30] = True
+            truth, errors = (tile(client, view, kind)[:40, :50] for kind in ("truth", "errors"))
+            np.testing.assert_array_equal((truth == (255, 204, 0, 255)).all(2), expected)
+            np.testing.assert_array_equal(errors[..., 3] > 0, ~expected)
+            assert "not shown" not in caplog.text
+    assert {each["kind"] for each in view["layers"]} == {"image", "map"}
+    assert "roofs.geojson: neither GeoPackage, FlatGeobuf nor a shapefile" in caplog.text
+
+
 def test_public_datasets_are_shown_with_their_truth(tmp_path):
     make_deepglobe(tmp_path, picture(40, 50), ["119"])
     (tmp_path / "dataset.yaml").write_text("name: d\nsource: {kind: deepglobe, root: ., splits: papers}\n")

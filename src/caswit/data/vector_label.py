@@ -57,16 +57,28 @@ class VectorLabels:
 
         IGNORE_INDEX outside, where not ``valid`` or not annotated, and where there is no shape and no background.
         """
-        ranks, values = self.drawing.draw(window)
-        indices = [self.background, *(self._index(self.class_of[value]) for value in values)]
-        labels: UInt8 = np.array(indices, np.uint8)[ranks]
         known = np.zeros_like(valid)
         inside = window.clipped(self.grid.height, self.grid.width)
         if inside.height and inside.width:
             known[inside.inside(window)] = True
-        if self.annotated is not None:
-            known &= self.annotated.draw(window).ranks > 0
-        labels[~(known & valid)] = IGNORE_INDEX
+        return self._labels(window, known & valid, self.drawing, self.annotated)
+
+    def read_coarse(self, window: Window, height: int, width: int) -> UInt8:
+        """Return class indices of a window in a size of its own, for pictures: (height, width), else as ``read``."""
+        rows = window.row + (np.arange(height) + 0.5) * window.height / height
+        cols = window.col + (np.arange(width) + 0.5) * window.width / width
+        inside = ((rows >= 0) & (rows < self.grid.height))[:, None] & (cols >= 0) & (cols < self.grid.width)
+        drawing = self.drawing.coarser(window, height, width)
+        annotated = None if self.annotated is None else self.annotated.coarser(window, height, width)
+        return self._labels(Window(0, 0, height, width), inside, drawing, annotated)
+
+    def _labels(self, window: Window, known: Bool, drawing: Drawing, annotated: Drawing | None) -> UInt8:
+        ranks, values = drawing.draw(window)
+        indices = [self.background, *(self._index(self.class_of[value]) for value in values)]
+        labels: UInt8 = np.array(indices, np.uint8)[ranks]
+        if annotated is not None:
+            known = known & (annotated.draw(window).ranks > 0)
+        labels[~known] = IGNORE_INDEX
         return labels
 
     def _index(self, land_class: LandClass) -> int:

@@ -5,6 +5,7 @@ computed apart from the window, corners lie on a grid of 1/256 of a pixel, in wh
 rounding that could differ, and what lies outside a window is left out only where that cannot matter.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,8 @@ _PARTS = 256
 """Parts of a pixel to which corners are placed."""
 _LONGEST = 500.0, 0.005
 """Metres, and degrees, of a straight side between two points that are projected: sides become curves."""
-_METRES_A_DEGREE = 111_320.0
+_MOST_SEEN = 20_000
+"""Shapes of a picture that is coarser than the image."""
 Ranks = NDArray[np.int32]
 Points = NDArray[np.float64]
 
@@ -72,6 +74,7 @@ class Drawing:
         self._inverse = np.linalg.inv(self._matrix)
         self.width_m = dict(width_m or {})
         self._pixel_m = _pixel_m(index, grid) if self.width_m else (1.0, 1.0)
+        self._coarse = False
         self._reach_px = max(self.width_m.values(), default=0.0) / min(self._pixel_m) + 2
 
     def meets_image(self) -> bool:
@@ -82,7 +85,7 @@ class Drawing:
 
     def draw(self, window: Window) -> Drawn:
         """Draw the shapes of a window, which may reach outside the image."""
-        found = self.index.within(self._asked(window))
+        found = self._found(window)
         # Sorting is stable, and the index answers in the order of the file.
         chosen = sorted(
             (i for i, v in enumerate(found.values) if v in self.order), key=lambda i: self.order[found.values[i]]
@@ -101,6 +104,29 @@ class Drawing:
                 for ring in each:
                     _touch(ranks, np.array(ring), rank, window)
         return Drawn(ranks, values)
+
+    def coarser(self, window: Window, height: int, width: int) -> "Drawing":
+        """Return a drawing of the same shapes whose pixels cut a window of ours into ``height`` x ``width``.
+
+        What is smaller than half a pixel there is left out, and more shapes than a picture can show.
+        """
+        other = copy.copy(self)
+        high, wide = window.height / height, window.width / width
+        other._matrix = self._matrix @ [[wide, 0, window.col], [0, high, window.row], [0, 0, 1]]
+        other._inverse = np.linalg.inv(other._matrix)
+        other._pixel_m = self._pixel_m[0] * wide, self._pixel_m[1] * high
+        other._reach_px = max(self.width_m.values(), default=0.0) / min(other._pixel_m) + 2
+        other._coarse = True
+        return other
+
+    def _found(self, window: Window) -> Shapes:
+        bounds = self._asked(window)
+        # Of lines and points the width is not known to the index.
+        if not self._coarse or self.width_m:
+            return self.index.within(bounds, most=_MOST_SEEN if self._coarse else -1)
+        (west, south, east, north), half = bounds, 0.5
+        least = half * (east - west) / window.width, half * (north - south) / window.height
+        return self.index.within(bounds, least, _MOST_SEEN)
 
     def _asked(self, window: Window) -> Bounds:
         """Return a rectangle in the file's CRS that holds a window and all whose shapes may reach into it."""

@@ -90,15 +90,22 @@ class ShapeIndex:
             self.kinds = {value: Kind(*counts) for value, *counts in db.execute("SELECT * FROM kind ORDER BY rowid")}
             """By value of the attribute, in the order in which they first occur."""
 
-    def within(self, bounds: Bounds) -> Shapes:
-        """Return the shapes whose bounding boxes meet a rectangle."""
+    def within(self, bounds: Bounds, least: tuple[float, float] = (0.0, 0.0), most: int = -1) -> Shapes:
+        """Return the shapes whose bounding boxes meet a rectangle.
+
+        Args:
+            bounds: The rectangle.
+            least: Width and height; shapes that are smaller both ways are left out.
+            most: Number of shapes that are returned; -1: all.
+        """
         west, south, east, north = bounds
         asked = (
             "SELECT s.id, s.value, s.wkb FROM place p JOIN shape s ON s.id = p.id "
-            "WHERE p.east >= ? AND p.west <= ? AND p.north >= ? AND p.south <= ? ORDER BY s.id"
+            "WHERE p.east >= ? AND p.west <= ? AND p.north >= ? AND p.south <= ? "
+            "AND (p.east - p.west >= ? OR p.north - p.south >= ?) ORDER BY s.id LIMIT ?"
         )
         with self._open() as db:
-            found = db.execute(asked, (west, east, south, north)).fetchall()
+            found = db.execute(asked, (west, east, south, north, *least, most)).fetchall()
         return Shapes([n for n, _, _ in found], [v for _, v, _ in found], shapely.from_wkb([w for _, _, w in found]))
 
     def _open(self) -> closing[sqlite3.Connection]:

@@ -16,15 +16,17 @@ from typing import NamedTuple
 from caswit.config import LabelValues
 from caswit.data.classes import ClassTable, LandClass, default_color
 from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.scene import VectorLabel
 from caswit.errors import CaswitError, DataError
 from caswit.files import expand_path, read_yaml
 from caswit.mapping.journal import SUFFIX
 from caswit.mapping.partial_map import PartsSource, read_partial_map
-from caswit.raster.gate import RASTERS, Gate
+from caswit.raster.gate import OPENING, RASTERS, Gate
 from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid, lonlat_of
 from caswit.raster.overviews import Overviews, RasterInfo
-from caswit.serve.layers import Kind, Layer, Outlines, error_layer, raster_layer, truth_layer
+from caswit.raster.vector_gate import check_vector
+from caswit.serve.layers import Kind, Layer, Outlines, drawn_layer, error_layer, raster_layer, truth_layer
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +124,9 @@ class Collection:
         rasters = {path: overviews for path in files.rasters if (overviews := self._open(path)) is not None}
         self._forget(rasters)
         datasets = [dataset for file in files.datasets if (dataset := self._dataset(file)) is not None]
-        pairs = (
-            (_real(s.label), _real(s.image), d, s) for d in datasets for s in d.scenes if isinstance(s.label, Path)
-        )
+        scenes = [(d, s) for d in datasets for s in d.scenes]
+        drawn = {_real(s.image): (s.label, d) for d, s in scenes if isinstance(s.label, VectorLabel)}
+        pairs = ((_real(s.label), _real(s.image), d, s) for d, s in scenes if isinstance(s.label, Path))
         # A label of an image elsewhere says nothing about this folder, and must not take an image out of the list.
         labels = {
             label: (image, d, scene.label_values)
@@ -146,10 +148,11 @@ class Collection:
         for first, belonging in (*overlays.items(), *((group[0][0], group) for group in alone)):
             if self.only in (None, first, *(file for file, _ in belonging)):
                 try:
-                    views.append(self._view(first, images.get(first), belonging, labels, files.journals))
+                    views.append(self._view(first, images.get(first), belonging, labels, drawn, files.journals))
                 except Exception as error:
                     self._not_shown(first, error)
-        return self._with_outlines(views, files.polygons)
+        own = {_real(label.file) for label, _ in drawn.values()}
+        return self._with_outlines(views, [file for file in files.polygons if _real(file) not in own])
 
     def _image_of(self, path: Path, about: RasterInfo, images: Mapping[Path, Overviews]) -> Path | None:
         """Return the image that a map belongs to; None if no rule leaves exactly one."""
@@ -168,6 +171,7 @@ class Collection:
         overviews: Overviews | None,
         belonging: Sequence[tuple[Path, Overviews]],
         labels: Mapping[Path, Labelled],
+        drawn: Mapping[Path, tuple[VectorLabel, Dataset]],
         journals: Sequence[Path],
     ) -> View:
         """Make the view of an image, or without one that of a map."""
@@ -190,10 +194,25 @@ class Collection:
             overlays.append(raster_layer(kind, title, raster, classes=classes))
         if image is not None:
             overlays += self._partial_maps(path, about.grid, journals, {layer.path for layer in overlays})
+        if image is not None and path in drawn:
+            overlays += self._drawn(image, about.grid, *drawn[path])
         truth = next((layer for layer in overlays if layer.kind == "truth"), None)
         if truth is not None:
             overlays += [error_layer(layer, truth) for layer in overlays if layer.kind == "map"]
         return View(image=image, grid=about.grid, overlays=tuple(overlays))
+
+    def _drawn(self, image: Layer, grid: Grid, label: VectorLabel, dataset: Dataset) -> list[Layer]:
+        """Return the layer of labels that are shapes; none if they cannot be shown."""
+        try:
+            for file in (label.file, label.annotated):
+                if file is not None:
+                    check_vector(self.gate, file)
+            # Making an index changes the filters of warnings, which all threads share.
+            with OPENING:
+                return [drawn_layer(self._title(label.file), label, dataset.classes, image, grid)]
+        except Exception as error:
+            self._not_shown(label.file, error)
+            return []
 
     def _title(self, path: Path) -> str:
         """Return the name of a file on the page: as short as tells it from the others."""

@@ -9,13 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caswit.config import LabelValues
 from caswit.data.classes import NEAR, ClassTable, LandClass
+from caswit.data.scene import VectorLabel
+from caswit.errors import naming_extras
 from caswit.explain.figure import ramp_colours
 from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid
@@ -24,6 +26,9 @@ from caswit.raster.overviews import Overviews
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Window
 from caswit.viz.pictures import WRONG_COLOUR
+
+if TYPE_CHECKING:
+    from caswit.data.vector_label import VectorLabels
 
 Kind = Literal["image", "map", "truth", "confidence", "errors"]
 NO_CLASS = 255
@@ -198,6 +203,41 @@ def truth_layer(title: str, overviews: Overviews, table: ClassTable, label_value
     if label_values == "mask255" and len(classes) == 2:
         replaced = {255 if 0 not in own.ids else 0: c.id for own, c in zip(table.classes, classes, strict=True)}
     return replace(layer, source=_Replaced(overviews, replaced)) if replaced else layer
+
+
+def drawn_layer(title: str, label: VectorLabel, table: ClassTable, image: Layer, grid: Grid) -> Layer:
+    """Make a layer of labels that are shapes, on the grid of their image.
+
+    Raises:
+        CaswitError: They cannot be drawn on it.
+    """
+    mapped = dict(zip(table.predicted, table.mapped, strict=True))
+    with naming_extras("a label that is a vector file"):
+        from caswit.data.vector_label import VectorLabels
+    return replace(
+        image,
+        kind="truth",
+        title=title,
+        path=label.file,
+        source=_Drawn(VectorLabels(label, table, grid), table),
+        classes=tuple(mapped.get(c, c) for c in table.classes),
+        bands=(1,),
+        revision=label.file.stat().st_mtime_ns,
+    )
+
+
+class _Drawn:
+    """The classes of shapes, drawn at the size that is asked for."""
+
+    def __init__(self, labels: "VectorLabels", table: ClassTable) -> None:
+        self.labels, self.ids = labels, table.ids
+
+    def read(
+        self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
+    ) -> tuple[NDArray[Any], Bool]:
+        """Read a window, as ``Source``."""
+        found = self.ids[self.labels.read_coarse(window, height, width)]
+        return found[None], found != NO_CLASS
 
 
 class _Colored:
