@@ -149,5 +149,4 @@ class TestFindings:
         content["scenes"][1]["label"] = "bad_label.tif"
         _, page, said = self.inspected(tmp_path, content, capsys)
         assert "Left out, 1:" in said
-        assert "split test: " in said
         assert "bad_label.tif: label ids 60, 61, 62, 67 not in the class table" in page

@@ -57,7 +57,8 @@ def commands(block: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory):
-    """A user's folder, as docs/own-data.md describes it."""
+    """A user's folder, as docs/own-data.md describes it, with the label files of docs/labels.md."""
+    label_files = runpy.run_path(str(DOCS / "images" / "label_files.py"))
     home = tmp_path_factory.mktemp("user")
     (home / "my").mkdir()
     rows, cols = np.indices((96, 128))
@@ -67,6 +68,7 @@ def user(tmp_path_factory):
         if name == "east":
             continue  # has no label
         write_raster(home / "my" / f"{name}_label.tif", label, crs="EPSG:2154", gsd_m=0.5)
+    label_files["write_label_files"](home / "my", home / "my" / "north.tif", label[0] == 1)
     for page in PAGES:
         for name, content in re.findall(r'```yaml title="(my/.*?)"\n(.*?)```', page.read_text("utf-8"), re.DOTALL):
             assert not (home / name).exists(), (page.name, name)

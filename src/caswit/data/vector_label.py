@@ -99,7 +99,7 @@ class VectorLabels:
 
     def _named(self, word: str) -> LandClass | None:
         """Return the class that has a name, or else an id."""
-        by_word = {str(c.id): c for c in self.classes.classes}
+        by_word = {str(i): c for c in self.classes.classes for i in c.ids}
         by_word |= {c.name.casefold(): c for c in self.classes.classes}
         return by_word.get(word.strip().casefold())
 
@@ -164,7 +164,7 @@ class VectorLabels:
         given, widths = dict(self.label.buffer_m), {}
         used: set[str] = set()
         for value, land_class in self.class_of.items():
-            keys = [value, land_class.name, str(land_class.id), ANY]
+            keys = [value, land_class.name, *map(str, land_class.ids), ANY]
             key = next((key for key in keys if key in given), None)
             if key is not None:
                 widths[value] = given[key]
@@ -174,7 +174,7 @@ class VectorLabels:
                     f"{self.label.file}: {self.index.kinds[value].others} shapes of class {brief(land_class.name)} are "
                     f"lines or points, which cover no pixels; add buffer_m: {{{land_class.name}: METRES}}"
                 )
-        names = {word for c in self.classes.classes for word in (c.name, str(c.id))}
+        names = {word for c in self.classes.classes for word in (c.name, *map(str, c.ids))}
         if unknown := sorted(given.keys() - used - names - {ANY, *(value for value, _ in self.label.values)}):
             raise DataError(
                 f"{self.label.file}: buffer_m names {brief(unknown[0])}, which is neither a class nor a value of the "

@@ -165,7 +165,7 @@ def _findings(
                     counted = _summary(data, opened, broken).pixels
                 pixels[scene.split] = counted + pixels.get(scene.split, 0)
             except DataError as error:
-                broken.append(f"split {scene.split}: {error}")
+                broken.append(str(error))
             progress.advance(1)
     return Findings(
         classes=data.classes,
