@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
-from caswit.config import AugmentConfig, DataConfig, TileConfig
+from caswit.config import RGB, AugmentConfig, DataConfig, TileConfig
 from caswit.data.dataset import Dataset
 from caswit.data.loader import Loader, begin_worker
 from caswit.data.reader import Sample, SceneReader, SceneReaders, scene_areas
@@ -79,6 +79,8 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
             # Rounded first: 0.07 * 100 is more than 7 in floating point.
             count = math.ceil(round(data.label_fraction * len(self.grid), 9))
             self.labelled = self.grid = [self.grid[i] for i in sorted(picks[:count])]
+        names = dataset.band_names
+        self._rgb = [names.index(name) for name in RGB] if set(RGB) <= set(names) else None
         self._opened = SceneReaders(dataset, self.scenes, labels=unlabelled is None)
         self._epoch = -1
         self._order = np.zeros(0, np.int64)
@@ -118,7 +120,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         if swapped and self.factor is not None and rng.uniform() < swapped:
             elsewhere, other = self._random_window(rng)
             sample = swap_context(sample, self._read(elsewhere, self._opened[elsewhere], other), self.factor)
-        sample = augment(sample, self.augmentation, rng, factor=self.factor or 1)
+        sample = augment(sample, self.augmentation, rng, factor=self.factor or 1, rgb=self._rgb)
         return {name: torch.from_numpy(x) for name, x in zip(Sample._fields, sample, strict=True)}
 
     def _read(self, index: int, scene: SceneReader, window: Window, scale: float = 1.0) -> Sample:

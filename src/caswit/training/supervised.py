@@ -12,7 +12,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from caswit.config import Recipe, TrainConfig
+from caswit.config import ModelConfig, Recipe, TrainConfig
 from caswit.data.dataset import Dataset
 from caswit.data.reader import check_scenes, ground_size_m, open_dataset_scene
 from caswit.data.sampler import TrainingSamples
@@ -32,11 +32,11 @@ from caswit.nn.network import Network
 from caswit.raster.ground import Degrees, together
 from caswit.raster.windows import Tile
 from caswit.training.fabric import all_sum, launch, repeatable, stop_signal
-from caswit.training.loop import Batch, fit, load_data
+from caswit.training.loop import Batch, fit, load_data, settle_bands
 from caswit.training.phases import check_phases
 from caswit.training.run_folder import COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
-from caswit.weights.initialize import start_from
+from caswit.weights.initialize import learned_with, start_from
 from caswit.weights.model_folder import ModelInfo, build, save_model
 
 log = logging.getLogger(__name__)
@@ -62,11 +62,13 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
     dataset = load_data(recipe)
+    scenes = dataset.split(recipe.data.train_split)
+    dataset, model = settle_bands(recipe, dataset, scenes, learned_with(recipe.start))
     _check(recipe, dataset)
     # Only a training in phases has a column that says in which a step is.
     folder = RunFolder(out, (*COLUMNS, "phase") if recipe.train.phases else COLUMNS)
     with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
-        task = SupervisedTask(fabric, recipe, dataset, folder)
+        task = SupervisedTask(fabric, recipe, dataset, folder, model)
         fit(fabric, recipe, folder, task, _network(recipe, task.info, new=not folder.last.exists()))
     return folder.model
 
@@ -79,9 +81,12 @@ class SupervisedTask:
         recipe: Of the run.
         dataset: Holds the training split and, where the recipe names one, the validation split.
         folder: Of the run; pictures and the finished model are written there.
+        model: Settings of the network with the numbers of its bands.
     """
 
-    def __init__(self, fabric: Fabric, recipe: Recipe, dataset: Dataset, folder: RunFolder) -> None:
+    def __init__(
+        self, fabric: Fabric, recipe: Recipe, dataset: Dataset, folder: RunFolder, model: ModelConfig | None = None
+    ) -> None:
         self.fabric, self.recipe, self.dataset, self.folder = fabric, recipe, dataset, folder
         settings = recipe.train
         self.samples = TrainingSamples(
@@ -89,7 +94,7 @@ class SupervisedTask:
         )
         self.validation_scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
         self.validation_sample = _validation_sample(recipe, dataset, self.validation_scenes)
-        self.info = _info(recipe, dataset)
+        self.info = _info(recipe, dataset, model or recipe.model)
         self.named_absent = False
         weights = settings.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=fabric.device)
@@ -225,7 +230,7 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
         network.load_state_dict(build(info, pretrained=True).state_dict())
     if new and recipe.start is not None:
         assert isinstance(network, CASWiT), recipe.model.arch  # the recipe refuses others
-        start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px)
+        start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px, info.model.band_names)
     return network
 
 
@@ -259,12 +264,12 @@ def _check_weights(settings: TrainConfig, dataset: Dataset) -> None:
         )
 
 
-def _info(recipe: Recipe, dataset: Dataset) -> ModelInfo:
+def _info(recipe: Recipe, dataset: Dataset, model: ModelConfig) -> ModelInfo:
     """Return what the model folder says of the network and its data."""
     # Taken from the first scene, since there may be thousands to open.
     trained_gsd_m = ground_size_m(dataset, dataset.split(recipe.data.train_split)[0])
     return ModelInfo(
-        model=recipe.model, tile=recipe.tile, classes=dataset.classes, bands=dataset.bands, trained_gsd_m=trained_gsd_m
+        model=model, tile=recipe.tile, classes=dataset.classes, bands=dataset.bands, trained_gsd_m=trained_gsd_m
     )
 
 
