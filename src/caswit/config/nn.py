@@ -186,8 +186,8 @@ class ModelConfig:
             numbers = getattr(self, name)
             # Until the dataset is known, so is not how many bands there are.
             fits = len(numbers) in (3, count) if names else len(numbers) >= 1
-            allowed = "three numbers" if count == 3 else f"{count} numbers, or three for red, green and blue"
-            check(fits, f"{name} must have {allowed}, got {list(numbers)}")
+            check(fits or count != 3, f"{name} must have three numbers, got {list(numbers)}")
+            check(fits, f"{name} must have {count} numbers, or three for red, green and blue, got {list(numbers)}")
         check(
             len(self.mean) == len(self.std), f"std must have {len(self.mean)} numbers as mean has, got {list(self.std)}"
         )
