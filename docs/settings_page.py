@@ -3,18 +3,17 @@
 python docs/settings_page.py
 """
 
-import types
 from argparse import SUPPRESS, Action
-from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from caswit.cli.commands import COMMANDS
 from caswit.cli.parsing import Command, dashed, make_parser
+from caswit.cli.words import words_for
 from caswit.config import SOURCES, InitConfig, PhaseConfig, RowConfig
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -33,7 +32,6 @@ FILES = """\
 
 What YAML files hold beside the settings above.
 """
-NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null", Path: "file"}
 
 
 def page() -> str:
@@ -87,29 +85,18 @@ def table(head: str, rows: Iterable[tuple[str, Action]]) -> str:
     return HEAD.format(head) + "".join(lines)
 
 
-def words_for(hint: Any) -> str:
-    """Return the values a type allows, in words."""
-    kind, items = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return ", ".join(f"`{item}`" for item in items)
-    if kind in (Union, types.UnionType):
-        return " or ".join(words_for(item) for item in items)
-    if kind is tuple:
-        one = words_for(items[0])
-        return f"list of {one}s" if items[-1] is ... else f"{len(items)} {one}s"
-    if is_dataclass(hint) or kind in (dict, Mapping) or getattr(kind, "__name__", "") == "Mapping":
-        return "mapping"
-    return "mapping" if is_dataclass(hint) else NAMES[hint]
-
-
 def _values(action: Action) -> str:
     if action.choices:
-        return ", ".join(f"`{choice}`" for choice in action.choices)
-    one = words_for(getattr(action, "_typehint", Path))
+        return _quoted(action.choices)
+    one = words_for(getattr(action, "_typehint", Path), _quoted)
     if isinstance(action.nargs, int):
         kind, _, instead = one.partition(" or ")
         return f"{action.nargs} {kind}s{instead and f' or {instead}'}"
     return f"one or more {one}s" if action.nargs == "+" else one
+
+
+def _quoted(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
 
 
 def _default(action: Action) -> str:

@@ -152,7 +152,7 @@ class TestMistakes:
         ("words", "message"),
         [
             (["--rescale", "300"], "caswit: --rescale needs 2 values: LOW HIGH, or auto\n"),
-            (["--bands", "1", "2"], "caswit: --bands needs 3 values: R G B\n"),
+            (["--bands", "a"], "caswit: --bands: not numbers, as in 1 2 3: 'a'\n"),
             (["--vector"], "caswit: --vector needs a value; caswit predict --help says which\n"),
             (["--min_area"], "caswit: --min-area needs a value; caswit predict --help says which\n"),
             (["--nodata", "foo"], "caswit: --nodata: expected a number or auto, got foo\n"),

@@ -1,6 +1,7 @@
 """Recipes that inherit, and the shipped ones against the paper."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from typing import get_args
@@ -52,8 +53,71 @@ class TestInheritance:
         assert merged == {"init": {"from": "caswit", "path": "p"}}
         assert merge({"init": {"from": "timm"}}, {"init": None}) == {"init": None}
 
+    def test_a_sum_of_losses_is_replaced_as_a_whole(self, tmp_path):
+        write(tmp_path / "base.yaml", data={"dataset": "x"}, train={"loss": {"cross_entropy": 1, "dice": 1}, "lr": 1.0})
+        file = write(tmp_path / "row.yaml", base="base.yaml", train={"loss": {"focal": 2}})
+        recipe = parse_recipe(read_recipe(file), file)
+        assert (recipe.train.losses, recipe.train.lr) == ({"focal": 2.0}, 1.0)
+
     def test_a_file_without_base_is_what_it_says(self, tmp_path):
         assert read_recipe(write(tmp_path / "r.yaml", data={"dataset": "x"})) == {"data": {"dataset": "x"}}
+
+
+class TestLosses:
+    def recipe(self, tmp_path, model=None, **train) -> Recipe:
+        file = write(tmp_path / "r.yaml", data={"dataset": "x"}, train=train, model=model or {})
+        return parse_recipe(read_recipe(file), file)
+
+    @pytest.mark.parametrize(
+        ("loss", "losses"),
+        [
+            ("dice", {"dice": 1.0}),
+            ({"cross_entropy": 1, "lovasz": 0.5}, {"cross_entropy": 1.0, "lovasz": 0.5}),
+        ],
+    )
+    def test_a_name_or_a_sum(self, tmp_path, loss, losses):
+        assert self.recipe(tmp_path, loss=loss).train.losses == losses
+        assert self.recipe(tmp_path).train.losses == {"cross_entropy": 1.0}
+
+    @pytest.mark.parametrize("weights", [[0.5, 2.0], "auto", None])
+    def test_class_weights(self, tmp_path, weights):
+        found = self.recipe(tmp_path, class_weights=weights).train.class_weights
+        assert found == (tuple(weights) if isinstance(weights, list) else weights)
+
+    @pytest.mark.parametrize(
+        ("train", "words"),
+        [
+            ({"loss": "iou"}, "train.loss"),
+            ({"loss": {"iou": 1}}, "train.loss must be one of cross_entropy, dice, focal, lovasz, ohem, or weights of"),
+            ({"loss": {"dice": -1}}, "the weight of dice must be above 0, got -1.0"),
+            ({"loss": {}}, "train.loss needs at least one"),
+            (
+                {"loss": "dice", "class_weights": "auto"},
+                "class_weights: only the losses cross_entropy, focal, ohem take",
+            ),
+            (
+                {"loss": "lovasz", "label_smoothing": 0.1},
+                "label_smoothing: only the losses cross_entropy, ohem take it",
+            ),
+            ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1"),
+            ({"ohem_share": 0.0}, "ohem_share must be above 0 and at most 1"),
+            ({"focal_gamma": -1.0}, "focal_gamma must be in"),
+            ({"class_weights": "square"}, "class_weights"),
+        ],
+    )
+    def test_losses_that_make_no_sense(self, tmp_path, train, words):
+        with pytest.raises(ConfigError, match=re.escape(words)) as error:
+            self.recipe(tmp_path, **train)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("train", [{"loss": "dice"}, {"label_smoothing": 0.1}, {"loss": {"cross_entropy": 2.0}}])
+    @pytest.mark.parametrize("model", [{"arch": "stdc1"}, {"decoder": "mask2former"}])
+    def test_networks_with_a_loss_of_their_own_refuse_another(self, tmp_path, train, model):
+        with pytest.raises(ConfigError, match=r"train\.loss is for networks without a loss of their own, got"):
+            self.recipe(tmp_path, model, **train)
+        assert self.recipe(tmp_path, model).model.has_own_loss
+        smp = {"arch": "unet", "encoder": "resnet18"}
+        assert self.recipe(tmp_path, smp, **train).train.losses
 
 
 class TestMistakes:

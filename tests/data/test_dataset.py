@@ -104,9 +104,12 @@ class TestRefusals:
             ({"classes": [{"id": 65_536, "name": "a", "color": "#000000"}]}, "0..65535, got 65536"),
             ({"classes": [{"id": 1, "name": "a", "color": "#000000"}] * 2}, "more than once"),
             ({"classes": [{"id": 1, "name": "a", "color": "#000000", "ignore": True}]}, "1 to 250 classes"),
-            ({"bands": [0, 1, 2]}, "three numbers from 1"),
-            ({"bands": [1, 2]}, "three numbers from 1"),
-            ({"scenes": [{"image": "scene.tif", "split": "a", "mask": "x"}]}, "unknown mask; allowed: image, label"),
+            ({"bands": [0, 1, 2]}, "bands must be numbers from 1"),
+            ({"bands": [1, 1]}, "bands must be numbers from 1"),
+            (
+                {"scenes": [{"image": "scene.tif", "split": "a", "mask": "x"}]},
+                "unknown mask; allowed: also, image",
+            ),
             ({"scenes": ["scene.tif"]}, "scene 1: must be a mapping with image, split, got str"),
             ({"scenes": [{"image": "$NOT_SET/a.tif", "split": "a"}]}, "environment variable NOT_SET is not set"),
             (

@@ -166,7 +166,7 @@ def test_a_service_that_does_not_start_is_one_line(tmp_path, wandb):
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_what_is_not_installed_is_refused_before_the_run(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"train\.loggers: {name} is not installed; pip install {name}, or leave"):
+    with pytest.raises(ConfigError, match=rf"train\.loggers: {name} is not installed; install the package {name}, or"):
         check_loggers(("csv", "tensorboard", name))
     check_loggers(("csv", "tensorboard"))
     check_loggers(())

@@ -8,12 +8,13 @@ import dataclasses
 import difflib
 import inspect
 import re
-from argparse import SUPPRESS, Action
+from argparse import SUPPRESS, Action, ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
+from caswit.cli.words import one_of, words_for
 from caswit.config.checks import check_sizes
 from caswit.config.renamed import old_options, say_once
 from caswit.errors import CaswitError, brief
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 _METAVARS = {"bands": ("R", "G", "B"), "rescale": ("LOW", "HIGH")}
 """Placeholders of options that take several values."""
+_ANY_NUMBER = "--bands"
+"""The option that takes as many numbers as a model has bands."""
 _INSTEAD, _TAKE_WORD = "auto", ("--rescale",)
 """A word in place of several values, and the options that take it."""
 _SHORTCUTS = {"--skip_broken": "--data.skip_broken"}
@@ -89,7 +92,7 @@ class Command:
 
 
 class _Help(DefaultHelpFormatter):
-    """Shows options with dashes, and that ``--blend`` needs no value."""
+    """Shows options with dashes, their values in words, and that ``--blend`` needs no value."""
 
     # Only what is shown changes: jsonargparse recognises nested and list options by their registered spelling.
     def _format_action_invocation(self, action: Action) -> str:
@@ -97,6 +100,14 @@ class _Help(DefaultHelpFormatter):
         shown.option_strings = [dashed(option) for option in action.option_strings]
         shown.nargs = "?" if _is_bool(action) else action.nargs
         return super()._format_action_invocation(shown)
+
+    def _get_type_str(self, action: Action) -> str | None:
+        hint = getattr(action, "_typehint", None)
+        return words_for(hint, one_of) if hint is not None else super()._get_type_str(action)
+
+    def _get_help_string(self, action: Action) -> str:
+        about = super()._get_help_string(action)
+        return about.replace("type: %(type)s", "%(type)s").replace(", default: %(default)s", "; default: %(default)s")
 
 
 def make_parser(command: Command) -> ArgumentParser:
@@ -140,6 +151,11 @@ def _add_settings(parser: ArgumentParser, kind: Any) -> None:
         words = [kind for kind in get_args(field.type) if get_origin(kind) is Literal]
         # Several words are a list, also where one is the rule.
         default: Any = [field.default] if isinstance(field.default, int) else field.default
+        if _is_any_number(field):
+            parser._action_groups[-1].add_argument(
+                f"--{name}", type=_integers, metavar="N ...", default=field.default, help=about[name]
+            )
+            continue
         parser._action_groups[-1].add_argument(
             f"--{name}",
             type=Union[item, *words],
@@ -167,7 +183,41 @@ def current_words(command: Command, words: Iterable[str]) -> list[str]:
         if option in renamed:
             say_once(dashed(option), dashed(renamed[option]))
         found.append(renamed.get(option, shortcuts.get(option, option)) + equals + value)
-    return _repeated(found)
+    return _repeated(_joined(found) if _ANY_NUMBER in _any_numbers(command) else found)
+
+
+def _any_numbers(command: Command) -> set[str]:
+    """Return the options of a command that take as many numbers as are given."""
+    return {f"--{f.name}" for kind in command.settings for f in dataclasses.fields(kind) if _is_any_number(f)}
+
+
+def _is_any_number(field: Any) -> bool:
+    # Others that take any number of values stand after the words that have a place.
+    return f"--{field.name}" == _ANY_NUMBER and _tuple_items(field.type)[1:] == (...,)
+
+
+def _joined(words: Iterable[str]) -> list[str]:
+    """Return the words with ``--bands 1 2 3 4`` as one value, 1,2,3,4: the words after it may be images."""
+    found: list[str] = []
+    reading = False
+    for word in words:
+        if reading and re.fullmatch(r"-?\d+", word):
+            found[-1] = f"{found[-1]},{word}" if found[-1] != _ANY_NUMBER else found[-1]
+            found += [word] if found[-1] == _ANY_NUMBER else []
+            continue
+        reading = word == _ANY_NUMBER
+        found.append(word)
+    return found
+
+
+def _integers(text: str | list[int] | tuple[int, ...]) -> list[int]:
+    """Return the numbers of 1,2,3,4; jsonargparse asks for those that it has already once more."""
+    if not isinstance(text, str):
+        return list(text)
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ArgumentTypeError(f"not numbers, as in 1 2 3: {brief(text)}") from error
 
 
 def _repeated(words: Iterable[str]) -> list[str]:

@@ -24,8 +24,8 @@ def read_recipe(file: Path, kind: type = Recipe) -> dict[str, Any]:
     """Return the settings of a recipe file, with everything it inherits.
 
     ``base: ../base.yaml`` takes the settings of another recipe, or of several, later ones over earlier ones; paths are
-    relative to the file that names them. The file's own settings replace inherited ones field by field, and ``init``
-    as a whole. ``row`` is for ``caswit table``.
+    relative to the file that names them. The file's own settings replace inherited ones field by field, ``init``
+    and ``train.loss`` as a whole. ``row`` is for ``caswit table``.
 
     Raises:
         CaswitError: A file is missing, is not YAML, has an unknown section or field, or is its own base.

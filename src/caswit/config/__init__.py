@@ -23,6 +23,7 @@ from caswit.config.inference import ComputeConfig, Precision
 from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
 from caswit.config.nn import (
     NUM_STAGES,
+    RGB,
     TABLE2,
     ContextFactor,
     Decoder,
@@ -51,6 +52,7 @@ from caswit.config.weights import InitConfig, WeightSource, parse_init
 __all__ = [
     "IGNORE_INDEX",
     "NUM_STAGES",
+    "RGB",
     "SOURCES",
     "TABLE2",
     "TOKEN_PX",

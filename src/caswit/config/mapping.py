@@ -26,8 +26,13 @@ class PredictConfig(TTAConfig):
     # Changes no pixel, but which of them a part holds, so it must be the same in a run that goes on.
     block_px: int = 4096
     """Largest side, in pixels, of a block: what is read, predicted and stored as one. Changes memory, not the map."""
-    bands: tuple[int, int, int] | None = None
-    """Bands of the image that are red, green and blue, from 1. Null: those the model was trained on."""
+    bands: tuple[int, ...] | None = None
+    """Numbers of the bands of the image, from 1, in the order of the model's: red, green, blue, unless it has others.
+    Null: those of their names in the file, else those the model was trained on."""
+    # The files themselves enter the manifest, where there are some.
+    also: str | None = field(default=None, metadata=KEEPS_MAP)
+    """Rasters on the same ground for bands that the image lacks, warped to its grid: dsm=dsm.tif, several with commas
+    between."""
     # Acts through the ground size that is read alone, which the plan resolves and the manifest has.
     match_gsd: bool = field(default=False, metadata=KEEPS_MAP)
     """Resample the image while it is read, to the ground size that the model was trained on."""
@@ -54,7 +59,7 @@ class PredictConfig(TTAConfig):
         check((self.overlap_px or 0) >= 0, f"overlap_px must be 0 or more, got {self.overlap_px}; try 128")
         overlaps = not self.blend or self.overlap_px != 0
         check(overlaps, "blend needs tiles that overlap, got overlap_px=0; leave overlap_px out")
-        check(min(self.bands or (1,)) >= 1, f"bands must be three numbers from 1, got {self.bands}; try 1 2 3")
+        check(min(self.bands or (1,)) >= 1, f"bands must be numbers from 1, got {self.bands}; try 1 2 3")
         check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0, got {self.gsd_m}; try 0.25")
         percent = self.min_confidence
         check(0 <= percent <= 100, f"min_confidence must be a percentage, 0 to 100, got {percent}; try 70")

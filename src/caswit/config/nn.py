@@ -23,7 +23,11 @@ TABLE2: dict[Table2Arch, str] = {
 """Networks of table 2, and the names their papers have for them."""
 CONTEXTS: dict[str, int] = {"fctl": 2, "relay_tokens": 1}
 """How many contexts those networks of table 2 read that see more than the tile."""
-_SHARED = ("arch", "mean", "std")
+RGB = "red", "green", "blue"
+"""Names of the usual bands, which weights of other libraries were learned with."""
+_UNMEASURED = 127.5, 64.0
+"""Mean and standard deviation of a band before it was measured."""
+_SHARED = ("arch", "bands", "mean", "std", "ranges")
 """Settings of every network."""
 _OF_KIND = {"smp": ("encoder", "encoder_weights"), "table2": ("width", "encoder_weights")}
 """Settings that networks of other libraries and those of table 2 have beside the shared ones."""
@@ -108,8 +112,8 @@ class ModelConfig:
 
     arch: Arch = "caswit"
     """caswit; a baseline of segmentation_models_pytorch (unet to segformer), which sees the tile alone; or a network of
-    the paper's table 2 (stdc1 to relay_tokens). Of the other settings, mean and std are for all of them, encoder and
-    encoder_weights for the first kind of baseline, width and encoder_weights for the second."""
+    the paper's table 2 (stdc1 to relay_tokens). Of the other settings, bands, mean, std and ranges are for all of them,
+    encoder and encoder_weights for the first kind of baseline, width and encoder_weights for the second."""
     encoder: str | None = None
     """Encoder of a baseline, by its name in segmentation_models_pytorch, e.g. resnet18; null for other networks."""
     encoder_weights: str | None = None
@@ -136,10 +140,17 @@ class ModelConfig:
     """Normalisation in the decoder and in a conv stem; group norm for batches of one tile per device."""
     drop_path: float = 0.1
     """Highest stochastic-depth rate of the Swin blocks, in training only."""
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """Mean of the three bands on the 0-255 scale (default: ImageNet's)."""
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    """Standard deviation of the three bands on the 0-255 scale (default: ImageNet's)."""
+    bands: tuple[str, ...] = ()
+    """Names of the bands that it reads, e.g. [red, green, blue, nir]; []: all that the dataset.yaml names, or red,
+    green and blue."""
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    """Mean of each band on the 0-255 scale. Three numbers are of red, green and blue, measured for all other bands on
+    the training scenes (default: ImageNet's)."""
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    """Standard deviation of each band on the 0-255 scale, given as the mean is (default: ImageNet's)."""
+    ranges: tuple[tuple[float, float] | None, ...] = ()
+    """Of each band the two values that become 0 and 255, null where pixels are uint8; []: measured on the training
+    scenes, as those between which 98 of 100 lie."""
 
     def __post_init__(self) -> None:
         """Refuse names and stages that do not exist, and numbers outside their range."""
@@ -156,9 +167,7 @@ class ModelConfig:
             "try [1, 2, 3, 4], or [] for no context",
         )
         check(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}; try 0.1")
-        for name in ("mean", "std"):
-            check(len(getattr(self, name)) == 3, f"{name} must have three numbers, got {list(getattr(self, name))}")
-        check(min(self.std) > 0, f"std must be above 0, got {list(self.std)}")
+        self._check_bands()
         check(
             self.decoder_channels is None or self.decoder_channels > 0,
             f"decoder_channels must be above 0, got {self.decoder_channels}; try 96 or 512",
@@ -168,6 +177,50 @@ class ModelConfig:
             f"decoder_channels of mask2former must be a multiple of {MASK2FORMER_STEP}, got {self.decoder_channels}; "
             "try 64 or 256",
         )
+
+    def _check_bands(self) -> None:
+        """Refuse bands without a name of their own, and numbers that are not one for each."""
+        names, count = self.bands, len(self.band_names)
+        check(len(set(names)) == len(names) and all(names), f"bands must be different names, got {list(names)}")
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            # Until the dataset is known, so is not how many bands there are.
+            fits = len(numbers) in (3, count) if names else len(numbers) >= 1
+            check(fits or count != 3, f"{name} must have three numbers, got {list(numbers)}")
+            check(fits, f"{name} must have {count} numbers, or three for red, green and blue, got {list(numbers)}")
+        check(
+            len(self.mean) == len(self.std), f"std must have {len(self.mean)} numbers as mean has, got {list(self.std)}"
+        )
+        check(min(self.std) > 0, f"std must be above 0, got {list(self.std)}")
+        check(
+            not (names and self.ranges) or len(self.ranges) == count,
+            f"ranges must have {count} pairs, one for each band, got {len(self.ranges)}; [] measures them",
+        )
+        for pair in self.ranges:
+            check(pair is None or pair[0] < pair[1], f"ranges must be [low, high], the lower one first, got {pair}")
+        check(
+            count == 3 or self.kind != "table2",
+            f"arch {self.arch} reads three bands, got {count} ({', '.join(names)}); try bands: [red, green, blue], or "
+            "arch: caswit or unet",
+        )
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Names of the bands that it reads: red, green and blue unless ``bands`` or the mean say otherwise."""
+        return self.bands or (RGB if len(self.mean) == 3 else tuple(f"band_{i + 1}" for i in range(len(self.mean))))
+
+    @property
+    def has_other_bands(self) -> bool:
+        """True for a network that reads more or others than red, green and blue, or pixels that are not uint8."""
+        return self.band_names != RGB or any(self.ranges)
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation of each band, 0-255: those of bands not measured yet stand for any."""
+        if len(self.mean) == len(self.band_names):
+            return self.mean, self.std
+        found = dict(zip(RGB, zip(self.mean, self.std, strict=True), strict=True))
+        mean, std = zip(*(found.get(name, _UNMEASURED) for name in self.band_names), strict=True)
+        return mean, std
 
     def _check_kind(self) -> None:
         """Refuse settings that have no meaning for the architecture."""
@@ -218,8 +271,9 @@ class ModelConfig:
     @property
     def of_caswit(self) -> dict[str, Any]:
         """Return the settings that ``caswit.nn.caswit.CASWiT`` takes."""
-        others = ("arch", "encoder", "encoder_weights", "width")
-        return {name: value for name, value in vars(self).items() if name not in others}
+        others = ("arch", "encoder", "encoder_weights", "width", "bands", "ranges")
+        mean, std = self.normalisation()
+        return {name: value for name, value in vars(self).items() if name not in others} | {"mean": mean, "std": std}
 
     @property
     def has_own_loss(self) -> bool:

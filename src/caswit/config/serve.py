@@ -28,6 +28,9 @@ class ServeConfig(ComputeConfig):
     port: int = 8000
     """Port to listen on; 0 chooses a free one."""
 
+    bands: tuple[int, int, int] | None = None
+    """Numbers of the three bands of the images that are shown as red, green and blue, e.g. 4 1 2. Null: those of the
+    model, else 1 2 3."""
     basemap: str = ""
     """Address of web map tiles with {z}, {x} and {y}, such as https://tile.openstreetmap.org/{z}/{x}/{y}.png; the
     page gets a switch for it, and only then asks that server. Empty: none, and nobody else is contacted."""
@@ -37,6 +40,7 @@ class ServeConfig(ComputeConfig):
     def __post_init__(self) -> None:
         """Raise ConfigError for a port that does not exist, or a basemap that is no address of tiles."""
         super().__post_init__()
+        check(min(self.bands or (1,)) >= 1, f"bands must be three numbers from 1, got {self.bands}; try 1 2 3")
         check(0 <= self.port <= 65_535, f"port must be in 0..65535, got {self.port}; try 8000")
         check(
             not self.basemap or self.background is not None,

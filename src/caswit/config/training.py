@@ -13,9 +13,10 @@ from caswit.config.weights import InitConfig, parse_init
 from caswit.errors import ConfigError, brief
 
 
-def _check_bands(bands: tuple[int, int, int] | None) -> None:
+def _check_bands(bands: tuple[int, ...] | None) -> None:
     check(
-        bands is None or min(bands) >= 1, f"data.bands must be three numbers from 1, got {brief(bands)}; try [1, 2, 3]"
+        bands is None or (len(bands) > 0 and min(bands) >= 1),
+        f"data.bands must be numbers from 1, got {brief(bands)}; try [1, 2, 3]",
     )
 
 
@@ -43,8 +44,9 @@ class DataConfig:
     where they are many, else the end of each."""
     label_fraction: float = 1.0
     """Share of the grid's training tiles whose labels are used, chosen by the seed. All other labels are ignored."""
-    bands: tuple[int, int, int] | None = None
-    """Bands of the images that are red, green and blue, from 1, where the dataset.yaml names none; null: 1, 2 and 3."""
+    bands: tuple[int, ...] | None = None
+    """Numbers of the bands of the images, from 1, that are red, green and blue, or those of model.bands, where the
+    dataset.yaml names none; null: 1, 2 and 3."""
     skip_broken: bool = False
     """Leave out files that are missing or broken, and list them."""
 
@@ -95,6 +97,11 @@ class AugmentConfig:
     from the tile's."""
     holes: float = 0.0
     """Share of samples with a hole or an edge cut into tile and context: black, and its labels ignored."""
+    per_band: bool = False
+    """Draw brightness, contrast and gamma for each band apart, instead of once for all; tint always differs by band."""
+    band_dropout: float = 0.0
+    """Share of samples in which one band, drawn at random, is 0 in tile and context: the network then learns not to
+    rely on any one of them."""
 
     def __post_init__(self) -> None:
         """Refuse strengths that would wipe out the image."""
@@ -104,6 +111,7 @@ class AugmentConfig:
         check(0 <= self.context_dropout <= 1, f"context_dropout must be in [0, 1], got {self.context_dropout}; try 0.1")
         check(0 <= self.context_swap <= 1, f"context_swap must be in [0, 1], got {self.context_swap}; try 0.1")
         check(0 <= self.holes <= 1, f"holes must be in [0, 1], got {self.holes}; try 0.25")
+        check(0 <= self.band_dropout <= 1, f"band_dropout must be in [0, 1], got {self.band_dropout}; try 0.1")
         for name, most in (("scale", 3), ("gamma", 4), ("tint", 4), ("context_tint", 4), ("blur", 16)):
             value = getattr(self, name)
             check(0 <= value <= most, f"{name} must be in [0, {most}], got {value}; try 0.25")
@@ -121,8 +129,9 @@ class ImageryConfig:
     """grid: every tile of a fixed grid once an epoch; random: windows anywhere, scenes by area."""
     workers: int = 0
     """Processes that read samples beside the training process; 0 reads in the training process."""
-    bands: tuple[int, int, int] | None = None
-    """Bands of the images that are red, green and blue, from 1, where the dataset.yaml names none; null: 1, 2 and 3."""
+    bands: tuple[int, ...] | None = None
+    """Numbers of the bands of the images, from 1, that are red, green and blue, or those of model.bands, where the
+    dataset.yaml names none; null: 1, 2 and 3."""
     skip_broken: bool = False
     """Leave out files that are missing or broken, and list them."""
 

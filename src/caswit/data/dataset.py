@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from caswit.config import SOURCES, FlairHubSource, LabelValues, SourceConfig
+from caswit.config import RGB, SOURCES, FlairHubSource, LabelValues, ModelConfig, SourceConfig
 from caswit.data.classes import OFFICIAL_CLASSES, ClassTable, named_rows
 from caswit.data.folds import fold_scenes
 from caswit.data.label_entry import is_vector, read_label_entry
@@ -15,6 +15,7 @@ from caswit.data.scene import Scene, VectorLabel
 from caswit.data.sources import read_source
 from caswit.errors import DataError, brief
 from caswit.files import checked, expand_path, only_keys, read_yaml
+from caswit.raster.stack import Bands, Further, Ranges
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,12 @@ class Dataset:
     classes: ClassTable
     """Empty where no scene has a label."""
     scenes: tuple[Scene, ...]
-    bands: tuple[int, int, int] = (1, 2, 3)
-    """Bands of the images that are red, green and blue, from 1."""
+    bands: Bands = (1, 2, 3)
+    """Bands that are read: numbers in the images, from 1; names of rasters beside them, or of bands in their files."""
+    band_names: tuple[str, ...] = RGB
+    """Name of each."""
+    ranges: Ranges = ()
+    """Of each the values that become 0 and 255, None where pixels are uint8; (): all are."""
     names_bands: bool = False
     """True where the file names them."""
     read_gsd_m: float | None = None
@@ -39,14 +44,47 @@ class Dataset:
     broken: tuple[str, ...] = ()
     """Files that are missing or broken and were left out, a line each."""
 
-    def read_at(self, read_gsd_m: float | None, bands: tuple[int, int, int] | None = None) -> "Dataset":
+    def read_at(self, read_gsd_m: float | None, bands: Bands | None = None) -> "Dataset":
         """Return the same scenes, read at another ground size and, where the file names none, in other bands."""
         if bands is None or (self.names_bands and bands == self.bands):
             return replace(self, read_gsd_m=read_gsd_m)
         if self.names_bands:
-            log.info("bands %s are read, which %s names, not %s", list(self.bands), self.path, list(bands))
+            if len(bands) == len(self.bands):
+                log.info("bands %s are read, which %s names, not %s", list(self.bands), self.path, list(bands))
             return replace(self, read_gsd_m=read_gsd_m)
-        return replace(self, read_gsd_m=read_gsd_m, bands=bands)
+        return replace(self, read_gsd_m=read_gsd_m, bands=bands, band_names=_names_of(bands))
+
+    def with_bands(self, names: tuple[str, ...], ranges: Ranges = ()) -> "Dataset":
+        """Return the same scenes, of which the bands with these names are read.
+
+        Raises:
+            DataError: It has no band of a name.
+        """
+        if names == self.band_names:
+            return replace(self, ranges=ranges)
+        # Nothing says what the bands are: they are taken for those that are asked for.
+        if not self.names_bands and len(names) == len(self.bands):
+            return replace(self, band_names=names, ranges=ranges)
+        if lacks := [name for name in names if name not in self.band_names]:
+            raise DataError(
+                f"{self.path}: lacks {', '.join(lacks)}, which the model reads; its bands are "
+                f"{', '.join(self.band_names)}; add bands: {{{lacks[0]}: NUMBER}}, or also: {{{lacks[0]}: FILE}}"
+            )
+        by_name = dict(zip(self.band_names, self.bands, strict=True))
+        return replace(self, bands=tuple(by_name[name] for name in names), band_names=names, ranges=ranges)
+
+    def for_model(self, model: ModelConfig, bands: Bands, read_gsd_m: float | None) -> "Dataset":
+        """Return the same scenes, read as a model reads them: its bands by name, or by number where none are named.
+
+        Args:
+            model: Its settings.
+            bands: The bands it learned from.
+            read_gsd_m: Ground size at which it reads.
+
+        Raises:
+            DataError: It lacks a band.
+        """
+        return self.read_at(read_gsd_m, bands).with_bands(model.band_names, model.ranges)
 
     def list_broken(self) -> None:
         """Log what was left out."""
@@ -92,10 +130,10 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False, open_labels: bo
     only_keys(content, {"name"}, {"classes", "scenes", "source", "note", "bands"}, str(file))
     if ("scenes" in content) == ("source" in content):
         raise DataError(f"{file}: needs either scenes or source, got {'both' if 'scenes' in content else 'neither'}")
-    bands = content.get("bands", [1, 2, 3])
-    if not (isinstance(bands, list) and len(bands) == 3 and all(type(b) is int and 0 < b < 1 << 16 for b in bands)):
-        raise DataError(f"{file}: bands must be three numbers from 1, e.g. [1, 2, 3], got {brief(bands)}")
+    named = _bands(content.get("bands", [1, 2, 3]), file)
     classes, scenes, broken = _read_scenes(content, file)
+    apart = {each.name: each.name for scene in scenes for each in scene.also}
+    named = {name: band for name, band in named.items() if name not in apart} | {**apart}
     # Report only the first: a list of thousands would bury the hint at the end of the message.
     if broken and not skip_broken:
         more = f" (and {len(broken) - 1} more like it; --skip-broken leaves them out)" if len(broken) > 1 else ""
@@ -107,8 +145,9 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False, open_labels: bo
         path=file,
         classes=classes,
         scenes=with_masks(classes, scenes) if open_labels else scenes,
-        bands=(bands[0], bands[1], bands[2]),
-        names_bands="bands" in content,
+        bands=tuple(named.values()),
+        band_names=tuple(named),
+        names_bands="bands" in content or bool(apart),
         skip_broken=skip_broken,
         broken=broken,
     )
@@ -131,6 +170,34 @@ def _fold(content: Mapping[str, Any], file: Path, *, skip_broken: bool) -> Datas
     scenes = [scene for name in splits for scene in dataset.split(name)]
     name = _text(content["name"], f"{file}: name")
     return replace(dataset, name=name, path=file, scenes=fold_scenes(scenes, number, folds, str(whole)))
+
+
+def _names_of(bands: Bands) -> tuple[str, ...]:
+    """Return the names of bands that have only numbers: three are red, green and blue."""
+    return RGB if len(bands) == len(RGB) else tuple(b if isinstance(b, str) else f"band_{b}" for b in bands)
+
+
+def _bands(said: Any, file: Path) -> dict[str, int | str]:
+    """Return the bands of the images by name: their numbers, or names to look for in the files."""
+    named: dict[Any, Any] = {}
+    if isinstance(said, Mapping):
+        named = dict(said)
+    elif isinstance(said, list) and all(isinstance(each, str) and each for each in said):
+        named = {name: name for name in said}
+    elif isinstance(said, list):
+        named = dict(zip(_names_of(tuple(said)), said, strict=True))
+    numbers = [band for band in named.values() if not isinstance(said, list) or not isinstance(band, str)]
+    if (
+        not named
+        or len(named) != len(said)
+        or not all(isinstance(name, str) and name for name in named)
+        or not all(type(band) is int and 0 < band < 1 << 16 for band in numbers)
+    ):
+        raise DataError(
+            f"{file}: bands must be numbers from 1, e.g. [1, 2, 3], names and numbers, e.g. {{red: 1, nir: 4}}, or "
+            f"names in the order of the bands, got {brief(said)}"
+        )
+    return named
 
 
 def _read_scenes(content: Mapping[str, Any], file: Path) -> tuple[ClassTable, tuple[Scene, ...], tuple[str, ...]]:
@@ -189,8 +256,9 @@ def _text(value: Any, where: str) -> str:
 
 
 def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, list[str]]:
-    only_keys(row, {"image", "split"}, {"label", "label_values"}, where)
-    said = {key: _text(row[key], f"{where}: {key}") for key in row if key != "label"}
+    only_keys(row, {"image", "split"}, {"label", "label_values", "also"}, where)
+    said = {key: _text(row[key], f"{where}: {key}") for key in row if key not in ("label", "also")}
+    also = _also(row.get("also") or {}, f"{where}: also", folder)
     values: LabelValues = checked(LabelValues, row.get("label_values", "auto"), f"{where}: label_values")
     image = folder / expand_path(said["image"])
     files: list[Path | None] = []
@@ -204,7 +272,23 @@ def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, lis
     # Only existence is checked here; ``check_scenes`` opens the files before a training.
     missing = [
         f"{where}: no such file {file}; paths are relative to {folder.resolve()}"
-        for file in (image, *files)
+        for file in (image, *files, *(Path(each.path) for each in also))
         if file is not None and not file.exists()
     ]
-    return Scene(image=image, label=label, split=said["split"], label_values=values), missing
+    return Scene(image=image, label=label, split=said["split"], also=also, label_values=values), missing
+
+
+def _also(said: Any, where: str, folder: Path) -> tuple[Further, ...]:
+    """Return the further rasters of a scene: {name: FILE}, or {name: {file: FILE, band: NUMBER}}."""
+    if not isinstance(said, Mapping):
+        raise DataError(f"{where}: must be names and files, e.g. {{dsm: dsm.tif}}, got {brief(said)}")
+    found = []
+    for name, file in said.items():
+        about = file if isinstance(file, Mapping) else {"file": file}
+        only_keys(about, {"file"}, {"band"}, f"{where}: {name}")
+        band = about.get("band", 1)
+        if type(band) is not int or not 0 < band < 1 << 16:
+            raise DataError(f"{where}: {name}: band must be a number from 1, got {brief(band)}")
+        path = folder / expand_path(_text(about["file"], f"{where}: {name}"))
+        found.append(Further(str(name), str(path), band))
+    return tuple(found)

@@ -2,9 +2,9 @@
 
 What the model sees in training is therefore what it sees in production, pixel for pixel.
 
-Shapes: T tile_px, f context_factor, N contexts where there are several, narrowest first. Images are uint8, black
-outside the raster; labels are class indices, IGNORE_INDEX outside. Windows count pixels that are read, which may be
-coarser or finer than the raster's own: "native" is what the files hold.
+Shapes: n bands, T tile_px, f context_factor, N contexts where there are several, narrowest first. Images are uint8,
+black outside the raster; labels are class indices, IGNORE_INDEX outside. Windows count pixels that are read, which may
+be coarser or finer than the raster's own: "native" is what the files hold.
 """
 
 import copy
@@ -24,8 +24,9 @@ from caswit.errors import DataError, naming_extras
 from caswit.raster.georef import Grid
 from caswit.raster.labels import BinaryLabel, ColorLabel, file_at, read_whole
 from caswit.raster.mosaic import Mosaic
-from caswit.raster.reader import Bool, OpenFiles, Raster, UInt8
+from caswit.raster.reader import Bool, OpenFiles, PixelEncoding, Raster, UInt8
 from caswit.raster.resample import MOST_AVERAGED, Axis, area_average, nearest, reading_ratio, resample_image
+from caswit.raster.stack import Bands, Image, Ranges, own_ranges, stacked
 from caswit.raster.warped import WarpedLabel, overlap
 from caswit.raster.windows import Window, spread_windows
 
@@ -41,9 +42,9 @@ class Sample(NamedTuple):
     """The images of one tile as the model sees them, and their labels."""
 
     tile: UInt8
-    """(3, T, T)."""
+    """(n, T, T)."""
     context: UInt8
-    """(3, T, T), of several (N, 3, T, T): f times the tile's side, area-averaged by f. Empty (3, 0, 0) where none was
+    """(n, T, T), of several (N, n, T, T): f times the tile's side, area-averaged by f. Empty (n, 0, 0) where none was
     asked for."""
     label: UInt8
     """(T, T) class indices. Empty (0, 0) without labels."""
@@ -56,19 +57,19 @@ class Region(NamedTuple):
 
     window: Window
     image: UInt8
-    """(3, H, W), black where not valid."""
+    """(n, H, W), black where not valid."""
     valid: Bool
     """(H, W): inside the raster and not nodata."""
     raster: Window
     """All of the scene."""
 
     def tile(self, window: Window) -> UInt8:
-        """Return the pixels of a window inside this region: (3, H, W)."""
+        """Return the pixels of a window inside this region: (n, H, W)."""
         rows, cols = window.inside(self.window)
         return self.image[:, rows, cols]
 
     def context(self, tile: Window, factor: ContextFactor) -> UInt8:
-        """Return the context of a tile, averaged to the tile's size: (3, H, W), of several factors (N, 3, H, W)."""
+        """Return the context of a tile, averaged to the tile's size: (n, H, W), of several factors (N, n, H, W)."""
         if isinstance(factor, int):
             return area_average(self.tile(context_window(tile, factor)), factor)
         return np.stack([self.context(tile, each) for each in factor])
@@ -101,11 +102,12 @@ class SceneReader:
     Args:
         scene: What to open.
         classes: Table that turns label ids into indices; None reads no labels.
-        bands: Bands of the image that are red, green and blue, from 1.
+        bands: Bands that are read: numbers of the image's own, from 1, or their names, and names in ``Scene.also``.
         read_gsd_m: Ground size in metres of the pixels to read; None reads native pixels. So does an image of unknown
             ground size, after a warning.
         image: The scene's image where it is open already; it is closed with this reader.
         source_gsd_m: Ground size of the image's pixels in metres; None takes it from the image.
+        ranges: Of each band the values that become 0 and 255, None for uint8; an open image has those of its own.
 
     Raises:
         DataError: A file is missing or broken, or image and label do not fit each other.
@@ -115,16 +117,19 @@ class SceneReader:
         self,
         scene: Scene,
         classes: ClassTable | None = None,
-        bands: tuple[int, int, int] = (1, 2, 3),
+        bands: Bands = (1, 2, 3),
         read_gsd_m: float | None = None,
         image: Raster | Mosaic | None = None,
         source_gsd_m: float | None = None,
+        ranges: Ranges = (),
     ) -> None:
         self.scene = scene
         self.classes = classes
-        self.bands = bands
-        self.image: Raster | Mosaic = Raster(scene.image) if image is None else image
-        self.image.check_image(bands)
+        encoding = PixelEncoding(ranges=own_ranges(bands, ranges, scene.also))
+        opened = Raster(scene.image, encoding) if image is None else image
+        self.image: Image
+        self.image, self.bands = stacked(opened, bands, ranges, scene.also)
+        self.image.check_image(self.bands)  # type: ignore[arg-type]  # a stack alone has names among its bands
         self.label: Raster | WarpedLabel | None = None
         self.colors: ColorLabel | None = None
         self.binary: BinaryLabel | None = None
@@ -222,7 +227,7 @@ class SceneReader:
         part = window.clipped(self.height, self.width)
         if part == window or not (part.height and part.width):
             return self._region(window)
-        image = np.zeros((3, window.height, window.width), np.uint8)
+        image = np.zeros((len(self.bands), window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
         rows, cols = part.inside(window)
         _, image[:, rows, cols], valid[rows, cols], _ = self._region(part)
@@ -240,8 +245,8 @@ class SceneReader:
         return Region(window, *resample_image(image, valid, self.rows, self.cols, edges), self.raster)
 
     def native_image(self, window: Window) -> tuple[UInt8, Bool]:
-        """Read a native window: (3, H, W), and where it is valid (H, W)."""
-        return self.image.read_image(window, self.bands)
+        """Read a native window: (n, H, W), and where it is valid (H, W)."""
+        return self.image.read_image(window, self.bands)  # type: ignore[arg-type]  # as above
 
     def labels(self, window: Window, valid: Bool) -> UInt8:
         """Read class indices of a window: (H, W), nearest; IGNORE_INDEX outside, at nodata, and where not ``valid``."""
@@ -309,7 +314,7 @@ class SceneReader:
             if context_factor is not None:
                 context_label = _labels_around(labels, window, tile, context_factor)
         if context_factor is None:
-            return Sample(region.image, np.zeros((3, 0, 0), np.uint8), label, none)
+            return Sample(region.image, np.zeros((len(self.bands), 0, 0), np.uint8), label, none)
         return Sample(region.tile(tile), region.context(tile, context_factor), label, context_label)
 
 
@@ -359,7 +364,8 @@ _WARPED: set[Path] = set()
 
 def open_dataset_scene(dataset: Dataset, scene: Scene, *, labels: bool = True) -> SceneReader:
     """Open a scene of a dataset with its labels, if asked for; say once for each dataset if labels are warped."""
-    opened = SceneReader(scene, dataset.classes if labels else None, dataset.bands, dataset.read_gsd_m)
+    classes = dataset.classes if labels else None
+    opened = SceneReader(scene, classes, dataset.bands, dataset.read_gsd_m, ranges=dataset.ranges)
     if isinstance(opened.label, WarpedLabel) and dataset.path not in _WARPED:
         _WARPED.add(dataset.path)
         log.warning(
@@ -442,7 +448,7 @@ def _labels_around(labels: UInt8, window: Window, tile: Window, factor: ContextF
     return np.stack([_labels_around(labels, window, tile, each) for each in factor])
 
 
-def _on_grid(image: Raster | Mosaic, label: Raster) -> Raster | WarpedLabel:
+def _on_grid(image: Image, label: Raster) -> Raster | WarpedLabel:
     """Return a label as it is if it lies on its image's grid, else warped onto it."""
     fits = (label.height, label.width) == (image.height, image.width)
     if image.grid.crs and label.grid.crs:

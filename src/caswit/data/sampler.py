@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
-from caswit.config import AugmentConfig, DataConfig, TileConfig
+from caswit.config import RGB, AugmentConfig, DataConfig, TileConfig
 from caswit.data.dataset import Dataset
 from caswit.data.label_counts import ClassDraws, TileCounts
 from caswit.data.labelled_windows import LabelledWindows
@@ -85,6 +85,8 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
             self.labelled = self.grid = [self.grid[i] for i in sorted(picks[:count])]
         self._draws: ClassDraws | None = None
         """Of sampling by class; ``balance`` sets it."""
+        names = dataset.band_names
+        self._rgb = [names.index(name) for name in RGB] if set(RGB) <= set(names) else None
         self._opened = SceneReaders(dataset, self.scenes, labels=unlabelled is None)
         self._where: LabelledWindows | None = None
         if data.sampling == "labelled":
@@ -137,7 +139,7 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         if swapped and self.factor is not None and rng.uniform() < swapped:
             elsewhere, other = self._random_window(rng)
             sample = swap_context(sample, self._read(elsewhere, self._opened[elsewhere], other), self.factor)
-        sample = augment(sample, self.augmentation, rng, factor=self.factor or 1)
+        sample = augment(sample, self.augmentation, rng, factor=self.factor or 1, rgb=self._rgb)
         return {name: torch.from_numpy(x) for name, x in zip(Sample._fields, sample, strict=True)}
 
     def _read(self, index: int, scene: SceneReader, window: Window, scale: float = 1.0) -> Sample:

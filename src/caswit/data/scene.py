@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from caswit.config import LabelValues
+from caswit.raster.stack import Further
 from caswit.raster.windows import Window
 
 Elsewhere = Literal["background", "ignore"]
@@ -57,6 +58,8 @@ class Scene:
     """Rectangles of the image that are cut into tiles one by one, such as the patches of a mosaic; None: the whole."""
     checked: bool = False
     """Image and label are known to fit each other, so that they need not be opened before they are read."""
+    also: tuple[Further, ...] = ()
+    """Further rasters on the same ground, whose bands the image lacks."""
     label_values: LabelValues = "auto"
     """What the values of the label raster mean; see ``FolderSource.label_values``."""
 

@@ -24,7 +24,14 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Brightness of red, green and blue (ITU-R BT.601)."""
 
 
-def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *, factor: ContextFactor = 1) -> Sample:
+def augment(
+    sample: Sample,
+    settings: AugmentConfig,
+    rng: np.random.Generator,
+    *,
+    factor: ContextFactor = 1,
+    rgb: Sequence[int] | None = (0, 1, 2),
+) -> Sample:
     """Return a changed copy. Turning a tile and its context alike turns the scene that they come from.
 
     Args:
@@ -32,32 +39,29 @@ def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *
         settings: Strength of each change.
         rng: Source of the random numbers.
         factor: Context factor of the sample, or those of its contexts.
+        rgb: Places of red, green and blue among the bands, which saturation is about; None where one is missing.
     """
     # Always the same draws, so that one setting's strength does not change what the others do.
     turn, (bright, stretch, power) = int(rng.integers(8)), rng.uniform(-1, 1, 3)
     if settings.spatial:
         sample = Sample(*(turned(x, turn) for x in sample))
     if settings.brightness or settings.contrast or settings.gamma:
-        table = tone_curve(
-            brightness=bright * settings.brightness,
-            contrast=1 + stretch * settings.contrast,
-            gamma=(1 + settings.gamma) ** power,
-        )
-        sample = sample._replace(tile=table[sample.tile], context=table[sample.context])
+        sample = _brightened(sample, settings, rng, (bright, stretch, power))
     # Drawn after the others, so that recipes which do not use them keep their samples.
-    tints, (grey, softness, hidden) = rng.uniform(-1, 1, 3), rng.uniform(-1, 1, 3)
+    bands = len(sample.tile)
+    tints, (grey, softness, hidden) = rng.uniform(-1, 1, bands), rng.uniform(-1, 1, 3)
     tile, context = sample.tile, sample.context
     if settings.tint or settings.saturation:
         gains, saturation = (1 + settings.tint) ** tints, 1 + grey * settings.saturation
-        tile = coloured(tile, gains=gains, saturation=saturation)
-        context = _each(context, factor, lambda x, _: coloured(x, gains=gains, saturation=saturation))
+        tile = coloured(tile, gains=gains, saturation=saturation, rgb=rgb)
+        context = _each(context, factor, lambda x, _: coloured(x, gains=gains, saturation=saturation, rgb=rgb))
     # A pixel of the context is ``factor`` pixels wide, so that the same camera blurs it by less.
     if settings.blur and softness > 0:
         tile = blurred(tile, softness * settings.blur)
         context = _each(context, factor, lambda x, f: blurred(x, softness * settings.blur / f))
     if settings.context_tint:
-        own = (1 + settings.context_tint) ** rng.uniform(-1, 1, 3)
-        context = _each(context, factor, lambda x, _: coloured(x, gains=own, saturation=1.0))
+        own = (1 + settings.context_tint) ** rng.uniform(-1, 1, bands)
+        context = _each(context, factor, lambda x, _: coloured(x, gains=own, saturation=1.0, rgb=rgb))
     if settings.context_dropout and (hidden + 1) / 2 < settings.context_dropout:
         context = _each(context, factor, mask_context)
     # The noise of a context pixel, a mean over many, would hardly be seen. Drawn last: its count depends on the tile.
@@ -65,9 +69,7 @@ def augment(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, *
         tile = noisy(tile, rng.uniform() * settings.noise, rng)
     sample = sample._replace(tile=tile, context=context)
     # After all that changes colours, so that black stays black.
-    if settings.holes and rng.uniform() < settings.holes:
-        sample = cut(sample, rng, factor=factor)
-    return sample
+    return _with_gaps(sample, settings, rng, factor)
 
 
 def _each(context: UInt8, factor: ContextFactor, change: Callable[[UInt8, int], UInt8]) -> UInt8:
@@ -111,15 +113,58 @@ def cut(sample: Sample, rng: np.random.Generator, *, factor: ContextFactor = 1) 
     )
 
 
-def coloured(image: UInt8, *, gains: FloatArray, saturation: float) -> UInt8:
-    """Return (3, H, W) with each band times its gain, then moved away from grey (saturation above 1) or towards it."""
+def coloured(image: UInt8, *, gains: FloatArray, saturation: float, rgb: Sequence[int] | None = (0, 1, 2)) -> UInt8:
+    """Return (n, H, W) with each band times its gain, then colours moved away from grey (saturation above 1) or to it.
+
+    Colours are the bands ``rgb``; all others keep their values.
+    """
     x = image.astype(np.float32) * gains.astype(np.float32)[:, None, None]
-    grey = np.tensordot(_LUMA, x, axes=1)
-    return _to_uint8(grey + saturation * (x - grey))
+    if rgb is not None:
+        colours = x[list(rgb)]
+        grey = np.tensordot(_LUMA, colours, axes=1)
+        x[list(rgb)] = grey + saturation * (colours - grey)
+    return _to_uint8(x)
+
+
+def _brightened(
+    sample: Sample, settings: AugmentConfig, rng: np.random.Generator, draws: tuple[float, float, float]
+) -> Sample:
+    """Return a sample with the tone curve of three draws, or with one of its own for each band."""
+    if not settings.per_band:
+        table = _tone(settings, *draws)
+        return sample._replace(tile=table[sample.tile], context=table[sample.context])
+    tables = [_tone(settings, *rng.uniform(-1, 1, 3)) for _ in sample.tile]
+    return sample._replace(tile=_toned(sample.tile, tables), context=_toned(sample.context, tables))
+
+
+def _with_gaps(sample: Sample, settings: AugmentConfig, rng: np.random.Generator, factor: ContextFactor) -> Sample:
+    """Return a sample without one of its bands, or with a hole, as often as the settings say."""
+    bands = len(sample.tile)
+    if settings.band_dropout and bands > 1 and rng.uniform() < settings.band_dropout:
+        sample = without_band(sample, int(rng.integers(bands)))
+    if settings.holes and rng.uniform() < settings.holes:
+        sample = cut(sample, rng, factor=factor)
+    return sample
+
+
+def _tone(settings: AugmentConfig, bright: float, stretch: float, power: float) -> UInt8:
+    """Return the tone curve of three draws between -1 and 1."""
+    return tone_curve(
+        brightness=bright * settings.brightness,
+        contrast=1 + stretch * settings.contrast,
+        gamma=(1 + settings.gamma) ** power,
+    )
+
+
+def _toned(image: UInt8, tables: Sequence[UInt8]) -> UInt8:
+    """Return (..., n, H, W) with the tone curve of each band."""
+    if not image.size:
+        return image
+    return np.stack([table[image[..., band, :, :]] for band, table in enumerate(tables)], axis=-3)
 
 
 def blurred(image: UInt8, sigma: float) -> UInt8:
-    """Return (3, H, W) blurred by a Gaussian of a standard deviation in pixels. Black pixels stay black."""
+    """Return (n, H, W) blurred by a Gaussian of a standard deviation in pixels. Black pixels stay black."""
     if sigma < 0.1 or not image.size:
         return image
     side = 2 * math.ceil(2 * sigma) + 1
@@ -129,9 +174,16 @@ def blurred(image: UInt8, sigma: float) -> UInt8:
 
 
 def noisy(image: UInt8, share: float, rng: np.random.Generator) -> UInt8:
-    """Return (3, H, W) with Gaussian noise of a standard deviation of ``share`` x 255. Black pixels stay black."""
+    """Return (n, H, W) with Gaussian noise of a standard deviation of ``share`` x 255. Black pixels stay black."""
     noise = rng.standard_normal(image.shape, np.float32) * (share * 255)
     return np.where(image.any(0), _to_uint8(image + noise), 0).astype(np.uint8)
+
+
+def without_band(sample: Sample, band: int) -> Sample:
+    """Return a sample in which one band, counted from 0, is 0 in tile and context."""
+    tile, context = sample.tile.copy(), sample.context.copy()
+    tile[band], context[..., band, :, :] = 0, 0
+    return sample._replace(tile=tile, context=context)
 
 
 def swap_context(sample: Sample, other: Sample, factor: ContextFactor) -> Sample:
@@ -151,7 +203,7 @@ def swap_context(sample: Sample, other: Sample, factor: ContextFactor) -> Sample
 
 
 def mask_context(context: UInt8, factor: int) -> UInt8:
-    """Return (3, H, W) with masked context: only the middle, which the tile covers, is left; the rest is black."""
+    """Return (n, H, W) with masked context: only the middle, which the tile covers, is left; the rest is black."""
     return _with_middle(np.zeros_like(context), context, factor)
 
 

@@ -32,6 +32,7 @@ from caswit.nn.network import stride_px
 from caswit.progress import Progress
 from caswit.raster.reader import UInt8
 from caswit.raster.windows import Block, Tile, Window, area_blocks, overlapping_blocks, whole_blocks
+from caswit.viz.pictures import channels_last
 from caswit.weights.model_folder import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ def _examples(
         yield Example(
             title=picture.title,
             group=group,
-            image=np.ascontiguousarray(np.moveaxis(picture.tile, 0, -1)),
+            image=np.ascontiguousarray(channels_last(picture.tile)),
             truth=truth,
             prediction=prediction,
             masked_context=None if without is None else scored.pair(picture.truth, without)[1],

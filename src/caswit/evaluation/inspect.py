@@ -18,6 +18,7 @@ from caswit.config import IGNORE_INDEX, InspectConfig, check, context_factors
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import SceneReader, context_window, open_dataset_scene
 from caswit.data.scene import Scene
+from caswit.data.statistics import BandStatistics, measure
 from caswit.errors import DataError
 from caswit.evaluation.findings import Findings, LabelLook, Shifts, look_at
 from caswit.evaluation.label_shift import Shift
@@ -101,6 +102,10 @@ def inspect(
     settings = settings or InspectConfig()
     data = load_dataset(dataset, skip_broken=skip_broken).read_at(settings.read_gsd_m)
     scenes = data.split(split, labelled=False)
+    bands = measure(data, scenes)
+    data = data.with_bands(data.band_names, bands.ranges if any(bands.ranges) else ())
+    for line in bands.lines():
+        log.info("%s", line)
     out.mkdir(parents=True, exist_ok=True)
     broken = list(data.broken)
     summaries, pooled = _summaries(data, scenes, broken)
@@ -121,10 +126,10 @@ def inspect(
                 broken.append(str(error))
             progress.advance(1)
     atomic_write_bytes(out / "scenes.csv", _scenes_csv(data, summaries).encode())
-    page = _page(data, split, summaries, findings, broken, panels)
+    page = _page(data, split, summaries, findings, bands, broken, panels)
     atomic_write_bytes(out / "report.html", page.encode())
     report = out / "report.md"
-    text = _report(data, split, summaries, list(dict.fromkeys(broken)))
+    text = _report(data, split, summaries, bands, list(dict.fromkeys(broken)))
     atomic_write_bytes(report, (text + findings.markdown()).encode())
     return report
 
@@ -249,6 +254,7 @@ def _page(
     split: str,
     summaries: Sequence[SceneSummary],
     findings: Findings,
+    bands: BandStatistics,
     broken: Sequence[str],
     tiles: Sequence[tuple[str, list[Panel]]],
 ) -> str:
@@ -262,6 +268,7 @@ def _page(
         found=findings.values(),
         broken=list(dict.fromkeys(broken)),
         scenes=summaries,
+        bands=list(zip(*bands, strict=True)),
         most=_ROWS,
         tiles=tiles,
         legend=data.classes.predicted if any(s.look for s in summaries) else (),
@@ -284,7 +291,9 @@ def _scenes_csv(data: Dataset, summaries: Sequence[SceneSummary]) -> str:
     return text.getvalue()
 
 
-def _report(data: Dataset, split: str, summaries: Sequence[SceneSummary], broken: Sequence[str]) -> str:
+def _report(
+    data: Dataset, split: str, summaries: Sequence[SceneSummary], bands: BandStatistics, broken: Sequence[str]
+) -> str:
     pixels = np.sum([s.pixels for s in summaries], axis=0, initial=0)
     everything, labelled = int(np.sum(pixels)), int(np.sum(pixels[:-1])) if summaries else 0
     areas = sum(s.areas for s in summaries)
@@ -299,6 +308,11 @@ def _report(data: Dataset, split: str, summaries: Sequence[SceneSummary], broken
             lines.append(f"| {name} | {count:,} | {100 * count / max(1, labelled):.2f} % |")
         ignored = 100 * (everything - labelled) / everything
         lines += ["", f"{labelled:,} pixels are labelled; {ignored:.1f} % are ignored or missing."]
+    lines += ["", "| band | values that become 0 to 255 | mean | standard deviation | pixels of the sample |"]
+    lines += ["|---|---|---:|---:|---:|"]
+    for name, limits, mean, std, count in zip(*bands, strict=True):
+        become = "uint8, as they are" if limits is None else f"{limits[0]:g} to {limits[1]:g}"
+        lines.append(f"| {name} | {become} | {mean:.2f} | {std:.2f} | {count:,} |")
     lines += ["", "| scene | rows x columns | ground pixel | CRS | areas |", "|---|---|---|---|---:|"]
     for s in summaries[:_ROWS]:
         gsd = "unknown" if s.source_gsd_m is None else f"{s.source_gsd_m:.3g} m"

@@ -40,8 +40,8 @@ def evaluate(
     """
     settings = settings or EvaluateConfig()
     loaded = load_model(model)
-    data = load_dataset(dataset, skip_broken=settings.skip_broken).read_at(
-        loaded.info.tile.read_gsd_m, loaded.info.bands
+    data = load_dataset(dataset, skip_broken=settings.skip_broken).for_model(
+        loaded.info.model, loaded.info.bands, loaded.info.tile.read_gsd_m
     )
     data.list_broken()
     scenes = data.split(split)

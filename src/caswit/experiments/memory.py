@@ -135,14 +135,15 @@ def measure(model: Path, device: str, precision: Precision, sides_px: tuple[int,
 
 
 def random_images(predictor: Predictor, sides_px: tuple[int, int] | None, tile_px: int) -> list[Tensor]:
-    """Return an image (1, 3, H, W), and its context or contexts (1, 3, H, W) or (1, N, 3, H, W) where one is read."""
+    """Return an image (1, n, H, W), and its context or contexts (1, n, H, W) or (1, N, n, H, W) where one is read."""
+    bands = getattr(predictor.network, "bands", 3)
     factors = context_factors(predictor.context_factor)
     # As ``caswit.evaluation`` fills up whole images.
     step = predictor.step_px
     height, width = (-(-side // step) * step for side in sides_px) if sides_px else (tile_px, tile_px)
-    shapes: list[tuple[int, ...]] = [(1, 3, height, width)]
+    shapes: list[tuple[int, ...]] = [(1, bands, height, width)]
     if predictor.network.reads_context:
-        shapes.append((1, 3, height, width) if len(factors) == 1 else (1, len(factors), 3, height, width))
+        shapes.append((1, bands, height, width) if len(factors) == 1 else (1, len(factors), bands, height, width))
     drawn = torch.Generator().manual_seed(0)
     return [torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn) for shape in shapes]
 

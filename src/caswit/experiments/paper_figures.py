@@ -78,7 +78,7 @@ def figures(
     """
     settings = settings or FiguresConfig()
     loaded = load_model(model)
-    data = load_dataset(dataset).read_at(loaded.info.tile.read_gsd_m, loaded.info.bands)
+    data = load_dataset(dataset).for_model(loaded.info.model, loaded.info.bands, loaded.info.tile.read_gsd_m)
     check_same_classes(loaded.info.classes, data)
     ours = load_predictor(loaded, settings)
     check_reads_context(ours)

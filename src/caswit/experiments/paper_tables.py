@@ -307,7 +307,8 @@ def _memory(model: _Model, file: Path, settings: TableConfig, tiling: TilingConf
 
 def _largest_px(model: _Model) -> tuple[int, int]:
     """Return height and width of the largest image of the split, in pixels that the model reads."""
-    data = model.dataset.read_at(read_info(model.folder).tile.read_gsd_m)
+    info = read_info(model.folder)
+    data = model.dataset.for_model(info.model, info.bands, info.tile.read_gsd_m)
     areas = (area for scene in data.split(model.split) for area in scene_areas(data, scene))
     return max(((area.height, area.width) for area in areas), key=lambda sides: sides[0] * sides[1])
 

@@ -25,8 +25,7 @@ from caswit.files import atomic_write_bytes
 from caswit.inference.load import load_predictor
 from caswit.nn.caswit import NEARLY_CLOSED
 from caswit.raster.georef import pixel_at, pixel_at_lonlat
-from caswit.raster.mosaic import Mosaic
-from caswit.raster.reader import Raster
+from caswit.raster.stack import Image as SceneImage
 from caswit.raster.windows import slice_middle
 from caswit.viz.pictures import (
     INK,
@@ -43,6 +42,7 @@ from caswit.viz.pictures import (
     stack,
     strip,
 )
+from caswit.weights.image_bands import bands_to_read
 from caswit.weights.model_folder import load_model
 from caswit.weights.zoo import choose
 
@@ -98,7 +98,11 @@ def explain(
     loaded = load_model(_chosen(image, gsd_m) if model is None else model)
     tile = loaded.info.tile
     with SceneReader(
-        Scene(image=image), bands=loaded.info.bands, read_gsd_m=tile.read_gsd_m, source_gsd_m=gsd_m
+        Scene(image=image),
+        bands=bands_to_read(image, loaded.info),
+        read_gsd_m=tile.read_gsd_m,
+        source_gsd_m=gsd_m,
+        ranges=loaded.info.model.ranges,
     ) as scene:
         row, col = find_pixel(scene.image, place)
         explanation = explain_pixel(load_predictor(loaded, settings or ComputeConfig()), scene, row, col, tile.tile_px)
@@ -116,7 +120,7 @@ def _chosen(image: Path, gsd_m: float | None) -> str:
     return model.name
 
 
-def find_pixel(raster: Raster | Mosaic, place: Mapping[str, float]) -> tuple[int, int]:
+def find_pixel(raster: SceneImage, place: Mapping[str, float]) -> tuple[int, int]:
     """Return (row, col) of a place given as row and col, x and y, or lon and lat."""
     if "row" in place:
         return int(place["row"]), int(place["col"])

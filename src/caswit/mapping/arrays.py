@@ -77,7 +77,7 @@ class Model(LoadedModel):
         """
         config = keyword_settings("predict", settings, PredictConfig)
         pixels = bands_first(image)
-        if pixels.dtype != np.uint8 and config.rescale is None:
+        if pixels.dtype != np.uint8 and config.rescale is None and not all(self.info.model.ranges or [None]):
             low, high = np.percentile(pixels, (1, 99))
             raise DataError(
                 f"the array holds {pixels.dtype}, uint8 is needed; give rescale=(low, high), the values that become "

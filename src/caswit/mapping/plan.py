@@ -26,8 +26,10 @@ from caswit.raster.image_files import describe, files_behind
 from caswit.raster.mosaic import Source, build_mosaic, open_image
 from caswit.raster.reader import PixelEncoding
 from caswit.raster.resample import Axis, reading_ratio
+from caswit.raster.stack import Bands, Further, Ranges, own_ranges
 from caswit.raster.stretch import usual_range
 from caswit.raster.windows import Window, block_windows, count_blocks
+from caswit.weights.image_bands import bands_to_read, parse_also
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
 from caswit.weights.zoo import choose
 
@@ -55,7 +57,7 @@ class ImageState(NamedTuple):
         return ImageState(fingerprint(images), _digest([text for text in behind if text]))
 
 
-class Bands(NamedTuple):
+class PartBands(NamedTuple):
     """Bands of a part beside that of class ids."""
 
     confidence: bool = False
@@ -141,6 +143,12 @@ class MapPlan:
     tile: TileConfig
     """Geometry of the model's input."""
     layout: BlockLayout
+    read_bands: Bands = (1, 2, 3)
+    """What the model reads: numbers of the image's bands, and names of rasters beside it."""
+    ranges: Ranges = ()
+    """Of each band the values that become 0 and 255, None for uint8; (): all are."""
+    further: tuple[Further, ...] = ()
+    """The rasters beside the image."""
     area: "AreaOfInterest | None" = None
     """Area of interest; None: the whole image."""
     blank: int | None = None
@@ -153,11 +161,11 @@ class MapPlan:
     """Whether the parts that an earlier run left have confidence; None where there are none."""
 
     @property
-    def bands(self) -> Bands:
+    def bands(self) -> PartBands:
         """The bands of a part that the outputs need."""
         # Polygons carry confidence wherever it costs no block that is finished: older parts go on as they were begun.
         wanted = self.outputs.vector is not None if self.confidence_in_parts is None else self.confidence_in_parts
-        return Bands(self.outputs.confidence is not None or wanted, self.outputs.probabilities is not None)
+        return PartBands(self.outputs.confidence is not None or wanted, self.outputs.probabilities is not None)
 
     @property
     def sieve_px(self) -> int:
@@ -174,12 +182,13 @@ class MapPlan:
 
     def open(self) -> SceneReader:
         """Open the images, as one, to be read as the model sees them."""
-        assert self.settings.bands is not None, "make_plan fills the bands in"
+        own = own_ranges(self.read_bands, self.ranges, self.further)
         return SceneReader(
-            Scene(image=Path(self.sources[0].path)),
-            bands=self.settings.bands,
+            Scene(image=Path(self.sources[0].path), also=self.further),
+            bands=self.read_bands,
             read_gsd_m=self.read_gsd_m,
-            image=open_image(self.sources, self.grid, _encoding(self.settings, self.blank)),
+            image=open_image(self.sources, self.grid, _encoding(self.settings, own, self.blank)),
+            ranges=self.ranges,
             # An image of unknown ground size counts as one of the size the model sees: make_plan has said so once.
             source_gsd_m=self.source_gsd_m or self.read_gsd_m,
         )
@@ -208,6 +217,9 @@ class MapPlan:
         facts = map_settings(self.settings) | {"read_gsd_m": self.read_gsd_m} | tile
         if self.settings.nodata == "auto":
             facts["nodata"] = f"auto {'none' if self.blank is None else self.blank}"
+        if self.further:
+            beside = ", ".join(f"{each.name}={each.path}" for each in self.further)
+            facts["also"] = f"{beside} ({fingerprint([each.path for each in self.further])})"
         return facts
 
     def manifest(self, loaded: LoadedModel) -> dict[str, Any]:
@@ -253,12 +265,19 @@ def make_plan(
     state = ImageState.of(images)
     loaded = load(model) if isinstance(model, str) else model
     # A model of the zoo is chosen by what the headers say, so they are read with the usual bands before it is known.
-    bands = settings.bands or (loaded.info.bands if loaded else (1, 2, 3))
-    sources, grid = build_mosaic(images, bands, _encoding(settings))
+    further = parse_also(settings.also)
+    read_bands: Bands = settings.bands or (1, 2, 3)
+    ranges: Ranges = ()
+    if loaded is not None:
+        read_bands = bands_to_read(images[0], loaded.info, settings.bands, further)
+        ranges = loaded.info.model.ranges
+    bands = tuple(band for band in read_bands if isinstance(band, int)) or (1,)
+    own = own_ranges(read_bands, ranges, further)
+    sources, grid = build_mosaic(images, bands, _encoding(settings, own))
     if settings.rescale == "auto":
         # One range for the whole image: blocks that are stretched each for itself would have borders.
-        settings = replace(settings, rescale=usual_range(sources, grid, bands, _encoding(settings)))
-    blank = _look(sources, grid, bands, settings)
+        settings = replace(settings, rescale=usual_range(sources, grid, bands, _encoding(settings, own)))
+    blank = _look(sources, grid, bands, settings, own)
     # The user knows better than the file, which may lack its ground size or have a wrong one: here, and so everywhere.
     source_gsd_m = settings.gsd_m or grid.source_gsd_m
     if loaded is None:
@@ -277,7 +296,7 @@ def make_plan(
         state=state,
         grid=grid,
         model=model if isinstance(model, str) else loaded.name,
-        settings=replace(settings, bands=settings.bands or info.bands, overlap_px=overlap_px, fill=fill),
+        settings=replace(settings, bands=bands, overlap_px=overlap_px, fill=fill),
         outputs=outputs,
         run=run,
         source_gsd_m=source_gsd_m,
@@ -285,6 +304,9 @@ def make_plan(
         trained_gsd_m=info.trained_gsd_m,
         tile=info.tile,
         layout=BlockLayout.of(grid, source_gsd_m, read_gsd_m, info.tile.tile_px, overlap_px, settings.block_px),
+        read_bands=read_bands,
+        ranges=ranges,
+        further=further,
         area=_area(run, grid),
         blank=blank,
         vector_classes=_vector_classes(outputs, info.classes),
@@ -316,17 +338,19 @@ def _check_outputs(outputs: OutputConfig, source_gsd_m: float | None) -> None:
         check_vector(Path(outputs.vector))
 
 
-def _encoding(settings: PredictConfig, blank: int | None = None) -> PixelEncoding:
+def _encoding(settings: PredictConfig, ranges: Ranges = (), blank: int | None = None) -> PixelEncoding:
     nodata = None if settings.nodata == "auto" else settings.nodata
     # Where the range is still to be found, any will do to look at headers.
     rescale = (0.0, 1.0) if settings.rescale == "auto" else settings.rescale
-    return PixelEncoding(rescale, nodata, blank, settings.ignore_alpha)
+    return PixelEncoding(rescale, nodata, blank, settings.ignore_alpha, ranges)
 
 
-def _look(sources: Sequence[Source], grid: Grid, bands: tuple[int, int, int], settings: PredictConfig) -> int | None:
+def _look(
+    sources: Sequence[Source], grid: Grid, bands: tuple[int, ...], settings: PredictConfig, ranges: Ranges
+) -> int | None:
     """Look at a sample of the images; warn of what they do not declare, and return what ``--nodata auto`` finds."""
     name = sources[0].path if len(sources) == 1 else f"{sources[0].path} and {len(sources) - 1} more"
-    with open_image(sources, grid, _encoding(settings)) as image:
+    with open_image(sources, grid, _encoding(settings, ranges)) as image:
         try:
             blanks = find_blanks(image, bands)
         except DataError:  # a block that cannot be read is the run's business: it may be told to skip it

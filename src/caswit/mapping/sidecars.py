@@ -57,7 +57,7 @@ def stac_item(out: Path, plan: MapPlan, loaded: LoadedModel, others: Mapping[str
     """Write the STAC item of the map and the files beside it; its properties describe the settings and the model."""
     grid = plan.grid
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    bands = [{"name": name} for name in _BANDS]
+    bands = [{"name": name} for name in loaded.info.model.band_names]
     properties: dict[str, Any] = {
         "datetime": now,
         "created": now,
@@ -104,17 +104,20 @@ def stac_item(out: Path, plan: MapPlan, loaded: LoadedModel, others: Mapping[str
 
 def _model(loaded: LoadedModel) -> dict[str, Any]:
     info, model, tile = loaded.info, loaded.info.model, loaded.info.tile.tile_px
+    bands = model.band_names
     tasks, order = ["semantic-segmentation"], ["batch", "channel", "height", "width"]
-    pixels = {"shape": [-1, 3, tile, tile], "dim_order": order, "data_type": "uint8"}
+    pixels = {"shape": [-1, len(bands), tile, tile], "dim_order": order, "data_type": "uint8"}
     shape = [-1, len(info.classes), tile, tile]
     result = {"shape": shape, "dim_order": ["batch", "class", "height", "width"], "data_type": "float32"}
-    normalisation = zip(info.model.mean, info.model.std, strict=True)
+    normalisation = zip(*model.normalisation(), strict=True)
     scaling = [{"type": "z-score", "mean": mean, "stddev": std} for mean, std in normalisation]
-    inputs = {"tile": "the tile to be mapped"}
+    stretched = [f"{n} {r[0]:g} to {r[1]:g}" for n, r in zip(bands, model.ranges, strict=False) if r is not None]
+    before = f"; 0 to 255 are made of {', '.join(stretched)}" if stretched else ""
+    inputs = {"tile": f"the tile to be mapped{before}"}
     if loaded.network.reads_context:
         for factor in (factors := info.tile.context_factors):
             name = "context" if len(factors) == 1 else f"context {factor}"
-            inputs[name] = f"the area around it, {factor} times its side, averaged to its size"
+            inputs[name] = f"the area around it, {factor} times its side, averaged to its size{before}"
     classes = {"classification:classes": _classes(info.classes)}
     return {
         "mlm:name": "caswit-" + re.sub(r"[^a-zA-Z0-9]+", "-", loaded.name.removeprefix("caswit-")).strip("-"),
@@ -124,7 +127,13 @@ def _model(loaded: LoadedModel) -> dict[str, Any]:
         "mlm:framework_version": torch.__version__,
         "mlm:total_parameters": sum(p.numel() for p in loaded.network.parameters()),
         "mlm:input": [
-            {"name": name, "description": text, "bands": list(_BANDS), "input": pixels, "value_scaling": scaling}
+            {
+                "name": name,
+                "description": text,
+                "bands": list(bands),
+                "input": pixels,
+                "value_scaling": scaling,
+            }
             for name, text in inputs.items()
         ],
         "mlm:output": [{"name": "classes", "tasks": tasks, "result": result, **classes}],

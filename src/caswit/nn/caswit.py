@@ -7,7 +7,7 @@ The context branch has a head of its own that exists in training only (section 3
 The paper's network has one context. With several, of different width, one context encoder and one context head see them
 all, each as an image of its own, and every hr token reads the tokens of all.
 
-Shapes: B batch, N contexts, H/W rows and columns, C channels, K classes.
+Shapes: B batch, n bands, N contexts, H/W rows and columns, C channels, K classes.
 """
 
 from collections.abc import Callable, Iterator
@@ -95,8 +95,8 @@ class CASWiT(nn.Module):
         decoder_channels: Width of the decoder; None takes the size's own.
         decoder_norm: "batch" or "group".
         drop_path: Highest stochastic-depth rate.
-        mean: Mean of the three bands, 0-255.
-        std: Standard deviation of the three bands, 0-255.
+        mean: Mean of each band, 0-255; it has n numbers for images of n bands.
+        std: Standard deviation of each band, 0-255.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class CASWiT(nn.Module):
         decoder_channels: int | None = ModelConfig.decoder_channels,
         decoder_norm: Norm = ModelConfig.decoder_norm,
         drop_path: float = ModelConfig.drop_path,
-        mean: tuple[float, float, float] = ModelConfig.mean,
-        std: tuple[float, float, float] = ModelConfig.std,
+        mean: tuple[float, ...] = ModelConfig.mean,
+        std: tuple[float, ...] = ModelConfig.std,
     ) -> None:
         super().__init__()
         # The settings class holds all checks of allowed values, so that they are not repeated here.
@@ -130,7 +130,8 @@ class CASWiT(nn.Module):
             mean=mean,
             std=std,
         )
-        numbers = SIZES[size] | {"stem": stem, "norm": decoder_norm}
+        self.bands = len(mean)
+        numbers = SIZES[size] | {"stem": stem, "norm": decoder_norm, "bands": self.bands}
         del numbers["decoder_channels"]
         head = {"channels": decoder_width(settings), "num_classes": num_classes, "norm": decoder_norm}
         self.num_classes = num_classes
@@ -164,8 +165,8 @@ class CASWiT(nn.Module):
                 self.context_decoder = HEADS["upernet" if decoder == "mask2former" else decoder](channels, **head)
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     @property
     def reads_context(self) -> bool:
@@ -184,9 +185,9 @@ class CASWiT(nn.Module):
         """Label a batch of tiles.
 
         Args:
-            hr: (B, 3, H, W) tiles, uint8 or floating point on the 0-255 scale.
-            context: (B, 3, H', W'), the averaged context of each tile on the same scale; several contexts, narrowest
-                first, are (B, N, 3, H', W'). Ignored by the baseline.
+            hr: (B, n, H, W) tiles of n bands, uint8 or floating point on the 0-255 scale.
+            context: (B, n, H', W'), the averaged context of each tile on the same scale; several contexts, narrowest
+                first, are (B, N, n, H', W'). Ignored by the baseline.
             label: (B, H, W) class indices to learn, for a decoder with a loss of its own; None outside of training.
 
         Returns:
@@ -196,7 +197,7 @@ class CASWiT(nn.Module):
             ModelError: Wrong shape, number of bands, batch or type, or a missing context.
         """
         assert self.num_classes, "built for pretraining: there is no decoder"
-        check_images(hr, context, self.contexts if self.reads_context else 0)
+        check_images(hr, context, self.contexts if self.reads_context else 0, self.bands)
         if context is None or self.context_encoder is None:
             return self._tile_alone(hr, label)
         context = self.each_context(context)
@@ -229,7 +230,7 @@ class CASWiT(nn.Module):
         return _enlarged(logits, hr), loss
 
     def each_context(self, context: Tensor) -> Tensor:
-        """Return contexts as a batch of images: (B, N, 3, H', W') -> (B N, 3, H', W'); of one context as they are."""
+        """Return contexts as a batch of images: (B, N, n, H', W') -> (B N, n, H', W'); of one context as they are."""
         return context.flatten(0, 1) if self.contexts > 1 else context
 
     def stages(self, x: Tensor, c: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -318,14 +319,18 @@ def _enlarged(logits: Tensor, image: Tensor) -> Tensor:
     return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def check_image(name: str, image: Tensor) -> None:
-    """Raise ModelError unless an image is (B, 3, H, W), uint8 or floating point."""
+def check_image(name: str, image: Tensor, bands: int = 3) -> None:
+    """Raise ModelError unless an image is (B, n, H, W) of so many bands, uint8 or floating point."""
     shape = tuple(image.shape)
     if image.ndim != 4:
-        raise ModelError(f"{name} must be (B, 3, H, W), got {shape}; one image (3, H, W) becomes a batch with [None]")
-    if shape[1] != 3:
-        hint = "move the bands to axis 1 with permute(0, 3, 1, 2)" if shape[3] == 3 else "select three bands"
-        raise ModelError(f"{name} must have 3 bands on axis 1, got {shape}; {hint}")
+        raise ModelError(
+            f"{name} must be (B, {bands}, H, W), got {shape}; one image ({bands}, H, W) becomes a batch with [None]"
+        )
+    if shape[1] != bands:
+        count = {1: "one", 2: "two", 3: "three"}.get(bands, bands)
+        select = f"select {count} band{'s' * (bands != 1)}"
+        hint = "move the bands to axis 1 with permute(0, 3, 1, 2)" if shape[3] == bands else select
+        raise ModelError(f"{name} must have {bands} band{'s' * (bands != 1)} on axis 1, got {shape}; {hint}")
     if 0 in shape:
         raise ModelError(f"{name} is empty: {shape}; every side must be at least 1")
     if image.dtype != torch.uint8 and not image.is_floating_point():
@@ -335,12 +340,12 @@ def check_image(name: str, image: Tensor) -> None:
         )
 
 
-def check_images(hr: Tensor, context: Tensor | None, contexts: int) -> None:
-    """Raise ModelError unless a network that reads so many contexts can be called with these images."""
-    check_image("hr", hr)
+def check_images(hr: Tensor, context: Tensor | None, contexts: int, bands: int = 3) -> None:
+    """Raise ModelError unless a network that reads so many contexts and bands can be called with these images."""
+    check_image("hr", hr, bands)
     if not contexts:
         return
-    expected = "(B, 3, H', W')" if contexts == 1 else f"(B, {contexts}, 3, H', W')"
+    expected = f"(B, {bands}, H', W')" if contexts == 1 else f"(B, {contexts}, {bands}, H', W')"
     if context is None:
         raise ModelError(
             f"this model needs a context image: call model(hr, context) with a context {expected}; "
@@ -351,6 +356,6 @@ def check_images(hr: Tensor, context: Tensor | None, contexts: int) -> None:
             f"this model reads {contexts} contexts, narrowest first: context must be {expected}, "
             f"got {tuple(context.shape)}"
         )
-    check_image("context", context[:, 0] if contexts > 1 else context)
+    check_image("context", context[:, 0] if contexts > 1 else context, bands)
     if context.shape[0] != hr.shape[0]:  # len() would make the batch a constant where the network is exported
         raise ModelError(f"hr and context must be one batch, got {len(hr)} and {len(context)} images")

@@ -5,7 +5,7 @@ the pixels under the masked tokens of the tile are reconstructed from the last f
 that the tile covers is masked: the network must not find there, at a lower resolution, what it is to reconstruct.
 
 The first part of this module draws masks with numpy, in the workers that load data; the second is the network. Both
-count in tokens of TOKEN_PX pixels. Shapes: B batch, H/W rows and columns, N tokens along a side, C channels.
+count in tokens of TOKEN_PX pixels. Shapes: B batch, H/W rows and columns, n bands, N tokens along a side, C channels.
 """
 
 import math
@@ -53,10 +53,10 @@ def centre_square(side_px: int, ratio: float) -> NDArray[np.bool_]:
 
 
 class ReconstructionHead(nn.Sequential):
-    """Predict the pixels under each token by a 1x1 convolution: (B, C, N, N) -> (B, 3, 32 N, 32 N)."""
+    """Predict the pixels under each token by a 1x1 convolution: (B, C, N, N) -> (B, n, 32 N, 32 N) of n bands."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(nn.Conv2d(channels, 3 * STRIDE_PX**2, 1), nn.PixelShuffle(STRIDE_PX))
+    def __init__(self, channels: int, bands: int = 3) -> None:
+        super().__init__(nn.Conv2d(channels, bands * STRIDE_PX**2, 1), nn.PixelShuffle(STRIDE_PX))
 
 
 class SimMIM(nn.Module):
@@ -79,7 +79,7 @@ class SimMIM(nn.Module):
         self.context_token = nn.Parameter(torch.zeros(first)) if network.reads_context else None
         # The paper does not mention a norm here; SimMIM has one, as Swin has before its classifier.
         self.norm = nn.LayerNorm(last)
-        self.head = ReconstructionHead(last)
+        self.head = ReconstructionHead(last, network.bands)
         for token in (self.hr_token, self.context_token):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
@@ -88,12 +88,12 @@ class SimMIM(nn.Module):
         """Reconstruct tiles from what is not masked.
 
         Args:
-            hr: (B, 3, H, W), uint8 or floating point on the 0-255 scale.
-            context: (B, 3, H', W'), of several contexts (B, N, 3, H', W'), on the same scale; None for the baseline.
+            hr: (B, n, H, W), uint8 or floating point on the 0-255 scale.
+            context: (B, n, H', W'), of several contexts (B, N, n, H', W'), on the same scale; None for the baseline.
             mask: (B, N, N), True where a token of the tile is masked.
 
         Returns:
-            (B, 3, H, W) normalised pixels.
+            (B, n, H, W) normalised pixels.
 
         Raises:
             ModelError: The network has a context branch and no context is given.
@@ -103,7 +103,7 @@ class SimMIM(nn.Module):
         if self.context_token is None or network.context_encoder is None:
             hr_maps = network.hr_encoder.stages(x)
         elif context is None:
-            raise ModelError("this model needs a context image: give it a context (B, 3, H', W')")
+            raise ModelError(f"this model needs a context image: give it a context (B, {network.bands}, H', W')")
         else:
             centres = self.context_masks(context).repeat(len(context), 1, 1)
             context = network.each_context(context)
@@ -139,8 +139,8 @@ def masked_l1_sum(reconstruction: Tensor, target: Tensor, pixels: Tensor) -> Ten
     """Sum absolute errors over masked pixels and bands; the paper divides it by three times the masked pixels.
 
     Args:
-        reconstruction: (B, 3, H, W).
-        target: (B, 3, H, W) normalised pixels.
+        reconstruction: (B, n, H, W).
+        target: (B, n, H, W) normalised pixels.
         pixels: (B, 1, H, W), True where masked.
     """
     return (F.l1_loss(reconstruction.float(), target.float(), reduction="none") * pixels).sum()

@@ -28,10 +28,10 @@ class ConvStem(nn.Module):
     convolutions assume from the start that neighbouring pixels belong together.
     """
 
-    def __init__(self, channels: int, norm: Norm) -> None:
+    def __init__(self, channels: int, norm: Norm, bands: int = 3) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            ConvNormReLU(3, channels, 3, norm, stride=2),
+            ConvNormReLU(bands, channels, 3, norm, stride=2),
             ConvNormReLU(channels, channels, 3, norm),
             ConvNormReLU(channels, 2 * channels, 3, norm, stride=2),
             nn.Conv2d(2 * channels, channels, 1),
@@ -39,7 +39,7 @@ class ConvStem(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Embed an image whose sides are multiples of 4: (B, 3, H, W) -> (B, H / 4, W / 4, C)."""
+        """Embed an image whose sides are multiples of 4: (B, n, H, W) -> (B, H / 4, W / 4, C)."""
         return self.norm(self.layers(image).permute(0, 2, 3, 1))
 
 
@@ -97,6 +97,7 @@ class SwinEncoder(nn.Module):
         drop_path: Highest stochastic-depth rate; it grows linearly from 0 over the blocks.
         stem: "patch" (Swin's own) or "conv".
         norm: Normalisation in a "conv" stem.
+        bands: n, the number of bands of an image.
     """
 
     def __init__(
@@ -109,12 +110,14 @@ class SwinEncoder(nn.Module):
         drop_path: float = 0.0,
         stem: Stem = "patch",
         norm: Norm = "batch",
+        bands: int = 3,
     ) -> None:
         super().__init__()
         # timm shrinks windows that are larger than the map of a stage, and their position biases with them.
         # always_partition prevents it, so that no parameter's shape depends on the size of the tiles.
         swin = SwinTransformer(
             patch_size=PATCH_PX,
+            in_chans=bands,
             embed_dim=embed_dim,
             depths=tuple(depths),
             num_heads=tuple(num_heads),
@@ -124,14 +127,14 @@ class SwinEncoder(nn.Module):
             strict_img_size=False,
             always_partition=True,
         )
-        self.patch_embed = swin.patch_embed if stem == "patch" else ConvStem(embed_dim, norm)
+        self.patch_embed = swin.patch_embed if stem == "patch" else ConvStem(embed_dim, norm, bands)
         self.layers = nn.ModuleList(swin.layers)
         for stage in self.layers:
             stage.blocks = nn.Sequential(*map(Block, stage.blocks))  # type: ignore[arg-type]
         self.channels = [embed_dim * 2**i for i in range(len(depths))]
 
     def embed(self, image: Tensor) -> Tensor:
-        """Embed an image as tokens of 4 px: (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
+        """Embed an image as tokens of 4 px: (B, n, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
         height, width = image.shape[-2:]
         pad = (0, -width % PATCH_PX, 0, -height % PATCH_PX)
         return self.patch_embed(nn.functional.pad(image, pad))

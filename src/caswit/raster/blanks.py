@@ -36,10 +36,8 @@ class _Image(Protocol):
     width: int
 
     def is_empty(self, window: Window) -> bool: ...
-    def read_alpha(self, window: Window) -> NDArray[Any] | None: ...
-    def read_image(
-        self, window: Window, bands: tuple[int, int, int]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]: ...
+    def read_alpha(self, window: Window, bands: tuple[int, ...] = ()) -> NDArray[Any] | None: ...
+    def read_image(self, window: Window, bands: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]: ...
 
 
 class Blanks(NamedTuple):
@@ -54,7 +52,7 @@ class Blanks(NamedTuple):
 
 
 def blank_areas(image: NDArray[np.uint8], value: int) -> NDArray[np.bool_]:
-    """Return where (3, H, W) is blank: (H, W). Pixels nearer than REACH_PX to a cut edge may be wrong."""
+    """Return where (n, H, W) is blank: (H, W). Pixels nearer than REACH_PX to a cut edge may be wrong."""
     exact = (image == value).all(0).astype(np.uint8)
     # Beyond the window counts as blank, so that areas at the edge of a raster need to be wide along it only.
     inner = cv2.erode(exact, _square(_WIDTH_PX)) if exact.any() else exact
@@ -65,7 +63,7 @@ def blank_areas(image: NDArray[np.uint8], value: int) -> NDArray[np.bool_]:
     return near.all(0) & around
 
 
-def find_blanks(image: _Image, bands: tuple[int, int, int]) -> Blanks:
+def find_blanks(image: _Image, bands: tuple[int, ...]) -> Blanks:
     """Look at a raster for white and black areas that are valid by its file.
 
     Raises:
@@ -86,7 +84,7 @@ def find_blanks(image: _Image, bands: tuple[int, int, int]) -> Blanks:
                 missing.add(value)
     shares = {value: counts[value] / looked_at for value in missing if counts[value] >= _LEAST_SHARE * looked_at}
     ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
-    return Blanks(ordered, *_alpha_shares(image))
+    return Blanks(ordered, *_alpha_shares(image, bands))
 
 
 def _is_missing(pixels: NDArray[np.uint8], valid: NDArray[np.bool_], value: int, window: Window, image: _Image) -> bool:
@@ -101,10 +99,10 @@ def _is_missing(pixels: NDArray[np.uint8], valid: NDArray[np.bool_], value: int,
     return any(there and bool(line.any()) for there, line in at_edge)
 
 
-def _alpha_shares(image: _Image) -> tuple[float, float]:
+def _alpha_shares(image: _Image, bands: tuple[int, ...]) -> tuple[float, float]:
     between, zero, looked_at = 0, 0, 0
     for window in _sample(image.height, image.width):
-        alpha = image.read_alpha(window)
+        alpha = image.read_alpha(window, bands)
         if alpha is None:
             return 0.0, 0.0
         highest = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1

@@ -122,6 +122,28 @@ _LARGEST = 1e15
 """Coordinates beyond this have no fraction that would place a pixel."""
 
 
+def check_place(own: Grid, path: str, onto: Grid, beside: str) -> bool:
+    """Return whether a further raster must be warped to the grid of the image beside it.
+
+    Raises:
+        DataError: Where it lies is unknown, or is elsewhere.
+    """
+    same_size = (own.height, own.width) == (onto.height, onto.width)
+    if own.crs is None or onto.crs is None:
+        if not same_size:
+            raise DataError(
+                f"{path}: is {own.height} x {own.width}, the image {beside} is {onto.height} x {onto.width}, and one "
+                "of them has no CRS, so where it lies on the other is unknown; warp it to the image's grid first"
+            )
+        return False
+    if same_size and own.same_place(onto):
+        return False
+    a, b = own.degrees, onto.degrees
+    if a and b and (a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]):
+        raise DataError(f"{path}: lies elsewhere than the image {beside}; give a raster of the same ground")
+    return True
+
+
 def _invertible(grid: Grid) -> bool:
     (a, b, _), (d, e, _), _ = grid.matrix.tolist()
     longest = max(abs(a), abs(b), abs(d), abs(e))

@@ -61,13 +61,13 @@ class Mosaic:
         """Close the files."""
         self._open.close()
 
-    def check_image(self, bands: tuple[int, int, int]) -> None:
+    def check_image(self, bands: tuple[int, ...]) -> None:
         """Check the bands of the first file; ``build_mosaic`` checked them all."""
         self._raster(0).check_image(bands)
 
-    def read_image(self, window: Window, bands: tuple[int, int, int] = (1, 2, 3)) -> tuple[UInt8, Bool]:
-        """Read three bands and where they are valid: (3, H, W), black where not, and (H, W)."""
-        image = np.zeros((3, window.height, window.width), np.uint8)
+    def read_image(self, window: Window, bands: tuple[int, ...] = (1, 2, 3)) -> tuple[UInt8, Bool]:
+        """Read bands and where they are valid: (n, H, W), black where not, and (H, W)."""
+        image = np.zeros((len(bands), window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
         # Later files overwrite earlier ones only where they have data, so the lower one shows through holes.
         for number in self._touched(window):
@@ -80,13 +80,18 @@ class Mosaic:
             valid[rows, cols] |= has_data
         return image, valid
 
-    def read_alpha(self, window: Window) -> NDArray[Any] | None:
+    @property
+    def first(self) -> Raster:
+        """The first file, open."""
+        return self._raster(0)
+
+    def read_alpha(self, window: Window, bands: tuple[int, ...] = ()) -> NDArray[Any] | None:
         """Read alpha where the first file that a window touches has it, as ``Raster.read_alpha``."""
         for number in self._touched(window)[:1]:
             covers = self.sources[number].window
             part = window.common(covers)
             there = part._replace(row=part.row - covers.row, col=part.col - covers.col)
-            return self._raster(number).read_alpha(there)
+            return self._raster(number).read_alpha(there, bands)
         return None
 
     def is_empty(self, window: Window) -> bool:
@@ -116,7 +121,7 @@ def open_image(sources: Sequence[Source], grid: Grid, encoding: PixelEncoding = 
 
 
 def build_mosaic(
-    paths: Sequence[str], bands: tuple[int, int, int] = (1, 2, 3), encoding: PixelEncoding = DEFAULT_ENCODING
+    paths: Sequence[str], bands: tuple[int, ...] = (1, 2, 3), encoding: PixelEncoding = DEFAULT_ENCODING
 ) -> tuple[tuple[Source, ...], Grid]:
     """Read the headers of some files and return where each lies, and the grid of them all.
 

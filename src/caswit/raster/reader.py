@@ -1,6 +1,6 @@
-"""Read rasters of any kind as three bands of uint8. Only `caswit.raster` imports rasterio.
+"""Read rasters of any kind as bands of uint8. Only `caswit.raster` imports rasterio.
 
-Images are (3, H, W) uint8, valid masks and labels (H, W). What lies outside a raster, or is nodata in it, is
+Images are (n, H, W) uint8 of n bands, valid masks and labels (H, W). What lies outside a raster, or is nodata in it, is
 black in images, False in masks.
 """
 
@@ -18,15 +18,16 @@ import rasterio
 from cachetools import LRUCache
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from caswit.errors import DataError
 from caswit.errors import one_line as shortened
 from caswit.raster.blanks import REACH_PX, blank_areas
-from caswit.raster.georef import Grid, check_grid
+from caswit.raster.georef import Grid, check_grid, check_place
 from caswit.raster.windows import Window, spread_windows
 
 UInt8 = NDArray[np.uint8]
@@ -76,6 +77,8 @@ class PixelEncoding(NamedTuple):
     """White (255) or black (0), where whole areas of it have no data (``raster.blanks``)."""
     ignore_alpha: bool = False
     """The band that the file calls alpha says nothing of where there is data."""
+    ranges: tuple[tuple[float, float] | None, ...] = ()
+    """Of each band that is read its own (low, high), for pixels that are not uint8; ``rescale`` comes first."""
 
 
 DEFAULT_ENCODING = PixelEncoding()
@@ -101,12 +104,19 @@ class Raster:
         path: Anything GDAL opens: a file, an address (https://, s3://), a /vsi path.
         encoding: The meaning of its values, where the file does not state it.
         driver: The only GDAL driver that may open it; None leaves the choice to GDAL.
+        onto: A grid to which it is warped while it is read (bilinear), and the path of the image on that grid.
 
     Raises:
-        DataError: The file is missing or GDAL cannot open it.
+        DataError: The file is missing or GDAL cannot open it, or it does not lie on the grid ``onto``.
     """
 
-    def __init__(self, path: Path | str, encoding: PixelEncoding = DEFAULT_ENCODING, driver: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        encoding: PixelEncoding = DEFAULT_ENCODING,
+        driver: str | None = None,
+        onto: tuple[Grid, str] | None = None,
+    ) -> None:
         self.path = str(path)
         self.encoding = encoding
         if not is_remote(self.path) and not Path(path).exists():
@@ -123,6 +133,9 @@ class Raster:
         except GDAL_ERRORS as error:
             raise DataError(f"{path}: not a raster GDAL can open ({one_line(error)})") from error
         check_grid(self.grid, self.path)
+        self._beneath: Any = None
+        if onto is not None and check_place(self.grid, self.path, *onto):
+            self._warp(onto[0])
         if self.dtype.startswith("complex"):
             self.close()
             raise DataError(
@@ -139,9 +152,29 @@ class Raster:
     def close(self) -> None:
         """Close the file."""
         self._src.close()
+        if self._beneath is not None:
+            self._beneath.close()
 
-    def check_image(self, bands: tuple[int, int, int]) -> None:
-        """Raise DataError unless these bands are there and are uint8 colours, or ``rescale`` makes them so.
+    def _warp(self, grid: Grid) -> None:
+        """Read another grid from here on, on which pixels are interpolated."""
+        nodata = self._src.nodata
+        if nodata is None and np.dtype(self.dtype).kind == "f":
+            nodata = math.nan
+        where = {"crs": grid.crs, "transform": grid.transform, "height": grid.height, "width": grid.width}
+        # Around the file there is no data, which only a band of alpha can say where the file has no value for it.
+        beyond = (
+            {"add_alpha": True} if nodata is None and self.alpha is None else {"src_nodata": nodata, "nodata": nodata}
+        )
+        try:
+            with quiet(), rasterio.Env(**_STRICT):
+                warped = WarpedVRT(self._src, **where, **beyond, resampling=Resampling.bilinear)
+        except GDAL_ERRORS as error:
+            raise DataError(f"{self.path}: cannot be warped to the image's grid ({one_line(error)})") from error
+        self._beneath, self._src = self._src, warped
+        self.height, self.width, self.grid = grid.height, grid.width, grid
+
+    def check_image(self, bands: tuple[int, ...]) -> None:
+        """Raise DataError unless these bands are there and are uint8, or ``rescale`` or ``ranges`` makes them so.
 
         A map that caswit made is refused: neither the colours of its classes nor its probabilities show the ground.
         """
@@ -152,12 +185,13 @@ class Raster:
             )
         count = self.count if self._palette is None else 3
         if count < max(bands):
+            usual = "give an RGB image, or name three existing bands"
             raise DataError(
                 f"{self.path}: has {count} band{'s' * (count > 1)}, bands {list(bands)} are needed; "
-                "give an RGB image, or name three existing bands"
+                f"{usual if len(bands) == 3 else 'give an image that has them, or name existing bands'}"
             )
         self._check_nodata()
-        if self.dtype != "uint8" and self.encoding.rescale is None:
+        if self.dtype != "uint8" and self.encoding.rescale is None and not all(self.encoding.ranges or [None]):
             low, high = self._usual_range(bands)
             raise DataError(
                 f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale auto, or "
@@ -177,21 +211,21 @@ class Raster:
                 f"--nodata {nodata:g}; leave it out, or try --nodata auto"
             )
 
-    def read_image(self, window: Window, bands: tuple[int, int, int] = (1, 2, 3)) -> tuple[UInt8, Bool]:
-        """Read three bands and where they are valid.
+    def read_image(self, window: Window, bands: tuple[int, ...] = (1, 2, 3)) -> tuple[UInt8, Bool]:
+        """Read some bands and where they are valid.
 
         Args:
             window: May reach outside the raster.
             bands: 1-based; of a palette image, of its colours.
 
         Returns:
-            (3, H, W) uint8, black where not valid, and (H, W) bool.
+            (n, H, W) uint8, black where not valid, and (H, W) bool.
         """
         part = window.clipped(self.height, self.width)
         # Most windows lie inside the raster and need no second array to be copied into.
         if part == window and part.height and part.width:
             return self._colours(part, bands)
-        image = np.zeros((3, window.height, window.width), np.uint8)
+        image = np.zeros((len(bands), window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
         if part.height and part.width:
             rows, cols = part.inside(window)
@@ -216,9 +250,12 @@ class Raster:
         tags = ((f"BLOCK_OFFSET_{col}_{row}", band) for row in rows for col in cols for band in self._src.indexes)
         return all(self._src.get_tag_item(tag, "TIFF", bidx=band) is None for tag, band in tags)
 
-    def read_alpha(self, window: Window) -> NDArray[Any] | None:
-        """Read the alpha band of a window inside the raster: (H, W); None where none says which pixels have data."""
-        if self.encoding.ignore_alpha or MaskFlags.alpha not in self._src.mask_flag_enums[0]:
+    def read_alpha(self, window: Window, bands: tuple[int, ...] = ()) -> NDArray[Any] | None:
+        """Read the alpha band of a window inside the raster: (H, W); None where none says which pixels have data.
+
+        One that is read as a band of the image says nothing.
+        """
+        if self.encoding.ignore_alpha or MaskFlags.alpha not in self._src.mask_flag_enums[0] or self.alpha in bands:
             return None
         return self._read(window, self._src.colorinterp.index(ColorInterp.alpha) + 1)
 
@@ -238,13 +275,20 @@ class Raster:
             values[rows, cols], known[rows, cols] = self._ids(part)
         return values, known
 
-    def sample(self, window: Window, bands: tuple[int, int, int]) -> NDArray[Any]:
+    def sample(self, window: Window, bands: tuple[int, ...]) -> NDArray[Any]:
         """Read the values of all bands of the pixels with data in a window inside the raster, as they are: (N,)."""
-        pixels, valid = self._read(window, list(bands)), self._valid(window)
-        if self.encoding.nodata is not None:
-            valid = valid & (pixels != self.encoding.nodata).any(0)
+        pixels, valid = self.values(window, bands)
         values = pixels[:, valid].ravel()
         return values[np.isfinite(values)]
+
+    def values(self, window: Window, bands: tuple[int, ...]) -> tuple[NDArray[Any], Bool]:
+        """Read bands of a window inside the raster as they are, (n, H, W), and where pixels have data, (H, W)."""
+        if self._palette is not None:
+            return self._declared(window, bands)
+        pixels, valid = self._read(window, list(bands)), self._valid(window, bands)
+        if self.encoding.nodata is not None:
+            valid = valid & (pixels != self.encoding.nodata).any(0)
+        return pixels, valid
 
     def _ids(self, part: Window) -> tuple[NDArray[Any], Bool]:
         """Read band 1 and where it has a value, of a window inside the raster."""
@@ -261,8 +305,8 @@ class Raster:
         values, known = self.read_ids(window)
         return np.where(known, values, np.array(fill, np.min_scalar_type(fill)))
 
-    def _colours(self, part: Window, bands: tuple[int, int, int]) -> tuple[UInt8, Bool]:
-        """Read (3, H, W), black where not valid, and where it is valid, of a window inside the raster."""
+    def _colours(self, part: Window, bands: tuple[int, ...]) -> tuple[UInt8, Bool]:
+        """Read (n, H, W), black where not valid, and where it is valid, of a window inside the raster."""
         if self.encoding.blank is None:
             return self._declared(part, bands)
         wide = part.grown(REACH_PX).clipped(self.height, self.width)
@@ -271,9 +315,9 @@ class Raster:
         here = part.inside(wide)
         return image[:, *here] * valid[here], valid[here]
 
-    def _declared(self, part: Window, bands: tuple[int, int, int]) -> tuple[UInt8, Bool]:
+    def _declared(self, part: Window, bands: tuple[int, ...]) -> tuple[UInt8, Bool]:
         """Read as ``_colours``; valid is what the file or the user says is."""
-        valid = self._valid(part)
+        valid = self._valid(part, bands)
         if self._palette is not None:
             index = self._read(part, 1)
             # The nodata of a palette image is an index: two indices may have the same colour.
@@ -288,11 +332,32 @@ class Raster:
             # In all bands: a single black channel is a colour, not a gap.
             if self.encoding.nodata is not None:
                 valid = valid & (pixels != self.encoding.nodata).any(0)
-            image = pixels if self.encoding.rescale is None else rescaled(pixels, *self.encoding.rescale)
+            image = self._as_bytes(pixels)
         # Invalid pixels may hold any value; the network knows only black, from the edges of its training data.
         if not valid.all():
             image *= valid
         return image, valid
+
+    def _as_bytes(self, pixels: NDArray[Any]) -> UInt8:
+        """Return pixels as they are if they are uint8, stretched by the range of all bands or of each otherwise."""
+        if self.encoding.rescale is not None:
+            return rescaled(pixels, *self.encoding.rescale)
+        if pixels.dtype == np.uint8:
+            return pixels
+        # ``check_image`` has seen to it that every band has its range.
+        pairs = zip(pixels, self.encoding.ranges, strict=True)
+        return np.stack([rescaled(band, *limits) for band, limits in pairs if limits is not None])
+
+    @property
+    def descriptions(self) -> tuple[str, ...]:
+        """What the file calls each band, empty where it has no name for it."""
+        return tuple(name or "" for name in self._src.descriptions)
+
+    @property
+    def alpha(self) -> int | None:
+        """Number of the band that the file calls alpha; None without one."""
+        found = [n for n, kind in enumerate(self._src.colorinterp, 1) if kind == ColorInterp.alpha]
+        return found[0] if found else None
 
     def _read_palette(self) -> UInt8 | None:
         """Read the palette of a palette image: (4, 256) red, green, blue, alpha by value."""
@@ -300,7 +365,7 @@ class Raster:
             return None
         return np.array([self._src.colormap(1).get(value, (0, 0, 0, 0)) for value in range(256)], np.uint8).T
 
-    def _usual_range(self, bands: tuple[int, int, int]) -> tuple[float, float]:
+    def _usual_range(self, bands: tuple[int, ...]) -> tuple[float, float]:
         """Return the values between which 98 of 100 lie in a sample of the pixels, as ``raster.stretch`` finds them."""
         try:
             found = np.concatenate([self.sample(each, bands) for each in spread_windows(self.height, self.width)])
@@ -314,9 +379,12 @@ class Raster:
             pixels: NDArray[Any] = self._src.read(bands, window=rasterio_window(part))
         return pixels
 
-    def _valid(self, part: Window) -> Bool:
+    def _valid(self, part: Window, bands: tuple[int, ...] = ()) -> Bool:
         """Read where the raster has data by its own mask: nodata, alpha or internal."""
-        if MaskFlags.all_valid in self._src.mask_flag_enums[0] or self._without_alpha:
+        flags = self._src.mask_flag_enums[0]
+        # Files of red, green, blue and near infrared often call the fourth alpha: what is read as a band is no mask.
+        is_colour = MaskFlags.alpha in flags and self.alpha in bands
+        if MaskFlags.all_valid in flags or self._without_alpha or is_colour:
             return np.ones((part.height, part.width), bool)
         # dataset_mask: any band valid, so that a single black channel is not taken for nodata.
         with self._reading(part):

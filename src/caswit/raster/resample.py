@@ -150,14 +150,14 @@ def resample_image(
     """Resample native pixels to a window of pixels that are read; nodata has no weight.
 
     Args:
-        image: (3, h, w) native pixels that cover the sources of both axes.
+        image: (n, h, w) native pixels that cover the sources of both axes.
         valid: (h, w).
         rows: Rows of the raster.
         cols: Columns of the raster.
         window: First row, end row, first column, end column of the pixels to return.
 
     Returns:
-        (3, H, W) uint8, rounded half up, black where not valid, and (H, W) bool: at least half of the pixel is
+        (n, H, W) uint8, rounded half up, black where not valid, and (H, W) bool: at least half of the pixel is
         covered by valid ones.
     """
     top, bottom, left, right = window
@@ -186,7 +186,7 @@ def resample_image(
 
 
 def area_average(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Return the mean of every factor x factor square, rounded half up: (3, H, W) -> (3, H / factor, W / factor).
+    """Return the mean of every factor x factor square, rounded half up: (n, H, W) -> (n, H / factor, W / factor).
 
     Exact in 16 bits for factors up to MOST_AVERAGED.
     """

@@ -12,7 +12,7 @@ from caswit.raster.windows import spread_windows
 
 
 def usual_range(
-    sources: Sequence[Source], grid: Grid, bands: tuple[int, int, int], encoding: PixelEncoding
+    sources: Sequence[Source], grid: Grid, bands: tuple[int, ...], encoding: PixelEncoding
 ) -> tuple[float, float] | None:
     """Return the values between which 98 of 100 lie, the same for the bands; None for images of 8 bits.
 
@@ -21,7 +21,7 @@ def usual_range(
     Args:
         sources: The files, as ``build_mosaic`` placed them.
         grid: The grid of them all.
-        bands: Bands that are red, green and blue.
+        bands: Bands that are read.
         encoding: Says which pixels have no data, besides what the files say; its ``rescale`` is any.
 
     Raises:

@@ -20,9 +20,10 @@ from caswit.explain.attention import Explanation, explain_pixel, pixel_as_read, 
 from caswit.explain.figure import heatmap_overlay, peak_over_uniform
 from caswit.inference.load import load_predictor
 from caswit.raster.gate import OPENING, Gate
-from caswit.raster.reader import Raster
+from caswit.raster.reader import PixelEncoding, Raster
 from caswit.raster.windows import Tile, Window, owner
 from caswit.viz.pictures import data_uri
+from caswit.weights.image_bands import bands_to_read
 from caswit.weights.model_folder import LoadedModel, load_model
 
 _KEPT_TILES = 16
@@ -105,9 +106,11 @@ class LiveModel:
     def _scene(self, image: Path) -> SceneReader:
         info = self.loaded.info
         with OPENING:
-            raster = Raster(image, driver=None if self.gate is None else self.gate.driver(image))
+            driver = None if self.gate is None else self.gate.driver(image)
+            raster = Raster(image, PixelEncoding(ranges=info.model.ranges), driver)
         try:
-            return SceneReader(Scene(image=image), bands=info.bands, read_gsd_m=info.tile.read_gsd_m, image=raster)
+            bands = bands_to_read(image, info, opened=raster)
+            return SceneReader(Scene(image=image), bands=bands, read_gsd_m=info.tile.read_gsd_m, image=raster)
         except BaseException:
             raster.close()
             raise

@@ -184,7 +184,7 @@ def check_loggers(names: Iterable[str]) -> None:
                 __import__(name)
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"train.loggers: {name} is not installed; pip install {name}, or leave {name} out"
+                f"train.loggers: {name} is not installed; install the package {name}, or leave it out"
             ) from error
 
 

@@ -8,7 +8,7 @@ weights, optimiser and step is all there is to resume from.
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -20,10 +20,12 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from caswit import __version__
-from caswit.config import DataConfig, LearningConfig, PretrainConfig, PretrainRecipe, TrainConfig
+from caswit.config import DataConfig, LearningConfig, ModelConfig, PretrainConfig, PretrainRecipe, TrainConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.hold_out import hold_out
 from caswit.data.sampler import Samples, training_loader
+from caswit.data.scene import Scene
+from caswit.data.statistics import measure, reads_usual_bands, with_statistics
 from caswit.errors import ConfigError, DataError, Stopped
 from caswit.files import checked
 from caswit.progress import Progress
@@ -85,6 +87,37 @@ def load_data(recipe: AnyRecipe) -> Dataset:
     if is_first_process():
         dataset.list_broken()
     return dataset
+
+
+def settle_bands(
+    recipe: AnyRecipe, dataset: Dataset, scenes: Sequence[Scene], learned: ModelConfig | None
+) -> tuple[Dataset, ModelConfig]:
+    """Return the dataset with the bands that are read, and the settings of the network with the numbers of each.
+
+    Red, green and blue of uint8 have what the recipe says. All else is measured on the scenes to learn from.
+
+    Args:
+        recipe: Of the run.
+        dataset: Its dataset.
+        scenes: To learn from.
+        learned: Settings of the network whose weights the training starts from, if they are known.
+
+    Raises:
+        DataError: The dataset lacks a band, or a scene cannot be read.
+    """
+    model = recipe.model
+    if model.bands:
+        dataset = dataset.with_bands(model.bands)
+    elif learned is not None and not dataset.names_bands and len(learned.band_names) == len(dataset.bands):
+        dataset = dataset.with_bands(learned.band_names)
+    if reads_usual_bands(dataset, scenes):
+        return dataset, replace(model, bands=dataset.band_names)
+    measured = measure(dataset, scenes)
+    model = with_statistics(model, measured, learned)
+    if is_first_process():
+        for line in measured.lines():
+            log.info("%s", line)
+    return dataset.with_bands(model.bands, model.ranges), model
 
 
 def fit(fabric: Fabric, recipe: AnyRecipe, folder: RunFolder, task: Task, network: nn.Module) -> None:

@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
-from caswit.config import DataConfig, PretrainRecipe
+from caswit.config import DataConfig, ModelConfig, PretrainRecipe
 from caswit.data.dataset import Dataset
 from caswit.data.reader import check_scenes, ground_size_m
 from caswit.data.sampler import TrainingSamples
@@ -22,11 +22,11 @@ from caswit.nn.caswit import CASWiT
 from caswit.nn.simmim import SimMIM, masked_l1_sum, pixel_mask, random_cells
 from caswit.training.fabric import launch, repeatable
 from caswit.training.loggers import check_loggers
-from caswit.training.loop import Batch, fit, length, load_data
+from caswit.training.loop import Batch, fit, length, load_data, settle_bands
 from caswit.training.reconstruct import Reconstructor, sheet
 from caswit.training.run_folder import LOOP_COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
-from caswit.weights.initialize import start_from
+from caswit.weights.initialize import learned_with, start_from
 from caswit.weights.model_folder import PretrainedInfo, build_simmim, save_pretrained
 
 
@@ -48,13 +48,14 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, resume: bool = False) -> Path
     check_loggers(recipe.train.loggers)
     dataset = load_data(recipe)
     scenes = _scenes(recipe, dataset)
+    dataset, model = settle_bands(recipe, dataset, scenes, learned_with(recipe.start))
     check_scenes(dataset, scenes)
     folder = RunFolder(out, LOOP_COLUMNS)
     samples = MaskedSamples(recipe, dataset, scenes)
     # Resolved here only to refuse a warm-up that is too long before there is a folder.
     recipe.train.resolve_schedule(*length(recipe.train, samples.tiles_per_epoch))
     with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
-        task = PretrainTask(fabric, recipe, samples, folder)
+        task = PretrainTask(fabric, recipe, samples, folder, model)
         fit(fabric, recipe, folder, task, _network(recipe, task.info, new=not folder.last.exists()))
     return folder.model
 
@@ -111,13 +112,21 @@ class PretrainTask:
         recipe: Of the run.
         samples: To learn from.
         folder: Of the run; pictures and the finished weights are written there.
+        model: Settings of the network with the numbers of its bands.
     """
 
-    def __init__(self, fabric: Fabric, recipe: PretrainRecipe, samples: MaskedSamples, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        recipe: PretrainRecipe,
+        samples: MaskedSamples,
+        folder: RunFolder,
+        model: ModelConfig | None = None,
+    ) -> None:
         self.fabric, self.recipe, self.samples, self.folder = fabric, recipe, samples, folder
         dataset = samples.dataset
         self.info = PretrainedInfo(
-            model=recipe.model,
+            model=model or recipe.model,
             tile=recipe.tile,
             mask=recipe.mask,
             bands=dataset.bands,
@@ -125,8 +134,8 @@ class PretrainTask:
         )
 
     def loss_normalizer(self, batch: Batch) -> Tensor:
-        """Return (1,) the numbers to reconstruct: three for each masked pixel."""
-        return 3 * _masked(batch).sum().float()[None]
+        """Return (1,) the numbers to reconstruct: one of each band for each masked pixel."""
+        return batch["tile"].shape[1] * _masked(batch).sum().float()[None]
 
     def loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
         """Return the mean absolute error over the masked pixels of the whole batch."""
@@ -162,7 +171,8 @@ def _network(recipe: PretrainRecipe, info: PretrainedInfo, *, new: bool) -> SimM
     network = build_simmim(info)
     network.network.checkpoint_gradients(recipe.train.checkpoint_gradients)
     if new and recipe.start is not None:
-        start_from(network.network, recipe.start, recipe.model.size, recipe.tile.tile_px)
+        settings = info.model
+        start_from(network.network, recipe.start, settings.size, recipe.tile.tile_px, settings.band_names)
     return network
 
 

@@ -18,6 +18,7 @@ from caswit.nn.simmim import SimMIM, pixel_mask, random_cells
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Window, tile_grid
 from caswit.viz.pictures import png_bytes, stack, strip
+from caswit.weights.image_bands import bands_to_read
 from caswit.weights.model_folder import load_pretrained
 
 HIDDEN = (128, 128, 128)
@@ -86,7 +87,7 @@ class Reconstructor:
 
 
 def _painted(image: UInt8, hidden: Bool) -> UInt8:
-    colour = np.array(HIDDEN, np.uint8)[:, None, None]
+    colour = np.resize(np.array(HIDDEN, np.uint8), image.shape[-3])[:, None, None]
     return np.where(hidden, colour, image)
 
 
@@ -94,7 +95,7 @@ def sheet(make: Reconstructor, dataset: Dataset, tiles: Sequence[tuple[Scene, Wi
     """Return a picture (H, W, 3) with a row for each tile; the same cells are masked in every call."""
     rows = []
     for number, (scene, window) in enumerate(tiles):
-        with SceneReader(scene, None, dataset.bands, dataset.read_gsd_m) as opened:
+        with SceneReader(scene, None, dataset.bands, dataset.read_gsd_m, ranges=dataset.ranges) as opened:
             rows.append(make(opened, window, number).picture())
     return stack(rows)
 
@@ -106,7 +107,7 @@ def reconstruct(
 
     Args:
         model: Folder of pretrained weights, or hf:owner/name.
-        image: RGB uint8 raster.
+        image: Raster with the bands that the weights read.
         out: PNG to write.
         count: Number of tiles.
         seed: Chooses the masked cells.
@@ -118,7 +119,8 @@ def reconstruct(
     """
     network, info = load_pretrained(model)
     make = Reconstructor(network, info.tile, info.mask, device, bf16)
-    with SceneReader(Scene(image=image), None, info.bands, info.tile.read_gsd_m) as scene:
+    bands, ranges = bands_to_read(image, info), info.model.ranges
+    with SceneReader(Scene(image=image), None, bands, info.tile.read_gsd_m, ranges=ranges) as scene:
         grid = [t.window for t in tile_grid(scene.height, scene.width, info.tile.tile_px, 0)]
         shown = [w for w in grid if scene.region(w).valid.any()]
         if not shown:

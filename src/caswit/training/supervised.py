@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from caswit.config import Recipe, TrainConfig
+from caswit.config import ModelConfig, Recipe, TrainConfig
 from caswit.data.dataset import Dataset
 from caswit.data.label_counts import TileCounts, count_labels, median_frequencies
 from caswit.data.reader import check_scenes, ground_size_m, open_dataset_scene
@@ -36,11 +36,11 @@ from caswit.raster.ground import Degrees, together
 from caswit.raster.windows import Tile
 from caswit.training.fabric import all_sum, launch, one_device, repeatable, stop_signal
 from caswit.training.loggers import check_loggers
-from caswit.training.loop import Batch, Loop, fit, load_data
+from caswit.training.loop import Batch, Loop, fit, load_data, settle_bands
 from caswit.training.phases import check_phases
 from caswit.training.run_folder import COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
-from caswit.weights.initialize import start_from
+from caswit.weights.initialize import learned_with, start_from
 from caswit.weights.model_folder import ModelInfo, build, save_model
 
 log = logging.getLogger(__name__)
@@ -70,11 +70,13 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
     """
     check_loggers(recipe.train.loggers)
     dataset = load_data(recipe)
+    scenes = dataset.split(recipe.data.train_split)
+    dataset, model = settle_bands(recipe, dataset, scenes, learned_with(recipe.start))
     _check(recipe, dataset)
     # Only a training in phases has a column that says in which a step is.
     folder = RunFolder(out, (*COLUMNS, "phase") if recipe.train.phases else COLUMNS)
     with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
-        task = SupervisedTask(fabric, recipe, dataset, folder)
+        task = SupervisedTask(fabric, recipe, dataset, folder, model)
         fit(fabric, recipe, folder, task, _network(recipe, task.info, new=not folder.last.exists()))
     return folder.model
 
@@ -104,9 +106,12 @@ class SupervisedTask:
         recipe: Of the run.
         dataset: Holds the training split and, where the recipe names one, the validation split.
         folder: Of the run; pictures and the finished model are written there.
+        model: Settings of the network with the numbers of its bands.
     """
 
-    def __init__(self, fabric: Fabric, recipe: Recipe, dataset: Dataset, folder: RunFolder) -> None:
+    def __init__(
+        self, fabric: Fabric, recipe: Recipe, dataset: Dataset, folder: RunFolder, model: ModelConfig | None = None
+    ) -> None:
         self.fabric, self.recipe, self.dataset, self.folder = fabric, recipe, dataset, folder
         settings = recipe.train
         self.samples = TrainingSamples(
@@ -114,7 +119,7 @@ class SupervisedTask:
         )
         self.validation_scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
         self.validation_sample = _validation_sample(recipe, dataset, self.validation_scenes)
-        self.info = _info(recipe, dataset)
+        self.info = _info(recipe, dataset, model or recipe.model)
         self.named_absent = False
         weights = self._class_weights()
         self.losses = named_losses(
@@ -301,7 +306,8 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
         network.load_state_dict(build(info, pretrained=True).state_dict())
     if new and recipe.start is not None:
         assert isinstance(network, CASWiT), recipe.model.arch  # the recipe refuses others
-        start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px, info.classes.names)
+        names = info.classes.names, info.model.band_names
+        start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px, *names)
     if recipe.train.frozen_stages:
         assert isinstance(network, CASWiT), recipe.model.arch
         network.freeze(recipe.train.frozen_stages)
@@ -339,12 +345,12 @@ def _check_weights(settings: TrainConfig, dataset: Dataset) -> None:
         )
 
 
-def _info(recipe: Recipe, dataset: Dataset) -> ModelInfo:
+def _info(recipe: Recipe, dataset: Dataset, model: ModelConfig) -> ModelInfo:
     """Return what the model folder says of the network and its data."""
     # Taken from the first scene, since there may be thousands to open.
     trained_gsd_m = ground_size_m(dataset, dataset.split(recipe.data.train_split)[0])
     return ModelInfo(
-        model=recipe.model, tile=recipe.tile, classes=dataset.classes, bands=dataset.bands, trained_gsd_m=trained_gsd_m
+        model=model, tile=recipe.tile, classes=dataset.classes, bands=dataset.bands, trained_gsd_m=trained_gsd_m
     )
 
 

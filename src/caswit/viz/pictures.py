@@ -193,5 +193,6 @@ def resize_nearest(picture: NDArray[np.uint8], height: int, width: int) -> NDArr
 
 
 def channels_last(image: NDArray[np.uint8]) -> Image:
-    """Turn the (3, H, W) of a raster into the (H, W, 3) of a picture."""
+    """Turn the (n, H, W) of a raster into the (H, W, 3) of a picture: its first three bands, or the first as grey."""
+    image = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
     return np.ascontiguousarray(np.moveaxis(image, 0, -1))

@@ -7,7 +7,7 @@ the size, stem, fusion stages and gate of that network, its tiles, its ground si
 from pathlib import Path
 from typing import Any
 
-from caswit.config import InitConfig
+from caswit.config import RGB, InitConfig
 from caswit.errors import CaswitError
 from caswit.weights.convert import find_weights
 from caswit.weights.hub import fetch, is_on_hub
@@ -45,7 +45,10 @@ def inherited_settings(start: InitConfig | None) -> dict[str, Any]:
     names = (*_NETWORK, *_DECODER) if isinstance(info, ModelInfo) else _NETWORK
     found = {f"model.{name}": getattr(info.model, name) for name in names}
     found |= {f"tile.{name}": getattr(info.tile, name) for name in _TILE}
-    return found | {"data.bands": info.bands}
+    if info.model.band_names != RGB:  # mean and deviation of other bands are taken over by name, once the data is known
+        del found["model.mean"], found["model.std"]
+    numbered = all(isinstance(band, int) for band in info.bands)
+    return found | ({"data.bands": info.bands} if numbered else {})
 
 
 def folder_of_start(path: str) -> Path:

@@ -9,12 +9,14 @@ from typing import NamedTuple
 from timm.layers import resize_rel_pos_bias_table_simple
 from torch import Tensor
 
-from caswit.config import InitConfig, Size
-from caswit.errors import ConfigError, ModelError
+from caswit.config import RGB, InitConfig, ModelConfig, Size
+from caswit.errors import CaswitError, ConfigError, ModelError
+from caswit.nn.bands import for_bands, said
 from caswit.nn.caswit import SIZES, CASWiT
 from caswit.nn.swin import PATCH_PX
 from caswit.weights import convert
 from caswit.weights.convert import State, find_weights, read_weights
+from caswit.weights.hub import fetch, is_on_hub
 from caswit.weights.model_folder import CONFIG, ModelInfo, read_info
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ _BRANCHES = {
 _ENCODERS = ("hr_encoder.", "context_encoder.")
 _LAST = ("decoder.classify.", "context_decoder.classify.")
 """Beginnings of the names of last layers, which have a row for each class."""
+_FIRST = ("patch_embed.proj.weight", "patch_embed.layers.0.0.weight")
+"""Endings of the names of the weights (O, n, ...) that read an image of n bands."""
 _LISTED = 12
 """Number of names that a line of the report lists."""
 
@@ -64,7 +68,12 @@ class Fit(NamedTuple):
 
 
 def start_from(
-    network: CASWiT, start: InitConfig, size: Size, tile_px: int | None = None, classes: tuple[str, ...] = ()
+    network: CASWiT,
+    start: InitConfig,
+    size: Size,
+    tile_px: int | None = None,
+    classes: tuple[str, ...] = (),
+    bands: tuple[str, ...] = RGB,
 ) -> Fit:
     """Load the weights that a recipe names into a network, and log what matched, was missing or was left over.
 
@@ -75,6 +84,7 @@ def start_from(
         tile_px: Side of its tiles; warn where the library of the weights computes something else for such tiles.
         classes: Names of its classes. The last layer of a decoder of ours is taken class by class: what has the same
             name in both goes on, all others start at random.
+        bands: Names of the bands that it reads. The first convolution is copied by name; those of new bands are a mean.
 
     Raises:
         CaswitError: The weights cannot be read, or too little of the encoders is among them.
@@ -86,6 +96,11 @@ def start_from(
     theirs_classes = _classes(start) if classes and start.decoder else ()
     if theirs_classes:
         log.info("%s", _matched(classes, theirs_classes))
+    learned = learned_with(start)
+    theirs_bands = RGB if learned is None else learned.band_names
+    if theirs_bands != bands:
+        placed |= {n: for_bands(x, theirs_bands, bands) for n, x in placed.items() if _reads(n, x, theirs_bands)}
+        log.info("init: bands of the first convolution: %s", said(theirs_bands, bands))
     new: State = {}
     resized = []
     for name, theirs in placed.items():
@@ -115,6 +130,17 @@ def start_from(
     if tile_px is not None and (warning := window_warning(start, size, tile_px)):
         log.warning("%s", warning)
     return fit
+
+
+def learned_with(start: InitConfig | None) -> ModelConfig | None:
+    """Return the settings of the network whose weights a training starts from; None where no config.json says them."""
+    if start is None or start.source != "caswit" or start.path is None:
+        return None
+    try:
+        folder = fetch(start.path) if is_on_hub(start.path) else find_weights(start.path).parent
+        return read_info(folder).model
+    except CaswitError:
+        return None  # who loads the weights says what is wrong
 
 
 def report(fit: Fit, where: str, start: InitConfig, theirs: State, ours: State) -> list[str]:
@@ -162,6 +188,11 @@ def window_warning(start: InitConfig, size: Size, tile_px: int) -> str | None:
     else:
         return None
     return f"init: unlike caswit, {start.source} {what}; features agree exactly for tiles of {exact_px} px"
+
+
+def _reads(name: str, weight: Tensor, bands: tuple[str, ...]) -> bool:
+    """Return whether weights are those of a first convolution that reads these bands."""
+    return name.endswith(_FIRST) and weight.ndim == 4 and weight.shape[1] == len(bands)
 
 
 def _counted(start: InitConfig) -> tuple[str, ...]:

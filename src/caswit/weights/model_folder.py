@@ -29,6 +29,7 @@ from caswit.nn.baselines.table2 import Table2Network, network_class
 from caswit.nn.caswit import CASWiT
 from caswit.nn.network import Network
 from caswit.nn.simmim import SimMIM
+from caswit.raster.stack import Bands
 from caswit.weights import zoo
 from caswit.weights.hub import fetch, is_on_hub
 from caswit.weights.lazy import LazyWeights, all_finite, with_weights
@@ -57,7 +58,7 @@ class _Config(TypedDict):
 
     model: ModelConfig
     tile: TileConfig
-    bands: tuple[int, int, int]
+    bands: tuple[int | str, ...]
     trained_gsd_m: float | None
     provenance: dict[str, Any]
     kind: NotRequired[Literal["pretrained"]]
@@ -73,8 +74,9 @@ class _Info:
     """Settings of the network."""
     tile: TileConfig
     """Geometry of its input."""
-    bands: tuple[int, int, int] = (1, 2, 3)
-    """Bands of the images that are red, green and blue, from 1."""
+    bands: Bands = (1, 2, 3)
+    """Where its bands were in the images it learned from: numbers, from 1, or names of rasters beside them and of bands
+    in their files."""
     trained_gsd_m: float | None = None
     """Ground size of a pixel it was trained on, in metres; None where unknown."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -335,8 +337,11 @@ def read_info(folder: Path) -> ModelInfo | PretrainedInfo:
         pretrained = content.get("kind") == PRETRAINED
         if ("mask" if pretrained else "classes") not in content:
             raise ModelError(f"{file}: missing {'mask' if pretrained else 'classes'}")
-        if min(content["bands"]) < 1:
-            raise ModelError(f"{file}: bands must be three numbers from 1, got {list(content['bands'])}")
+        numbers = [band for band in content["bands"] if isinstance(band, int)]
+        if min(numbers, default=1) < 1 or len(content["bands"]) != len(content["model"].band_names):
+            count = len(content["model"].band_names)
+            many = "three" if count == 3 else str(count)
+            raise ModelError(f"{file}: bands must be {many} numbers from 1, got {list(content['bands'])}")
         if content["trained_gsd_m"] is not None and not content["trained_gsd_m"] > 0:
             raise ModelError(f"{file}: trained_gsd_m must be above 0 or null, got {content['trained_gsd_m']}")
         if pretrained:

@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from caswit.config import ModelConfig
+from caswit.config import RGB, ModelConfig
 from caswit.nn.baselines.table2 import Table2Network
 from caswit.nn.caswit import SIZES, CASWiT, decoder_width
 from caswit.viz.pages import numbers
@@ -49,19 +49,19 @@ class Costs:
 def costs(loaded: LoadedModel) -> Costs:
     """Count the parameters of each part, and the FLOPs of one tile with tensors that have no memory."""
     side = loaded.info.tile.tile_px
-    contexts = len(loaded.info.tile.context_factors)
+    contexts, bands = len(loaded.info.tile.context_factors), len(loaded.info.model.band_names)
     try:
         # Shapes alone. Fake and not "meta": to networks that ask for the device these are tensors of the CPU.
         with FakeTensorMode(allow_non_fake_inputs=True):
-            flops = _flops(loaded.network, side, contexts)
+            flops = _flops(loaded.network, side, contexts, bands)
     except DataDependentOutputException:  # one that looks at numbers, such as the places of its patches
-        flops = _flops(loaded.network, side, contexts)
+        flops = _flops(loaded.network, side, contexts, bands)
     return Costs(parameters=count_parameters(loaded.network), flops=flops)
 
 
 @torch.no_grad()
-def _flops(network: nn.Module, side: int, contexts: int) -> int:
-    tile = torch.zeros(1, 3, side, side)
+def _flops(network: nn.Module, side: int, contexts: int, bands: int) -> int:
+    tile = torch.zeros(1, bands, side, side)
     with FlopCounterMode(display=False) as counter:
         network(tile, tile if contexts == 1 else tile[:, None].expand(-1, contexts, -1, -1, -1))
     return counter.get_total_flops()
@@ -112,7 +112,7 @@ def _page(
     yield f"parameters     {sum(parameters.values()) / 1e6:.2f} M"
     yield from (f"  {part:<15}{count / 1e6:8.3f} M" for part, count in parameters.items())
     yield from arithmetic
-    yield f"input          bands {list(info.bands)} as RGB, uint8; tile {tile.tile_px} x {tile.tile_px} px"
+    yield f"input          {_bands(info)}; tile {tile.tile_px} x {tile.tile_px} px"
     factors = tile.context_factors
     sides = numbers([tile.tile_px * factor for factor in factors])
     around = f"squares of {sides} px" if len(factors) > 1 else f"{sides} x {sides} px"
@@ -120,7 +120,8 @@ def _page(
     sees = f"{around} around it, averaged by {numbers(factors)} (the {name})"
     yield f"sees           {sees if info.model.reads_context else 'the tile alone'}"
     yield f"ground pixel   {_ground_size(info)}"
-    yield f"normalisation  mean {_numbers(info.model.mean)}, std {_numbers(info.model.std)}"
+    mean, std = info.model.normalisation()
+    yield f"normalisation  mean {_numbers(mean)}, std {_numbers(std)}"
     if isinstance(info, ModelInfo):
         yield f"classes        {len(info.classes)}"
         for c in info.classes.predicted:
@@ -134,6 +135,19 @@ def _page(
         score = made.get("best_val_miou")
         scored = "" if score is None else f", best validation mIoU {score:.4f}"
         yield f"made from      {made.get('dataset')}, step {made.get('step')}{scored}"
+
+
+def _bands(info: ModelInfo | PretrainedInfo) -> str:
+    """Say which bands are read, of what values."""
+    names, ranges = info.model.band_names, info.model.ranges
+    if names == RGB:
+        listed = f"bands {list(info.bands)} as RGB"
+    else:
+        pairs = zip(names, info.bands, strict=True)
+        listed = "bands " + ", ".join(name if name == band else f"{name} {band}" for name, band in pairs)
+    stretched = [f"{n} {r[0]:g} to {r[1]:g}" for n, r in zip(names, ranges, strict=bool(ranges)) if r is not None]
+    made_of = f" made of {', '.join(stretched)}" if stretched else ""
+    return f"{listed}, uint8{made_of}"
 
 
 def _architecture(model: ModelConfig, network: nn.Module, *, decoder: bool) -> Iterator[str]:

@@ -46,7 +46,7 @@ class Embedding:
             self.patches = Affine(ops.ready(projection.weight), ops.ready(projection.bias))
 
     def __call__(self, ops: Ops, image: Value, sides: Sides) -> tuple[Value, Sides]:
-        """Embed an image: (1, 3, H, W) -> tokens, and the sides of their map."""
+        """Embed an image: (1, n, H, W) -> tokens, and the sides of their map."""
         after = sides[0] // PATCH_PX, sides[1] // PATCH_PX
         if self.convs:
             first, *others = self.convs
@@ -121,6 +121,7 @@ class ArrangedCASWiT(nn.Module):
         self.reads_context = network.reads_context
         self.contexts = network.contexts if network.reads_context else 0
         self.normalise: Callable[[Tensor], Tensor] = network.normalise
+        self.bands = network.bands
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         # A bound method, not a submodule: the network's weights must not count as this module's, nor be moved with it.
         self._plain = cast("Callable[..., Tensor]", network.forward)
@@ -136,7 +137,7 @@ class ArrangedCASWiT(nn.Module):
     @torch.inference_mode()
     def forward(self, hr: Tensor, context: Tensor | None = None) -> Tensor:
         """Label a batch of tiles as ``CASWiT.forward`` does in evaluation mode."""
-        check_images(hr, context, self.contexts)
+        check_images(hr, context, self.contexts, self.bands)
         images = [hr, context] if context is not None and self.contexts else [hr]
         return torch.cat([self._one([x[i : i + 1] for x in images]) for i in range(len(hr))])
 
@@ -172,7 +173,7 @@ def _in_torch(arranged: Arrangement, sizes: Sequence[Sides]) -> Callable[..., Te
 def _in_openvino(network: CASWiT, bf16: bool, sizes: Sequence[Sides]) -> Callable[..., Tensor]:
     from caswit.inference.cpu.openvino import Compiled
 
-    shapes = [(1, 3, *size) for size in sizes]
+    shapes = [(1, network.bands, *size) for size in sizes]
     return Compiled(lambda ops, inputs: Arrangement(ops, network)(inputs, sizes), shapes, bf16=bf16)
 
 

@@ -4,7 +4,7 @@
 context of it. ``Deepness`` is that with the conventions of a QGIS plugin.
 
 Shapes: B batch, T tile_px, f context_factor (of several contexts the largest), S = f T side of the context window (T
-without a context), K classes, W side of the window that Deepness gives. Several contexts are (B, N, 3, T, T).
+without a context), K classes, n bands, W side of the window that Deepness gives. Several contexts are (B, N, n, T, T).
 """
 
 import copy
@@ -194,9 +194,9 @@ def make_graph(loaded: LoadedModel, form: Form) -> Graph:
             fusion.add_module("attention", InSlices(fusion.get_submodule("attention")))
     factors = loaded.info.tile.context_factors if network.reads_context else (1,)
     factor = factors[-1]
-    tile_px = loaded.info.tile.tile_px
-    tile = torch.zeros(2, 3, tile_px, tile_px, dtype=torch.uint8)
-    window = torch.zeros(2, 3, factor * tile_px, factor * tile_px, dtype=torch.uint8)
+    tile_px, bands = loaded.info.tile.tile_px, len(loaded.info.model.band_names)
+    tile = torch.zeros(2, bands, tile_px, tile_px, dtype=torch.uint8)
+    window = torch.zeros(2, bands, factor * tile_px, factor * tile_px, dtype=torch.uint8)
     if form == "tile and context":
         # Two tensors, since tracing would take the same one twice for one input.
         context = tile.clone() if len(factors) == 1 else tile[:, None].repeat(1, len(factors), 1, 1, 1)
@@ -205,5 +205,5 @@ def make_graph(loaded: LoadedModel, form: Form) -> Graph:
     if form == "single input":
         return Graph(SingleInput(network, factors).eval(), {"window": window}, "logits", 1)
     side = deepness_window_px(tile_px, factor)
-    image = torch.zeros(2, 3, side, side)
+    image = torch.zeros(2, bands, side, side)
     return Graph(Deepness(network, factors, tile_px).eval(), {"image": image}, "probabilities", 255)

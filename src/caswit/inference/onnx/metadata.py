@@ -29,6 +29,7 @@ def describe_model(loaded: LoadedModel, form: Form, provenance: dict[str, Any]) 
         "tile_px": info.tile.tile_px,
         "context_factor": info.tile.context_factor if loaded.network.reads_context else 1,
         "bands": list(info.bands),
+        **({"band_names": info.model.band_names, "ranges": info.model.ranges} if info.model.has_other_bands else {}),
         "gsd_m": info.trained_gsd_m,
         "class_ids": [c.id for c in predicted],
         "class_colors": [c.color for c in predicted],

@@ -178,15 +178,15 @@ def _compare(file: Path, graph: Graph, loaded: LoadedModel) -> Exported:
 
 
 def _random_inputs(batch: int, like: torch.Tensor, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw a batch of an input (B, 3, side, side), or of several contexts (B, N, 3, side, side)."""
+    """Draw a batch of an input (B, n, side, side), or of several contexts (B, N, n, side, side)."""
     several = math.prod(like.shape[1:-3])
-    return _random_images(batch * several, like.shape[-1], rng).reshape(batch, *like.shape[1:])
+    return _random_images(batch * several, like.shape[-3], like.shape[-1], rng).reshape(batch, *like.shape[1:])
 
 
-def _random_images(batch: int, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw images (B, 3, side, side): patches of colour with noise, and black at their edges as outside of an image."""
-    patches = rng.integers(0, 256, (batch, 3, side // 8 + 1, side // 8 + 1)).repeat(8, 2).repeat(8, 3)
-    noisy = patches[:, :, :side, :side] + rng.integers(-30, 31, (batch, 3, side, side))
+def _random_images(batch: int, bands: int, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Draw images (B, n, side, side): patches of colour with noise, and black at their edges as outside of an image."""
+    patches = rng.integers(0, 256, (batch, bands, side // 8 + 1, side // 8 + 1)).repeat(8, 2).repeat(8, 3)
+    noisy = patches[:, :, :side, :side] + rng.integers(-30, 31, (batch, bands, side, side))
     noisy[:, :, :, : side // 8] = 0
     noisy[1:, :, 5 * side // 8 :] = 0  # not the same in all images of a batch
     return noisy.clip(0, 255).astype(np.uint8)

@@ -13,7 +13,7 @@ class Normalised(nn.Module):
     Args:
         network: Takes normalised images.
         num_classes: K, the number of predicted classes.
-        settings: Of these ``mean`` and ``std`` apply.
+        settings: Of these ``bands``, ``mean`` and ``std`` apply.
     """
 
     def __init__(self, network: nn.Module, *, num_classes: int, settings: ModelConfig) -> None:
@@ -23,12 +23,13 @@ class Normalised(nn.Module):
         self.mean: Tensor
         self.std: Tensor
         # Buffers that are not saved: they belong to the settings, as CASWiT's do.
-        for name in ("mean", "std"):
-            numbers = torch.tensor(getattr(settings, name), dtype=torch.float32).view(1, 3, 1, 1)
+        for name, values in zip(("mean", "std"), settings.normalisation(), strict=True):
+            numbers = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, numbers, persistent=False)
+        self.bands = self.mean.shape[1]
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Scale pixels (..., 3, H, W) of 0-255 to zero mean and unit deviation."""
+        """Scale pixels (..., n, H, W) of 0-255 to zero mean and unit deviation."""
         return (image.to(self.mean.dtype) - self.mean) / self.std
 
     def checkpoint_gradients(self, enable: bool = True) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from caswit.config import ModelConfig
+from caswit.config import RGB, ModelConfig
 from caswit.errors import ConfigError, brief
+from caswit.nn.bands import for_bands
 from caswit.nn.baselines.normalised import Normalised
 from caswit.nn.caswit import TrainingLogits, check_image
 
@@ -41,13 +42,14 @@ class Baseline(Normalised):
         """Label a batch of tiles.
 
         Args:
-            hr: (B, 3, H, W), uint8 or floating point on the 0-255 scale; sides are multiples of ``STRIDE_PX``.
+            hr: (B, n, H, W) of n bands, uint8 or floating point on the 0-255 scale; sides are multiples of
+                ``STRIDE_PX``.
             context: Ignored.
 
         Returns:
             In evaluation mode logits (B, K, H, W); in training mode ``TrainingLogits`` without a context.
         """
-        check_image("hr", hr)
+        check_image("hr", hr, self.bands)
         logits = self.network(self.normalise(hr))
         return TrainingLogits(logits, None) if self.training else logits
 
@@ -56,10 +58,24 @@ def _create(settings: ModelConfig, num_classes: int, weights: str | None) -> Any
     import segmentation_models_pytorch as smp
 
     assert settings.encoder is not None
-    try:
+    bands = settings.band_names
+
+    def create(channels: int, weights: str | None) -> Any:
         return smp.create_model(
-            settings.arch, encoder_name=settings.encoder, encoder_weights=weights, in_channels=3, classes=num_classes
+            settings.arch, encoder_name=settings.encoder, encoder_weights=weights, in_channels=channels,
+            classes=num_classes,
+        )  # fmt: skip
+
+    try:
+        if weights is None or bands == RGB:
+            return create(len(bands), weights)
+        # Its library repeats the weights of three bands in their order, whatever the others show.
+        theirs, wider = create(len(RGB), weights).state_dict(), create(len(RGB) + 1, None).state_dict()
+        network = create(len(bands), None)
+        network.load_state_dict(
+            {n: x if x.shape == wider[n].shape else for_bands(x, RGB, bands) for n, x in theirs.items()}
         )
+        return network
     except KeyError as error:
         known = ", ".join(name for name in smp.encoders.get_encoder_names() if name.startswith(settings.encoder[:3]))
         raise ConfigError(
