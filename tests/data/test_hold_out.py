@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
-from caswit.config import AugmentConfig, DataConfig, TileConfig
+from caswit.config import AugmentConfig, DataConfig, Recipe, TileConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.hold_out import hold_out
 from caswit.data.sampler import TrainingSamples
-from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
 from caswit.raster.windows import Window
 from conftest import CLASSES, georeference, picture
@@ -109,9 +108,9 @@ def test_settings_that_make_no_sense_are_refused(settings, complaint):
         DataConfig(dataset="x", **settings)
 
 
-def test_crops_have_their_own_side(dataset_file):
-    data = load_dataset(dataset_file)
-    config = DataConfig(dataset=str(dataset_file))
-    samples = TrainingSamples(data, config, TileConfig(tile_px=32), AugmentConfig(), seed=0, context=True)
-    assert samples[0]["tile"].shape == samples[0]["context"].shape == (3, 32, 32)
-    assert isinstance(samples.scenes[0], Scene)
+def test_only_what_is_learned_has_the_side_of_a_crop():
+    recipe = Recipe(data=DataConfig(dataset="x", crop_px=64), tile=TileConfig(tile_px=128, context_factor=2))
+    assert (recipe.crop.tile_px, recipe.tile.tile_px) == (64, 128)
+    assert recipe.crop.context_factor == 2
+    with pytest.raises(ConfigError, match=r"data.crop_px: tile_px must be"):
+        Recipe(data=DataConfig(dataset="x", crop_px=33))

@@ -32,6 +32,7 @@ NOT_RUN = re.compile(r" *<!-- not run: \w.* -->\n$")
 SMALL = {
     "train": ["--train.max_steps", "2", "--train.batch", "2", "--tile.tile_px", "32", "--train.accelerator", "cpu"],
     "figures": ["--panel_px", "64"],
+    "finetune": ["--steps", "2"],
 }
 """Settings that make the documented commands short enough to be run by a test."""
 
@@ -94,6 +95,7 @@ def test_commands_of_the_pages_work_one_after_another(user, monkeypatch, capsys)
     made = (
         "runs/fine-tuned/model/model.safetensors",
         "runs/by-hand/model/model.safetensors",
+        "runs/little-again/model/model.safetensors",
         "why.png",
         "figures/figure5.png",
         "runs/mine/scores/report.html",

@@ -328,3 +328,25 @@ def test_the_loop_logs_what_log_csv_has(tmp_path, monkeypatch):
     run(tmp_path / "none", max_steps=1, loggers=("csv",))
     assert not list((tmp_path / "none").glob("events.out*"))
     assert read_losses(tmp_path / "none")
+
+
+@pytest.mark.parametrize("fails_at", [None, 0, 1, 3])
+def test_the_start_is_validated_once_however_often_the_run_stops(tmp_path, fails_at):
+    if fails_at is not None:
+        with pytest.raises(KeyError):
+            run(tmp_path, fails_at=fails_at, validate_start=True)
+    task = run(tmp_path, validate_start=True)
+    rows = read_log(tmp_path / "log.csv")
+    assert [int(row["step"]) for row in rows] == list(range(7))
+    assert (rows[0]["loss"], rows[0]["val_miou"]) == ("", "0.1")
+    if fails_at is None:
+        assert same(task.seen[0], weights(line_network()))
+    assert task.provenance["step"] == 4
+
+
+def test_the_start_stays_if_no_step_is_better(tmp_path, monkeypatch):
+    monkeypatch.setattr(Line, "validate", lambda self, network, step: {"val_miou": 0.9 - 0.1 * step, "val_mf1": 0.0})
+    task = run(tmp_path, validate_start=True)
+    assert same(task.seen[-1], weights(line_network()))
+    assert task.provenance["step"] == 0
+    assert task.provenance["best_val_miou"] == 0.9

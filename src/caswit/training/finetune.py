@@ -91,11 +91,13 @@ def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> 
     hold_out = 0.0 if data.validates else 0.25 if data.scenes < _FEW_SCENES else 0.2
     crop_px = _crop_px(data, min(usual.tile_px, info.tile.tile_px), info.tile.step_px, hold_out)
     tiles = data.pixels * (1 - hold_out) / crop_px**2
-    steps = settings.steps or round(min(max(_PASSES * tiles / usual.batch, _LEAST_STEPS), usual.max_steps))
     known, new = _classes(info, table)
     trained = isinstance(info, ModelInfo)
-    few = tiles < _FEW_CROPS
-    lr = (usual.lr / 3 if few else usual.lr) if trained else UNTRAINED * usual.lr
+    # What begins at random does not get far at the rate of what only adapts.
+    fresh, few = bool(new) or not trained, tiles < _FEW_CROPS
+    lr = UNTRAINED * usual.lr if fresh else usual.lr / 3 if few else usual.lr
+    least = _LEAST_STEPS * (UNTRAINED if fresh else 1)
+    steps = settings.steps or round(min(max(_PASSES * tiles / usual.batch, least), usual.max_steps))
     sections: dict[str, dict[str, object]] = {
         "data": {
             "dataset": str(expand_path(dataset).resolve()),
@@ -133,7 +135,7 @@ def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> 
         f"validation: {_said_of_validation(data, hold_out)}",
         f"crop:       {crop_px} px, {_said_of_crop(data, crop_px, usual.tile_px)}; maps keep tiles of "
         f"{info.tile.tile_px} px",
-        f"rate:       {lr:.0e} for the decoder, {_said_of_rate(trained, few, tiles)}; {_LAYER_DECAY} times as much for "
+        f"rate:       {lr:.0e} for the decoder, {_said_of_rate(fresh, few, tiles)}; {_LAYER_DECAY} times as much for "
         "each block of the encoders before it",
         f"steps:      {steps} of {usual.batch} crops, {_said_of_steps(settings, tiles, steps, usual.batch)}",
     ]
@@ -218,13 +220,14 @@ def _said_of_validation(data: _Data, hold_out: float) -> str:
 def _said_of_crop(data: _Data, crop_px: int, usual_px: int) -> str:
     if crop_px >= usual_px:
         return "as usual for networks of this size"
-    what = "the smallest scene is" if data.shortest_px < usual_px else "data of this size are"
+    larger = min(side for side in (usual_px, *_CROP_SIDES) if side > crop_px)
+    what = "the smallest scene is" if data.shortest_px < larger else "data of this size are"
     return f"below the usual {usual_px} since {what} too small for it"
 
 
-def _said_of_rate(trained: bool, few: bool, tiles: float) -> str:
-    if not trained:
-        return "which begins at random"
+def _said_of_rate(fresh: bool, few: bool, tiles: float) -> str:
+    if fresh:
+        return "much, since some of it begins at random"
     return f"a third of the usual since the data fill {tiles:.0f} crops only" if few else "as usual"
 
 

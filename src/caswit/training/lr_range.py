@@ -77,7 +77,7 @@ def find_lr(recipe: Recipe, out: Path, *, resume: bool = False) -> LearningRates
     """
     RunFolder(out).check(recipe, resume=resume)
     if recipe.train.phases:
-        raise ConfigError("--find-lr tests one learning rate, and train.phases has several; leave train.phases out")
+        raise ConfigError("train.phases has several learning rates, and --find-lr tests one; leave train.phases out")
     settings = recipe.train
     alone = replace(
         settings, devices=1, accumulate=settings.accumulate * settings.devices, max_steps=STEPS, max_minutes=None

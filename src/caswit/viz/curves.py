@@ -74,7 +74,10 @@ def log_curve(
     for number, mark in enumerate(marks):
         across, down = place(mark.at, high)[0], _TOP + 6 + number * (_FONT_PX + 6)
         draw.line((across, _TOP, across, height - _BOTTOM), fill=mark.colour, width=2)
-        right = across + draw.textlength(mark.name, font) + 14 < width - _RIGHT
+        reach = draw.textlength(mark.name, font) + 14
+        # To the left where a line would go through the name, or the picture ends.
+        crossed = any(0 < place(other.at, high)[0] - across < reach for other in marks)
+        right = across + reach < width - _RIGHT and not crossed
         draw.text((across + (7 if right else -7), down), mark.name, mark.colour, font, anchor="lt" if right else "rt")
     draw.rectangle((_LEFT, _TOP, width - _RIGHT, height - _BOTTOM), outline=INK)
     draw.text((_LEFT, _TOP / 2), title, fill=INK, font=ImageFont.load_default(_FONT_PX + 2), anchor="lm")
