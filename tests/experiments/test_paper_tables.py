@@ -169,7 +169,8 @@ def test_folds_are_trained_scored_pooled_and_found_again(four_scenes, monkeypatc
     page = (out / "table.md").read_text()
     values = list(alone.score("miou").values())
     assert f"| {np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} |" in page
-    assert "4 folds of scenes, each held out once, 2 steps, seed 3" in page
+    tiles = sum(report["evaluated"]["tiles"] for report in alone.reports.values())
+    assert f"4 folds of scenes, each held out once, 2 steps, seed 3, {tiles} tiles of" in page
     assert all(f"- fold {fold} of 4 scored {Path(image).stem}\n" in page for fold, (image,) in alone.held_out.items())
     pixels = sum(np.array(report["confusion"]["pixels"]) for report in seeing.reports.values())
     right = pixels.diagonal()

@@ -220,3 +220,19 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
     with pytest.raises(CaswitError, match=r"train\.loss: dice needs segmentation_models_pytorch.*extra baselines"):
         named_losses({"dice": 1.0})
     named_losses({"cross_entropy": 1.0, "focal": 1.0, "ohem": 1.0})
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "ohem", "dice", "lovasz"])
+def test_on_a_gpu_the_numbers_are_those_of_the_cpu(name):
+    gpu = pytest.importorskip("pretend_gpu")
+    logits, label = batch()
+
+    def found(device):
+        ((_, loss),) = named_losses({name: 1.0}, weights=WEIGHTS.to(device))
+        there = logits.detach().to(device).requires_grad_()
+        total = mean(loss, there, label.to(device))
+        return total.detach().cpu(), torch.autograd.grad(total, there)[0].cpu()
+
+    with gpu.pretend_gpu() as device:
+        on_gpu = found(device)
+    torch.testing.assert_close(on_gpu, found("cpu"))

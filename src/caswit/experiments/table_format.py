@@ -177,6 +177,10 @@ def _notes(rows: Sequence[RowResult]) -> Iterator[str]:
     yield "- percent; with several seeds the mean ± the standard deviation over seeds, differences seed by seed"
 
 
+def _seed(run: Run) -> int:
+    return run.seed if isinstance(run, FoldRun) else run
+
+
 def _fold_runs(result: RowResult) -> list[FoldRun]:
     return sorted(run for run in result.reports if isinstance(run, FoldRun))
 
@@ -234,12 +238,13 @@ def _other_tiles(rows: Sequence[RowResult]) -> str:
 
 
 def _measured(result: RowResult, what: Mapping[str, Any]) -> str:
-    runs = sorted({run.seed if isinstance(run, FoldRun) else run for run in result.reports})
+    runs = sorted({_seed(run) for run in result.reports})
     seeds = f"seed{'s' * (len(runs) > 1)} {', '.join(map(str, runs))}"
     protocol = f", protocol {what['protocol']}" if what["protocol"] else ""
     where = f"{what['dataset']}, split {what['split']}, {result.steps} steps, {seeds}"
     if result.folds:
-        # The tiles of one fold; the others have about as many.
+        first = [report for run, report in result.reports.items() if _seed(run) == runs[0]]
+        what = {**what, "tiles": sum(report["evaluated"]["tiles"] for report in first)}
         whole = str(what["dataset"]).rpartition(", fold ")[0]
         where = f"{whole}, {result.folds} folds of scenes, each held out once, {result.steps} steps, {seeds}"
     return f"{where}, {_tiles(what)}, boundary band {what['band_px']} px{protocol}"

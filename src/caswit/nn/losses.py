@@ -177,9 +177,7 @@ class Dice(_OfTiles):
 
     def of_tile(self, logits: Tensor, label: Tensor, present: Tensor) -> Tensor:
         """Return the loss of a tile."""
-        loss: Tensor = self._losses.DiceLoss("multiclass", classes=present.cpu(), ignore_index=IGNORE_INDEX)(
-            logits, label
-        )
+        loss: Tensor = self._losses.DiceLoss("multiclass", classes=present, ignore_index=IGNORE_INDEX)(logits, label)
         return loss
 
 
