@@ -330,7 +330,7 @@ def _command_message(message: str, parser: ArgumentParser) -> str:
         which = f": {' '.join(_METAVARS[option])}" if option in _METAVARS else f"; {parser.prog} --help says which"
         instead = f", or {_INSTEAD}" if few[1] in _TAKE_WORD else ""
         return dashed(f"{few[1]} needs {count} value{'s' * (count.isdecimal())}{which}{instead}")
-    return dashed(text)
+    return dashed(text.removeprefix("argument "))
 
 
 def plain_message(message: str) -> str:
