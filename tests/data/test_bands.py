@@ -141,6 +141,18 @@ def test_a_raster_beside_the_image_is_warped_to_its_grid(tmp_path, make_raster, 
     assert np.isnan(expected).any()
 
 
+def test_one_raster_may_lie_under_all_scenes(tmp_path, make_raster, rng):
+    write(make_raster, rng, bands=3)
+    heights = rng.integers(0, 200, (2, 64, 64)).astype(np.uint8)
+    make_raster(heights, "dem.tif", **georeference())
+    data = dataset(tmp_path, also={"dsm": {"file": "dem.tif", "band": 2}})
+    assert data.band_names == (*RGB, "dsm")
+    with open_dataset_scene(data, data.scenes[0]) as opened:
+        np.testing.assert_array_equal(opened.region(opened.raster).image[3], heights[1])
+    with pytest.raises(DataError, match=r"also: no such file .*none.tif; paths are relative to"):
+        dataset(tmp_path, also={"dsm": "none.tif"})
+
+
 def test_a_raster_elsewhere_is_one_line(tmp_path, make_raster, rng):
     write(make_raster, rng, bands=3)
     make_raster(np.ones((1, 9, 9), np.float32), "dsm.tif", **georeference(x=900_000))

@@ -153,7 +153,7 @@ def _add_settings(parser: ArgumentParser, kind: Any) -> None:
         default: Any = [field.default] if isinstance(field.default, int) else field.default
         if _is_any_number(field):
             parser._action_groups[-1].add_argument(
-                f"--{name}", type=_integers, metavar="N ...", default=field.default, help=about[name]
+                f"--{name}", type=_Integers(), metavar="N ...", default=field.default, help=about[name]
             )
             continue
         parser._action_groups[-1].add_argument(
@@ -210,14 +210,20 @@ def _joined(words: Iterable[str]) -> list[str]:
     return found
 
 
-def _integers(text: str | list[int] | tuple[int, ...]) -> list[int]:
-    """Return the numbers of 1,2,3,4; jsonargparse asks for those that it has already once more."""
-    if not isinstance(text, str):
-        return list(text)
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError as error:
-        raise ArgumentTypeError(f"not numbers, as in 1 2 3: {brief(text)}") from error
+class _Integers:
+    """The type of an option whose value is 1,2,3,4. A class for its name in the help."""
+
+    def __repr__(self) -> str:
+        return "numbers"
+
+    def __call__(self, value: str | list[int] | tuple[int, ...]) -> list[int]:
+        """Return the numbers; jsonargparse asks for those that it has already once more."""
+        if not isinstance(value, str):
+            return list(value)
+        try:
+            return [int(word) for word in value.split(",")]
+        except ValueError as error:
+            raise ArgumentTypeError(f"not numbers, as in 1 2 3: {brief(value)}") from error
 
 
 def _repeated(words: Iterable[str]) -> list[str]:
@@ -339,7 +345,7 @@ def _command_message(message: str, parser: ArgumentParser) -> str:
         which = f": {' '.join(_METAVARS[option])}" if option in _METAVARS else f"; {parser.prog} --help says which"
         instead = f", or {_INSTEAD}" if few[1] in _TAKE_WORD else ""
         return dashed(f"{few[1]} needs {count} value{'s' * (count.isdecimal())}{which}{instead}")
-    return dashed(text)
+    return dashed(text.removeprefix("argument "))
 
 
 def plain_message(message: str) -> str:

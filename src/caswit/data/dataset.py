@@ -127,11 +127,16 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False, open_labels: bo
     content = read_yaml(file)
     if isinstance(content, dict) and "fold" in content:
         return _fold(content, file, skip_broken=skip_broken)
-    only_keys(content, {"name"}, {"classes", "scenes", "source", "note", "bands"}, str(file))
+    only_keys(content, {"name"}, {"classes", "scenes", "source", "note", "bands", "also"}, str(file))
     if ("scenes" in content) == ("source" in content):
         raise DataError(f"{file}: needs either scenes or source, got {'both' if 'scenes' in content else 'neither'}")
     named = _bands(content.get("bands", [1, 2, 3]), file)
     classes, scenes, broken = _read_scenes(content, file)
+    everywhere = _also(content.get("also") or {}, f"{file}: also", file.parent)
+    missing = [each.path for each in everywhere if not Path(each.path).exists()]
+    if missing:
+        raise DataError(f"{file}: also: no such file {missing[0]}; paths are relative to {file.parent.resolve()}")
+    scenes = tuple(_beside(scene, everywhere) for scene in scenes)
     apart = {each.name: each.name for scene in scenes for each in scene.also}
     named = {name: band for name, band in named.items() if name not in apart} | {**apart}
     # Report only the first: a list of thousands would bury the hint at the end of the message.
@@ -276,6 +281,12 @@ def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, lis
         if file is not None and not file.exists()
     ]
     return Scene(image=image, label=label, split=said["split"], also=also, label_values=values), missing
+
+
+def _beside(scene: Scene, everywhere: tuple[Further, ...]) -> Scene:
+    """Return a scene with the rasters that lie beside all scenes, where it names none of its own for a band."""
+    own = {each.name for each in scene.also}
+    return replace(scene, also=(*scene.also, *(each for each in everywhere if each.name not in own)))
 
 
 def _also(said: Any, where: str, folder: Path) -> tuple[Further, ...]:

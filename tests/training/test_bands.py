@@ -1,0 +1,70 @@
+"""A training on bands of 16 bits and a raster beside the image: measured, learned, scored and continued."""
+
+import logging
+
+import numpy as np
+import pytest
+import yaml
+
+from caswit.config import RGB, DataConfig, EvaluateConfig, ModelConfig, Recipe, TileConfig, TrainConfig
+from caswit.data.dataset import load_dataset
+from caswit.data.statistics import measure
+from caswit.evaluation.inspect import inspect
+from caswit.evaluation.run import evaluate
+from caswit.training.supervised import train
+from caswit.weights.model_folder import read_info
+from conftest import georeference
+
+pytestmark = pytest.mark.e2e
+TILE = TileConfig(tile_px=32)
+MODEL = {"size": "pico", "decoder_norm": "group", "decoder_channels": 16, "fusion_stages": (4,)}
+
+
+@pytest.fixture
+def dataset(tmp_path, make_raster):
+    rng, scenes = np.random.default_rng(0), []
+    for split in ("train", "val"):
+        make_raster(rng.integers(300, 4000, (4, 64, 64)).astype(np.uint16), f"{split}.tif", **georeference())
+        make_raster(rng.random((1, 64, 64)).astype(np.float32), f"{split}_dsm.tif", **georeference())
+        make_raster(rng.integers(0, 2, (1, 64, 64)).astype(np.uint8), f"{split}_label.tif", **georeference())
+        also = {"dsm": f"{split}_dsm.tif"}
+        scenes.append({"image": f"{split}.tif", "label": f"{split}_label.tif", "split": split, "also": also})
+    classes = [{"id": i, "name": name, "color": f"#0{i}0000"} for i, name in enumerate("ab")]
+    file = tmp_path / "dataset.yaml"
+    bands = {"red": 1, "green": 2, "blue": 3, "nir": 4}
+    file.write_text(
+        yaml.safe_dump({"name": "d", "bands": bands, "classes": classes, "scenes": scenes}, sort_keys=False)
+    )
+    return file
+
+
+def recipe(dataset, steps=1, model=None, **others):
+    settings = TrainConfig(batch=2, max_steps=steps, pictures=1, precision="fp32", accelerator="cpu")
+    return Recipe(
+        data=DataConfig(dataset=str(dataset)), model=ModelConfig(**MODEL, **(model or {})), tile=TILE, train=settings,
+        **others,
+    )  # fmt: skip
+
+
+def test_what_is_measured_is_in_the_model_and_prediction_needs_no_flag(dataset, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    model = train(recipe(dataset), tmp_path / "run")
+    info, data = read_info(model), load_dataset(dataset)
+    found = measure(data, data.split("train"))
+    assert info.model.band_names == (*RGB, "nir", "dsm")
+    assert info.bands == (1, 2, 3, 4, "dsm")
+    assert (info.model.ranges, info.model.mean, info.model.std) == (found.ranges, found.mean, found.std)
+    assert "band dsm: 0.01" in caplog.text
+    scores = evaluate(model, dataset, None, split="val", settings=EvaluateConfig())
+    assert scores.counts.confusion.sum() == 64 * 64
+    # A run of the same recipe goes on where it ended: what was measured is the same again.
+    train(recipe(dataset), tmp_path / "run", resume=True)
+    report = inspect(dataset, tmp_path / "inspected", tiles=1).read_text()
+    assert f"| nir | {found.ranges[3][0]:g} to {found.ranges[3][1]:g} | {found.mean[3]:.2f} |" in report
+
+    # From here, red and a band of another name: one keeps its numbers and weights, the other is new.
+    caplog.clear()
+    other = train(recipe(dataset, model={"bands": ("dsm", "red")}, init=str(tmp_path / "run")), tmp_path / "other")
+    settings = read_info(other).model
+    assert settings.ranges == (found.ranges[4], found.ranges[0])
+    assert "init: bands of the first convolution: dsm, red by name; green, blue, nir not used" in caplog.text
