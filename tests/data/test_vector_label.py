@@ -441,6 +441,28 @@ class TestIndex:
         assert read(file)[50, 70] == BUILDING
         assert read(file)[20, 30] == BACKGROUND
 
+    def test_a_file_that_changes_while_it_is_read(self, make, tmp_path, cache):
+        """An index of other shapes is not taken for the one that was opened; nor is one that is gone."""
+        write(tmp_path / "a.gpkg", on_ground(TWO[:1]))
+        dataset = load_dataset(make({"file": "a.gpkg", "class": 1}))
+        with open_dataset_scene(dataset, dataset.scenes[0]) as opened:
+            (tmp_path / "a.gpkg").unlink()
+            write(tmp_path / "a.gpkg", on_ground(TWO[1:]))
+            ShapeIndex(tmp_path / "a.gpkg")
+            with pytest.raises(DataError, match="was changed while it was read"):
+                opened.labels(opened.raster, np.ones((HEIGHT, WIDTH), bool))
+            next((cache / "vector").iterdir()).unlink()
+            with pytest.raises(DataError, match=r"the index of .* cannot be read"):
+                opened.labels(opened.raster, np.ones((HEIGHT, WIDTH), bool))
+
+    def test_the_table_of_a_shapefile_belongs_to_it(self, make, tmp_path):
+        write(tmp_path / "a.shp", on_ground(TWO), {"k": [1, 7]}, kind="Polygon")
+        file = make({"file": "a.shp", "attribute": "k"})
+        assert read(file)[20, 30] == BUILDING
+        write(tmp_path / "b.shp", on_ground(TWO), {"k": [7, 1]}, kind="Polygon")
+        (tmp_path / "b.dbf").replace(tmp_path / "a.dbf")
+        assert read(file)[20, 30] == ROAD
+
     def test_it_is_made_once_and_shared(self, make, tmp_path, cache):
         write(tmp_path / "a.gpkg", on_ground(TWO))
         file = make({"file": "a.gpkg", "class": 1})
