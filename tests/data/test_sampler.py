@@ -238,7 +238,7 @@ class TestLabelled:
         """Two spots of labels: one pixel, and a corner."""
         sparse = np.zeros_like(label)
         sparse[0, 20, 40] = 1
-        sparse[0, 85:, 125:] = 2
+        sparse[0, 85:, 128:] = 2
         make_raster(sparse, "scene_label.tif", **georeference())
         return dataset_file
 

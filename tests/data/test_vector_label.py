@@ -11,7 +11,7 @@ import pytest
 import rasterio
 import shapely
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 from rasterio.features import rasterize
@@ -22,8 +22,8 @@ from caswit.data.reader import open_dataset_scene
 from caswit.errors import DataError
 from caswit.raster.georef import Grid
 from caswit.raster.vector_drawing import Drawing
-from caswit.raster.vector_index import ShapeIndex
-from caswit.raster.windows import Window
+from caswit.raster.vector_index import ShapeIndex, Shapes
+from caswit.raster.windows import Window, tile_grid
 from conftest import georeference, picture
 
 HEIGHT, WIDTH = 90, 130
@@ -195,6 +195,7 @@ class TestDrawing:
 
 
 ends = st.integers(-20 * 8, 150 * 8).map(lambda n: n / 8)
+starts, sides = st.integers(-30, 120), st.integers(1, 140)
 triangles = st.lists(st.tuples(ends, ends), min_size=3, max_size=7)
 
 
@@ -211,22 +212,36 @@ def numbers(drawing: Drawing, window: Window) -> np.ndarray:
     return np.array([0, *map(int, values)])[ranks]
 
 
+class Memory:
+    """Shapes as a ``ShapeIndex`` answers, without files: properties are tried on many."""
+
+    def __init__(self, shapes) -> None:
+        self.file, self.crs = Path("a.gpkg"), "EPSG:2154"
+        self.shapes = on_ground(shapes)
+        self.boxes = shapely.box(*shapely.bounds(self.shapes).T)
+        self.bounds = tuple(shapely.total_bounds(self.shapes))
+
+    def within(self, bounds, least=(0, 0), most=-1) -> Shapes:
+        found = np.flatnonzero(shapely.intersects(self.boxes, shapely.box(*bounds)))
+        return Shapes([*found], [str(n + 1) for n in found], self.shapes[found])
+
+
+def order_of(shapes) -> dict[str, int]:
+    return {str(n): 0 for n in range(1, len(shapes) + 1)}
+
+
 @pytest.mark.property
-@settings(max_examples=60)
-@given(corners=st.lists(triangles, min_size=1, max_size=6), data=st.data())
-def test_a_window_is_a_part_of_the_whole(tmp_path_factory, corners, data):
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(corners=st.lists(triangles, min_size=1, max_size=6), row=starts, col=starts, height=sides, width=sides)
+def test_a_window_is_a_part_of_the_whole(corners, row, col, height, width):
     """And the whole is what rasterio draws of all shapes in one call."""
     shapes = polygons(corners)
     if not shapes:
         return
-    folder = tmp_path_factory.mktemp("whole")
-    file = write(folder / "a.fgb", on_ground(shapes), {"n": range(1, len(shapes) + 1)}, spatial_index=False)
-    around = Window(-30, -30, HEIGHT + 60, WIDTH + 60)
-    row, col = data.draw(st.integers(-30, HEIGHT)), data.draw(st.integers(-30, WIDTH))
-    height, width = data.draw(st.integers(1, HEIGHT + 30 - row)), data.draw(st.integers(1, WIDTH + 30 - col))
-    window = Window(row, col, height, width)
-    order = {str(n): 0 for n in range(1, len(shapes) + 1)}
-    centres, touched = (Drawing(ShapeIndex(file, None, "n"), GRID, order, all_touched=t) for t in (False, True))
+    around, window = Window(-30, -30, HEIGHT + 60, WIDTH + 60), Window(row, col, height, width).clipped(HEIGHT, WIDTH)
+    if not (window.height and window.width):
+        return
+    centres, touched = (Drawing(Memory(shapes), GRID, order_of(shapes), all_touched=t) for t in (False, True))
     for drawing in (centres, touched):
         np.testing.assert_array_equal(numbers(drawing, window), numbers(drawing, around)[window.inside(around)])
     whole = rasterize(
@@ -239,20 +254,34 @@ def test_a_window_is_a_part_of_the_whole(tmp_path_factory, corners, data):
 
 
 @pytest.mark.property
-@settings(max_examples=25)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(corners=st.lists(triangles, min_size=1, max_size=3))
-def test_all_touched_draws_each_pixel_of_which_a_part_is_covered(tmp_path_factory, corners):
+def test_all_touched_draws_each_pixel_of_which_a_part_is_covered(corners):
     shapes = polygons(corners)
     if not shapes:
         return
-    file = write(tmp_path_factory.mktemp("touched") / "a.fgb", on_ground(shapes), spatial_index=False)
     window = Window(20, 30, 40, 50)
-    found = Drawing(ShapeIndex(file), GRID, {"": 0}, all_touched=True).draw(window).ranks > 0
+    found = Drawing(Memory(shapes), GRID, order_of(shapes), all_touched=True).draw(window).ranks > 0
     rows, cols = np.indices((window.height, window.width)).reshape(2, -1)
     pixels = shapely.box(cols + 30, rows + 20, cols + 31, rows + 21)
     covered = shapely.area(shapely.intersection(pixels, shapely.union_all(shapes))).reshape(found.shape)
     assert found[covered > 1e-9].all()
     assert not found[covered == 0].any()
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_tiles_of_a_file_make_up_the_whole(make, tmp_path, touched):
+    """With thin triangles all over, one of them larger than the image, and lines."""
+    rng = np.random.default_rng(0)
+    shapes = [shapely.Polygon(rng.uniform(-10, 25, (3, 2)) + rng.uniform(0, 120, 2)) for _ in range(200)]
+    shapes += [shapely.Polygon([(-900, 40), (900, 0), (900, 45)]), shapely.LineString([(-50, 80), (200, 20)])]
+    write(tmp_path / "a.gpkg", on_ground(shapes), {"class": ["building", "road"] * 101})
+    label = {"file": "a.gpkg", "attribute": "class", "buffer_m": 1, "all_touched": touched}
+    file = make(label)
+    whole = read(file)
+    assert len(np.unique(whole)) == 3
+    for tile in tile_grid(HEIGHT, WIDTH, 17, 3):
+        np.testing.assert_array_equal(read(file, tile.window), whole[tile.window.inside(Window(0, 0, HEIGHT, WIDTH))])
 
 
 def test_a_polygon_in_another_crs_lies_where_its_corners_do(make, tmp_path):
@@ -412,6 +441,28 @@ class TestIndex:
         assert read(file)[50, 70] == BUILDING
         assert read(file)[20, 30] == BACKGROUND
 
+    def test_a_file_that_changes_while_it_is_read(self, make, tmp_path, cache):
+        """An index of other shapes is not taken for the one that was opened; nor is one that is gone."""
+        write(tmp_path / "a.gpkg", on_ground(TWO[:1]))
+        dataset = load_dataset(make({"file": "a.gpkg", "class": 1}))
+        with open_dataset_scene(dataset, dataset.scenes[0]) as opened:
+            (tmp_path / "a.gpkg").unlink()
+            write(tmp_path / "a.gpkg", on_ground(TWO[1:]))
+            ShapeIndex(tmp_path / "a.gpkg")
+            with pytest.raises(DataError, match="was changed while it was read"):
+                opened.labels(opened.raster, np.ones((HEIGHT, WIDTH), bool))
+            next((cache / "vector").iterdir()).unlink()
+            with pytest.raises(DataError, match=r"the index of .* cannot be read"):
+                opened.labels(opened.raster, np.ones((HEIGHT, WIDTH), bool))
+
+    def test_the_table_of_a_shapefile_belongs_to_it(self, make, tmp_path):
+        write(tmp_path / "a.shp", on_ground(TWO), {"k": [1, 7]}, kind="Polygon")
+        file = make({"file": "a.shp", "attribute": "k"})
+        assert read(file)[20, 30] == BUILDING
+        write(tmp_path / "b.shp", on_ground(TWO), {"k": [7, 1]}, kind="Polygon")
+        (tmp_path / "b.dbf").replace(tmp_path / "a.dbf")
+        assert read(file)[20, 30] == ROAD
+
     def test_it_is_made_once_and_shared(self, make, tmp_path, cache):
         write(tmp_path / "a.gpkg", on_ground(TWO))
         file = make({"file": "a.gpkg", "class": 1})
@@ -469,7 +520,7 @@ class TestCommands:
             scene["label"] = "drawn.tif"
         raster_file = tmp_path / "raster.yaml"
         raster_file.write_text(yaml.safe_dump(content))
-        logs, scores = [], []
+        logs = []
         for dataset in (file, raster_file):
             out = tmp_path / dataset.stem
             recipe = {
@@ -480,18 +531,20 @@ class TestCommands:
             }
             (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
             main(["train", str(tmp_path / "recipe.yaml"), "--out", str(out)])
-            main(["evaluate", f"{out}/model", str(dataset), "--split", "test", "--out", f"{out}/scores"])
-            main(["inspect", str(dataset), "--out", f"{out}/inspected", "--n", "1", "--tile_px", "64"])
             rows = (out / "log.csv").read_text().splitlines()
             logs.append([row.split(",")[:3] for row in rows])
-            scores.append(json.loads((out / "scores" / "report.json").read_text())["confusion"])
-            assert (out / "inspected" / "tile-01.png").is_file()
-        figures = ["--split", "test", "--tiles", "1", "--candidates", "2", "--out", f"{tmp_path}/figures"]
-        main(["figures", f"{tmp_path}/dataset/model", str(file), *figures])
         assert logs[0] == logs[1]
-        assert scores[0] == scores[1]
-        said = capsys.readouterr()
-        assert f"| building | {(mask == BUILDING).sum():,} |" in said.out
+        out, model = tmp_path / "out", f"{tmp_path}/dataset/model"
+        main(["evaluate", model, str(file), "--split", "test", "--out", f"{out}/scores"])
+        confusion = json.loads((out / "scores" / "report.json").read_text())["confusion"]["pixels"]
+        assert np.sum(confusion, 1).tolist() == [(mask == index).sum() for index in range(3)]
+        main(["inspect", str(file), "--out", f"{out}/inspected", "--n", "1", "--tile_px", "64"])
+        assert f"| building | {(mask == BUILDING).sum():,} |" in capsys.readouterr().out
+        assert (out / "inspected" / "tile-01.png").is_file()
+        page = (out / "inspected" / "report.html").read_text()
+        assert "shapes of a.gpkg: 1 building as building, 1 road as road, the rest ignored" in page
+        figures = ["--split", "test", "--tiles", "1", "--candidates", "2", "--out", f"{tmp_path}/figures"]
+        main(["figures", model, str(file), *figures])
 
     @pytest.mark.parametrize("command", ["inspect", "train"])
     def test_a_mistake_is_one_line(self, file, tmp_path, capsys, command):

@@ -9,7 +9,7 @@ import numpy as np
 from caswit.config import IGNORE_INDEX
 from caswit.data.classes import ClassTable, LandClass
 from caswit.data.scene import ANY, VectorLabel
-from caswit.errors import DataError, brief
+from caswit.errors import DataError, brief, one_line
 from caswit.raster.georef import Grid
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.vector_drawing import Drawing
@@ -72,6 +72,17 @@ class VectorLabels:
         annotated = None if self.annotated is None else self.annotated.coarser(window, height, width)
         return self._labels(Window(0, 0, height, width), inside, drawing, annotated)
 
+    @property
+    def said(self) -> str:
+        """Which shapes are drawn as which class, and what is elsewhere, in words."""
+        label, shown = self.label, [*self.class_of.items()][:_SHOWN]
+        listed = [f"{sum(self.index.kinds[value])} {one_line(value, 30)} as {c.name}".split() for value, c in shown]
+        more = [f"{len(self.class_of) - _SHOWN} more values"] if len(self.class_of) > _SHOWN else []
+        names = [c.name for c in self.classes.predicted]
+        rest = "ignored" if self.background == IGNORE_INDEX else names[self.background]
+        around = f"the rest {rest}" if label.annotated is None else f"the rest of {label.annotated.name} {rest}"
+        return f"shapes of {label.file.name}: {', '.join([*map(' '.join, listed), *more, around])}"
+
     def _labels(self, window: Window, known: Bool, drawing: Drawing, annotated: Drawing | None) -> UInt8:
         ranks, values = drawing.draw(window)
         indices = [self.background, *(self._index(self.class_of[value]) for value in values)]
@@ -99,7 +110,7 @@ class VectorLabels:
 
     def _named(self, word: str) -> LandClass | None:
         """Return the class that has a name, or else an id."""
-        by_word = {str(i): c for c in self.classes.classes for i in c.ids}
+        by_word = {str(number): c for c in self.classes.classes for number in c.ids}
         by_word |= {c.name.casefold(): c for c in self.classes.classes}
         return by_word.get(word.strip().casefold())
 

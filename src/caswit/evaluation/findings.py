@@ -178,8 +178,10 @@ def look_at(opened: SceneReader, labelled: bool, shift: Shift | None) -> LabelLo
     values = opened.scene.label_values
     if opened.colors is not None:
         read_as = "nearest colours" if values == "near_colors" else "colours"
+    elif opened.drawn is not None:
+        read_as = opened.drawn.said
     elif opened.label is None:
-        read_as = "shapes of a vector file"
+        read_as = "none"
     else:
         read_as = {"binary": "0 and the rest", "mask255": "0 and 255"}.get(values, "class ids")
         read_as += " in floats" if opened.label.dtype.startswith("float") else ""

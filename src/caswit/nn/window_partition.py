@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
 
 Sides = tuple[int, int]
@@ -32,8 +33,11 @@ class Windows(NamedTuple):
     """(n, 1, A, A): 0 or ``_FAR``, added to attention scores; None where the map is not rolled."""
 
 
+# Outside of inference mode, and of the tensors without memory that operations are counted with: kept, they could not be
+# used in training later.
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a tensor made in inference mode could not be used in training later
+@torch.inference_mode(False)
+@unset_fake_temporarily()
 def windows(sides: Sides, side: Sides, shift: Sides, device: torch.device = _CPU) -> Windows:
     """Return the tables for windows of ``side`` tokens in a map that is rolled by ``shift`` and then padded.
 

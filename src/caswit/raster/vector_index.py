@@ -39,6 +39,8 @@ _TABLES = """
     CREATE TABLE shape(id INTEGER PRIMARY KEY, value TEXT, wkb BLOB);
     CREATE VIRTUAL TABLE place USING rtree(id, west, east, south, north);
 """
+_BESIDE = (".dbf", ".shx", ".prj", ".cpg", ".dat", ".map", ".id", ".csvt", ".gfs", ".xsd")
+"""Endings of files that belong to a vector file of the same name."""
 Bounds = tuple[float, float, float, float]
 """West, south, east, north."""
 
@@ -78,7 +80,7 @@ class ShapeIndex:
         self.file = file
         name = hashlib.sha256(repr((str(file.resolve()), layer, attribute)).encode()).hexdigest()[:16]
         self._index = cache_folder() / "vector" / f"{name}.sqlite"
-        fingerprint = _fingerprint(file)
+        self._fingerprint = fingerprint = _fingerprint(file)
         if _known(self._index) != fingerprint:
             self._index.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(self._index) as partial, warnings.catch_warnings():
@@ -104,8 +106,14 @@ class ShapeIndex:
             "WHERE p.east >= ? AND p.west <= ? AND p.north >= ? AND p.south <= ? "
             "AND (p.east - p.west >= ? OR p.north - p.south >= ?) ORDER BY s.id LIMIT ?"
         )
-        with self._open() as db:
-            found = db.execute(asked, (west, east, south, north, *least, most)).fetchall()
+        try:
+            with self._open() as db:
+                same = db.execute("SELECT fingerprint FROM about").fetchone() == (self._fingerprint,)
+                found = db.execute(asked, (west, east, south, north, *least, most)).fetchall() if same else []
+        except sqlite3.Error as error:
+            raise DataError(f"{self._index}: the index of {self.file} cannot be read ({one_line(error)})") from error
+        if not same:
+            raise DataError(f"{self.file}: was changed while it was read; start again")
         return Shapes([n for n, _, _ in found], [v for _, v, _ in found], shapely.from_wkb([w for _, _, w in found]))
 
     def _open(self) -> closing[sqlite3.Connection]:
@@ -129,10 +137,11 @@ def _fingerprint(file: Path) -> str:
     """Return what changes when a vector file does: also the table beside a shapefile, and the journal of a database."""
     if not file.exists():
         raise DataError(f"{file}: no such file")
+    # Named one by one: the folder may hold a hundred thousand images.
+    beside = [file.with_suffix(ending) for each in _BESIDE for ending in (each, each.upper())]
+    beside += [file.with_name(file.name + ending) for ending in ("-wal", "-journal")]
     inside = sorted(file.iterdir()) if file.is_dir() else []
-    beside = [p for p in sorted(file.parent.glob("*")) if p.name.startswith(f"{file.stem}.") or p.name == file.name]
-    beside += [p for ending in ("-wal", "-journal") if (p := file.with_name(file.name + ending)).exists()]
-    states = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (*beside, *inside) if p.is_file()]
+    states = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (file, *beside, *inside) if p.is_file()]
     return hashlib.sha256(repr((_VERSION, states)).encode()).hexdigest()
 
 
