@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import SwinConfig, SwinModel
 
 from caswit.nn import swin
 from caswit.nn.swin import SwinEncoder
+from caswit.nn.window_partition import windows
 
 pytestmark = pytest.mark.equivalence
 
@@ -179,3 +181,11 @@ def test_checkpointing_gives_the_same_output_and_gradients_and_keeps_less():
     assert kept_again < kept / 4
     encoder.checkpoint_gradients(False)
     assert trained_step(encoder, image)[2] == kept
+
+
+def test_tables_that_were_made_while_operations_were_counted_can_be_used():
+    """They are kept for the next network, which may be one that learns."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        how = windows((10, 11), (8, 8), (4, 4))
+    assert float(how.mask.min()) == -100
+    assert sorted(how.tokens[how.slots].tolist()) == list(range(110))
