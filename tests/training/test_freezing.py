@@ -168,6 +168,17 @@ def test_a_training_leaves_frozen_weights_as_they_were(dataset_file, start, tmp_
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("kept", [True, False])
+def test_batch_norms_keep_their_statistics_where_asked_to(dataset_file, start, tmp_path, kept):
+    model = train(recipe(dataset_file, start, freeze_norms=kept), tmp_path / "run")
+    before, after = (load_file(folder / "model.safetensors") for folder in (start / "model", model))
+    statistics = {name for name in before if "running_" in name}
+    assert any(name.startswith("decoder") for name in statistics)
+    assert all(torch.equal(before[name], after[name]) == kept for name in statistics)
+    assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("norm.weight"))
+
+
+@pytest.mark.e2e
 def test_a_frozen_run_that_was_stopped_goes_on_to_the_same_weights(dataset_file, start, tmp_path):
     settings = recipe(dataset_file, start, freeze=2, layer_decay=0.7, ema_decay=0.9)
     whole = train(settings, tmp_path / "whole")
@@ -225,6 +236,8 @@ def test_freezing_needs_weights_and_a_network_of_ours():
     data = DataConfig(dataset="x")
     with pytest.raises(ConfigError, match="the recipe has no init; add one"):
         Recipe(data=data, train=TrainConfig(freeze=2))
+    with pytest.raises(ConfigError, match="freeze_norms: true keeps the statistics that init names"):
+        Recipe(data=data, train=TrainConfig(freeze_norms=True))
     unet = ModelConfig(arch="unet", encoder="resnet18")
     with pytest.raises(ConfigError, match=r"train.layer_decay is for arch caswit, got 0.8 with unet"):
         Recipe(data=data, model=unet, train=TrainConfig(layer_decay=0.8))

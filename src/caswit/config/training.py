@@ -305,6 +305,8 @@ class TrainConfig(LearningConfig):
     freeze: Literal["encoders"] | int | None = None
     """Parts that keep the weights they start from (init), batch norms included: encoders, or a number of their first
     stages, 1 to 4, the stem with them. Fusion and decoder learn. Null: everything learns."""
+    freeze_norms: bool = False
+    """Normalise by the running statistics that all batch norms start with; a few crops of little data have others."""
     layer_decay: float | None = None
     """Factor of the learning rate from each block of the encoders to the one before it, down to the stem, as in
     fine-tuning BEiT and SimMIM, e.g. 0.8; the decoder has the full rate. Null: one rate for all."""
@@ -450,14 +452,16 @@ class Recipe:
             f"tile.context_factor: {self.model.title} reads {wanted} context{'s'[: (wanted or 0) > 1]}, "
             f"got {brief(self.tile.context_factor)}; try {'[2, 3]' if wanted == 2 else '4'}",
         )
-        check(
-            not self.train.freeze or self.init is not None,
-            f"train.freeze: {self.train.freeze} keeps the weights that init names, and the recipe has no init; add one",
-        )
-        for name in ("freeze", "layer_decay"):
+        for name, what in (("freeze", "the weights"), ("freeze_norms", "the statistics")):
             value = getattr(self.train, name)
             check(
-                value is None or self.model.arch == "caswit",
+                not value or self.init is not None,
+                f"train.{name}: {str(value).lower()} keeps {what} that init names, and the recipe has no init; add one",
+            )
+        for name in ("freeze", "freeze_norms", "layer_decay"):
+            value = getattr(self.train, name)
+            check(
+                not value or self.model.arch == "caswit",
                 f"train.{name} is for arch caswit, got {brief(value)} with {self.model.arch}; leave it out",
             )
         check(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from caswit.config import NUM_STAGES, Decoder, ModelConfig, Norm, Size, Stem
 from caswit.errors import ModelError
@@ -138,7 +139,7 @@ class CASWiT(nn.Module):
         self.fusion_stages = tuple(fusion_stages)
         self.feed_forward = feed_forward
         self.contexts = contexts
-        self.frozen_stages = 0
+        self.frozen_stages, self.frozen_norms = 0, False
         self.hr_encoder = SwinEncoder(**numbers, drop_path=drop_path)
         channels = self.hr_encoder.channels
         if num_classes:
@@ -268,9 +269,14 @@ class CASWiT(nn.Module):
         """Scale pixels of 0-255 to zero mean and unit deviation, in which encoders and reconstruction work."""
         return (image.to(self.mean.dtype) - self.mean) / self.std
 
-    def freeze(self, stages: int) -> None:
-        """Keep the weights of the stem and of the first stages of both encoders, and their batch norms, as they are."""
-        self.frozen_stages = stages
+    def freeze(self, stages: int, *, norms: bool = False) -> None:
+        """Keep the weights of the stem and of the first stages of both encoders, and their batch norms, as they are.
+
+        Args:
+            stages: Number of stages; 0 keeps none, and no stem.
+            norms: Keep the running statistics of all batch norms too.
+        """
+        self.frozen_stages, self.frozen_norms = stages, norms
         for part in self._frozen():
             part.requires_grad_(False)
         self.train(self.training)
@@ -281,6 +287,9 @@ class CASWiT(nn.Module):
         # Otherwise batch norms of a stem would follow the images, and stochastic depth would drop what cannot adapt.
         for part in self._frozen():
             part.eval()
+        for part in self.modules() if self.frozen_norms else ():
+            if isinstance(part, _BatchNorm):
+                part.eval()
         return self
 
     def _frozen(self) -> Iterator[nn.Module]:

@@ -121,6 +121,7 @@ def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> 
             "min_lr": lr / 30,
             "warmup_steps": min(usual.warmup_steps, max(1, steps // 10)),
             "layer_decay": _LAYER_DECAY,
+            **({"freeze_norms": True} if trained else {}),
             "weight_decay": usual.weight_decay,
             "clip_norm": 5.0,
             "alpha": 0.0,

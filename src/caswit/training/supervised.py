@@ -124,7 +124,7 @@ class SupervisedTask:
         weights = self._class_weights()
         self.losses = named_losses(
             settings.losses,
-            weights=None if weights is None else torch.tensor(weights, device=fabric.device),
+            weights=None if weights is None else torch.tensor(weights, dtype=torch.float32, device=fabric.device),
             label_smoothing=settings.label_smoothing,
             focal_gamma=settings.focal_gamma,
             ohem_share=settings.ohem_share,
@@ -308,9 +308,9 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
         assert isinstance(network, CASWiT), recipe.model.arch  # the recipe refuses others
         names = info.classes.names, info.model.band_names
         start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px, *names)
-    if recipe.train.frozen_stages:
+    if recipe.train.frozen_stages or recipe.train.freeze_norms:
         assert isinstance(network, CASWiT), recipe.model.arch
-        network.freeze(recipe.train.frozen_stages)
+        network.freeze(recipe.train.frozen_stages, norms=recipe.train.freeze_norms)
     return network
 
 
