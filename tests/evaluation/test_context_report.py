@@ -74,6 +74,15 @@ def test_a_context_that_is_not_used_is_said_to_be_that(dataset_file, model_folde
     assert lines[1].startswith("The model hardly uses its context here")
 
 
+def test_a_context_that_only_misleads_is_said_to_do_that(dataset_file, model_folder):
+    found = evaluate(model_folder, dataset_file, None, settings=EXACT)
+    truth = np.diag(found.counts.confusion.sum(1))
+    right, wrong = (replace(found.counts, confusion=each) for each in (truth, np.roll(truth, 1, 1)))
+    lines = replace(found.context, swapped=wrong).said(right, right)
+    assert lines[0] == "Masking the context costs 0.0 points of mIoU, another place's context 100.0."
+    assert lines[1].startswith("Another place's context misleads the model, its own gains it little")
+
+
 def test_whole_images_have_none_to_swap():
     with pytest.raises(ConfigError, match="tile_px whole has none to swap"):
         EvaluateConfig(context_report=True, tile_px="whole")

@@ -62,11 +62,11 @@ class ContextReport:
         """Return what the numbers say, in sentences."""
         lost = [100 * (score(own).miou - score(counts).miou) for counts in (masked, self.swapped)]
         lines = [f"Masking the context costs {lost[0]:.1f} points of mIoU, another place's context {lost[1]:.1f}."]
-        if lost[0] < 100 * HARDLY_USED:
-            lines.append(
-                "The model hardly uses its context here: the same network without it (model.fusion_stages: []) may be "
-                "as good, in less time."
-            )
+        without = "the same network without it (model.fusion_stages: []) may be as good, in less time."
+        if max(lost) < 100 * HARDLY_USED:
+            lines.append(f"The model hardly uses its context here: {without}")
+        elif lost[0] < 100 * HARDLY_USED:
+            lines.append(f"Another place's context misleads the model, its own gains it little: {without}")
         closed = [str(stage) for stage, gate in self.gates.items() if abs(gate) < NEARLY_CLOSED]
         if self.gates:
             gates = ", ".join(f"stage {stage} {gate:.3f}" for stage, gate in self.gates.items())
