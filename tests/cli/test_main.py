@@ -63,7 +63,7 @@ def test_every_command_explains_itself(capsys, name):
 def test_help_of_a_setting_is_the_docstring_of_its_field(capsys):
     out = " ".join(run(capsys, "train", "--help")[1].split())
     assert "Highest learning rate." in out
-    assert "(type: float, default: 6e-05)" in out
+    assert "(number; default: 6e-05)" in out
 
 
 def test_version(capsys):

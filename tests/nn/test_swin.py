@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import SwinConfig, SwinModel
 
 from caswit.nn import swin
+from caswit.nn.baselines.relay_tokens import visible
+from caswit.nn.conv import upsampling
 from caswit.nn.swin import SwinEncoder
 from caswit.nn.window_partition import windows
 
@@ -187,5 +189,8 @@ def test_tables_that_were_made_while_operations_were_counted_can_be_used():
     """They are kept for the next network, which may be one that learns."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         how = windows((10, 11), (8, 8), (4, 4))
+        weights, seen = upsampling(3, 12), visible((10, 11), (4, 4), 2)
     assert float(how.mask.min()) == -100
     assert sorted(how.tokens[how.slots].tolist()) == list(range(110))
+    assert weights.tolist()
+    assert seen.tolist()

@@ -13,7 +13,7 @@ from caswit.cli.main import main
 from caswit.errors import ConfigError, DataError, ModelError
 from caswit.weights.learned import Learned
 from caswit.weights.model_folder import load_model
-from caswit.weights.publish import push
+from caswit.weights.publish import model_card, push
 
 REPORT = {
     "miou": 0.5, "mf1": 0.6, "mbiou": 0.25,
@@ -262,3 +262,14 @@ def test_a_card_goes_with_its_model(model_folder, about, report, tmp_path):
     assert second == first >= {"README.md", "sample.jpg", "val.jpg"}
     assert (tmp_path / "second" / "README.md").read_text() == (tmp_path / "first" / "README.md").read_text()
     assert (tmp_path / "second" / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_card_names_all_bands_and_how_their_values_are_stretched(model_folder):
+    config = json.loads((model_folder / "config.json").read_text())
+    bands = {"bands": ["red", "green", "blue", "dsm"], "mean": [1.0] * 4, "std": [1.0] * 4}
+    config |= {"bands": [1, 2, 3, 4], "model": config["model"] | bands}
+    assert "| image | uint8, bands 1, 2, 3, 4 as red, green, blue, dsm |" in model_card(config, "a", None)
+    config["model"]["ranges"] = [None, None, None, [-2.5, 400]]
+    text = model_card(config, "a", None)
+    assert "| image | bands 1, 2, 3, 4 as red, green, blue, dsm |\n" in text
+    assert "| values that become 0 to 255 | dsm -2.5 to 400 |\n" in text

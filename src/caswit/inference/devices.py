@@ -4,7 +4,6 @@ import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import psutil
 import torch
 
 from caswit.config import Precision
@@ -60,4 +59,6 @@ def resident_mb() -> float:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
+    import psutil  # which predict does not need
+
     return psutil.Process().memory_info().peak_wset / MB

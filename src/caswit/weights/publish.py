@@ -186,6 +186,11 @@ def model_card(
         reads_context=model.reads_context,
         model=model,
         **{key: config[key] for key in ("tile", "bands", "trained_gsd_m", "provenance")},
+        stretched=[
+            f"{band} {pair[0]:g} to {pair[1]:g}"
+            for band, pair in zip(model.band_names, model.ranges, strict=False)  # ranges may be empty
+            if pair is not None
+        ],
         name=name,
         classes=[c for c in config.get("classes", ()) if not c.get("ignore")],
         pretrained=config.get("kind") == PRETRAINED,

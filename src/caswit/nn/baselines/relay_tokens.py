@@ -24,6 +24,7 @@ import timm
 import torch
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional as F
 
 from caswit.config import IGNORE_INDEX
@@ -185,8 +186,10 @@ def _attention(attn: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     return attn.proj(read.transpose(1, 2).flatten(2))
 
 
+# Outside of inference mode and of tensors without memory, as in window_partition.py: what is kept is used in training.
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a tensor made in inference mode could not be used in training later
+@torch.inference_mode(False)
+@unset_fake_temporarily()
 def visible(sides: tuple[int, int], shift: tuple[int, int], relay: int) -> Tensor:
     """Return which tokens of a window see which: (n, N + R, N + R), for a map of these sides.
 
