@@ -10,7 +10,7 @@ from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import open_dataset_scene
 from caswit.errors import ConfigError
 from caswit.viz.pages import numbers
-from caswit.weights.inherited import folder_of_start
+from caswit.weights.initialize import folder_of_start
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo, read_info
 
 
@@ -49,9 +49,7 @@ def fine_tuning_recipe(model: str, dataset: str) -> str:
     Raises:
         CaswitError: The model or the dataset cannot be used.
     """
-    info = read_info(folder_of_start(model))
-    if info.model.arch != "caswit":
-        raise ConfigError(f"{model}: fine-tuning is for networks of arch caswit, got {info.model.arch}; train it anew")
+    info = model_to_tune(model)
     data = load_dataset(dataset)
     scenes = data.split("train")
     usual = SMALL if info.model.size in ("pico", "nano") else LARGE
@@ -102,6 +100,18 @@ def fine_tuning_recipe(model: str, dataset: str) -> str:
             "",
         )
     )
+
+
+def model_to_tune(model: str) -> ModelInfo | PretrainedInfo:
+    """Return what is known of a model that a fine-tuning is to start from.
+
+    Raises:
+        CaswitError: It cannot be used.
+    """
+    info = read_info(folder_of_start(model))
+    if info.model.arch != "caswit":
+        raise ConfigError(f"{model}: fine-tuning is for networks of arch caswit, got {info.model.arch}; train it anew")
+    return info
 
 
 def _about(info: ModelInfo | PretrainedInfo, data: Dataset) -> list[str]:

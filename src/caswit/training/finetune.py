@@ -11,12 +11,11 @@ from typing import NamedTuple
 from caswit.config import FinetuneConfig
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import open_dataset_scene
-from caswit.errors import ConfigError, one_line
+from caswit.errors import one_line
 from caswit.files import expand_path
-from caswit.training.fine_tuning import LARGE, SMALL, UNTRAINED, described
+from caswit.training.fine_tuning import LARGE, SMALL, UNTRAINED, described, model_to_tune
 from caswit.training.run_folder import RunFolder, read_log
-from caswit.weights.inherited import folder_of_start
-from caswit.weights.model_folder import ModelInfo, PretrainedInfo, load_model, read_info
+from caswit.weights.model_folder import ModelInfo, PretrainedInfo, load_model
 
 RECIPE = "finetune.yaml"
 """Name of the recipe in the run folder."""
@@ -82,9 +81,7 @@ def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> 
         CaswitError: The model or the dataset cannot be used.
     """
     settings = settings or FinetuneConfig()
-    info = read_info(folder_of_start(model))
-    if info.model.arch != "caswit":
-        raise ConfigError(f"{model}: fine-tuning is for networks of arch caswit, got {info.model.arch}; train it anew")
+    info = model_to_tune(model)
     table = load_dataset(dataset)
     data = _look(table, info)
     usual = SMALL if info.model.size in ("pico", "nano") else LARGE

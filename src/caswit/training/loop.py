@@ -34,7 +34,7 @@ from caswit.training.loggers import Loggers
 from caswit.training.optim import EMA, SCALE, learning_rate, make_optimizer, set_learning_rate
 from caswit.training.phases import Phases, check_steps
 from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
-from caswit.weights.model_folder import is_complete, torch_load
+from caswit.weights.model_folder import ModelInfo, PretrainedInfo, is_complete, torch_load
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def load_data(recipe: AnyRecipe) -> Dataset:
 
 
 def settle_bands(
-    recipe: AnyRecipe, dataset: Dataset, scenes: Sequence[Scene], learned: ModelConfig | None
+    recipe: AnyRecipe, dataset: Dataset, scenes: Sequence[Scene], start: ModelInfo | PretrainedInfo | None
 ) -> tuple[Dataset, ModelConfig]:
     """Return the dataset with the bands that are read, and the settings of the network with the numbers of each.
 
@@ -100,12 +100,12 @@ def settle_bands(
         recipe: Of the run.
         dataset: Its dataset.
         scenes: To learn from.
-        learned: Settings of the network whose weights the training starts from, if they are known.
+        start: The model whose weights the training starts from, if it is known.
 
     Raises:
         DataError: The dataset lacks a band, or a scene cannot be read.
     """
-    model = recipe.model
+    model, learned = recipe.model, None if start is None else start.model
     if model.bands:
         dataset = dataset.with_bands(model.bands)
     elif learned is not None and not dataset.names_bands and len(learned.band_names) == len(dataset.bands):

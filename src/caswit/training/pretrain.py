@@ -26,7 +26,7 @@ from caswit.training.loop import Batch, fit, length, load_data, settle_bands
 from caswit.training.reconstruct import Reconstructor, sheet
 from caswit.training.run_folder import LOOP_COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
-from caswit.weights.initialize import learned_with, start_from
+from caswit.weights.initialize import info_of_start, start_from
 from caswit.weights.model_folder import PretrainedInfo, build_simmim, save_pretrained
 
 
@@ -48,7 +48,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, resume: bool = False) -> Path
     check_loggers(recipe.train.loggers)
     dataset = load_data(recipe)
     scenes = _scenes(recipe, dataset)
-    dataset, model = settle_bands(recipe, dataset, scenes, learned_with(recipe.start))
+    dataset, model = settle_bands(recipe, dataset, scenes, info_of_start(recipe.start))
     check_scenes(dataset, scenes)
     folder = RunFolder(out, LOOP_COLUMNS)
     samples = MaskedSamples(recipe, dataset, scenes)

@@ -40,7 +40,7 @@ from caswit.training.loop import Batch, Loop, fit, load_data, settle_bands
 from caswit.training.phases import check_phases
 from caswit.training.run_folder import COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
-from caswit.weights.initialize import learned_with, start_from
+from caswit.weights.initialize import info_of_start, start_from
 from caswit.weights.model_folder import ModelInfo, build, save_model
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
     check_loggers(recipe.train.loggers)
     dataset = load_data(recipe)
     scenes = dataset.split(recipe.data.train_split)
-    dataset, model = settle_bands(recipe, dataset, scenes, learned_with(recipe.start))
+    dataset, model = settle_bands(recipe, dataset, scenes, info_of_start(recipe.start))
     _check(recipe, dataset)
     # Only a training in phases has a column that says in which a step is.
     folder = RunFolder(out, (*COLUMNS, "phase") if recipe.train.phases else COLUMNS)

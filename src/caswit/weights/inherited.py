@@ -4,14 +4,11 @@ Weights fit only the network that they were learned in, and expect its input: a 
 the size, stem, fusion stages and gate of that network, its tiles, its ground size and its bands.
 """
 
-from pathlib import Path
 from typing import Any
 
 from caswit.config import RGB, InitConfig
-from caswit.errors import CaswitError
-from caswit.weights.convert import find_weights
-from caswit.weights.hub import fetch, is_on_hub
-from caswit.weights.model_folder import CONFIG, ModelInfo, read_info
+from caswit.weights.initialize import info_of_start
+from caswit.weights.model_folder import ModelInfo
 
 _NETWORK = ("size", "stem", "fusion_stages", "gated", "feed_forward", "decoder_norm", "mean", "std")
 """Settings that encoders and fusion were learned with; ``drop_path`` is one of the training."""
@@ -30,16 +27,8 @@ def inherited_settings(start: InitConfig | None) -> dict[str, Any]:
     Raises:
         ModelError: The model's config is damaged.
     """
-    if start is None or start.source != "caswit" or start.path is None:
-        return {}
-    try:
-        folder = folder_of_start(start.path)
-    except CaswitError:
-        return {}  # who loads the weights says what is wrong; a run that resumes needs none
-    if not (folder / CONFIG).is_file():
-        return {}
-    info = read_info(folder)
-    if info.model.arch != "caswit":
+    info = info_of_start(start)
+    if info is None or info.model.arch != "caswit":
         return {}
     # A pretrained network has no decoder, whatever its config says of one.
     names = (*_NETWORK, *_DECODER) if isinstance(info, ModelInfo) else _NETWORK
@@ -49,12 +38,3 @@ def inherited_settings(start: InitConfig | None) -> dict[str, Any]:
         del found["model.mean"], found["model.std"]
     numbered = all(isinstance(band, int) for band in info.bands)
     return found | ({"data.bands": info.bands} if numbered else {})
-
-
-def folder_of_start(path: str) -> Path:
-    """Return the folder of the weights that ``init`` names: of a run the model's, of a file its own.
-
-    Raises:
-        CaswitError: There are none, or they cannot be fetched.
-    """
-    return fetch(path) if is_on_hub(path) else find_weights(path).parent

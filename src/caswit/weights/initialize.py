@@ -4,12 +4,13 @@ import difflib
 import logging
 import math
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 from timm.layers import resize_rel_pos_bias_table_simple
 from torch import Tensor
 
-from caswit.config import RGB, InitConfig, ModelConfig, Size
+from caswit.config import RGB, InitConfig, Size
 from caswit.errors import CaswitError, ConfigError, ModelError
 from caswit.nn.bands import for_bands, said
 from caswit.nn.caswit import SIZES, CASWiT
@@ -17,7 +18,7 @@ from caswit.nn.swin import PATCH_PX
 from caswit.weights import convert
 from caswit.weights.convert import State, find_weights, read_weights
 from caswit.weights.hub import fetch, is_on_hub
-from caswit.weights.model_folder import CONFIG, ModelInfo, read_info
+from caswit.weights.model_folder import CONFIG, ModelInfo, PretrainedInfo, read_info
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +94,11 @@ def start_from(
     state = {_with_beginning(name, start): x for name, x in state.items()}
     ours = network.state_dict()
     placed = _placed(_TRANSLATE[start.source](state) if start.source in _TRANSLATE else state, start, set(ours))
-    theirs_classes = _classes(start) if classes and start.decoder else ()
+    info = info_of_start(start)
+    theirs_classes = info.classes.names if isinstance(info, ModelInfo) and classes and start.decoder else ()
     if theirs_classes:
         log.info("%s", _matched(classes, theirs_classes))
-    learned = learned_with(start)
-    theirs_bands = RGB if learned is None else learned.band_names
+    theirs_bands = RGB if info is None else info.model.band_names
     if theirs_bands != bands:
         placed |= {n: for_bands(x, theirs_bands, bands) for n, x in placed.items() if _reads(n, x, theirs_bands)}
         log.info("init: bands of the first convolution: %s", said(theirs_bands, bands))
@@ -132,15 +133,28 @@ def start_from(
     return fit
 
 
-def learned_with(start: InitConfig | None) -> ModelConfig | None:
-    """Return the settings of the network whose weights a training starts from; None where no config.json says them."""
+def info_of_start(start: InitConfig | None) -> ModelInfo | PretrainedInfo | None:
+    """Return what config.json says of the network whose weights a training starts from; None where none says it.
+
+    Raises:
+        ModelError: It is damaged.
+    """
     if start is None or start.source != "caswit" or start.path is None:
         return None
     try:
-        folder = fetch(start.path) if is_on_hub(start.path) else find_weights(start.path).parent
-        return read_info(folder).model
+        folder = folder_of_start(start.path)
     except CaswitError:
-        return None  # who loads the weights says what is wrong
+        return None  # who loads the weights says what is wrong; a run that resumes needs none
+    return read_info(folder) if (folder / CONFIG).is_file() else None
+
+
+def folder_of_start(path: str) -> Path:
+    """Return the folder of the weights that ``init`` names: of a run the model's, of a file its own.
+
+    Raises:
+        CaswitError: There are none, or they cannot be fetched.
+    """
+    return fetch(path) if is_on_hub(path) else find_weights(path).parent
 
 
 def report(fit: Fit, where: str, start: InitConfig, theirs: State, ours: State) -> list[str]:
@@ -266,15 +280,6 @@ def _fitted(name: str, theirs: Tensor, ours: Tensor) -> Tensor | None:
     window = (math.isqrt(len(ours)) + 1) // 2
     resized: Tensor = resize_rel_pos_bias_table_simple(theirs, (window, window), ours.shape)
     return resized
-
-
-def _classes(start: InitConfig) -> tuple[str, ...]:
-    """Return the names of the classes of a trained model of ours; none where they are not known."""
-    if start.source != "caswit" or start.path is None:
-        return ()
-    folder = find_weights(start.path).parent
-    info = read_info(folder) if (folder / CONFIG).is_file() else None
-    return info.classes.names if isinstance(info, ModelInfo) else ()
 
 
 def _by_class(theirs: Tensor, ours: Tensor, names: tuple[str, ...], their_names: tuple[str, ...]) -> Tensor | None:
