@@ -16,6 +16,7 @@ from caswit.data.sources import read_source
 from caswit.errors import DataError, brief
 from caswit.files import checked, expand_path, only_keys, read_yaml
 from caswit.raster.stack import Bands, Further, Ranges
+from caswit.raster.windows import Window
 
 log = logging.getLogger(__name__)
 
@@ -261,8 +262,9 @@ def _text(value: Any, where: str) -> str:
 
 
 def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, list[str]]:
-    only_keys(row, {"image", "split"}, {"label", "label_values", "also"}, where)
-    said = {key: _text(row[key], f"{where}: {key}") for key in row if key not in ("label", "also")}
+    only_keys(row, {"image", "split"}, {"label", "label_values", "also", "areas"}, where)
+    said = {key: _text(row[key], f"{where}: {key}") for key in row if key not in ("label", "also", "areas")}
+    areas = None if row.get("areas") is None else _areas(row["areas"], f"{where}: areas")
     also = _also(row.get("also") or {}, f"{where}: also", folder)
     values: LabelValues = checked(LabelValues, row.get("label_values", "auto"), f"{where}: label_values")
     image = folder / expand_path(said["image"])
@@ -280,7 +282,20 @@ def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, lis
         for file in (image, *files, *(Path(each.path) for each in also))
         if file is not None and not file.exists()
     ]
-    return Scene(image=image, label=label, split=said["split"], also=also, label_values=values), missing
+    scene = Scene(image=image, label=label, split=said["split"], areas=areas, also=also, label_values=values)
+    return scene, missing
+
+
+def _areas(said: Any, where: str) -> tuple[Window, ...]:
+    """Return the rectangles of an image that a scene is."""
+    rows = said if isinstance(said, list) else []
+    areas = [row for row in rows if isinstance(row, list) and len(row) == len(Window._fields)]
+    if not areas or len(areas) != len(rows) or not all(type(n) is int and n >= 0 for row in areas for n in row):
+        raise DataError(
+            f"{where}: must be rectangles [row, column, height, width] in pixels of the image, such as "
+            f"[[0, 0, 2048, 4096]], got {brief(said)}"
+        )
+    return tuple(Window(*row) for row in areas)
 
 
 def _beside(scene: Scene, everywhere: tuple[Further, ...]) -> Scene:

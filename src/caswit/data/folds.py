@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +33,7 @@ def fold_scenes(scenes: Sequence[Scene], number: int, folds: int, where: str) ->
         raise DataError(f"{where}: {folds} folds need as many images with labels, got {len(images)}; {fewer}")
     held_out = {images[i] for i in np.random.default_rng(0).permutation(len(images))[number - 1 :: folds]}
     # An image that was in two splits is learned or scored once.
-    kept: dict[tuple[Path, str], Scene] = {}
+    kept: dict[tuple[object, ...], Scene] = {}
     for scene in scenes:
-        kept.setdefault((scene.image, repr(scene.label)), scene)
+        kept.setdefault((scene.image, repr(scene.label), scene.areas), scene)
     return tuple(replace(scene, split=HELD_OUT if scene.image in held_out else TRAIN) for scene in kept.values())

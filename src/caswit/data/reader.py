@@ -130,6 +130,8 @@ class SceneReader:
         self.image: Image
         self.image, self.bands = stacked(opened, bands, ranges, scene.also)
         self.image.check_image(self.bands)  # type: ignore[arg-type]  # a stack alone has names among its bands
+        if not scene.checked:
+            _check_areas(scene, self.image)
         self.label: Raster | WarpedLabel | None = None
         self.colors: ColorLabel | None = None
         self.binary: BinaryLabel | None = None
@@ -424,6 +426,15 @@ def _scaled(area: Window, ratio: float, whole: Window) -> Window:
     assert part.height, (area, whole)
     assert part.width, (area, whole)
     return part
+
+
+def _check_areas(scene: Scene, image: Image) -> None:
+    for area in scene.areas or ():
+        if 0 in area[2:] or area != area.clipped(image.height, image.width):
+            raise DataError(
+                f"{scene.image}: areas: {list(area)} is not inside the image of {image.height} rows and {image.width} "
+                "columns; rectangles are [row, column, height, width], with a height and a width of 1 or more"
+            )
 
 
 def context_window(tile: Window, factor: ContextFactor) -> Window:

@@ -74,8 +74,10 @@ class TrainingSamples(TorchDataset[dict[str, torch.Tensor]]):
         self._shares = sizes / sizes.sum()
         self._bounds = [bounds(some) for some in areas]
         self.grid = [(i, t.window) for i, some in enumerate(areas) for t in area_tiles(some, tile.tile_px)]
-        self.kept = areas if data.hold_out else None
-        """Areas by scene, whose labels alone are used: those around them are for validation."""
+        parts = any(scene.areas is not None and not scene.checked for scene in self.scenes)
+        self.kept = areas if data.hold_out or parts else None
+        """Areas by scene, whose labels alone are used: those around them are for validation, or for nothing. None where
+        no label lies around them, as in a mosaic of the patches of one split."""
         self.labelled: list[tuple[int, Window]] | None = None
         if data.label_fraction < 1:
             # A second number of their own keeps these draws apart from those of samples and of epochs.
