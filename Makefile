@@ -25,9 +25,9 @@ check: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-# Trainings in several processes, stopped by signals and resumed.
+# Trainings in several processes, stopped by signals and resumed, and the tutorial notebook; ten minutes at most.
 slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	OMP_NUM_THREADS=1 timeout 600 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # Damaged inputs, hostile requests, and 100 SIGKILLs each of predict and train; 15 minutes at most.
 # CASWIT_ATTACK_SEED is the first seed of the inputs and that of the kills. docs/reliability.md has the full numbers.

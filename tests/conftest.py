@@ -18,7 +18,10 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from caswit.config import ModelConfig, TileConfig
 from caswit.data.classes import ClassTable, LandClass
+from caswit.inference.cpu import network as network_for_cpus
+from caswit.nn.caswit import SIZES, CASWiT
 from caswit.weights.model_folder import ModelInfo, build, save_model
+from shallow import PICO
 
 if TYPE_CHECKING:
     from forked import Forks
@@ -28,6 +31,7 @@ settings.load_profile("caswit")
 
 SIZE = 90, 130
 TILE = TileConfig(tile_px=32, context_factor=2)
+MOST_COMPILED = 8
 DRIVERS = {".tif": "GTiff", ".png": "PNG", ".jpg": "JPEG"}
 CLASSES = ClassTable(
     (
@@ -127,6 +131,27 @@ def dataset_file(tmp_path, make_raster, image, label) -> Path:
     return file
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """OpenVINO compiles a network once for each size of images, however often its folder is loaded: a second each."""
+    compile_network, compiled = network_for_cpus._in_openvino, {}
+
+    def once(network: CASWiT, bf16: bool, sizes: tuple) -> Callable[..., torch.Tensor]:
+        # What the graph follows from.
+        values = [x.detach().numpy().tobytes() for x in (*network.parameters(), *network.buffers())]
+        kind = repr(network), network.fusion_stages, network.feed_forward, network.contexts
+        key = hash((*kind, bf16, tuple(sizes), *map(hash, values)))
+        if key not in compiled:
+            if len(compiled) == MOST_COMPILED:
+                del compiled[next(iter(compiled))]
+            compiled[key] = compile_network(network, bf16, sizes)
+        return compiled[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_for_cpus, "_in_openvino", once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory) -> Callable[..., Path]:
     """Function from fusion stages (and a tile) to a model folder; weights are random, yet every class is found."""
@@ -159,6 +184,14 @@ def model_folder(make_model) -> Path:
     return make_model((1, 2, 3, 4))
 
 
+@pytest.fixture(scope="module")
+def shallow() -> Iterator[None]:
+    """Networks of size pico have few blocks in this process, so that training takes less than half the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "pico", PICO)
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real labelled imagery: $CASWIT_DATA, or shared/data beside the repository."""
@@ -175,9 +208,9 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker("property")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def forks() -> "Iterator[Forks]":
-    """Commands in processes of their own; the process that they are forked from starts once a module."""
+    """Commands in processes of their own, with the networks of ``shallow``; what they are forked from starts once."""
     from forked import Forks
 
     with Forks() as started:

@@ -30,7 +30,7 @@ from forked import Ended, Forks
 
 FIRST = int(os.environ.get("CASWIT_ATTACK_SEED", "0"))
 INPUTS = int(os.environ.get("CASWIT_ATTACK", "0"))
-SHARE_S = float(os.environ.get("CASWIT_ATTACK_S", "20"))
+SHARE_S = float(os.environ.get("CASWIT_ATTACK_S", "12"))
 """Seconds in which as many inputs are tried as can be; ``make attack`` gives it more."""
 LIMIT_S = 20.0, 120.0
 """Seconds of the processor, and of the clock, that one input may take."""

@@ -13,13 +13,13 @@ from caswit.cli.main import main
 from caswit.errors import CaswitError, ConfigError, DataError
 from conftest import georeference
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 
 def small(dataset_file) -> dict:
     return {
         "data": {"dataset": str(dataset_file), "val_split": None},
-        "model": {"size": "nano", "decoder_channels": 16},
+        "model": {"size": "pico"},
         "tile": {"tile_px": 32},
         "train": {"max_steps": 2, "batch": 2, "accelerator": "cpu", "keep": "last"},
     }

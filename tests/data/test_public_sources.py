@@ -267,13 +267,14 @@ def test_inspect(tmp_path, kind):
 
 
 @pytest.mark.e2e
+@pytest.mark.usefixtures("shallow")
 @every
 def test_a_network_learns_is_scored_and_maps_an_image(tmp_path, kind):
     dataset = load_after(tmp_path / "data", kind)
     recipe = {
         "data": {"dataset": str(tmp_path / "dataset.yaml"), "workers": 0, "val_split": "test", "sampling": "random"},
         "tile": {"tile_px": 32, "context_factor": 2},
-        "model": {"size": "pico", "decoder_channels": 16},
+        "model": {"size": "pico"},
         "train": {"max_steps": 2, "batch": 2, "accelerator": "cpu", "keep": "last"},
     }
     model = caswit.train(recipe, tmp_path / "run")

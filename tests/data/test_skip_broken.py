@@ -7,10 +7,10 @@ import yaml
 
 from caswit.cli.main import main
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 SMALL = {
-    "model": {"size": "nano", "decoder_channels": 16, "fusion_stages": [4]},
+    "model": {"size": "pico", "fusion_stages": [4]},
     "tile": {"tile_px": 32, "context_factor": 2},
     "train": {"max_steps": 1, "batch": 2, "precision": "fp32", "accelerator": "cpu", "pictures": 0},
 }

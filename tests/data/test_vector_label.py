@@ -502,6 +502,7 @@ def test_any_format_gives_the_same_labels(make, tmp_path, name):
 
 
 @pytest.mark.e2e
+@pytest.mark.usefixtures("shallow")
 class TestCommands:
     """Labels that are shapes, where a user meets them."""
 
@@ -525,7 +526,7 @@ class TestCommands:
             out = tmp_path / dataset.stem
             recipe = {
                 "data": {"dataset": str(dataset), "val_split": None, "sampling": "labelled"},
-                "model": {"size": "pico", "decoder_channels": 16},
+                "model": {"size": "pico"},
                 "tile": {"tile_px": 64, "context_factor": 2},
                 "train": {"batch": 2, "max_steps": 2, "warmup_steps": 0, "keep": "last", "precision": "fp32"},
             }

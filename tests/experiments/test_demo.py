@@ -5,22 +5,26 @@ import re
 import pytest
 import rasterio
 
-from caswit.config import DemoConfig
+import caswit.experiments.demo
+from caswit.config import DemoConfig, ModelConfig, TileConfig
 from caswit.data import synthetic
 from caswit.data.synthetic import CONTEXT_CLASSES
 from caswit.errors import ConfigError
 from caswit.experiments.demo import demo
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(synthetic, "SCENE_PX", 256)
     monkeypatch.setattr(synthetic, "MAP_PX", 300)
+    monkeypatch.setattr(caswit.experiments.demo, "TILE", TileConfig(tile_px=64))
+    # The models of the package, which map their samples, are of size nano and stay as they are.
+    monkeypatch.setattr(caswit.experiments.demo, "ModelConfig", lambda **given: ModelConfig(**given | {"size": "pico"}))
 
 
-def test_the_demonstration_writes_a_page_a_map_and_models(tmp_path, small):
+def test_the_demonstration_writes_a_page_a_map_and_models_and_continues(tmp_path, small, monkeypatch):
     out = tmp_path / "demo"
     result = demo(out, DemoConfig(steps=2))
     page = result.report.read_text()
@@ -35,17 +39,13 @@ def test_the_demonstration_writes_a_page_a_map_and_models(tmp_path, small):
         assert found.res == (0.2, 0.2)
     assert (out / "runs" / "with-context" / "model" / "config.json").is_file()
     assert (out / "scores" / "tile-only" / "report.html").is_file()
-
-
-def test_it_continues_where_it_was_interrupted(tmp_path, small, monkeypatch):
-    """Finished trainings are not repeated."""
-    out = tmp_path / "demo"
-    demo(out, DemoConfig(steps=1))
+    # Finished trainings are not repeated.
+    monkeypatch.setattr(caswit.experiments.demo, "map_zoo_samples", lambda out: [])
     before = {f: f.stat().st_mtime_ns for f in out.glob("runs/*/model/model.safetensors")}
     assert len(before) == 2
-    demo(out, DemoConfig(steps=1))
+    demo(out, DemoConfig(steps=2))
     assert {f: f.stat().st_mtime_ns for f in before} == before
-    with pytest.raises(ConfigError, match="max_steps=1, got 3"):
+    with pytest.raises(ConfigError, match="max_steps=2, got 3"):
         demo(out, DemoConfig(steps=3))
 
 

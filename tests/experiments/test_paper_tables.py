@@ -31,7 +31,7 @@ from caswit.experiments.table_scale import (
 )
 from caswit.weights.model_folder import load_pretrained
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 SMALL = {
     "data": {"val_split": None, "sampling": "random"},

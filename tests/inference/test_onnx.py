@@ -29,6 +29,8 @@ from caswit.weights.model_folder import LoadedModel, ModelInfo, build, load_mode
 from conftest import CLASSES, picture
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("shallow")
+
 TILE_PX = 64
 """Small, yet with windows that are shifted, and at the deepest stage with windows larger than the map."""
 
@@ -94,8 +96,8 @@ def logits(model: LoadedModel, *given: np.ndarray) -> np.ndarray:
 
 
 def test_tile_and_context_give_the_logits_of_the_network(tmp_path):
-    """Nano as it is: patch stem, UPerNet, fusion after every stage."""
-    file = make_file(tmp_path, "tile and context", size="nano")
+    """Patch stem, UPerNet, fusion after every stage."""
+    file = make_file(tmp_path, "tile and context", size="pico")
     for batch in (1, 3):
         tile, context = images(batch, TILE_PX, 0), images(batch, TILE_PX, 10)
         expected = logits(file.model, tile, context)

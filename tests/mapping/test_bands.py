@@ -18,6 +18,8 @@ from caswit.weights.model_folder import ModelInfo, build, save_model
 from caswit.weights.summary import describe
 from conftest import georeference
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 CLASSES = ClassTable.from_dicts(
     [{"id": i, "name": name, "color": f"#{i}{i}0000"} for i, name in enumerate("abcde")], "test"
 )

@@ -220,7 +220,7 @@ expected = state()
 out.unlink()
 kills, finished, resumed = 0, 0, 0
 random.seed(0)
-while kills < 20:
+while kills < 10:
     resumed += bool(list(folder.glob("map.tif.parts/*.tif")))
     pid = run()
     time.sleep(random.random() * took)
@@ -247,7 +247,7 @@ print(kills, finished, resumed)
 
 
 class TestInterruptions:
-    def test_killed_at_twenty_random_moments_the_map_is_the_same(self, path, model_folder, tmp_path):
+    def test_killed_at_ten_random_moments_the_map_is_the_same(self, path, model_folder, tmp_path):
         folder = tmp_path / "out"
         folder.mkdir()
         one = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -255,8 +255,8 @@ class TestInterruptions:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=one)
         assert done.returncode == 0, done.stderr
         kills, _, resumed = map(int, done.stdout.split())
-        assert kills == 20
-        assert resumed >= 3  # went on from parts of a killed run
+        assert kills == 10
+        assert resumed >= 2  # went on from parts of a killed run
 
     def test_finished_blocks_are_not_computed_again(self, path, model_folder, tmp_path, expected, monkeypatch, capsys):
         class Interrupted(BaseException):

@@ -18,7 +18,7 @@ from caswit.raster.reader import write_raster
 from caswit.training.supervised import train
 from caswit.weights.model_folder import load_model
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 TILE_PX = 64
 SIDE_PX = 384

@@ -171,9 +171,10 @@ def test_every_message_has_a_place_on_the_page():
 
 
 def test_every_row_is_a_message_of_the_source():
-    said = [text.replace("\n", "…") for text in said_in_the_source()]
+    # One text, which is searched as fast as it is read; no row has the character between its parts.
+    said = "\0".join(said_in_the_source()).replace("\n", "…")
     for row in rows(PAGE.read_text(encoding="utf-8")):
-        assert any(pattern(row).search(text) for text in said), row
+        assert pattern(row).search(said), row
         assert len(re.findall("[a-z]", row)) >= LETTERS, row
 
 

@@ -13,6 +13,7 @@ from caswit.raster.windows import (
     block_windows,
     count_blocks,
     overlapping_blocks,
+    some_of,
     spread_starts,
     starts,
     tile_grid,
@@ -207,3 +208,17 @@ def test_spread_tiles_are_as_few_as_overlap_enough(length, tile, data):
 def test_a_whole_area_is_one_tile_with_sides_that_fit():
     (block,) = whole_blocks([Window(5, 7, 90, 130)], 32)
     assert block == Block(Window(5, 7, 90, 130), (Tile(Window(5, 7, 96, 160), Window(5, 7, 90, 130)),))
+
+
+@given(st.integers(0, 60), st.integers(1, 70), st.booleans())
+def test_some_of_many_are_spread_evenly(many, count, ends):
+    """Each once and in order, with gaps that differ by one at most; both ends, or as far from one as from the other."""
+    some = some_of(range(many), count, ends=ends)
+    assert len(some) == min(count, many)
+    assert some == sorted(set(some)) or not ends  # without its ends a row may be too short for different ones
+    gaps = np.diff(some)
+    assert not gaps.size or gaps.max() - gaps.min() <= 1
+    if ends and some:
+        assert (some[0], some[-1]) == (0, many - 1 if count > 1 else 0)
+    elif some:
+        assert abs(some[0] - (many - 1 - some[-1])) <= 1

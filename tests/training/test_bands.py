@@ -15,7 +15,7 @@ from caswit.training.supervised import train
 from caswit.weights.model_folder import read_info
 from conftest import georeference
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 TILE = TileConfig(tile_px=32)
 MODEL = {"size": "pico", "decoder_norm": "group", "decoder_channels": 16, "fusion_stages": (4,)}
 

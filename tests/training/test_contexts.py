@@ -12,12 +12,12 @@ from caswit.cli.main import main
 from caswit.config import EvaluateConfig
 from caswit.data.synthetic import CLASSES, landscape
 from caswit.evaluation.run import evaluate
-from caswit.progress import Progress
 from caswit.raster.reader import write_raster
 from caswit.weights.model_folder import load_model
 from caswit.weights.summary import describe
+from dying import Killed, kill_after
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 
 @pytest.fixture(scope="module")
@@ -97,19 +97,8 @@ def test_a_network_of_one_context_starts_one_of_two(folder, caplog):
 
 
 def test_a_run_that_died_resumes_to_the_same_weights(folder, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    done = 0
-
-    def advance(self: Progress, amount: float, note: str = "") -> None:
-        nonlocal done
-        done += 1
-        if done == 3:
-            raise Killed
-
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "advance", advance)
+        kill_after(patch, 3)
         with pytest.raises(Killed):
             train(folder, "died", "--train.save_every_s", "0", "--data.val_split", "null")
     train(folder, "died", "--train.save_every_s", "0", "--data.val_split", "null", "--resume")

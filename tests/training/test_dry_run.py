@@ -8,7 +8,7 @@ import yaml
 from caswit.cli.main import main
 from caswit.training.dry_run import DryRun
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 SAID = DryRun(
     title="CASWiT-nano",

@@ -16,7 +16,7 @@ from caswit.weights.inherited import INHERITED, inherited_settings
 from caswit.weights.model_folder import ModelInfo, build, load_model, save_model
 from conftest import CLASSES
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 # No value is the default of a recipe.
 MODEL = {

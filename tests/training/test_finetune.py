@@ -19,7 +19,7 @@ from caswit.weights.initialize import start_from
 from caswit.weights.model_folder import ModelInfo, build, load_model, save_model
 from conftest import CLASSES, georeference, picture
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 MODEL = {"size": "pico", "stem": "conv", "fusion_stages": (2,), "gated": True, "decoder_channels": 16}
 

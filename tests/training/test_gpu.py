@@ -26,7 +26,7 @@ from caswit.training.pretrain import pretrain
 from caswit.training.supervised import train
 from pretend_gpu import GPU, OnGPU, pretend_gpu
 
-pytestmark = pytest.mark.equivalence
+pytestmark = [pytest.mark.equivalence, pytest.mark.usefixtures("shallow")]
 
 
 class _Accelerator(CPUAccelerator):

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -28,13 +27,14 @@ from caswit.training.loop import Loop
 from caswit.training.run_folder import RunFolder
 from caswit.training.supervised import SupervisedTask
 from caswit.weights.model_folder import is_complete
+from shallow import COMMAND, ENVIRONMENT
 from training.test_loop import Line, line_network, make_recipe, read_log, run
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 TINY = [
     *("--train.accelerator", "cpu", "--train.precision", "fp32", "--train.pictures", "0", "--train.batch", "2"),
-    *("--train.val_every_steps", "4", "--model.size", "nano", "--model.decoder_norm", "group"),
+    *("--train.val_every_steps", "4", "--model.size", "pico", "--model.decoder_norm", "group"),
     *("--tile.tile_px", "32", "--data.val_split", "test", "--train.deterministic", "true"),
 ]
 
@@ -42,11 +42,11 @@ TINY = [
 def command(dataset_file: Path, out: Path, *more: str, name: str = "train") -> list[str]:
     recipe = out.with_name("recipe.yaml")
     recipe.write_text(yaml.safe_dump({"data": {"dataset": str(dataset_file)}}))
-    return [sys.executable, "-m", "caswit", name, str(recipe), "--out", str(out), *TINY, *more]
+    return [*COMMAND, name, str(recipe), "--out", str(out), *TINY, *more]
 
 
 def start(words: list[str], **environment: str) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    env = {**ENVIRONMENT, **environment}
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
@@ -231,8 +231,7 @@ def test_workers_outlive_the_signals_of_their_run(dataset_file, tmp_path):
     """A cluster's signals reach every process of a job; the training must not lose its readers before it saves."""
     out = tmp_path / "out"
     words = command(dataset_file, out, "--train.max_steps", "100000", "--data.workers", "1")
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
     wait_for_steps(out, 3, process)
     os.killpg(process.pid, signal.SIGTERM)
     status, _, said = finish(process)
@@ -410,7 +409,7 @@ def test_devices_that_nodes_do_not_share_evenly(tmp_path, monkeypatch):
 def test_a_table_is_made_by_one_process(dataset_file, tmp_path):
     recipe = tmp_path / "row.yaml"
     recipe.write_text(yaml.safe_dump({"data": {"dataset": str(dataset_file)}, "row": {"name": "x"}}))
-    words = [sys.executable, "-m", "caswit", "table", str(recipe), "--out", str(tmp_path / "table")]
+    words = [*COMMAND, "table", str(recipe), "--out", str(tmp_path / "table")]
     (status, _, said), (other, *silent) = (finish(start(words, **srun(rank, 2))) for rank in (0, 1))
     assert (status, other) == (2, 2), (said, silent)
     assert "srun started 2; use srun --ntasks=1" in said

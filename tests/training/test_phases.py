@@ -24,6 +24,7 @@ from caswit.training.run_folder import RunFolder
 from caswit.training.supervised import train
 from caswit.weights.model_folder import load_model
 from conftest import CLASSES, SIZE, georeference, picture
+from dying import Killed, kill_after
 from networks import Toy, ToyOfGroups, ToyUncertain, stands_for
 
 pytestmark = pytest.mark.e2e
@@ -74,23 +75,6 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert not [name for name in first if not torch.equal(first[name], second[name])]
     for column in ("step", "loss", "lr", "val_miou"):
         assert read_log(one, column) == read_log(other, column)
-
-
-class Killed(BaseException):
-    """Stands for the process dying between two steps."""
-
-
-def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Let the next training die right after its ``steps``-th step from now, before it saves."""
-    done = 0
-
-    def advance(self: Progress, amount: float, note: str = "") -> None:
-        nonlocal done
-        done += 1
-        if done == steps:
-            raise Killed
-
-    monkeypatch.setattr(Progress, "advance", advance)
 
 
 def run_in_two_processes(tmp_path: Path, recipe: Recipe, toy: str) -> Path:
@@ -267,6 +251,7 @@ class TestPhases:
         names = read_log(tmp_path / "run", "phase")
         assert sorted(set(names), key=names.index) == ["far", "near", "all"]
 
+    @pytest.mark.slow
     def test_two_processes_learn_what_one_does(self, uneven, tmp_path, monkeypatch):
         """Also a weight that is in the loss alone, and learns in the last phase: data parallelism has to know of it."""
         stands_for(monkeypatch, ToyUncertain)

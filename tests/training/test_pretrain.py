@@ -2,10 +2,8 @@
 
 import csv
 import dataclasses
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +40,9 @@ from caswit.training.pretrain import MaskedSamples, _scenes, pretrain
 from caswit.training.reconstruct import HIDDEN
 from caswit.training.supervised import train
 from caswit.weights.model_folder import load_model, load_pretrained
+from shallow import COMMAND, ENVIRONMENT
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 TILE = TileConfig(tile_px=64, context_factor=2)
 
@@ -55,7 +54,7 @@ def make_recipe(dataset: Path, *, model: dict | None = None, data: dict | None =
     }  # fmt: skip
     return PretrainRecipe(
         data=ImageryConfig(dataset=str(dataset), **(data or {})),
-        model=ModelConfig(**{"size": "nano", "drop_path": 0.0, **(model or {})}),
+        model=ModelConfig(**{"size": "pico", "drop_path": 0.0, **(model or {})}),
         tile=TILE,
         augment=AugmentConfig(spatial=True, scale=0.25),
         mask=MaskConfig(mask_cell_px=16),
@@ -127,6 +126,7 @@ def _die_at(step: int):
     return advance
 
 
+@pytest.mark.slow
 def test_two_processes_and_passes_have_the_loss_of_one(dataset_file, tmp_path):
     """Two devices of two passes each, one tile a pass, against one pass of four."""
     settings = {"batch": 4, "max_steps": 3}
@@ -134,8 +134,8 @@ def test_two_processes_and_passes_have_the_loss_of_one(dataset_file, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     plain = dataclasses.asdict(make_recipe(dataset_file, **settings, devices=2, accumulate=2))
     recipe.write_text(yaml.safe_dump(_plain(plain)))
-    command = [sys.executable, "-m", "caswit", "pretrain", str(recipe), "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    words = [*COMMAND, "pretrain", recipe, "--out", tmp_path / "two"]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
@@ -163,7 +163,7 @@ def fine_tuning(dataset: Path, init: Path | None, **settings) -> Recipe:
     defaults = {"batch": 2, "max_steps": 2, "lr": 1e-9, "min_lr": 0, "precision": "fp32", "accelerator": "cpu"}
     return Recipe(
         data=DataConfig(dataset=str(dataset), val_split=None),
-        model=ModelConfig(size="nano", decoder_channels=16),
+        model=ModelConfig(size="pico"),
         tile=TILE,
         train=TrainConfig(**{**defaults, **settings}),
         init=None if init is None else str(init),

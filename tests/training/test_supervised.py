@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,13 +20,14 @@ from caswit.data.label_counts import median_frequencies
 from caswit.data.synthetic import CLASSES, landscape
 from caswit.errors import ConfigError, DataError
 from caswit.evaluation.run import evaluate
-from caswit.progress import Progress
 from caswit.raster.reader import Raster, write_raster
 from caswit.training.supervised import train
 from caswit.weights.learned import Learned
 from caswit.weights.model_folder import load_model, torch_load
+from dying import Killed, kill_after
+from shallow import COMMAND, ENVIRONMENT
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "train_nano_cpu.txt"
 
@@ -57,7 +57,7 @@ def make_recipe(dataset: Path, *, model: dict | None = None, data: dict | None =
     defaults = {"batch": 2, "max_steps": 8, "lr": 1e-3, "precision": "fp32", "accelerator": "cpu", "pictures": 1}
     return Recipe(
         data=DataConfig(dataset=str(dataset), **(data or {})),
-        model=ModelConfig(**{"size": "nano", **(model or {})}),
+        model=ModelConfig(**{"size": "pico", **(model or {})}),
         tile=TileConfig(tile_px=32, context_factor=2),
         augment=AugmentConfig(spatial=True, brightness=0.1, contrast=0.2, gamma=0.2),
         train=TrainConfig(**{**defaults, **settings}),
@@ -78,23 +78,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
-
-
-class Killed(BaseException):
-    """Stands for the process dying between two steps."""
-
-
-def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Let the next training die right after its ``steps``-th step from now, before it saves."""
-    done = 0
-
-    def advance(self: Progress, amount: float, note: str = "") -> None:
-        nonlocal done
-        done += 1
-        if done == steps:
-            raise Killed
-
-    monkeypatch.setattr(Progress, "advance", advance)
 
 
 def test_same_seed_same_losses_and_another_seed_others(landscapes, tmp_path):
@@ -125,21 +108,22 @@ def test_a_run_that_died_resumes_to_the_same_weights(landscapes, tmp_path, monke
 
 
 def test_sigkill_and_resume_on_the_command_line(landscapes, tmp_path):
-    """The real thing: another process, SIGKILL at a moment of its own, --resume."""
-    recipe = tmp_path / "recipe.yaml"
-    plain = dataclasses.asdict(make_recipe(landscapes, max_steps=20, save_every_s=0.0, val_every_steps=7))
-    recipe.write_text(_yaml(plain))
-    command = [sys.executable, "-m", "caswit", "train", str(recipe), "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    """The real thing: a process of its own, SIGKILL at any moment; this one goes on."""
+    recipe = make_recipe(landscapes, max_steps=20, save_every_s=0.0, val_every_steps=7)
+    train(recipe, tmp_path / "whole")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(_yaml(dataclasses.asdict(recipe)))
     log = tmp_path / "broken" / "log.csv"
-    process = subprocess.Popen([*command, str(tmp_path / "broken")], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*COMMAND, "train", file, "--out", tmp_path / "broken"], env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
     while not log.exists() or len(log.read_text().splitlines()) < 12:
         time.sleep(0.01)
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "broken" / "model").exists()
-    subprocess.run([*command, str(tmp_path / "broken"), "--resume"], check=True, capture_output=True)
+    train(recipe, tmp_path / "broken", resume=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "broken")
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "broken")
 
@@ -171,8 +155,8 @@ def test_two_processes_have_the_loss_of_one_with_twice_the_batch(landscapes, tmp
     train(make_recipe(landscapes, **settings), tmp_path / "one")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(_yaml(dataclasses.asdict(make_recipe(landscapes, **settings, devices=2))))
-    command = [sys.executable, "-m", "caswit", "train", str(recipe), "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    words = [*COMMAND, "train", recipe, "--out", tmp_path / "two"]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert read_log(tmp_path / "two") == pytest.approx(read_log(tmp_path / "one"), rel=1e-4)
     assert read_log(tmp_path / "two", "val_miou") == pytest.approx(read_log(tmp_path / "one", "val_miou"), abs=2e-3)
@@ -188,7 +172,8 @@ def test_losses_are_the_golden_ones(landscapes, tmp_path):
     Group norms, because a batch norm of two tiles whose deepest maps are one pixel divides by the difference of two
     values: then another order of the same sums moves these losses by 0.5 %, and here by less than 1e-5.
     """
-    train(make_recipe(landscapes, max_steps=12, lr=1e-5, model={"decoder_norm": "group"}), tmp_path / "run")
+    model = {"size": "nano", "decoder_norm": "group"}
+    train(make_recipe(landscapes, max_steps=12, lr=1e-5, model=model), tmp_path / "run")
     losses = read_log(tmp_path / "run")
     if os.environ.get("CASWIT_GOLDEN") == "write":
         GOLDEN.write_text("".join(f"{loss:.6g}\n" for loss in losses))
@@ -212,8 +197,8 @@ def test_the_run_folder_holds_everything(landscapes, tmp_path):
 
 
 def test_training_learns(landscapes, tmp_path):
-    """40 steps on 12 tiles: the loss halves. A run that only runs would not."""
-    train(make_recipe(landscapes, max_steps=60, batch=4, data={"val_split": None}), tmp_path / "run")
+    """50 steps on 12 tiles: the loss halves. A run that only runs would not."""
+    train(make_recipe(landscapes, max_steps=50, batch=4, lr=3e-3, data={"val_split": None}), tmp_path / "run")
     losses = read_log(tmp_path / "run")
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 

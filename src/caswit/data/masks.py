@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from caswit.data.classes import ClassTable
 from caswit.data.scene import Scene
 from caswit.errors import DataError
 from caswit.raster.reader import Raster
-from caswit.raster.windows import Window, area_tiles
+from caswit.raster.windows import Window, area_tiles, some_of
 
 log = logging.getLogger(__name__)
 _FILES = 32
@@ -50,9 +48,9 @@ def _may_be_mask(scene: Scene) -> bool:
 def _hold_0_and_255(files: Sequence[Path]) -> bool:
     """Return whether files, looked at one after another, hold 255 and no other value than it and 0."""
     looked_at, found = 0, False
-    for number in np.unique(np.linspace(0, len(files) - 1, min(_FILES, len(files))).round().astype(int)):
+    for file in some_of(files, _FILES):
         try:
-            with Raster(files[number]) as raster:
+            with Raster(file) as raster:
                 if raster.count != 1:
                     continue
                 for tile in area_tiles([Window(0, 0, raster.height, raster.width)], _BLOCK_PX):

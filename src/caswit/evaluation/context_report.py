@@ -18,7 +18,7 @@ from caswit.data.scene import Scene
 from caswit.evaluation.metrics import Counts, score
 from caswit.evaluation.tile_pictures import spread_tiles
 from caswit.inference.predictor import Predictor
-from caswit.nn.caswit import NEARLY_CLOSED
+from caswit.nn.caswit import gates_in_words
 
 HARDLY_USED = 0.02
 """A fall of mIoU by less than this, with masked context, is said to be little."""
@@ -67,11 +67,8 @@ class ContextReport:
             lines.append(f"The model hardly uses its context here: {without}")
         elif lost[0] < 100 * HARDLY_USED:
             lines.append(f"Another place's context misleads the model, its own gains it little: {without}")
-        closed = [str(stage) for stage, gate in self.gates.items() if abs(gate) < NEARLY_CLOSED]
         if self.gates:
-            gates = ", ".join(f"stage {stage} {gate:.3f}" for stage, gate in self.gates.items())
-            said = f"; nearly closed: stage{'s' if closed[1:] else ''} {', '.join(closed)}" if closed else ""
-            lines.append(f"Gates tanh(g): {gates}{said}.")
+            lines.append(f"{gates_in_words(self.gates).capitalize()}.")
         cost = self.cost
         alone = cost.network_alone_ms
         without = "" if alone is None else f" ({alone:.1f} ms without the context branch)"

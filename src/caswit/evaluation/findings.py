@@ -14,6 +14,7 @@ from caswit.data.classes import ClassTable
 from caswit.data.reader import SceneReader
 from caswit.evaluation.label_shift import SURE, Shift, correlations, estimate_shift
 from caswit.raster.warped import Overlap, WarpedLabel, overlap
+from caswit.raster.windows import some_of
 from caswit.viz.pages import percent, table_cell
 
 _SHIFTED_SCENES = 24
@@ -153,7 +154,7 @@ class Shifts:
     """Estimates the shifts of some scenes, spread over all."""
 
     def __init__(self, scenes: int) -> None:
-        self._chosen = set(np.linspace(0, scenes - 1, min(scenes, _SHIFTED_SCENES)).round().astype(int).tolist())
+        self._chosen = set(some_of(range(scenes), _SHIFTED_SCENES))
         self._rest: list[NDArray[np.float32]] = []
 
     def of(self, number: int, opened: SceneReader) -> Shift | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from caswit.config import IGNORE_INDEX
 from caswit.data.reader import SceneReader
-from caswit.raster.windows import Window, area_tiles
+from caswit.raster.windows import Window, area_tiles, some_of
 
 REACH_PX = 64
 """Largest shift that is found along each axis, in pixels."""
@@ -73,9 +73,8 @@ def correlations(opened: SceneReader) -> NDArray[np.float32]:
     surfaces = [np.zeros((0, 2 * REACH_PX + 1, 2 * REACH_PX + 1), np.float32)]
     height, width = opened.image.height, opened.image.width
     tiles = area_tiles(opened.scene.areas or (Window(0, 0, height, width),), _BLOCK_PX)
-    picks = np.unique(np.linspace(0, len(tiles) - 1, min(_BLOCKS, len(tiles))).round().astype(int))
-    for pick in picks:
-        block = tiles[pick].window.clipped(height, width)
+    for tile in some_of(tiles, _BLOCKS):
+        block = tile.window.clipped(height, width)
         around = block.grown(REACH_PX)
         image, valid = opened.native_image(around)
         here = block.inside(around)

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from caswit.config import IGNORE_INDEX, ContextFactor
 from caswit.data.dataset import Dataset
 from caswit.data.reader import SceneReader, open_dataset_scene, scene_areas
 from caswit.data.scene import Scene
 from caswit.inference.predictor import Predictor
 from caswit.raster.reader import UInt8
-from caswit.raster.windows import Tile, area_tiles
+from caswit.raster.windows import Tile, area_tiles, some_of
 from caswit.viz.pictures import channels_last, colourise, draw_tile, error_map, legend, stack, strip
 
 
@@ -67,9 +65,7 @@ def grid_tiles(dataset: Dataset, scenes: Sequence[Scene], tile_px: int) -> list[
 def spread_tiles(dataset: Dataset, scenes: Sequence[Scene], tile_px: int, count: int) -> list[tuple[Scene, Tile]]:
     """Return at most ``count`` tiles of the grid without overlap, evenly spread over the scenes."""
     # Fixed places, not random ones: pictures of two runs or models show the same tiles.
-    everything = grid_tiles(dataset, scenes, tile_px)
-    picks = np.linspace(0, len(everything) - 1, num=min(count, len(everything)) + 2)[1:-1]
-    return [everything[round(i)] for i in picks]
+    return some_of(grid_tiles(dataset, scenes, tile_px), count, ends=False)
 
 
 def sheet(

@@ -25,7 +25,7 @@ from caswit.nn.caswit import CASWiT
 from caswit.nn.fusion import CrossAttention
 from caswit.nn.swin import PATCH_PX
 from caswit.raster.reader import Bool, UInt8
-from caswit.raster.windows import Tile, Window, owner, starts
+from caswit.raster.windows import Tile, Window, owner, some_of, starts
 
 Floats = NDArray[np.float32]
 
@@ -252,7 +252,7 @@ def _least_similar_context(model: Predictor, scene: SceneReader, tile: Window) -
     holds here and falls with a masked context, black was the reason and not the missing information.
     """
     factor, side = model.context_factor, tile.height
-    rows, cols = (_spread(starts(length, side, 0)) for length in (scene.height, scene.width))
+    rows, cols = (some_of(starts(length, side, 0), _SWAP_CANDIDATES) for length in (scene.height, scene.width))
     mean_colour = scene.region(context_window(tile, factor)).context(tile, factor).mean((-2, -1))
     farthest, distance = None, 0.0
     for window in (Window(row, col, side, side) for row in rows for col in cols):
@@ -264,9 +264,3 @@ def _least_similar_context(model: Predictor, scene: SceneReader, tile: Window) -
         if apart > distance and region.valid.mean() > 0.5:  # beyond the raster all is black: that would be masking
             farthest, distance = context, apart
     return None if farthest is None else torch.from_numpy(farthest)[None].to(model.device)
-
-
-def _spread(items: list[int]) -> list[int]:
-    """Pick at most ``_SWAP_CANDIDATES`` items, evenly from the first to the last."""
-    picks = np.linspace(0, len(items) - 1, num=min(_SWAP_CANDIDATES, len(items)))
-    return [items[round(i)] for i in picks]

@@ -23,7 +23,7 @@ from caswit.errors import ConfigError
 from caswit.explain.attention import AS_IS, MASKED, Explanation, StageAttention, explain_pixel
 from caswit.files import atomic_write_bytes
 from caswit.inference.load import load_predictor
-from caswit.nn.caswit import NEARLY_CLOSED
+from caswit.nn.caswit import NEARLY_CLOSED, gates_in_words
 from caswit.raster.georef import pixel_at, pixel_at_lonlat
 from caswit.raster.stack import Image as SceneImage
 from caswit.raster.windows import slice_middle
@@ -171,13 +171,7 @@ def _name(explanation: Explanation, number: int) -> str:
 
 def _said_of_gates(explanation: Explanation) -> Iterator[str]:
     gates = {s.stage: s.gate for s in explanation.stages if s.gate is not None}
-    if not gates:
-        yield "gates: none, each stage adds all that it reads"
-        return
-    yield "gates tanh(g): " + ", ".join(f"stage {stage} {gate:.3f}" for stage, gate in gates.items())
-    if closed := [str(stage) for stage, gate in gates.items() if abs(gate) < NEARLY_CLOSED]:
-        many = "s" * (len(closed) > 1)
-        yield f"nearly closed: the gate{many} of stage{many} {', '.join(closed)}; little of what is read there counts"
+    yield gates_in_words(gates) if gates else "gates: none, each stage adds all that it reads"
 
 
 # ---- the figure ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ all, each as an image of its own, and every hr token reads the tokens of all.
 Shapes: B batch, n bands, N contexts, H/W rows and columns, C channels, K classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -65,6 +65,16 @@ def decoder_width(settings: ModelConfig) -> int:
 
 NEARLY_CLOSED = 0.05
 """A gate tanh(g) below this, either way, adds next to nothing of what its stage reads."""
+
+
+def gates_in_words(gates: Mapping[int, float]) -> str:
+    """Return what is said of the gates tanh(g) by fusion stage, and of those that are nearly closed."""
+    said = "gates tanh(g): " + ", ".join(f"stage {stage} {gate:.3f}" for stage, gate in gates.items())
+    closed = [str(stage) for stage, gate in gates.items() if abs(gate) < NEARLY_CLOSED]
+    if not closed:
+        return said
+    many = "s" if closed[1:] else ""
+    return f"{said}; nearly closed: stage{many} {', '.join(closed)}; little of what is read there counts"
 
 
 class TrainingLogits(NamedTuple):

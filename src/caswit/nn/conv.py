@@ -8,14 +8,13 @@ the kernel, is one matrix for rows and one for columns. At half the resolution m
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional as F
 
 from caswit.config import Norm
+from caswit.nn.window_partition import kept
 
 
 class ConvNormReLU(nn.Sequential):
@@ -71,11 +70,7 @@ def _mixed_and_upsampled(x: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
     return tall.view(batch, *size, channels).permute(0, 3, 1, 2)
 
 
-# Outside of inference mode and of tensors without memory, as in window_partition.py: what is kept is used in training.
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-@unset_fake_temporarily()
-@torch.no_grad()
+@kept
 def upsampling(small: int, large: int) -> Tensor:
     """Return the matrix (large, 3 * small) of bilinear enlargement along an axis for the three taps of a kernel.
 

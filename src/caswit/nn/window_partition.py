@@ -7,14 +7,17 @@ kept as a table. ``partition`` and ``merge`` then are one selection each.
 Shapes: B batch, N tokens of a map, C channels, n windows of A slots, which hold a token or padding.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Sides = tuple[int, int]
 """Rows and columns of a map."""
 _FAR = -100.0
@@ -33,11 +36,15 @@ class Windows(NamedTuple):
     """(n, 1, A, A): 0 or ``_FAR``, added to attention scores; None where the map is not rolled."""
 
 
-# Outside of inference mode, and of the tensors without memory that operations are counted with: kept, they could not be
-# used in training later.
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-@unset_fake_temporarily()
+def kept(make: Callable[P, T]) -> Callable[P, T]:
+    """Keep the last 64 results of a function that makes constant tensors, so that each can be used anywhere later."""
+    # Outside of inference mode, and of the tensors without memory that operations are counted with: kept, those could
+    # not be used in training.
+    ordinary = torch.inference_mode(False)(unset_fake_temporarily()(torch.no_grad()(make)))
+    return cast("Callable[P, T]", lru_cache(maxsize=64)(ordinary))
+
+
+@kept
 def windows(sides: Sides, side: Sides, shift: Sides, device: torch.device = _CPU) -> Windows:
     """Return the tables for windows of ``side`` tokens in a map that is rolled by ``shift`` and then padded.
 

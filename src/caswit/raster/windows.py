@@ -6,8 +6,11 @@ Order is always (row, col) and (height, width). Windows are half-open and may re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise, product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
+
+T = TypeVar("T")
 _SAMPLES, _SAMPLE_PX = 16, 64
 """Of ``spread_windows``: windows along each side, and their own side."""
 
@@ -253,6 +256,13 @@ def slice_middle(length: int, factor: int) -> slice:
     inner = length // factor
     first = (length - inner) // 2
     return slice(first, first + inner)
+
+
+def some_of(items: Sequence[T], count: int, *, ends: bool = True) -> list[T]:
+    """Return at most ``count`` items, evenly spread and in their order; the first and last among them, if ``ends``."""
+    count = min(count, len(items))
+    picks = np.linspace(0, len(items) - 1, count if ends else count + 2)
+    return [items[round(at)] for at in (picks if ends else picks[1:-1])]
 
 
 def spread_windows(height: int, width: int) -> list[Window]:

@@ -16,7 +16,7 @@ from caswit.files import atomic_write_bytes
 from caswit.inference.devices import autocast
 from caswit.nn.simmim import SimMIM, pixel_mask, random_cells
 from caswit.raster.reader import Bool, UInt8
-from caswit.raster.windows import Window, tile_grid
+from caswit.raster.windows import Window, some_of, tile_grid
 from caswit.viz.pictures import png_bytes, stack, strip
 from caswit.weights.image_bands import bands_to_read
 from caswit.weights.model_folder import load_pretrained
@@ -125,6 +125,6 @@ def reconstruct(
         shown = [w for w in grid if scene.region(w).valid.any()]
         if not shown:
             raise DataError(f"{image}: has no valid pixels; give an image with data")
-        picks = np.linspace(0, len(shown) - 1, num=min(count, len(shown)) + 2)[1:-1]
-        rows = [make(scene, shown[round(at)], seed + number).picture() for number, at in enumerate(picks)]
+        chosen = some_of(shown, count, ends=False)
+        rows = [make(scene, window, seed + number).picture() for number, window in enumerate(chosen)]
     atomic_write_bytes(out, png_bytes(stack(rows)))

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_FILL = {getattr(Tensor, f"{name}_") for name in ("uniform", "normal", "erfinv", "clamp", "mul", "add", "fill", "zero")}
+"""Methods by which new parameters get their values."""
 _EVERY_S = 0.05
 """Seconds between two releases of what was read."""
 
@@ -142,6 +144,9 @@ class _Unfilled(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty and kwargs.get("dtype") in (None, torch.float32):
             kwargs["device"] = "meta"
+        # There is nothing to fill, but torch may take ten milliseconds to find that out, for each of some hundreds.
+        if func in _FILL and args[0].is_meta:
+            return args[0]
         return func(*args, **kwargs)
 
 

@@ -13,6 +13,7 @@ from nn.baselines.toy import (
     check_batch,
     check_gradients,
     check_loss,
+    check_only_trains,
     check_shapes,
     learned,
     noisy,
@@ -40,11 +41,7 @@ def test_interface():
 
 
 def test_parts_that_only_train_are_not_computed_in_evaluation():
-    network = narrow().eval()
-    for name in TRAINING_ONLY:
-        for module in getattr(network, name).modules():
-            module.register_forward_hook(lambda *_: pytest.fail("computed in evaluation mode"))
-    network(torch.randn(1, 3, 32, 32))
+    check_only_trains(narrow(), TRAINING_ONLY)
 
 
 def test_branches_give_maps_at_the_papers_resolutions():

@@ -7,7 +7,16 @@ from torch import nn
 
 from caswit.nn.baselines import wsdnet
 from caswit.nn.baselines.wsdnet import InverseWavelet, WSDNet, haar, inverse_haar, wavelet_smooth_loss
-from nn.baselines.toy import NUM_CLASSES, check_batch, check_gradients, check_loss, check_shapes, learned, noisy
+from nn.baselines.toy import (
+    NUM_CLASSES,
+    check_batch,
+    check_gradients,
+    check_loss,
+    check_only_trains,
+    check_shapes,
+    learned,
+    noisy,
+)
 
 TRAINING_ONLY = ("heads", "rebuild")
 
@@ -25,11 +34,7 @@ def test_interface():
 
 
 def test_parts_that_only_train_are_not_computed_in_evaluation():
-    network = narrow().eval()
-    for name in TRAINING_ONLY:
-        for module in getattr(network, name).modules():
-            module.register_forward_hook(lambda *_: pytest.fail("computed in evaluation mode"))
-    network(torch.randn(1, 3, 32, 32))
+    check_only_trains(narrow(), TRAINING_ONLY)
 
 
 class TestHaar:

@@ -5,6 +5,7 @@
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -127,6 +128,14 @@ def check_batch(network, context: Tensor | None = None, side: int = 64) -> None:
     images = torch.randn(3, 3, side, side)
     each = [network(images[i : i + 1], None if context is None else context[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(network(images, context), torch.cat(each), rtol=1e-4, atol=1e-5)
+
+
+def check_only_trains(network, names: tuple[str, ...]) -> None:
+    """The modules of these names are not computed in evaluation mode."""
+    for name in names:
+        for module in getattr(network.eval(), name).modules():
+            module.register_forward_hook(lambda *_: pytest.fail("computed in evaluation mode"))
+    network(torch.randn(1, 3, 32, 32))
 
 
 def parameters(network, without: tuple[str, ...] = ()) -> int:

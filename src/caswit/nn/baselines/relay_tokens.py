@@ -16,7 +16,6 @@ the lowest. Started from random weights, with 0 nothing was learned through the 
 Shapes: B batch, H/W rows and columns, C channels, K classes, R relay tokens, h heads, N tokens of a window, n windows.
 """
 
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -24,11 +23,11 @@ import timm
 import torch
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional as F
 
 from caswit.config import IGNORE_INDEX
 from caswit.nn.baselines.parts import downloaded
+from caswit.nn.window_partition import kept
 
 TOKENS = 4
 """Relay tokens."""
@@ -186,10 +185,7 @@ def _attention(attn: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     return attn.proj(read.transpose(1, 2).flatten(2))
 
 
-# Outside of inference mode and of tensors without memory, as in window_partition.py: what is kept is used in training.
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-@unset_fake_temporarily()
+@kept
 def visible(sides: tuple[int, int], shift: tuple[int, int], relay: int) -> Tensor:
     """Return which tokens of a window see which: (n, N + R, N + R), for a map of these sides.
 
