@@ -208,6 +208,29 @@ def area_average(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     return (total // factor**2).astype(np.uint8)
 
 
+def moving_average(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Return the mean of the factor x factor square that begins at each pixel: (n, H, W) -> (n, H - f + 1, W - f + 1).
+
+    Its bytes are those of ``area_average``, which squares side by side have.
+    """
+    assert 1 <= factor <= MOST_AVERAGED, factor
+    rows = _moving_sum(image.astype(np.uint16).swapaxes(1, 2), factor).swapaxes(1, 2)
+    total = _moving_sum(rows, factor)
+    total += np.uint16(factor**2 // 2)
+    total //= np.uint16(factor**2)
+    return total.astype(np.uint8)
+
+
+def _moving_sum(values: NDArray[np.uint16], count: int) -> NDArray[np.uint16]:
+    """Return the sums of ``count`` neighbours along the last axis, the first one beginning where the axis does."""
+    if count == 1:
+        return values.copy()
+    # Two sums of half as many lie side by side, so that few additions are left.
+    half = _moving_sum(values, count // 2)
+    pairs = half[..., : half.shape[-1] - count // 2] + half[..., count // 2 :]
+    return pairs[..., : values.shape[-1] - count + 1] + values[..., count - 1 :] if count % 2 else pairs
+
+
 def nearest(labels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     """Take the middle of every factor x factor square (its lower right middle if even): (H, W) -> smaller.
 
