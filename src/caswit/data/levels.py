@@ -40,7 +40,7 @@ CACHE_BYTES = 20 << 30
 """Of all levels in the cache."""
 _UNUSED_S = 30 * 24 * 3600
 """Levels that nobody opened for so long make room for new ones."""
-_STRIP_PX = 2 << 20
+_STRIP_PX = 1 << 20
 """Pixels that are averaged at a time."""
 _VERSION = 1
 """Changes when the same scene is to give other bytes."""
