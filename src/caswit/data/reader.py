@@ -19,6 +19,7 @@ import numpy as np
 from caswit.config import IGNORE_INDEX, ContextFactor, context_factors
 from caswit.data.classes import ClassTable, UnknownLabelError
 from caswit.data.dataset import Dataset
+from caswit.data.levels import Level, Levels
 from caswit.data.scene import Scene, VectorLabel
 from caswit.errors import DataError, naming_extras
 from caswit.raster.georef import Grid
@@ -26,9 +27,9 @@ from caswit.raster.labels import BinaryLabel, ColorLabel, file_at, read_whole
 from caswit.raster.mosaic import Mosaic
 from caswit.raster.reader import Bool, OpenFiles, PixelEncoding, Raster, UInt8
 from caswit.raster.resample import MOST_AVERAGED, Axis, area_average, nearest, reading_ratio, resample_image
-from caswit.raster.stack import Bands, Image, Ranges, own_ranges, stacked
+from caswit.raster.stack import Bands, Image, Ranges, own_ranges, sources_of, stacked
 from caswit.raster.warped import WarpedLabel, overlap
-from caswit.raster.windows import Window, spread_windows
+from caswit.raster.windows import Window, bounds, spread_windows
 
 if TYPE_CHECKING:
     from caswit.data.vector_label import VectorLabels
@@ -73,6 +74,25 @@ class Region(NamedTuple):
         if isinstance(factor, int):
             return area_average(self.tile(context_window(tile, factor)), factor)
         return np.stack([self.context(tile, each) for each in factor])
+
+    def contexts(self, tiles: Sequence[Window], factor: int) -> dict[Window, UInt8]:
+        """Return the context of each of some tiles with one factor; pixels in which they overlap are averaged once."""
+        # Squares of two tiles are the same ones where the tiles lie whole squares apart.
+        alike: dict[tuple[int, int], dict[Window, Window]] = {}
+        for tile in tiles:
+            window = context_window(tile, factor)
+            alike.setdefault((window.row % factor, window.col % factor), {})[tile] = window
+        found: dict[Window, UInt8] = {}
+        for windows in alike.values():
+            around = bounds([*windows.values()])
+            if around.height * around.width > sum(each.height * each.width for each in windows.values()):
+                found |= {tile: self.context(tile, factor) for tile in windows}
+                continue
+            averaged = area_average(self.tile(around), factor)
+            for tile, window in windows.items():
+                top, left = (window.row - around.row) // factor, (window.col - around.col) // factor
+                found[tile] = averaged[:, top : top + tile.height, left : left + tile.width]
+        return found
 
     def known(self, window: Window, factor: int = 1, *, around: bool) -> Bool:
         """Return which squares of factor x factor pixels of a window have data throughout: (H, W) squares.
@@ -154,6 +174,14 @@ class SceneReader:
                 _check_label(self.label, label, ids=self.colors is None and self.binary is None)
         self.ratio = self._ratio(read_gsd_m, source_gsd_m)
         self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)
+        self.levels: Levels | None = Levels(
+            str(scene.image),
+            (self.height, self.width),
+            len(self.bands),
+            labels=self.has_labels,
+            read=self._pixels,
+            sources=self._sources,
+        )
 
     def _ratio(self, read_gsd_m: float | None, source_gsd_m: float | None) -> float:
         if read_gsd_m is None:
@@ -173,6 +201,8 @@ class SceneReader:
         other = copy.copy(self)
         other.ratio = self.ratio * factor
         other.rows, other.cols = (Axis(axis.native, other.ratio) for axis in (self.rows, self.cols))
+        # Of a ground size that is drawn for one sample, nothing is worth keeping.
+        other.levels = self.levels if factor == 1 else None
         return other
 
     def __enter__(self) -> Self:
@@ -297,6 +327,25 @@ class SceneReader:
         left, right = self.cols.source(window.col, window.col + window.width)
         return Window(top, left, bottom - top, right - left)
 
+    def _pixels(self, window: Window) -> tuple[UInt8, UInt8 | None]:
+        """Read the image of a window, and its labels if there are some."""
+        region = self.region(window)
+        return region.image, self.labels(window, region.valid) if self.has_labels else None
+
+    def _sources(self) -> tuple[list[str], str]:
+        """Return the files behind what is read, and a text that changes with anything else that it depends on."""
+        names, how = sources_of(self.image)
+        labels = ""
+        if self.has_labels:
+            assert self.classes is not None, self.scene
+            labels = repr((self.scene.label, self.scene.label_values, self.classes.to_dicts()))
+        if self.label is not None:
+            names.append(self.label.path)
+        if self.drawn is not None:
+            indexes = self.drawn.index, self.drawn.annotated and self.drawn.annotated.index
+            labels += repr([index and index.fingerprint for index in indexes])
+        return names, repr((how, self.bands, self.image.grid, self.ratio, labels))
+
     def read(self, tile: Window, context_factor: ContextFactor | None) -> Sample:
         """Read everything about a tile with one access to each file.
 
@@ -304,6 +353,11 @@ class SceneReader:
             tile: May reach outside the raster.
             context_factor: f, those of several contexts, or None to read no context.
         """
+        if self.levels is not None and context_factor not in (None, 1):
+            assert context_factor is not None  # for mypy
+            levels = self.levels.get(context_factors(context_factor), tile)
+            if levels:
+                return self._read_levels(tile, levels, several=not isinstance(context_factor, int))
         # The widest context holds the tile, so one read serves both; and labels of the context cost one more, not two.
         window = tile if context_factor is None else context_window(tile, context_factor)
         region = self.region(window)
@@ -318,6 +372,18 @@ class SceneReader:
         if context_factor is None:
             return Sample(region.image, np.zeros((len(self.bands), 0, 0), np.uint8), label, none)
         return Sample(region.tile(tile), region.context(tile, context_factor), label, context_label)
+
+    def _read_levels(self, tile: Window, levels: Sequence[Level], *, several: bool) -> Sample:
+        """Read as ``read``: the tile by itself, and each of its contexts out of a level."""
+        region = self.region(tile)
+        contexts = [level.read(context_window(tile, level.factor)) for level in levels]
+        none = np.zeros((0, 0), np.uint8)
+        label = self.labels(tile, region.valid) if self.has_labels else none
+        images = [image for image, _ in contexts]
+        labels = [none if found is None else found for _, found in contexts]
+        if not several:
+            return Sample(region.image, images[0], label, labels[0])
+        return Sample(region.image, np.stack(images), label, np.stack(labels) if self.has_labels else none)
 
 
 class SceneReaders:

@@ -8,7 +8,7 @@ where there are N of them, narrowest first, they are (B, N, 3, T, T).
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import count, groupby, islice
 from math import lcm, pi
@@ -27,6 +27,8 @@ from caswit.raster.mirror import mirrored
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Block, Tile, Window, bounds, slice_middle
 
+Averaged = Mapping[int, Mapping[Window, UInt8]]
+"""By factor and tile: its context (3, T, T), in memory that those of other tiles share."""
 Forward = Callable[[Tensor, Tensor | None], Tensor]
 """Tiles (B, 3, T, T) and contexts -> logits (B, K, T, T)."""
 
@@ -196,29 +198,36 @@ class Predictor:
         swapped._others = (others[(n * places // max(tiles, 1) + places // 2) % places] for n in count())
         return swapped
 
-    def logits(self, region: Region, tiles: Sequence[Tile]) -> Tensor:
-        """Return fp32 logits (B, K, T, T) of tiles whose context lies in ``region``."""
+    def logits(self, region: Region, tiles: Sequence[Tile], averaged: Averaged | None = None) -> Tensor:
+        """Return fp32 logits (B, K, T, T) of tiles whose context lies in ``region``, which may be averaged already."""
         hr = torch.stack([self._shown_tile(region, t.window) for t in tiles])
         context = None
         if self.network.reads_context:
-            context = torch.stack([self.context(region, t.window) for t in tiles])
+            context = torch.stack([self.context(region, t.window, averaged) for t in tiles])
             if self._others is not None:
                 context = swap_context(context, torch.stack([*islice(self._others, len(tiles))]), self.context_factor)
         return self.image_logits(hr, context)
 
-    def context(self, region: Region, tile: Window) -> Tensor:
+    def context(self, region: Region, tile: Window, averaged: Averaged | None = None) -> Tensor:
         """Return the context of a tile, on the device, as the network is to see it: (3, T, T), or (N, 3, T, T)."""
         if isinstance(self.context_factor, int):
-            return self._context(region, tile, self.context_factor)
-        return torch.stack([self._context(region, tile, each) for each in self.context_factor])
+            return self._context(region, tile, self.context_factor, averaged)
+        return torch.stack([self._context(region, tile, each, averaged) for each in self.context_factor])
 
-    def _context(self, region: Region, tile: Window, factor: int) -> Tensor:
+    def _context(self, region: Region, tile: Window, factor: int, averaged: Averaged | None) -> Tensor:
         """Return the context of a tile with one factor, on the device, as the network is to see it: (3, T, T)."""
         window = context_window(tile, factor)
         uploaded = self._on_device(region, window, factor)
         if uploaded is not None:
             return _area_average(uploaded, factor)
-        return self._sent(self._shown(region, region.context(tile, factor), window, factor))
+        context = region.context(tile, factor) if averaged is None else averaged[factor][tile]
+        return self._sent(self._shown(region, context, window, factor))
+
+    def _contexts(self, region: Region, tiles: Sequence[Window]) -> Averaged | None:
+        """Return the contexts of tiles of one region; None where the device averages them itself."""
+        if self.device.type != "cpu" or not self.network.reads_context:
+            return None
+        return {factor: region.contexts(tiles, factor) for factor in context_factors(self.context_factor)}
 
     def _shown_tile(self, region: Region, window: Window) -> Tensor:
         """Return a tile, on the device, as the network is to see it: (3, T, T)."""
@@ -347,9 +356,11 @@ class Predictor:
     ) -> Iterator[tuple[Tile, Window, Tensor]]:
         """Yield tiles with logits (K, H, W) of the native window beside each, batch by batch, where it has data."""
         with_data = [(tile, part) for tile, part in parts if pixels.valid[part.inside(pixels.native)].any()]
+        averaged = self._contexts(pixels.region, [tile.window for tile, _ in with_data])
         for first in range(0, len(with_data), self.batch):
             some = with_data[first : first + self.batch]
-            for (tile, part), logits in zip(some, self.logits(pixels.region, [t for t, _ in some]), strict=True):
+            logits_of_some = self.logits(pixels.region, [t for t, _ in some], averaged)
+            for (tile, part), logits in zip(some, logits_of_some, strict=True):
                 yield tile, part, _at_native(logits, scene, tile, part)
 
 

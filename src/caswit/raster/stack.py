@@ -96,6 +96,19 @@ Image = Raster | Mosaic | Stack
 """What a scene's pixels are read from."""
 
 
+def sources_of(image: Image) -> tuple[list[str], str]:
+    """Return the names of the rasters that an image is read from, and a text of how their pixels become bytes."""
+    match image:
+        case Stack():
+            names, how = sources_of(image.image)
+            further = [sources_of(raster) for raster in image.further.values()]
+            return names + [name for some, _ in further for name in some], repr((how, image.numbers, further))
+        case Mosaic():
+            return [source.path for source in image.sources], repr((image.sources, image.encoding))
+        case Raster():
+            return [image.path], repr(image.encoding)
+
+
 def _numbers(bands: Bands) -> tuple[int, ...]:
     # Which pixels have data, the image says, of which at least one band is read for it.
     return tuple(band for band in bands if isinstance(band, int)) or (1,)

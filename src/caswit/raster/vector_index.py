@@ -80,7 +80,8 @@ class ShapeIndex:
         self.file = file
         name = hashlib.sha256(repr((str(file.resolve()), layer, attribute)).encode()).hexdigest()[:16]
         self._index = cache_folder() / "vector" / f"{name}.sqlite"
-        self._fingerprint = fingerprint = _fingerprint(file)
+        self.fingerprint = fingerprint = _fingerprint(file)
+        """Changes when the file does."""
         if _known(self._index) != fingerprint:
             self._index.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(self._index) as partial, warnings.catch_warnings():
@@ -108,7 +109,7 @@ class ShapeIndex:
         )
         try:
             with self._open() as db:
-                same = db.execute("SELECT fingerprint FROM about").fetchone() == (self._fingerprint,)
+                same = db.execute("SELECT fingerprint FROM about").fetchone() == (self.fingerprint,)
                 found = db.execute(asked, (west, east, south, north, *least, most)).fetchall() if same else []
         except sqlite3.Error as error:
             raise DataError(f"{self._index}: the index of {self.file} cannot be read ({one_line(error)})") from error
