@@ -44,7 +44,7 @@ def test_what_is_no_device_is_refused(devices):
 def test_two_answers_to_one_question_are_refused(path, model_folder, tmp_path):
     with pytest.raises(ConfigError, match="the ray engine finds its own"):
         MapRunConfig(devices="0,1", engine="ray")
-    with pytest.raises(ConfigError, match="device and devices both say where to compute, got cpu and 0,1"):
+    with pytest.raises(ConfigError, match="both --device and --devices say where to compute, got cpu and 0,1"):
         predict(path, tmp_path / "map.tif", model_folder, PredictConfig(device="cpu"), run=MapRunConfig(devices="0,1"))
     assert not list(tmp_path.glob("map*"))
 

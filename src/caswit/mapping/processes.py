@@ -130,7 +130,7 @@ class ProcessEngine:
     def _check(self, mapper: _Mapper, info: WorkerInfo) -> None:
         # A map has one source: a process with other weights or another precision would make blocks that do not fit.
         if info.error is not None:
-            raise ConfigError(f"--devices: {info.error}") from info.error
+            raise ConfigError(f"the process on {mapper.device} cannot work: {info.error}") from info.error
         if info.digest != self._digest:
             raise ConfigError("the model was written over while processes started; repeat the same call")
         if self.precision not in ("", info.precision):

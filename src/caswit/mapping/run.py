@@ -190,7 +190,7 @@ def _check_weights(loaded: LoadedModel, plan: MapPlan, journal: Journal) -> None
 def _engine(run: MapRunConfig, device: str) -> Callable[[MapPlan, LoadedModel], Engine]:
     if run.devices is not None:
         both = f"{device} and {run.devices}"
-        check(device == "auto", f"device and devices both say where to compute, got {both}; give one of them")
+        check(device == "auto", f"both --device and --devices say where to compute, got {both}; give one of them")
         from caswit.mapping.processes import ProcessEngine
 
         return ProcessEngine
