@@ -2,16 +2,21 @@
 
 A wrong device shows without a GPU, and what comes out can be compared with the CPU's, number by number. torch's own
 FakeTensorMode has no values, so that nothing that reads a number from the device could run under it.
+
+What a GPU does later happens late here too: a copy that nobody waits for (``non_blocking``, between pinned memory and
+the GPU on a stream of its own) has garbage until its event or stream is waited for. A captured graph is the list of its
+operations, run again on the same tensors; what CUDA refuses to capture is refused.
 """
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 GPU = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
@@ -83,8 +88,12 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         on_gpu = isinstance(args[0], OnGPU)
     else:
         on_gpu = bool(there) if wanted is None else torch.device(wanted).type in ("cuda", "meta")
+    if _capturing is not None:
+        _check_capturable(name, [t for t in tensors if not isinstance(t, OnGPU)], there, on_gpu=on_gpu)
+    given = args, kwargs
     plain = [x.held if isinstance(x, OnGPU) else _CPU if isinstance(x, torch.device) else x for x in flat]
     args, kwargs = tree_unflatten(plain, spec)
+    kwargs.pop("pin_memory", None)
     known = {id(t.held): t for t in there}
 
     def placed(x: Any) -> Any:
@@ -94,7 +103,137 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return known[id(x)]
         return OnGPU(x) if on_gpu else x
 
-    return tree_map(placed, func(*args, **kwargs))
+    found = tree_map(placed, func(*args, **kwargs))
+    if _capturing is not None and on_gpu:
+        _capturing.add(func, args, kwargs, found)
+    if name in _MAY_MIX and _is_late(given[1] if name == "aten::_to_copy" else given[0][2:], there, on_gpu):
+        return _late(name, found, tensors)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- streams and events
+
+
+class Stream:
+    """A stream: copies that are under way on it."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.under_way: list[Callable[[], Any]] = []
+
+    def record_event(self) -> "Event":
+        return Event(self)
+
+    def wait_event(self, event: "Event") -> None:
+        event.synchronize()
+
+    def wait_stream(self, other: "Stream") -> None:
+        other.synchronize()
+
+    def synchronize(self) -> None:
+        while self.under_way:
+            self.under_way.pop(0)()
+
+
+class Event:
+    """The end of what is under way on a stream now."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream, self.left = stream, len(stream.under_way)
+
+    def synchronize(self) -> None:
+        for _ in range(min(self.left, len(self.stream.under_way))):
+            self.stream.under_way.pop(0)()
+        self.left = 0
+
+
+_usual = Stream()
+_threads = threading.local()
+late_copies: list[str] = []
+"""Names of the copies that nobody waited for at once, in a pretended session."""
+
+
+def _current_stream(device: Any = None) -> Stream:
+    return getattr(_threads, "stream", _usual)
+
+
+@contextlib.contextmanager
+def _on_stream(stream: Stream) -> Iterator[None]:
+    # A thread begins to use the GPU here: modes are those of a thread.
+    before, _threads.stream = _current_stream(), stream
+    with _Everywhere():
+        yield
+    _threads.stream = before
+
+
+def _is_late(settings: Any, there: list[Any], on_gpu: bool) -> bool:
+    wanted = settings.get("non_blocking") if isinstance(settings, dict) else bool(settings and settings[0])
+    # On the usual stream what follows a copy to the GPU waits for it anyway.
+    return bool(wanted) and bool(there) != on_gpu and (not on_gpu or _current_stream() is not _usual)
+
+
+def _late(name: str, found: Any, tensors: list[Any]) -> Any:
+    held = found.held if isinstance(found, OnGPU) else found
+    values = held.clone()
+    held.fill_(-1 if held.is_floating_point() else 7)
+    late_copies.append(name)
+    _current_stream().under_way.append(lambda: held.copy_(values))
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------------- graphs
+
+
+class Graph:
+    """A captured graph: operations with the tensors that they read and wrote."""
+
+    replays = 0
+
+    def __init__(self) -> None:
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+
+    def add(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
+        self.operations.append((func, args, kwargs, found))
+
+    def replay(self) -> None:
+        Graph.replays += 1
+        for func, args, kwargs, found in self.operations:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(found), tree_leaves(again), strict=True):
+                # A view of what the operation read is up to date already.
+                if isinstance(old, OnGPU) and old.held.untyped_storage()._cdata != new.untyped_storage()._cdata:
+                    old.held.copy_(new)
+
+
+_capturing: Graph | None = None
+
+
+def _check_capturable(name: str, here: list[Any], there: list[Any], *, on_gpu: bool) -> None:
+    """Refuse what waits for the GPU or reads memory of the CPU that may be gone later."""
+    if name == "aten::_local_scalar_dense" or (name in _MAY_MIX and bool(here) == on_gpu and bool(there) != on_gpu):
+        raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+
+
+@contextlib.contextmanager
+def _capture(graph: Graph, capture_error_mode: str = "global") -> Iterator[None]:
+    global _capturing
+    assert capture_error_mode == "thread_local", "another thread reads meanwhile"
+    _capturing = graph
+    try:
+        yield
+    finally:
+        _capturing = None
+
+
+_attend = torch.nn.functional.scaled_dot_product_attention
+
+
+def _attend_by_a_kernel(q: Any, k: Any, v: Any, attn_mask: Any = None, **settings: Any) -> Any:
+    """Attend if a kernel is allowed that could: flash takes no mask."""
+    cuda = torch.backends.cuda
+    fused = (cuda.flash_sdp_enabled() and attn_mask is None) or cuda.mem_efficient_sdp_enabled()
+    if isinstance(q, OnGPU) and not fused and not cuda.cudnn_sdp_enabled() and not cuda.math_sdp_enabled():
+        raise RuntimeError("No available kernel. Aborting execution.")
+    return _attend(q, k, v, attn_mask, **settings)
 
 
 @contextlib.contextmanager
@@ -108,7 +247,19 @@ def pretend_gpu() -> Iterator[torch.device]:
         return made if device is None else made.to(device)
 
     with contextlib.ExitStack() as stack:
+        late_copies.clear()
+        Graph.replays = 0
         stack.enter_context(mock.patch("torch.cuda._lazy_init", return_value=None))
+        stack.enter_context(mock.patch("torch.cuda.get_device_name", return_value="a GPU that is not there"))
+        stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=False))
+        stack.enter_context(mock.patch("torch.nn.functional.scaled_dot_product_attention", _attend_by_a_kernel))
+        stack.enter_context(mock.patch("torch.cuda.Stream", Stream))
+        stack.enter_context(mock.patch("torch.cuda.stream", _on_stream))
+        stack.enter_context(mock.patch("torch.cuda.current_stream", _current_stream))
+        stack.enter_context(mock.patch("torch.cuda.CUDAGraph", Graph))
+        stack.enter_context(mock.patch("torch.cuda.graph", _capture))
+        stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", torch.Tensor.clone))
+        stack.enter_context(mock.patch.object(torch.Tensor, "record_stream", return_value=None))
         stack.enter_context(mock.patch("torch.tensor", tensor))
         stack.enter_context(mock.patch("torch.Generator", side_effect=lambda device="cpu": generator()))
         # Inference tensors may not be wrapped; what is left out of them here is their speed.

@@ -15,7 +15,7 @@ from caswit.data.classes import ClassTable, LandClass
 from caswit.inference.cpu.network import ArrangedCASWiT
 from caswit.inference.load import load_predictor
 from caswit.nn.caswit import CASWiT
-from caswit.training.optim import adamw
+from caswit.training.optim import make_optimizer
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model, save_model
 
 SIDE, CLASSES = 512, 15
@@ -162,28 +162,31 @@ def baseline(size: str) -> nn.Module:
     return Pixels().eval()
 
 
-def training(name: str, size: str, batch: int, side: int = SIDE) -> Run:
-    """Return a contestant, ready for a step: forward, backward, optimiser."""
-    hr, context = images(batch, side, side)
-    truth = torch.randint(0, CLASSES, (batch, side, side), generator=torch.Generator().manual_seed(2))
+def training(name: str, size: str, batch: int, side: int = SIDE, device: str = "cpu") -> Run:
+    """Return a contestant, ready for a step: forward, backward, optimiser. Its loss stays on the device."""
+    hr, context = (image.to(device) for image in images(batch, side, side))
+    truth = torch.randint(0, CLASSES, (batch, side, side), generator=torch.Generator().manual_seed(2)).to(device)
+    fused = device != "cpu"
     model: Any
     if name.startswith("(a)"):
-        model = filled(assembled(size, train=True), train=True)
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        model = filled(assembled(size, train=True), train=True).to(device)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=fused or None)
     else:
-        model = filled(network(size, train=True), train=True)
-        optimizer = adamw(model, TrainConfig(lr=1e-5))
+        model = filled(network(size, train=True), train=True).to(device)
+        optimizer = make_optimizer(model, TrainConfig(lr=1e-5), fused=fused)
     if "checkpointing" in name:
         model.checkpoint_gradients()
+    if "compiled" in name:
+        model = torch.compile(model)
     bf16 = "fp32" not in name
 
-    def step() -> float:
+    def step() -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            ours, around = model(hr, context)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+            ours, around, *_ = model(hr, context)
         loss = F.cross_entropy(ours.float(), truth) + 0.5 * F.cross_entropy(around.float(), truth)
         loss.backward()
         optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
     return step

@@ -8,7 +8,7 @@ from caswit.config import EvaluateConfig, OutputConfig, PredictConfig, TileConfi
 from caswit.evaluation.run import evaluate
 from caswit.mapping.run import predict
 from conftest import georeference
-from pretend_gpu import pretend_gpu
+from pretend_gpu import Graph, late_copies, pretend_gpu
 
 pytestmark = pytest.mark.equivalence
 
@@ -20,19 +20,22 @@ def read(path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"tta": 2, "blend": True}, {"gsd_m": 0.7, "fill": "mirror"}],
-    ids=["plain", "blended, turned", "resampled, mirrored"],
+    [{"precision": "auto", "block_px": 64}, {"tta": 2, "blend": True}, {"gsd_m": 0.7, "fill": "mirror"}],
+    ids=["prepared network, blocks", "blended, turned", "resampled, mirrored"],
 )
 def test_a_map_is_that_of_the_cpu(make_raster, image, model_folder, tmp_path, settings):
     image[:, 20:60, 30:50] = 0
     path = make_raster(image, nodata=0, **georeference())
-    how = {"precision": "fp32", "batch": 3, **settings}
-    maps = []
+    maps, prepared = [], "precision" in settings
     for device in ("cpu", "cuda:0"):
+        how = {"batch": 3, **settings, "precision": "auto" if prepared and device != "cpu" else "fp32"}
         out, sure = tmp_path / f"{device[:4]}.tif", tmp_path / f"{device[:4]}-confidence.tif"
         outputs = OutputConfig(confidence=str(sure))
         with pretend_gpu():
             predict(path, out, model_folder, PredictConfig(device=device, **how), outputs)
+            # The pixels of a block went up, and its values came down, beside what was computed.
+            assert bool(late_copies) == (device != "cpu")
+            assert bool(Graph.replays) == (prepared and device != "cpu")
         maps.append([read(out), read(sure)])
     for ours, theirs in zip(*maps, strict=True):
         np.testing.assert_array_equal(ours, theirs)

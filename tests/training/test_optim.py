@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from caswit.nn.baselines.smp import Baseline
 from caswit.nn.caswit import CASWiT
 from caswit.nn.fusion import FusionBlock
 from caswit.nn.simmim import SimMIM
-from caswit.training.optim import learning_rate, make_optimizer
+from caswit.training.optim import learning_rate, load_state, make_optimizer
 
 PAPER = TrainConfig()
 
@@ -146,6 +148,28 @@ def test_sgd_and_adam_step_as_written_down(optimizer):
         ours.step()
     for name, p in network.named_parameters():
         torch.testing.assert_close(p.detach(), expected[name])
+
+
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, False)], ids=["to a GPU", "from a GPU"])
+def test_fused_steps_go_on_from_others_and_others_from_fused_ones(before, after):
+    """Four steps, with a change of kernels after two, against four of one kind."""
+
+    def steps(*kinds):
+        torch.manual_seed(0)
+        network, optimizer = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7)), None
+        for fused in kinds:
+            state = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+            optimizer = make_optimizer(network, TrainConfig(lr=0.01, weight_decay=0.1), fused=fused)
+            if state is not None:
+                load_state(optimizer, state)
+            assert {group["fused"] for group in optimizer.param_groups} == {fused or None}
+            optimizer.zero_grad()
+            network(torch.randn(3, 5)).square().sum().backward()
+            optimizer.step()
+        return [p.detach() for p in network.parameters()]
+
+    for found, expected in zip(steps(before, before, after, after), steps(before, before, before, before), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ A field changes the map unless it is declared with ``KEEPS_MAP``; the journal's 
 item are made of those that do.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -13,6 +14,7 @@ from caswit.errors import brief
 
 OnError = Literal["stop", "skip"]
 Engine = Literal["local", "ray"]
+_DEVICE = re.compile(r"(cuda|mps|xpu)(:\d{1,4})?|cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,9 @@ class MapRunConfig:
     """What to do if a block cannot be read: stop the run, or skip the block (nodata; exit status 3)."""
     engine: Engine = field(default="local", metadata=KEEPS_MAP)
     """local: this process; ray: workers on a Ray cluster, or on all of this machine."""
+    devices: str | None = field(default=None, metadata=KEEPS_MAP)
+    """Devices of this machine that map blocks at the same time, one process each: numbers of GPUs, as in 0,1, or torch
+    devices, as in cuda:0,cpu. Null: one process, on --device."""
     address: str | None = field(default=None, metadata=KEEPS_MAP)
     """Running Ray cluster: HOST:PORT, or auto. Null: $RAY_ADDRESS, else a cluster on this machine for this run."""
     workers: int | None = field(default=None, metadata=KEEPS_MAP)
@@ -133,10 +138,22 @@ class MapRunConfig:
     """Cores of each worker on machines without GPUs; fewer if no machine has that many."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible workers, and settings of a cluster without one."""
+        """Refuse impossible workers and devices, and settings of a cluster without one."""
+        check(
+            all(_DEVICE.fullmatch(name) for name in self.device_names),
+            f"devices must be numbers of GPUs or torch devices with commas between, got {brief(self.devices)}; try 0,1",
+        )
+        both = self.devices is not None and self.engine == "ray"
+        check(not both, "devices are those of this machine, the ray engine finds its own; leave one of them out")
         for name in ("workers", "worker_cpus"):
             number = getattr(self, name)
             check(number is None or number >= 1, f"{name} must be at least 1, got {number}")
         for name in ("address", "workers"):
             used = self.engine == "ray" or getattr(self, name) is None
             check(used, f"{name} is a setting of the ray engine; add --engine ray")
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """Return ``devices`` as torch names them; none where there is one process."""
+        names = () if self.devices is None else (name.strip() for name in self.devices.split(","))
+        return tuple(f"cuda:{name}" if name.isdecimal() else name for name in names)

@@ -243,6 +243,7 @@ def training_loader(
     passes: int = 1,
     device: tuple[int, int] = (0, 1),
     workers: int = 0,
+    pinned: bool = False,
 ) -> Loader[dict[str, torch.Tensor]]:
     """Return the batches of steps[0] .. steps[1] - 1 in order, ``passes`` of them per step.
 
@@ -253,6 +254,7 @@ def training_loader(
         passes: Forward passes per step on each device.
         device: (number of this device, number of devices).
         workers: Reading processes; 0 reads in this one.
+        pinned: Put batches into memory that a GPU reads by itself.
     """
     batches = _Batches(
         first_step=steps[0], last_step=steps[1], batch=batch, passes=passes, device=device[0], devices=device[1]
@@ -264,4 +266,5 @@ def training_loader(
         batch_sampler=batches,
         num_workers=workers,
         worker_init_fn=begin_worker if workers else None,
+        pin_memory=pinned,
     )

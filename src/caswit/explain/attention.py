@@ -233,8 +233,9 @@ def _check_inside(scene: SceneReader, row: int, col: int) -> None:
 @torch.inference_mode()
 def _logits(model: Predictor, hr: Tensor, context: Tensor) -> Tensor:
     """Return the (K, T, T) fp32 logits of a batch of one."""
+    network = model.network.to(model.device)  # a map on a GPU is made by a copy
     with autocast(model.device, model.bf16):
-        logits: Tensor = model.network(hr, context)
+        logits: Tensor = network(hr, context)
     return logits[0].float()
 
 

@@ -3,8 +3,9 @@
 from caswit.config import ComputeConfig, PredictConfig
 from caswit.config.inference import TTAConfig
 from caswit.inference.cpu.network import arranged_network
+from caswit.inference.cuda.network import network_on_gpu
 from caswit.inference.devices import pick_device, uses_bf16
-from caswit.inference.predictor import Predictor
+from caswit.inference.predictor import Forward, Predictor
 from caswit.weights.model_folder import LoadedModel
 
 
@@ -16,9 +17,10 @@ def load_predictor(loaded: LoadedModel, settings: ComputeConfig) -> Predictor:
     """
     device = pick_device(settings.device)
     bf16 = uses_bf16(settings.precision, device)
-    arranged = None
+    arranged: Forward | None = None
     if settings.precision != "fp32":  # which promises the plain network, to compare with
         arranged = arranged_network(loaded.network, device=device, bf16=bf16, weights=loaded.weights)
+        arranged = arranged or network_on_gpu(loaded.network, device=device, bf16=bf16)
     return Predictor(
         loaded.network,
         context_factor=loaded.info.tile.context_factor,

@@ -22,6 +22,7 @@ from caswit.config import IGNORE_INDEX, ContextFactor, context_factors
 from caswit.config.inference import Fill
 from caswit.data.reader import Region, SceneReader, context_window
 from caswit.inference.devices import autocast
+from caswit.inference.transfers import Transfers
 from caswit.nn.network import Network, stride_px
 from caswit.raster.mirror import mirrored
 from caswit.raster.reader import Bool, UInt8
@@ -165,14 +166,15 @@ class Predictor:
         masked_context: bool = False,
         fill: Fill = "black",
     ) -> None:
-        self.network, self.arranged = network.to(device), arranged
+        # On a GPU the other form is a copy: two would be a gigabyte more than one.
+        copied = arranged is not None and device.type == "cuda"
+        self.network, self.arranged = network if copied else network.to(device), arranged
         # The baseline reads no margin: with a factor of 1, the context window is the tile itself.
         self.context_factor: ContextFactor = context_factor if network.reads_context else 1
         self.batch, self.device, self.bf16 = batch, device, bf16
         self.tta, self.masked_context, self.fill = TestTimeAugmentation(tta), masked_context, fill
         self._others: Iterator[Tensor] | None = None
-        self._uploaded: tuple[UInt8, Tensor] | None = None
-        """The pixels of the last region, here and on the device."""
+        self.transfers = Transfers(device)
 
     @property
     def step_px(self) -> int:
@@ -239,9 +241,7 @@ class Predictor:
         # A GPU cuts and averages itself: pixels of a block are sent once, not once for each context they lie in.
         if self.device.type == "cpu" or not self._is_whole(region, window, factor):
             return None
-        if self._uploaded is None or self._uploaded[0] is not region.image:
-            self._uploaded = region.image, self._sent(region.image)
-        return self._uploaded[1][:, *window.inside(region.window)]
+        return self.transfers.pixels(region.image)[:, *window.inside(region.window)]
 
     def _is_whole(self, region: Region, window: Window, factor: int) -> bool:
         """Return whether nothing is to be filled in a window."""
@@ -249,7 +249,7 @@ class Predictor:
 
     def _sent(self, image: UInt8) -> Tensor:
         """Return an image on the device."""
-        return torch.from_numpy(image).to(self.device)
+        return self.transfers.small(torch.from_numpy(image))
 
     def _shown(self, region: Region, image: UInt8, window: Window, factor: int = 1) -> UInt8:
         """Return a tile or context as the network is to see it."""
@@ -294,17 +294,22 @@ class Predictor:
             pixels: As ``read`` returned them.
             mean: Average the logits of all tiles that see a pixel, each with the same weight.
         """
-        classes = np.full(pixels.valid.shape, IGNORE_INDEX, np.uint8)
-        percent = np.zeros(pixels.valid.shape, np.uint8)
+        # On the device until the block is whole: one copy, and nothing that waits for each tile.
+        found = torch.zeros(2, *pixels.valid.shape, dtype=torch.uint8, device=self.device)
         for part in self._averaged(scene, block, pixels, even=True) if mean else self.block(scene, block, pixels):
-            where = part.window.inside(pixels.native)
-            classes[where] = class_map(part.scores, pixels.valid[where])
-            percent[where] = part.confidence().cpu().numpy()
-        return classes, percent
+            here = torch.stack([part.scores.argmax(0).byte(), part.confidence()])
+            found[:, *part.window.inside(pixels.native)] = here
+        classes, percent = self.transfers.fetch(found).numpy()
+        return np.where(pixels.valid, classes, np.uint8(IGNORE_INDEX)), percent
 
     def read(self, scene: SceneReader, block: Block) -> BlockPixels:
         """Read everything that a block needs of its scene; one thread may read while another computes."""
         return read_block(scene, block, self.context_factor)
+
+    def send(self, pixels: BlockPixels) -> None:
+        """Begin to copy what was read to a GPU; the thread that reads may do so while another computes."""
+        if self.device.type == "cuda":
+            self.transfers.send(pixels.region.image)
 
     def block(
         self, scene: SceneReader, block: Block, pixels: BlockPixels, *, blend: bool = False
@@ -341,7 +346,7 @@ class Predictor:
             held = Window(top, native.col, sums.shape[1], native.width)
             for tile, part, logits in self._native_logits(scene, pixels, parts):
                 weight = torch.ones(part.height, part.width) if even else _weight(scene, tile, part)
-                weight = weight.to(self.device)
+                weight = self.transfers.small(weight)
                 scores = logits if even else logits.softmax(0)
                 sums[:, *part.inside(held)] += torch.cat([scores * weight, weight[None]])
             # The next row of tiles begins at ``final``: what lies above gets no more terms.
@@ -387,8 +392,9 @@ def _interpolate(values: Tensor, positions: Tensor) -> Tensor:
     """Interpolate linearly between the entries of the last axis; the outermost ones reach on."""
     positions = positions.clamp(0, values.shape[-1] - 1)
     below = positions.floor().clamp(max=max(values.shape[-1] - 2, 0)).long()
-    share = (positions - below).to(values)
-    below = below.to(values.device)
+    later = values.device.type == "cuda"  # copies of so little need not wait for what the GPU computes
+    share = (positions - below).to(values, non_blocking=later)
+    below = below.to(values.device, non_blocking=later)
     return torch.lerp(values[..., below], values[..., below + 1], share)
 
 

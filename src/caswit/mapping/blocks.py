@@ -5,6 +5,7 @@ is mapped: band 1 class ids, where the class is probable enough, then the probab
 classes, in percent, as asked for.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from caswit.errors import ModelError
 from caswit.inference.confidence import Confidence
 from caswit.inference.load import load_predictor
 from caswit.inference.predictor import BlockPixels, Prediction, Predictor
+from caswit.inference.transfers import Fetched
 from caswit.mapping.plan import MapPlan
 from caswit.raster.cog import NODATA
 from caswit.raster.reader import UInt8
@@ -84,10 +86,24 @@ class BlockMapper:
         # The area limits the map, not the context: the network still sees the image beyond it.
         if self.plan.area is not None:
             pixels = pixels._replace(valid=pixels.valid & self.plan.area.mask(native))
-        return pixels if pixels.valid.any() else None
+        if not pixels.valid.any():
+            return None
+        self.predictor.send(pixels)
+        return pixels
 
     def compute(self, block: Block, pixels: BlockPixels) -> MappedBlock:
         """Map a block that was read.
+
+        Raises:
+            ModelError: The network's scores are not finite.
+        """
+        return self.begin(block, pixels)()
+
+    def begin(self, block: Block, pixels: BlockPixels) -> Callable[[], MappedBlock]:
+        """Begin to map a block that was read; on a GPU this returns before it is mapped.
+
+        Returns:
+            What waits for the block and returns it; another thread may call it while the next block is begun.
 
         Raises:
             ModelError: The network's scores are not finite.
@@ -99,14 +115,21 @@ class BlockMapper:
         for part in self.predictor.block(self.scene, block, pixels, blend=self.plan.settings.blend):
             finite &= finite_numbers(part.scores)
             values[:, *part.window.inside(pixels.native)] = self._values(part)
+        fetched = self.predictor.transfers.fetch(finite), self.predictor.transfers.fetch(values)
+        if values.device.type == "cuda":
+            return lambda: self._finished(pixels, *fetched)
+        mapped = self._finished(pixels, *fetched)
+        return lambda: mapped
+
+    def _finished(self, pixels: BlockPixels, finite: Fetched, values: Fetched) -> MappedBlock:
         # The argmax of NaN is the first class: a map that looks like one.
-        if not finite:
+        if not finite.numpy():
             row, col, height, width = pixels.native
             raise ModelError(
                 f"rows {row}-{row + height}, columns {col}-{col + width}: the model's scores are NaN or infinite; "
                 f"{self.precision} may be too coarse for it: try --precision fp32, or another model"
             )
-        indices, sure, *_ = found = values.cpu().numpy()
+        indices, sure, *_ = found = values.numpy()
         out = found[2:]
         # The network labels every pixel that a tile owns, with data or without.
         out[:, ~pixels.valid] = NODATA

@@ -4,7 +4,7 @@ All engines map a block with the same ``BlockMapper`` and store its part in the 
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol, Self
 
@@ -61,7 +61,8 @@ class LocalEngine:
     def run(self, todo: Iterable[PlannedBlock], journal: Journal) -> Iterator[Outcome]:
         """Map blocks in order. Holds three blocks that are read and one that is written."""
 
-        def write(block: PlannedBlock, mapped: MappedBlock | None) -> Outcome:
+        def write(block: PlannedBlock, begun: Callable[[], MappedBlock] | None) -> Outcome:
+            mapped = None if begun is None else begun()
             journal.finish(block.number, None if mapped is None else encode_part(mapped.values, mapped.tags))
             return Outcome(block)
 
@@ -71,11 +72,12 @@ class LocalEngine:
                 if isinstance(pixels, DataError):
                     yield Outcome(planned, pixels)
                     continue
-                mapped = None if pixels is None else self.mapper.compute(block, pixels)
+                # On a GPU it is only begun: the next block is queued there while this one is fetched and written.
+                begun = None if pixels is None else self.mapper.begin(block, pixels)
                 # Only now, so that writing overlaps with computing; a full disk ends the run one block later.
                 if writing is not None:
                     yield writing.result()
-                writing = writer.submit(write, planned, mapped)
+                writing = writer.submit(write, planned, begun)
             if writing is not None:
                 yield writing.result()
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from caswit.config import MapRunConfig, OutputConfig, PredictConfig
+from caswit.config import MapRunConfig, OutputConfig, PredictConfig, check
 from caswit.errors import ConfigError, DataError
 from caswit.inference.confidence import Confidence
 from caswit.mapping.blocks import CONFIDENCE
@@ -82,7 +82,7 @@ def predict(
     inputs = [*names, run.aoi] if run.aoi else names
     targets = Targets.of(out, outputs, inputs, overwrite=run.overwrite)
     # Everything that a user can have got wrong is refused from here to the journal: before hours of work, not after.
-    start_engine = _engine(run)
+    start_engine = _engine(run, settings.device)
     plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run, load)
     if not run.restart:
         plan = plan.going_on(Begun.of(targets.map), settings)
@@ -187,7 +187,13 @@ def _check_weights(loaded: LoadedModel, plan: MapPlan, journal: Journal) -> None
         )
 
 
-def _engine(run: MapRunConfig) -> Callable[[MapPlan, LoadedModel], Engine]:
+def _engine(run: MapRunConfig, device: str) -> Callable[[MapPlan, LoadedModel], Engine]:
+    if run.devices is not None:
+        both = f"{device} and {run.devices}"
+        check(device == "auto", f"both --device and --devices say where to compute, got {both}; give one of them")
+        from caswit.mapping.processes import ProcessEngine
+
+        return ProcessEngine
     if run.engine == "local":
         return LocalEngine
     from caswit.mapping.ray.engine import RayEngine

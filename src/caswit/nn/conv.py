@@ -58,7 +58,7 @@ def _mixed_and_upsampled(x: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
     """Add up what one map contributes: (B, C, h, w), (O, C, 3, 3) -> (B, O, *size)."""
     batch, _, height, width = x.shape
     channels = weight.shape[0]
-    rows, cols = (upsampling(n, m).to(x) for n, m in zip((height, width), size, strict=True))
+    rows, cols = (_upsampling_on(n, m, x.device, x.dtype) for n, m in zip((height, width), size, strict=True))
     # Channels stay last, so that the taps of a pixel lie side by side and nothing is moved between the products.
     cols = cols.unflatten(1, (3, width)).transpose(1, 2).flatten(1)  # (W, w * 3)
     pixels = x.permute(0, 2, 3, 1)
@@ -80,3 +80,13 @@ def upsampling(small: int, large: int) -> Tensor:
     enlarge = F.interpolate(each, size=large, mode="linear", align_corners=False)[0].T
     before, after = F.pad(enlarge, (0, 0, 1, 0))[:-1], F.pad(enlarge, (0, 0, 0, 1))[1:]
     return torch.cat([before, enlarge, after], dim=1)
+
+
+# A copy to a GPU in every pass would wait for all that is computed there, and could not be part of a CUDA graph.
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+@unset_fake_temporarily()
+@torch.no_grad()
+def _upsampling_on(small: int, large: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return ``upsampling`` as a device multiplies by it."""
+    return upsampling(small, large).to(device, dtype)

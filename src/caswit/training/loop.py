@@ -31,7 +31,7 @@ from caswit.files import checked
 from caswit.progress import Progress
 from caswit.training.fabric import all_sum, is_first_process, stop_signal
 from caswit.training.loggers import Loggers
-from caswit.training.optim import EMA, SCALE, learning_rate, make_optimizer, set_learning_rate
+from caswit.training.optim import EMA, SCALE, learning_rate, load_state, make_optimizer, set_learning_rate
 from caswit.training.phases import Phases, check_steps
 from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo, is_complete, torch_load
@@ -155,7 +155,8 @@ class Loop:
         self.longer = checkpoint is not None and checkpoint.get("max_steps", self.max_steps) < self.max_steps
         self.row: dict[str, float] | None = None
         """Columns for the log of a step that is taken and not yet validated; None between steps."""
-        self.model, self.optimizer = fabric.setup(network, make_optimizer(network, settings))
+        optimizer = make_optimizer(network, settings, fused=fabric.device.type == "cuda")
+        self.model, self.optimizer = fabric.setup(network, optimizer)
         # After fabric.setup: data parallelism is to know every weight, also those that learn in a later phase only.
         self.phases = Phases(settings, network, self.max_steps)
         self.ema = None if settings.ema_decay is None else EMA(network, settings.ema_decay)
@@ -183,7 +184,7 @@ class Loop:
         # After fabric.setup, which moves parameters and not the optimiser's state: loading takes the state to where
         # its parameter is, so earlier it would stay on the CPU.
         self.network.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        load_state(self.optimizer.optimizer, checkpoint["optimizer"])
         if self.ema is not None:
             # Version 0.1.0 wrote it as "average".
             self.ema.module.load_state_dict(checkpoint["ema" if "ema" in checkpoint else "average"])
@@ -341,6 +342,8 @@ class Loop:
             passes=self.settings.accumulate,
             device=(self.fabric.global_rank, self.fabric.world_size),
             workers=self.recipe.data.workers,
+            # Copied to the GPU from there while it still computes the step before; Fabric does not wait for copies.
+            pinned=self.fabric.device.type == "cuda" and torch.cuda.is_available(),
         )
         # The loader shares the batch out itself, so that accumulated passes and devices see the same samples as one.
         on_device: Any = self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)

@@ -24,11 +24,14 @@ SCALE = "lr_scale"
 """Entry of a parameter group: the factor of its learning rate, which timm's schedulers call so too; 1 without it."""
 
 
-def make_optimizer(network: nn.Module, settings: TrainConfig | PretrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    network: nn.Module, settings: TrainConfig | PretrainConfig, *, fused: bool = False
+) -> torch.optim.Optimizer:
     """Return the optimiser of all weights that require a gradient.
 
     Biases, norms, gates, embeddings and position biases do not decay, as Swin is trained. With ``layer_decay`` there is
-    a group for each learning rate, of which ``set_learning_rate`` knows.
+    a group for each learning rate, of which ``set_learning_rate`` knows. ``fused``: AdamW and Adam step in one kernel
+    for many weights, which is what a GPU wants.
     """
     tables = [name for name, _ in network.named_parameters() if name.endswith(_TABLES)]
     # timm makes one group only where the decay is 0. A checkpoint of the optimiser numbers the parameters by group,
@@ -41,7 +44,15 @@ def make_optimizer(network: nn.Module, settings: TrainConfig | PretrainConfig) -
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return kind(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused or None)
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the state of an optimiser that this one goes on from, be it saved where steps were fused or not."""
+    # Else a run that moves to a GPU, or from one, would keep the kernels of where it was.
+    pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    groups = [{**old, **({"fused": new["fused"]} if "fused" in new else {})} for new, old in pairs]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -190,7 +190,6 @@ def arranged_network(
 
     It runs in OpenVINO where that is installed. The arguments are those of ``ArrangedCASWiT``.
     """
-    # A GPU runs the plain network under autocast: an arrangement for it was never measured.
     if device.type != "cpu" or not isinstance(network, CASWiT):
         return None
     if not isinstance(network.decoder, UPerNetHead | SegformerHead):

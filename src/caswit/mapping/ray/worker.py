@@ -1,4 +1,4 @@
-"""A process of a cluster that maps blocks. It imports nothing of Ray, so it can be tested and read without."""
+"""A process that maps blocks for another, on a cluster or on this machine. It imports nothing of Ray."""
 
 import os
 import socket
@@ -43,7 +43,7 @@ class BlockResult(NamedTuple):
 
 
 class Worker:
-    """Maps blocks in a process of the cluster; two threads call it.
+    """Maps blocks in a process of its own; two or three threads call it.
 
     Args:
         plan: The plan of the map.
@@ -53,7 +53,7 @@ class Worker:
     def __init__(self, plan: MapPlan, threads: int) -> None:
         torch.set_num_threads(threads)
         self._plan = plan
-        # Two blocks at a time: one is read while the other is computed.
+        # Several blocks at a time: one is read while another is computed, and a third fetched and written.
         self._reading, self._computing = threading.Lock(), threading.Lock()
 
     def prepare(self) -> WorkerInfo:
@@ -78,7 +78,8 @@ class Worker:
             return BlockResult()
         try:
             with self._computing:
-                mapped = self._mapper.compute(block, pixels)
+                begun = self._mapper.begin(block, pixels)
+            mapped = begun()
             return BlockResult(write_loose(folder, number, encode_part(mapped.values, mapped.tags)))
         except FileNotFoundError:
             return BlockResult(failed=not_shared(folder, f"is not on {socket.gethostname()}"))
