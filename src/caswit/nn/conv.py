@@ -83,10 +83,7 @@ def upsampling(small: int, large: int) -> Tensor:
 
 
 # A copy to a GPU in every pass would wait for all that is computed there, and could not be part of a CUDA graph.
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-@unset_fake_temporarily()
-@torch.no_grad()
+@kept
 def _upsampling_on(small: int, large: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return ``upsampling`` as a device multiplies by it."""
     return upsampling(small, large).to(device, dtype)
