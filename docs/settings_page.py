@@ -88,6 +88,8 @@ def table(head: str, rows: Iterable[tuple[str, Action]]) -> str:
 def _values(action: Action) -> str:
     if action.choices:
         return _quoted(action.choices)
+    if not hasattr(action, "_typehint") and action.type is not None:
+        return str(action.type)
     one = words_for(getattr(action, "_typehint", Path), _quoted)
     if isinstance(action.nargs, int):
         kind, _, instead = one.partition(" or ")

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,17 @@ def test_every_line_of_help_is_there_and_short(command):
     assert len(command.help[0]) <= 75
     assert command.help[0].endswith(".")
     assert all(action.help for action in make_parser(command)._actions)
+
+
+def test_a_default_that_help_shows_can_be_given(monkeypatch):
+    """It showed True and (1, 2, 3, 4); recipes and options take true and [1, 2, 3, 4]."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    pages = [make_parser(command).format_help() for command in COMMANDS.values()]
+    shown = [default for page in pages for default in re.findall(r"; default: (.*)\)$", page, re.MULTILINE)]
+    assert {"true", "false", "[1, 2, 3, 4]"} <= set(shown)
+    assert not [default for default in shown if default in ("True", "False", "None") or default.startswith("(")]
+    help_text = make_parser(COMMANDS["train"]).format_help()
+    assert "--resume [{true,false}]" in help_text  # as fields that are true or false
 
 
 def test_help_of_every_command_does_not_import_torch():

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from caswit.cli.main import main
-from caswit.config import ModelConfig, TileConfig
+from caswit.config import RGB, ModelConfig, TileConfig
 from caswit.data.reader import SceneReader, context_window
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, ModelError, install
@@ -52,14 +52,16 @@ class File(NamedTuple):
         return {each.key: json.loads(each.value) for each in onnx.load(self.path).metadata_props}
 
 
-def make_model(folder: Path, tile_px: int = TILE_PX, tile: TileConfig | None = None, **config) -> Path:
+def make_model(
+    folder: Path, tile_px: int = TILE_PX, tile: TileConfig | None = None, numbers: tuple[int, ...] = (3, 2, 1), **config
+) -> Path:
     """A model with random weights, whose batch norms are not the identity and whose context counts."""
     info = ModelInfo(
         model=ModelConfig(**config),
         tile=tile or TileConfig(tile_px=tile_px),
         classes=CLASSES,
         trained_gsd_m=0.26,
-        bands=(3, 2, 1),
+        bands=numbers,
         provenance={"dataset": "town", "recipe": {"data": {"dataset": "/home/me/secret/dataset.yaml"}}},
     )
     with torch.random.fork_rng():
@@ -104,6 +106,27 @@ def test_tile_and_context_give_the_logits_of_the_network(tmp_path):
         np.testing.assert_allclose(file.run(tile, context), expected, rtol=0, atol=1e-4)
         assert np.abs(expected - logits(file.model, tile, tile)).max() > 1e-2  # the context counts
     check_metadata(file)
+
+
+@pytest.mark.parametrize("bands", [("nir",), (*RGB, "nir"), (*RGB, "nir", "surface", "terrain")], ids=len)
+def test_any_bands_give_the_logits_of_the_network(tmp_path, bands):
+    count = len(bands)
+    numbers = {"bands": bands, "mean": (110.0, 100.0, 90.0, 80.0, 70.0, 60.0)[:count], "std": (40.0,) * count}
+    config = {"size": "pico", "decoder_channels": 16, "fusion_stages": (2,), **numbers}
+    tile, context = (np.concatenate([images(2, TILE_PX, seed), images(2, TILE_PX, seed + 5)], 1) for seed in (0, 10))
+    tile, context = tile[:, :count], context[:, :count]
+    file = make_file(tmp_path, "tile and context", numbers=tuple(range(1, count + 1)), **config)
+    expected = logits(file.model, tile, context)
+    np.testing.assert_allclose(file.run(tile, context), expected, rtol=0, atol=1e-4)
+    for band in range(count):  # every band shows in the result
+        changed = tile.copy()
+        changed[:, band] = 0
+        assert np.abs(file.run(changed, context) - expected).max() > 1e-4
+    assert file.metadata["band_names"] == list(bands)
+    # The single input is the window around the tile, of the same bands.
+    export(tmp_path / "model", tmp_path / "single.onnx", "single input")
+    session = onnxruntime.InferenceSession(tmp_path / "single.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape[1] == count
 
 
 def check_metadata(file: File) -> None:

@@ -25,11 +25,14 @@ def noise(bands, side=64, batch=2):
 @pytest.mark.equivalence
 @pytest.mark.parametrize("bands", [1, 4, 6])
 @pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("way", ["torch", "openvino"])
 @torch.no_grad()
-def test_the_fast_network_is_the_plain_one(bands, stem):
+def test_the_fast_network_is_the_plain_one(bands, stem, way):
+    if way == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
     network = network_of(bands, stem=stem)
     images = noise(bands), noise(bands)
-    plain, fast = network(*images), ArrangedCASWiT(network, bf16=False, openvino=False)(*images)
+    plain, fast = network(*images), ArrangedCASWiT(network, bf16=False, openvino=way == "openvino")(*images)
     assert (plain - fast).abs().max() < 1e-4 * plain.abs().max()
     # Every band shows in the result.
     for band in range(bands):

@@ -1,6 +1,7 @@
 """caswit finetune: what it picks, that it goes on, repeats and never returns worse than it began without saying so."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from caswit.cli.main import main
 from caswit.config import FinetuneConfig, InitConfig, ModelConfig, TileConfig
+from caswit.data.classes import ClassTable, LandClass
 from caswit.errors import ConfigError
 from caswit.nn.caswit import CASWiT
 from caswit.training.finetune import RECIPE, choose, result
@@ -175,6 +177,59 @@ def test_rows_of_the_last_layer_follow_the_names_of_classes(tmp_path, decoder):
     fit = start_from(other, start, "pico", classes=("a", "b"))
     assert "decoder.classify.weight" in fit.missing
     assert torch.equal(other.decoder.classify.weight, random)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_the_context_head_starts_as_the_main_decoder(tmp_path, caplog, norm):
+    """Models are stored without it: 62 weights of it started at random beside a decoder that has learned."""
+    caplog.set_level("INFO")
+    settings = ModelConfig(**MODEL | {"decoder_norm": norm, "fusion_stages": (2, 4)})
+    info = ModelInfo(model=settings, tile=TileConfig(tile_px=64), classes=CLASSES)
+    save_model(build(info), info, tmp_path / "model")
+    path, classes = str(tmp_path / "model"), ("water", "orchard", "building", "land")
+    table = ClassTable(tuple(LandClass(id=i, name=name, color=f"#00000{i}") for i, name in enumerate(classes)))
+    after = build(replace(info, classes=table), context_head=True)
+    random = after.context_decoder.classify.weight.detach().clone()
+    fit = start_from(after, InitConfig(path=path, decoder=True), "pico", classes=classes)
+    for tiles, head in ((after.decoder, after.context_decoder), (after.hr_norms, after.context_norms)):
+        for name, weight in tiles.state_dict().items():
+            if not name.startswith("classify."):
+                assert torch.equal(weight, head.state_dict()[name]), name
+    last = after.context_decoder.classify.weight
+    assert torch.equal(last[[0, 2, 3]], after.decoder.classify.weight[[0, 2, 3]])
+    assert torch.equal(last[1], random[1])  # the class that the model lacks
+    assert fit.copied
+    assert not fit.missing
+    counts = [len(each.state_dict()) for each in (after.context_decoder, after.context_norms)]
+    said = (
+        f"init: not stored with models, starts as in the tile's branch: {counts[0]} of context_decoder, {counts[1]} of"
+    )
+    assert any(line.startswith(said) for line in caplog.messages)
+    assert not any("at random" in line for line in caplog.messages)
+    # Without the main decoder, and without that head, there is nothing to copy.
+    for head, decoder in ((True, False), (False, True)):
+        other = build(info, context_head=head)
+        fit = start_from(other, InitConfig(path=path, decoder=decoder), "pico", classes=CLASSES.names)
+        assert not fit.copied
+        assert any(n.startswith("context_decoder.") for n in fit.missing) == head
+
+
+def test_a_model_of_early_fusion_is_a_start_too(tmp_path, caplog):
+    """Its context encoder is stored up to that stage: 'only 60% of the encoders' weights are there'."""
+    caplog.set_level("INFO")
+    info = ModelInfo(model=ModelConfig(**MODEL), tile=TileConfig(tile_px=64), classes=CLASSES)
+    before = build(info)
+    save_model(before, info, tmp_path / "model")
+    after = build(info, context_head=True)
+    fit = start_from(after, InitConfig(path=str(tmp_path / "model")), "pico")
+    theirs, ours = before.state_dict(), after.state_dict()
+    deep = [name for name in ours if name.startswith("context_encoder.") and name not in theirs]
+    assert deep
+    assert set(deep) == set(fit.copied)
+    for name in (n for n in ours if n.startswith("context_encoder.")):
+        expected = theirs[name if name in theirs else name.replace("context_", "hr_", 1)]
+        assert torch.equal(ours[name], expected), name
+    assert f"starts as in the tile's branch: {len(deep)} of context_encoder" in caplog.text
 
 
 def test_networks_of_others_are_refused(tmp_path, dataset_file):

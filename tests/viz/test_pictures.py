@@ -130,3 +130,13 @@ def test_data_uri_holds_the_image(photo, photo_like, kind):
     prefix, content = pictures.data_uri(photo, photo=photo_like).split(",")
     assert prefix == f"data:image/{kind};base64"
     assert decode(base64.b64decode(content)).shape == photo.shape
+
+
+def test_pictures_show_red_green_and_blue_by_name():
+    """A model of near infrared first was drawn in false colours; without names the first three bands show, or grey."""
+    image = np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3)
+    names = ("nir", "red", "dsm", "green", "blue")
+    np.testing.assert_array_equal(pictures.channels_last(image, names), np.moveaxis(image[[1, 3, 4]], 0, -1))
+    for others in ((), ("a", "b", "c", "d", "e"), ("red", "green", "x", "y", "z")):
+        np.testing.assert_array_equal(pictures.channels_last(image, others), np.moveaxis(image[:3], 0, -1))
+    np.testing.assert_array_equal(pictures.channels_last(image[:1], ("nir",)), np.repeat(image[0][..., None], 3, -1))

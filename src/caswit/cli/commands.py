@@ -10,6 +10,7 @@ from caswit.config import (
     ComputeConfig,
     DemoConfig,
     EvaluateConfig,
+    ExplainConfig,
     FiguresConfig,
     FinetuneConfig,
     InspectConfig,
@@ -23,7 +24,7 @@ from caswit.config import (
 )
 
 _MODEL = argument("model", "model folder, hf:owner/name or name (caswit models)")
-_IMAGE = argument("image", "RGB uint8 raster, any format GDAL reads")
+_IMAGE = argument("image", "raster with the bands of the model, any format GDAL reads")
 _LABELLED = argument("dataset", "dataset.yaml with labelled scenes")
 _OUT_PNG = argument("--out", "PNG to write", required=True, metavar="FILE.png")
 _OUT_FOLDER = argument("--out", "folder to write", required=True, metavar="DIR")
@@ -137,7 +138,7 @@ _TABLE = (
             argument("--gsd_m", "ground size of the image's pixels in metres, where the file does not say it", float),
             _OUT_PNG,
         ),
-        (ComputeConfig,),
+        (ExplainConfig,),
     ),
     Command(
         maps.serve,

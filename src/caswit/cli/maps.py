@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caswit.config import ComputeConfig, InspectConfig, MapRunConfig, OutputConfig, PredictConfig, ServeConfig, check
+from caswit.config import ExplainConfig, InspectConfig, MapRunConfig, OutputConfig, PredictConfig, ServeConfig, check
 from caswit.errors import CaswitError, ConfigError, one_line
 
 if TYPE_CHECKING:  # imports torch, and rasterio
@@ -112,7 +112,7 @@ def _warn(result: "MapResult") -> None:
 
 
 def explain(
-    settings: ComputeConfig, *, image: str, model: str | None, out: str, gsd_m: float | None, **place: float | None
+    settings: ExplainConfig, *, image: str, model: str | None, out: str, gsd_m: float | None, **place: float | None
 ) -> None:
     """Show which places the network read when it labelled a pixel.
 

@@ -54,7 +54,9 @@ Argument = tuple[str, dict[str, Any]]
 
 def argument(name: str, about: str, kind: Any = str, **options: Any) -> Argument:
     """Describe an argument: ``model`` is given by its place, ``--out`` by its name. Not required, it is None."""
-    return name, {"type": kind, "help": about, "metavar": name.removeprefix("--").upper(), **options}
+    # A switch shows its two values.
+    shown = {} if kind is bool else {"metavar": name.removeprefix("--").upper()}
+    return name, {"type": kind, "help": about, **shown, **options}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,12 @@ class _Help(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         about = super()._get_help_string(action)
-        return about.replace("type: %(type)s", "%(type)s").replace(", default: %(default)s", "; default: %(default)s")
+        about = about.replace("type: %(type)s", "%(type)s").replace(", default: %(default)s", "; default: %(default)s")
+        default = action.default
+        if not isinstance(default, bool | tuple):
+            return about
+        # As YAML has it, which is what recipes and options take.
+        return about.replace("%(default)s", str(default).lower() if isinstance(default, bool) else str(list(default)))
 
 
 def make_parser(command: Command) -> ArgumentParser:

@@ -37,3 +37,20 @@ class TTAConfig(ComputeConfig):
         """Raise ConfigError for a number that is not one of the sets of flips and rotations."""
         super().__post_init__()
         check(self.tta in (1, 2, 4, 8), f"tta must be 1, 2, 4 or 8, got {self.tta}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig(ComputeConfig):
+    """Settings of reading an image and explaining one of its pixels."""
+
+    bands: tuple[int, ...] | None = None
+    """Numbers of the bands of the image, from 1, in the order of the model's. Null: those of their names in the file,
+    else those the model was trained on."""
+    also: str | None = None
+    """Rasters on the same ground for bands that the image lacks, warped to its grid: dsm=dsm.tif, several with commas
+    between."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for numbers that are none of a band."""
+        super().__post_init__()
+        check(min(self.bands or (1,)) >= 1, f"bands must be numbers from 1, got {self.bands}; try 1 2 3")

@@ -29,8 +29,11 @@ class ServeConfig(ComputeConfig):
     """Port to listen on; 0 chooses a free one."""
 
     bands: tuple[int, int, int] | None = None
-    """Numbers of the three bands of the images that are shown as red, green and blue, e.g. 4 1 2. Null: those of the
-    model, else 1 2 3."""
+    """Numbers of the three bands of the images that are shown as red, green and blue, e.g. 4 1 2; the page can choose
+    others. Null: those called so in the file, else those of the model or the dataset.yaml, else 1 2 3."""
+    also: str | None = None
+    """Rasters on the same ground for bands of the model that the images lack: dsm=dsm.tif, several with commas between.
+    Those that a dataset.yaml names are found."""
     basemap: str = ""
     """Address of web map tiles with {z}, {x} and {y}, such as https://tile.openstreetmap.org/{z}/{x}/{y}.png; the
     page gets a switch for it, and only then asks that server. Empty: none, and nobody else is contacted."""

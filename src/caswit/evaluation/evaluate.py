@@ -187,7 +187,7 @@ def _examples(
         yield Example(
             title=picture.title,
             group=group,
-            image=np.ascontiguousarray(channels_last(picture.tile)),
+            image=np.ascontiguousarray(channels_last(picture.tile, data.band_names)),
             truth=truth,
             prediction=prediction,
             masked_context=None if without is None else scored.pair(picture.truth, without)[1],

@@ -219,12 +219,12 @@ def _draw(data: Dataset, opened: SceneReader, tile: Tile, factors: tuple[int, ..
     for number, factor in enumerate(factors):
         # One pixel from the middle of each cell stands for the cell: the mean of a mask is no mask.
         missing = ~valid[context_window(window, factor).inside(around)][factor // 2 :: factor, factor // 2 :: factor]
-        context = hatched(channels_last(sample.context[number]), missing)
+        context = hatched(channels_last(sample.context[number], data.band_names), missing)
         panels.append(("context" if len(factors) == 1 else f"context x {factor}", draw_tile(context, factor)))
         if sample.label.size:
             labels = overlay(context, sample.context_label[number], colors, 0.6)
             panels.append(("labels", draw_tile(labels, factor)))
-    image = hatched(channels_last(sample.tile), ~valid[window.inside(around)])
+    image = hatched(channels_last(sample.tile, data.band_names), ~valid[window.inside(around)])
     panels.append(("tile", image))
     if sample.label.size:
         panels.append(("labels", overlay(image, sample.label, colors, 0.6)))

@@ -18,9 +18,9 @@ class TilePicture(NamedTuple):
 
     title: str
     context: UInt8
-    """(3, T, T), averaged to the size of the tile; of several contexts (N, 3, T, T)."""
+    """(n, T, T) of n bands, averaged to the size of the tile; of several contexts (N, n, T, T)."""
     tile: UInt8
-    """(3, T, T)."""
+    """(n, T, T)."""
     truth: UInt8
     """(T, T) class indices."""
     prediction: UInt8
@@ -28,11 +28,11 @@ class TilePicture(NamedTuple):
 
     def panels(self, dataset: Dataset, context_factor: ContextFactor) -> list[tuple[str, UInt8]]:
         """Draw titled pictures, left to right."""
-        colors, tile = dataset.classes.colors, channels_last(self.tile)
+        colors, tile = dataset.classes.colors, channels_last(self.tile, dataset.band_names)
         ignored = self.truth == IGNORE_INDEX
         wrong = (self.truth != self.prediction) & ~ignored
         return [
-            *context_panels(self.context, context_factor),
+            *context_panels(self.context, context_factor, dataset.band_names),
             ("tile", tile),
             ("truth", colourise(self.truth, colors)),
             ("prediction", colourise(self.prediction, colors)),
@@ -40,12 +40,12 @@ class TilePicture(NamedTuple):
         ]
 
 
-def context_panels(context: UInt8, context_factor: ContextFactor) -> list[tuple[str, UInt8]]:
-    """Draw each context with the tile outlined."""
+def context_panels(context: UInt8, context_factor: ContextFactor, names: Sequence[str]) -> list[tuple[str, UInt8]]:
+    """Draw each context with the tile outlined; ``names`` are those of its bands."""
     if isinstance(context_factor, int):
-        return [("context", draw_tile(channels_last(context), context_factor))]
+        return [("context", draw_tile(channels_last(context, names), context_factor))]
     return [
-        (f"context x {factor}", draw_tile(channels_last(each), factor))
+        (f"context x {factor}", draw_tile(channels_last(each, names), factor))
         for each, factor in zip(context, context_factor, strict=True)
     ]
 

@@ -147,10 +147,12 @@ def _comparison(
 
 def _panels(pair: TilePair, data: Dataset, factors: tuple[int, ...], settings: FiguresConfig) -> list[Image]:
     side = settings.panel_px
-    tile = _resized(pair.ours.tile, side)
+    tile = _resized(pair.ours.tile, side, data.band_names)
     context = pair.ours.context
     each = zip(context if context.ndim == 4 else [context], factors, strict=True)
-    contexts = [draw_tile(_resized(x, side), factor, line_px=max(2, side // 200)) for x, factor in each]
+    contexts = [
+        draw_tile(_resized(x, side, data.band_names), factor, line_px=max(2, side // 200)) for x, factor in each
+    ]
 
     def over(classes: Image) -> Image:
         return overlay(tile, resize_nearest(classes, side, side), data.classes.colors, settings.opacity)
@@ -164,8 +166,8 @@ def _attention(ours: Predictor, pair: TilePair, data: Dataset, tile_px: int, set
         row, col = (int((at + 0.5) * scene.ratio) for at in _innermost_gain(pair))
         explanation = explain_pixel(ours, scene, row, col, tile_px)
     name = f"{pair.scene.name}, row {row}, column {col}"
-    contexts = [(name, _resized(context.image, settings.panel_px)) for context in explanation.contexts]
-    return strip([*contexts, *attention_panels(explanation, settings.panel_px)])
+    contexts = [(name, _resized(context.image, settings.panel_px, data.band_names)) for context in explanation.contexts]
+    return strip([*contexts, *attention_panels(explanation, settings.panel_px, data.band_names)])
 
 
 def _innermost_gain(pair: TilePair) -> tuple[int, int]:
@@ -185,8 +187,8 @@ def _innermost_gain(pair: TilePair) -> tuple[int, int]:
     return pair.tile.window.row + pixel[0], pair.tile.window.col + pixel[1]
 
 
-def _resized(image: Image, side: int) -> Image:
-    return resize(channels_last(image), side, side, smooth=True)
+def _resized(image: Image, side: int, names: Sequence[str]) -> Image:
+    return resize(channels_last(image, names), side, side, smooth=True)
 
 
 def _print_png(picture: Image) -> bytes:

@@ -66,7 +66,7 @@ class SeenContext(NamedTuple):
 
     factor: int
     image: UInt8
-    """(3, T, T): averaged, the tile in its centre."""
+    """(n, T, T) of n bands: averaged, the tile in its centre."""
     padding: Floats
     """(T, T): share of each pixel that is padding: black, outside the image or without data."""
 
@@ -81,7 +81,7 @@ class Explanation(NamedTuple):
     pixel: tuple[int, int]
     """(row, column) of the pixel in the tile."""
     image: UInt8
-    """(3, T, T): the tile."""
+    """(n, T, T) of n bands: the tile."""
     contexts: tuple[SeenContext, ...]
     """Narrowest first."""
     stages: tuple[StageAttention, ...]

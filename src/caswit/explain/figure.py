@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from caswit.config import ComputeConfig
+from caswit.config import ExplainConfig
 from caswit.data.classes import ClassTable
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
@@ -42,7 +42,7 @@ from caswit.viz.pictures import (
     stack,
     strip,
 )
-from caswit.weights.image_bands import bands_to_read
+from caswit.weights.image_bands import bands_to_read, parse_also
 from caswit.weights.model_folder import load_model
 from caswit.weights.zoo import choose
 
@@ -72,18 +72,18 @@ def explain(
     *,
     place: Mapping[str, float],
     gsd_m: float | None = None,
-    settings: ComputeConfig | None = None,
+    settings: ExplainConfig | None = None,
 ) -> list[str]:
     """Write the figure of one pixel.
 
     Args:
-        image: Any three-band uint8 raster that GDAL opens.
+        image: Any raster that GDAL opens and whose bands the model reads.
         model: Model folder of a network that reads its context, or its name; None chooses one of the zoo as ``predict``
             does, by the ground size of the image's pixels.
         out: PNG to write; its folder must exist.
         place: The pixel: row and col, x and y in the image's CRS, or lon and lat.
         gsd_m: Ground size of the image's pixels in metres; None takes it from the image.
-        settings: How to compute.
+        settings: Which bands to read, and how to compute.
 
     Returns:
         A summary of the figure, line by line.
@@ -95,19 +95,21 @@ def explain(
         raise ConfigError(f"{out}: figures are PNG files; give a name that ends in .png")
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"{out}: its folder does not exist; create it first")
+    settings = settings or ExplainConfig()
+    further = parse_also(settings.also)
     loaded = load_model(_chosen(image, gsd_m) if model is None else model)
     tile = loaded.info.tile
     with SceneReader(
-        Scene(image=image),
-        bands=bands_to_read(image, loaded.info),
+        Scene(image=image, also=further),
+        bands=bands_to_read(image, loaded.info, settings.bands, further),
         read_gsd_m=tile.read_gsd_m,
         source_gsd_m=gsd_m,
         ranges=loaded.info.model.ranges,
     ) as scene:
         row, col = find_pixel(scene.image, place)
-        explanation = explain_pixel(load_predictor(loaded, settings or ComputeConfig()), scene, row, col, tile.tile_px)
+        explanation = explain_pixel(load_predictor(loaded, settings), scene, row, col, tile.tile_px)
     title = f"{image.name}, row {row}, column {col}, labelled by {loaded.name}"
-    figure = explanation_figure(explanation, loaded.info.classes, title)
+    figure = explanation_figure(explanation, loaded.info.classes, title, loaded.info.model.band_names)
     atomic_write_bytes(out, png_bytes(figure))
     return [title, *summary(explanation, loaded.info.classes.names)]
 
@@ -210,11 +212,11 @@ class Frame(NamedTuple):
         return mark_pixel(draw_tile(picture, self.factor), row, col, max(3.0, self.side_px / 90))
 
 
-def explanation_figure(explanation: Explanation, classes: ClassTable, title: str) -> Image:
-    """Draw the whole explanation of one pixel."""
-    framed = _framed_contexts(explanation, PANEL_PX)
+def explanation_figure(explanation: Explanation, classes: ClassTable, title: str, names: Sequence[str] = ()) -> Image:
+    """Draw the whole explanation of one pixel; ``names`` are those of the bands, of which red, green and blue show."""
+    framed = _framed_contexts(explanation, PANEL_PX, names)
     stages = [attention_row(stage, *framed[stage.context], _share(explanation, stage)) for stage in explanation.stages]
-    rows = [_text(title, TEXT_PX + 6), _input_and_classes(explanation, classes, framed)]
+    rows = [_text(title, TEXT_PX + 6), _input_and_classes(explanation, classes, framed, names)]
     rows += [np.concatenate(stages[at : at + 2], axis=1) for at in range(0, len(stages), 2)]
     width = max(row.shape[1] for row in rows)
     rows.append(legend(classes.names, classes.colors, width=width, font_px=TEXT_PX - 2))
@@ -245,9 +247,9 @@ def attention_row(stage: StageAttention, frame: Frame, context: Image, share: st
     return stack([*lines, _beside(panels)])
 
 
-def attention_panels(explanation: Explanation, side_px: int) -> list[tuple[str, Image]]:
+def attention_panels(explanation: Explanation, side_px: int, names: Sequence[str] = ()) -> list[tuple[str, Image]]:
     """Draw the mean attention over each context for each stage, with titles (figure 6)."""
-    framed, panels = _framed_contexts(explanation, side_px), []
+    framed, panels = _framed_contexts(explanation, side_px, names), []
     for s in explanation.stages:
         frame, context = framed[s.context]
         padded = f", {100 * s.on_padding:.0f} % on padding" if frame.padding.any() else ""
@@ -256,11 +258,11 @@ def attention_panels(explanation: Explanation, side_px: int) -> list[tuple[str, 
     return panels
 
 
-def _framed_contexts(explanation: Explanation, side_px: int) -> list[tuple[Frame, Image]]:
+def _framed_contexts(explanation: Explanation, side_px: int, names: Sequence[str]) -> list[tuple[Frame, Image]]:
     return [
         (
             Frame(side_px, context.image.shape[-1], context.factor, explanation.pixel, context.padding > 0.5),
-            resize(channels_last(context.image), side_px, side_px, smooth=True),
+            resize(channels_last(context.image, names), side_px, side_px, smooth=True),
         )
         for context in explanation.contexts
     ]
@@ -280,10 +282,12 @@ def _heads(stage: StageAttention, frame: Frame, context: Image) -> Image:
     return np.concatenate(padded)[: frame.side_px]
 
 
-def _input_and_classes(explanation: Explanation, classes: ClassTable, framed: Sequence[tuple[Frame, Image]]) -> Image:
+def _input_and_classes(
+    explanation: Explanation, classes: ClassTable, framed: Sequence[tuple[Frame, Image]], names: Sequence[str]
+) -> Image:
     """Draw contexts, tile, class maps with context as is and masked, their difference, and the probabilities."""
     side = framed[0][0].side_px
-    tile = channels_last(explanation.image)
+    tile = channels_last(explanation.image, names)
     row, col = ((at + 0.5) * side / len(tile) for at in explanation.pixel)
 
     def panel(picture: Image) -> Image:

@@ -25,6 +25,8 @@ class Further(NamedTuple):
     name: str
     path: str
     band: int = 1
+    driver: str | None = None
+    """The only GDAL driver that may open it; None leaves the choice to GDAL."""
 
 
 class Stack:
@@ -52,7 +54,7 @@ class Stack:
         for each in further:
             limits = ranges.get(each.name)
             encoding = PixelEncoding(ranges=() if limits is None else (limits,))
-            self.further[each.name] = Raster(each.path, encoding, onto=(image.grid, image.path))
+            self.further[each.name] = Raster(each.path, encoding, each.driver, onto=(image.grid, image.path))
 
     def __enter__(self) -> Self:
         return self

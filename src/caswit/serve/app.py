@@ -7,6 +7,7 @@ Answers are for pages of this server only: browsers are told so, and requests th
 import json
 import logging
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,13 +27,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caswit import __version__
 from caswit.config.serve import Basemap
-from caswit.errors import CaswitError
+from caswit.errors import CaswitError, brief
 from caswit.raster.geopackage import rings
 from caswit.raster.georef import ground_of, lonlat_of
 from caswit.raster.measure import measure
 from caswit.raster.reader import UInt8
 from caswit.raster.web_mercator import mercator_fit
 from caswit.raster.windows import Window
+from caswit.serve.bands import Shown
 from caswit.serve.collection import Collection, View
 from caswit.serve.layers import NO_CLASS, Layer, class_name
 from caswit.serve.live import LiveModel
@@ -67,6 +69,7 @@ Scale = Annotated[float, Query(gt=0, le=1e6, description="Pixels of the image fo
 Classes = Annotated[
     str, Query(pattern=r"^(\d{1,3}(,\d{1,3}){0,255})?$", description="Class ids that are not drawn: 1,4")
 ]
+Bands = Annotated[str, Query(max_length=40, description="Bands of an image that are shown as red, green, blue: 4,1,2")]
 Places = Annotated[
     str, Query(max_length=20_000, pattern=r"^-?\d+(\.\d+)?(,-?\d+(\.\d+)?)*$", description="row,column,row,column,...")
 ]
@@ -139,8 +142,9 @@ def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None, bas
         response_class=Response,
         responses={200: {"content": {"image/png": {}, "image/jpeg": {}}}},
     )
-    def tile(view: str, layer: str, zoom: int, col: int, row: int, hide: Classes = "") -> Response:
+    def tile(view: str, layer: str, zoom: int, col: int, row: int, hide: Classes = "", bands: Bands = "") -> Response:
         drawn = _layer(collection, view, layer)
+        shown = _shown(drawn, bands)
         largest = max_zoom(drawn)
         side = TILE_PX * 2 ** (largest - zoom) if 0 <= zoom <= largest else 0
         if not (0 <= zoom <= largest and 0 <= row * side < drawn.height and 0 <= col * side < drawn.width):
@@ -148,7 +152,7 @@ def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None, bas
         if zoom < min_zoom(drawn):
             raise HTTPException(404, f"{drawn.title} has no overviews for zoom {zoom}; make some with gdaladdo")
         hidden = frozenset(min(int(each), NO_CLASS) for each in hide.split(",") if each)
-        content, kind = draw(drawn, zoom, col, row, hidden)
+        content, kind = draw(drawn, zoom, col, row, hidden, shown)
         # A finished map has its revision in the address of its tiles. One that is being computed may get another block
         # between the listing and this request, so its tiles must not be kept under the revision of the listing.
         keep = "max-age=3600" if drawn.done == 1 else "no-store"
@@ -181,7 +185,7 @@ def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None, po
             "xy": ground_of(shown.grid, row + 0.5, col + 0.5),
             "lonlat": lonlat_of(shown.grid, row + 0.5, col + 0.5),
             "layers": {key: value for key, value in values.items() if value is not None},
-            "model": live.confidence(shown.image.path, row, col) if live and shown.image else None,
+            "model": live.confidence(shown.image.path, row, col, shown.also) if live and shown.image else None,
         }
 
     @app.get("/api/views/{view}/attention", summary="Cross-attention of a pixel, and its class with other context")
@@ -192,7 +196,7 @@ def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None, po
         if shown.image is None:
             raise HTTPException(404, f"{shown.base.title} is shown without its image, which the model would read")
         with questions.place():
-            return live.attention(shown.image.path, row, col)
+            return live.attention(shown.image.path, row, col, shown.also)
 
     @app.get("/api/views/{view}/measure", summary="Length of a line and the area that it encloses, on the ground")
     def measured(view: str, places: Places) -> dict[str, Any]:
@@ -256,15 +260,19 @@ def min_zoom(layer: Layer) -> int:
     return zoom
 
 
-def _tile_drawer(readers: _Queue) -> Callable[[Layer, int, int, int, frozenset[int]], tuple[bytes, str]]:
+def _tile_drawer(
+    readers: _Queue,
+) -> Callable[[Layer, int, int, int, frozenset[int], Shown | None], tuple[bytes, str]]:
     """Return a function that draws a tile, or finds it among those drawn lately."""
 
     # The revision makes tiles of a changed raster miss; they are dropped like all others, the oldest first.
     @cached(LRUCache(KEPT_TILES), key=lambda layer, *what: (layer.key, layer.revision, *what), lock=threading.Lock())
-    def draw(layer: Layer, zoom: int, col: int, row: int, hidden: frozenset[int]) -> tuple[bytes, str]:
+    def draw(
+        layer: Layer, zoom: int, col: int, row: int, hidden: frozenset[int], bands: Shown | None
+    ) -> tuple[bytes, str]:
         side = TILE_PX * 2 ** (max_zoom(layer) - zoom)
         with readers.place():
-            return _encoded(layer.picture(Window(row * side, col * side, side, side), TILE_PX, TILE_PX, hidden))
+            return _encoded(layer.picture(Window(row * side, col * side, side, side), TILE_PX, TILE_PX, hidden, bands))
 
     return draw
 
@@ -309,7 +317,24 @@ def _layer_json(layer: Layer) -> dict[str, Any]:
         "done": layer.done,
         "min_zoom": min_zoom(layer),
         "classes": [{"id": c.id, "name": c.name, "color": c.color, "ignore": c.ignore} for c in layer.classes],
+        # Of an image: what is shown as red, green and blue, and the names of all that could be.
+        "shown": layer.bands if layer.kind == "image" else [],
+        "bands": layer.names,
     }
+
+
+def _shown(layer: Layer, bands: str) -> Shown | None:
+    """Return the bands that an address asks for; None: the usual ones."""
+    if not bands:
+        return None
+    if layer.kind != "image":
+        raise HTTPException(422, f"{layer.title} is no image, so it has no bands to choose; leave bands out")
+    numbers = [int(n) for n in bands.split(",")] if re.fullmatch(r"\d{1,5},\d{1,5},\d{1,5}", bands, re.ASCII) else []
+    if not numbers or not 1 <= min(numbers) <= max(numbers) <= len(layer.names):
+        there = f"three of 1-{len(layer.names)}, the bands of {layer.title}"
+        raise HTTPException(422, f"bands must be {there}, got {brief(bands)}; try {','.join(map(str, layer.bands))}")
+    red, green, blue = numbers
+    return red, green, blue
 
 
 def _value(layer: Layer, row: int, col: int) -> Any:

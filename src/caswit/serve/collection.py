@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from caswit.config import LabelValues
 from caswit.data.classes import ClassTable, LandClass, default_color
 from caswit.data.dataset import Dataset, load_dataset
-from caswit.data.scene import VectorLabel
+from caswit.data.scene import Scene, VectorLabel
 from caswit.errors import CaswitError, DataError
 from caswit.files import expand_path, read_yaml
 from caswit.mapping.journal import SUFFIX
@@ -25,7 +27,9 @@ from caswit.raster.gate import OPENING, RASTERS, Gate
 from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid, lonlat_of
 from caswit.raster.overviews import Overviews, RasterInfo
+from caswit.raster.stack import Further
 from caswit.raster.vector_gate import check_vector
+from caswit.serve.bands import Numbers, Shown, band_names, numbers_of, shown_bands
 from caswit.serve.layers import Kind, Layer, Outlines, drawn_layer, error_layer, raster_layer, truth_layer
 
 log = logging.getLogger(__name__)
@@ -49,6 +53,8 @@ class View:
     """None where a map is shown without its image."""
     grid: Grid
     overlays: tuple[Layer, ...]
+    also: tuple[Further, ...] = ()
+    """Rasters beside the image, as the dataset that lists it names them."""
     outlines: tuple[Outlines, ...] = ()
 
     @property
@@ -79,12 +85,14 @@ class Collection:
         where: A folder; or one raster, which is shown with what belongs to it in its folder; or several of either,
             of which only these folders and these files with their sidecars are opened.
         table: Classes of the model, for maps that do not name theirs.
-        bands: Bands of the images that are red, green and blue, from 1.
+        bands: Bands of the images that are red, green and blue, from 1; None: those of these names.
+        numbers: The bands that a model reads, by name.
     """
 
     where: Path | Sequence[Path]
     table: ClassTable | None = None
-    bands: tuple[int, int, int] = (1, 2, 3)
+    bands: Shown | None = None
+    numbers: Numbers = field(default_factory=dict)
     _overviews: dict[Path, tuple[int, Overviews]] = field(default_factory=dict)
     _views: dict[str, View] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
@@ -134,7 +142,8 @@ class Collection:
             if label != image and self.gate.is_inside(image)
         }
         # A dataset that lists a label wins over what the raster looks like: it may have three bands, or any name.
-        images = {p: overviews for p, overviews in rasters.items() if p not in labels and _is_image(overviews.info)}
+        listed = {_real(s.image): (d, s) for d, s in scenes}
+        images = {p: o for p, o in rasters.items() if p not in labels and (p in listed or self._is_image(p, o.info))}
         overlays: dict[Path, list[tuple[Path, Overviews]]] = {image: [] for image in images}
         alone: list[list[tuple[Path, Overviews]]] = []
         for path, overviews in rasters.items():
@@ -148,7 +157,8 @@ class Collection:
         for first, belonging in (*overlays.items(), *((group[0][0], group) for group in alone)):
             if self.only in (None, first, *(file for file, _ in belonging)):
                 try:
-                    views.append(self._view(first, images.get(first), belonging, labels, drawn, files.journals))
+                    view = self._view(first, images.get(first), belonging, labels, drawn, files.journals)
+                    views.append(self._as_listed(view, *listed[first]) if first in listed else view)
                 except Exception as error:
                     self._not_shown(first, error)
         own = {_real(label.file) for label, _ in drawn.values()}
@@ -181,8 +191,8 @@ class Collection:
             lonlat_of(about.grid, *corner)
         image = None
         if overviews is not None:
-            bands = self.bands if about.bands >= max(self.bands) else (1, 2, 3)
-            image = raster_layer("image", self._title(path), overviews, bands=bands)
+            shown, names = shown_bands(about, self.bands, self.numbers), band_names(about, self.numbers)
+            image = raster_layer("image", self._title(path), overviews, bands=shown, names=names)
         overlays = []
         for file, raster in belonging:
             kind, title = _kind(file, raster.info, file in labels), self._title(file)
@@ -200,6 +210,25 @@ class Collection:
         if truth is not None:
             overlays += [error_layer(layer, truth) for layer in overlays if layer.kind == "map"]
         return View(image=image, grid=about.grid, overlays=tuple(overlays))
+
+    def _is_image(self, path: Path, about: RasterInfo) -> bool:
+        """Return whether a raster that no dataset lists is an image."""
+        if about.bands - about.alpha >= 3:
+            return np.dtype(about.dtype).kind in "uif"
+        # One or two bands are those of a model that reads so few, unless they look like a map or a label.
+        few = 0 < len(self.numbers) < 3 and about.bands >= len(self.numbers)
+        return few and not (about.palette or _is_ours(about) or _kind(path, about, is_label=False) != "map")
+
+    def _as_listed(self, view: View, dataset: Dataset, scene: Scene) -> View:
+        """Return a view with what its dataset says of the image: names of its bands, and rasters beside it."""
+        image = view.image
+        if image is None or not isinstance(image.source, Overviews):
+            return view
+        if dataset.names_bands:
+            about, own = image.source.info, numbers_of(dataset.band_names, dataset.bands)
+            shown, names = shown_bands(about, self.bands, self.numbers, own), band_names(about, own, self.numbers)
+            image = replace(image, bands=shown, names=names)
+        return replace(view, image=image, also=tuple(each for each in scene.also if self.gate.is_inside(each.path)))
 
     def _drawn(self, image: Layer, grid: Grid, label: VectorLabel, dataset: Dataset) -> list[Layer]:
         """Return the layer of labels that are shapes; none if they cannot be shown."""
@@ -427,10 +456,6 @@ def _candidates(file: Path, views: Sequence[View]) -> Sequence[View]:
     return own or [view for length, view in alike if length == longest] or views
 
 
-def _is_image(about: RasterInfo) -> bool:
-    return about.bands - about.alpha >= 3 and about.dtype == "uint8"
-
-
 def _is_classes(about: RasterInfo) -> bool:
     """Return whether a raster can be a map, labels or a confidence: a single band of small whole numbers."""
     return about.bands - about.alpha == 1 and about.dtype in ("uint8", "uint16", "int16")
@@ -439,7 +464,7 @@ def _is_classes(about: RasterInfo) -> bool:
 def _kind(path: Path, about: RasterInfo, is_label: bool) -> Kind:
     if is_label or path.stem.endswith(("_label", "_truth", "_mask")):
         return "truth"
-    if "confidence" in about.description.lower() or path.stem.endswith("confidence"):
+    if "confidence" in about.descriptions[0].lower() or path.stem.endswith("confidence"):
         return "confidence"
     return "map"
 

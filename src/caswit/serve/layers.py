@@ -23,9 +23,10 @@ from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid
 from caswit.raster.ground import row_areas_m2
 from caswit.raster.overviews import Overviews
-from caswit.raster.reader import Bool, UInt8
+from caswit.raster.reader import Bool, UInt8, rescaled
 from caswit.raster.warped import places_on
 from caswit.raster.windows import Window
+from caswit.serve.bands import Shown
 from caswit.viz.pictures import WRONG_COLOUR
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ class Layer:
     width: int
     classes: tuple[LandClass, ...] = ()
     """Legend of a map, truth, or errors."""
-    bands: tuple[int, ...] = (1,)
+    bands: Shown = (1, 1, 1)
+    """Of an image, the bands that are shown as red, green and blue."""
+    names: tuple[str, ...] = ()
+    """Of an image, what each band that can be shown is called; empty for one without a name."""
     truth: Source | None = None
     """Labels with which an error layer compares its map."""
     coarsest: int = 1
@@ -84,11 +88,13 @@ class Layer:
                 table[c.id] = (*c.rgb, 90 if c.ignore else 255)
         return table
 
-    def picture(self, window: Window, height: int, width: int, hidden: Iterable[int] = ()) -> UInt8:
-        """Draw a window as (H, W, 4): red, green, blue, opacity. Hidden classes are clear."""
+    def picture(
+        self, window: Window, height: int, width: int, hidden: Iterable[int] = (), bands: Shown | None = None
+    ) -> UInt8:
+        """Draw a window as (H, W, 4): red, green, blue, opacity. Hidden classes are clear, ``bands`` those to show."""
         match self.kind:
             case "image":
-                return self._photograph(window, height, width)
+                return self._photograph(window, height, width, bands or self.bands)
             case "map" | "truth":
                 palette = self._palette.copy()
                 palette[[*hidden]] = 0
@@ -102,10 +108,14 @@ class Layer:
         """Read a window as (H, W) class ids, or confidence in percent; NO_CLASS where there is none."""
         return _ids(self.source, window, height, width)
 
-    def _photograph(self, window: Window, height: int, width: int) -> UInt8:
-        pixels, valid = self.source.read(window, height, width, self.bands, average=True)
+    def _photograph(self, window: Window, height: int, width: int, bands: Shown) -> UInt8:
+        pixels, valid = self.source.read(window, height, width, bands, average=True)
+        if pixels.dtype != np.uint8:
+            assert isinstance(self.source, Overviews), self.kind
+            limits = map(self.source.limits, bands)
+            pixels = np.stack([rescaled(band, *pair) for band, pair in zip(pixels, limits, strict=True)])
         opacity = np.where(valid, 255, 0).astype(np.uint8)
-        return np.concatenate([np.moveaxis(pixels, 0, -1).astype(np.uint8), opacity[..., None]], axis=-1)
+        return np.concatenate([np.moveaxis(pixels, 0, -1), opacity[..., None]], axis=-1)
 
     def _confidence(self, window: Window, height: int, width: int) -> UInt8:
         percent = self.values(window, height, width)
@@ -166,7 +176,13 @@ class Outlines:
 
 
 def raster_layer(
-    kind: Kind, title: str, overviews: Overviews, *, classes: tuple[LandClass, ...] = (), bands: tuple[int, ...] = (1,)
+    kind: Kind,
+    title: str,
+    overviews: Overviews,
+    *,
+    classes: tuple[LandClass, ...] = (),
+    bands: Shown = (1, 1, 1),
+    names: tuple[str, ...] = (),
 ) -> Layer:
     """Make a layer of a raster."""
     about = overviews.info
@@ -179,6 +195,7 @@ def raster_layer(
         width=about.grid.width,
         classes=classes,
         bands=bands,
+        names=names,
         coarsest=about.coarsest,
         revision=overviews.path.stat().st_mtime_ns,
     )
@@ -272,7 +289,7 @@ def drawn_layer(title: str, label: VectorLabel, table: ClassTable, image: Layer,
         path=label.file,
         source=_Drawn(VectorLabels(label, table, grid), table),
         classes=tuple(mapped.get(c, c) for c in table.classes),
-        bands=(1,),
+        names=(),
         revision=label.file.stat().st_mtime_ns,
     )
 

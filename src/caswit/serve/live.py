@@ -5,6 +5,7 @@ pixel of an image, stage and head it would be larger than the image by orders of
 """
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from caswit.explain.figure import heatmap_overlay, peak_over_uniform
 from caswit.inference.load import load_predictor
 from caswit.raster.gate import OPENING, Gate
 from caswit.raster.reader import PixelEncoding, Raster
+from caswit.raster.stack import Further, own_ranges
 from caswit.raster.windows import Tile, Window, owner
 from caswit.viz.pictures import data_uri
-from caswit.weights.image_bands import bands_to_read
+from caswit.weights.image_bands import bands_to_read, check_further
 from caswit.weights.model_folder import LoadedModel, load_model
 
 _KEPT_TILES = 16
@@ -35,13 +37,16 @@ class LiveModel:
     Args:
         folder: Model folder.
         settings: How to compute.
+        also: Rasters that lie under all images, for bands that these lack.
 
     ``gate`` is set by the application: it checks images before they are opened.
     """
 
-    def __init__(self, folder: Path, settings: ComputeConfig) -> None:
+    def __init__(self, folder: Path, settings: ComputeConfig, also: Sequence[Further] = ()) -> None:
         self.gate: Gate | None = None
         self.loaded: LoadedModel = load_model(folder)
+        check_further(self.loaded.info, also)
+        self.also = tuple(also)
         self.model = load_predictor(self.loaded, settings)
         self.tile_px = self.loaded.info.tile.tile_px
         self._busy = threading.Lock()
@@ -52,11 +57,14 @@ class LiveModel:
         """True where there is attention to show: only CASWiT has some, and the page can lay that of one context."""
         return shows_attention(self.model.network) and isinstance(self.model.context_factor, int)
 
-    def attention(self, image: Path, row: int, col: int) -> dict[str, Any]:
-        """Explain a pixel: attention by stage and head as pictures, and the probabilities for each kind of context."""
+    def attention(self, image: Path, row: int, col: int, also: Sequence[Further] = ()) -> dict[str, Any]:
+        """Explain a pixel: attention by stage and head as pictures, and the probabilities for each kind of context.
+
+        ``also`` are rasters beside this image, which passed no gate yet.
+        """
         if not isinstance(self.model.context_factor, int):
             raise ModelError("this model reads several contexts; caswit explain draws where it attends in each")
-        with self._busy, self._scene(image) as scene:
+        with self._busy, self._scene(image, also) as scene:
             explanation = explain_pixel(self.model, scene, row, col, self.tile_px)
             ratio = scene.ratio
         tile = explanation.tile.window
@@ -79,13 +87,13 @@ class LiveModel:
             ],
         }
 
-    def confidence(self, image: Path, row: int, col: int) -> dict[str, Any] | None:
+    def confidence(self, image: Path, row: int, col: int, also: Sequence[Further] = ()) -> dict[str, Any] | None:
         """Return the model's class at a pixel and its probability; None while the model is busy."""
         # A pointer asks many times a second: an answer that comes late is of a place it has left, so none is queued.
         if not self._busy.acquire(blocking=False):
             return None
         try:
-            with self._scene(image) as scene:
+            with self._scene(image, also) as scene:
                 at = pixel_as_read(scene, row, col)
                 tile = owner(scene.height, scene.width, self.tile_px, self.tile_px // 4, *at)
                 probabilities = self._tile(image, scene, tile)
@@ -103,17 +111,30 @@ class LiveModel:
             self._tiles[place] = self.model.logits(region, [tile])[0].softmax(0).cpu().numpy()
         return self._tiles[place]
 
-    def _scene(self, image: Path) -> SceneReader:
+    def _scene(self, image: Path, also: Sequence[Further]) -> SceneReader:
         info = self.loaded.info
+        model = info.model
+        # What the user names for all images wins over what a dataset has for this one.
+        named = {each.name for each in self.also}
+        beside = [each for each in also if each.name in model.band_names and each.name not in named]
         with OPENING:
-            driver = None if self.gate is None else self.gate.driver(image)
-            raster = Raster(image, PixelEncoding(ranges=info.model.ranges), driver)
-        try:
-            bands = bands_to_read(image, info, opened=raster)
-            return SceneReader(Scene(image=image), bands=bands, read_gsd_m=info.tile.read_gsd_m, image=raster)
-        except BaseException:
-            raster.close()
-            raise
+            driver = None
+            if self.gate is not None:
+                driver = self.gate.driver(image)
+                beside = [each._replace(driver=self.gate.driver(Path(each.path))) for each in beside]
+            further = (*self.also, *beside)
+            raster = Raster(image, PixelEncoding(ranges=own_ranges(model.band_names, model.ranges, further)), driver)
+            try:
+                return SceneReader(
+                    Scene(image=image, also=further),
+                    bands=bands_to_read(image, info, further=further, opened=raster),
+                    read_gsd_m=info.tile.read_gsd_m,
+                    image=raster,
+                    ranges=model.ranges,
+                )
+            except BaseException:
+                raster.close()
+                raise
 
     def _probabilities(self, explanation: Explanation) -> list[dict[str, Any]]:
         classes = self.loaded.info.classes.predicted

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import uvicorn
 
-from caswit.config import RGB, ServeConfig
+from caswit.config import ServeConfig, check
 from caswit.errors import ConfigError
 from caswit.raster.gate import confined
 from caswit.serve.app import make_app
+from caswit.serve.bands import numbers_of
 from caswit.serve.collection import Collection
 from caswit.serve.live import LiveModel
-from caswit.weights.model_folder import ModelInfo
+from caswit.weights.image_bands import parse_also
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MAX_CONNECTIONS = 500
@@ -37,24 +38,16 @@ def serve(
         _serve(where, model, settings, say)
 
 
-def _shown(info: ModelInfo | None) -> tuple[int, int, int]:
-    """Return the bands that are shown: of a model's, red, green and blue, or its first three in an image."""
-    if info is None:
-        return 1, 2, 3
-    by_name = dict(zip(info.model.band_names, info.bands, strict=True))
-    colours = [by_name[name] for name in RGB] if set(RGB) <= set(by_name) else list(info.bands)
-    numbers = [band for band in colours if isinstance(band, int)]
-    red, green, blue = numbers[:3] if len(numbers) >= 3 else (1, 2, 3)
-    return red, green, blue
-
-
 def _serve(where: Path | Sequence[Path], model: Path | None, settings: ServeConfig, say: Callable[[str], None]) -> None:
-    live = None if model is None else LiveModel(model, settings)
+    further = parse_also(settings.also)
+    check(model is not None or not further, f"also needs a model that reads {settings.also}; add --model MODEL")
+    live = None if model is None else LiveModel(model, settings, further)
     info = None if live is None else live.loaded.info
     collection = Collection(
         where,
         table=None if info is None else info.classes,
-        bands=settings.bands or _shown(info),
+        bands=settings.bands,
+        numbers={} if info is None else numbers_of(info.model.band_names, info.bands),
     )
     count = len(collection.views())
     if not count:

@@ -17,7 +17,7 @@ from caswit.inference.devices import autocast
 from caswit.nn.simmim import SimMIM, pixel_mask, random_cells
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.windows import Window, some_of, tile_grid
-from caswit.viz.pictures import png_bytes, stack, strip
+from caswit.viz.pictures import channels_last, png_bytes, stack, strip
 from caswit.weights.image_bands import bands_to_read
 from caswit.weights.model_folder import load_pretrained
 
@@ -37,13 +37,13 @@ class Reconstruction(NamedTuple):
     reconstruction: UInt8
     """Reconstructed where the tile is masked, elsewhere the tile itself, which the loss ignores."""
 
-    def picture(self) -> UInt8:
-        """Return the four side by side, (H, W, 3)."""
+    def picture(self, names: Sequence[str]) -> UInt8:
+        """Return the four side by side, (H, W, 3); ``names`` are those of the bands."""
         titles = ("tile", "masked tile", "masked context", "reconstruction")
         panels: list[tuple[str, UInt8]] = []
         for title, image in zip(titles, self, strict=True):
             panels += [(title, each) for each in (image if image.ndim == 4 else [image]) if each.size]
-        return strip([(title, np.moveaxis(x, 0, -1)) for title, x in panels])
+        return strip([(title, channels_last(x, names)) for title, x in panels])
 
 
 class Reconstructor:
@@ -96,7 +96,7 @@ def sheet(make: Reconstructor, dataset: Dataset, tiles: Sequence[tuple[Scene, Wi
     rows = []
     for number, (scene, window) in enumerate(tiles):
         with SceneReader(scene, None, dataset.bands, dataset.read_gsd_m, ranges=dataset.ranges) as opened:
-            rows.append(make(opened, window, number).picture())
+            rows.append(make(opened, window, number).picture(dataset.band_names))
     return stack(rows)
 
 
@@ -126,5 +126,6 @@ def reconstruct(
         if not shown:
             raise DataError(f"{image}: has no valid pixels; give an image with data")
         chosen = some_of(shown, count, ends=False)
-        rows = [make(scene, window, seed + number).picture() for number, window in enumerate(chosen)]
+        names = info.model.band_names
+        rows = [make(scene, window, seed + number).picture(names) for number, window in enumerate(chosen)]
     atomic_write_bytes(out, png_bytes(stack(rows)))

@@ -192,7 +192,18 @@ def resize_nearest(picture: NDArray[np.uint8], height: int, width: int) -> NDArr
     return np.asarray(Pillow.fromarray(picture).resize((width, height), Pillow.Resampling.NEAREST))
 
 
-def channels_last(image: NDArray[np.uint8]) -> Image:
-    """Turn the (n, H, W) of a raster into the (H, W, 3) of a picture: its first three bands, or the first as grey."""
+_CHANNELS = ("red", "green", "blue")
+
+
+def channels_last(image: NDArray[np.uint8], names: Sequence[str] = ()) -> Image:
+    """Turn the (n, H, W) of a raster into the (H, W, 3) of a picture.
+
+    Args:
+        image: Its n bands.
+        names: Of the bands. Those called red, green and blue are shown, without them the first three, or the first as
+            grey.
+    """
+    if set(_CHANNELS) <= set(names):
+        image = image[[names.index(name) for name in _CHANNELS]]
     image = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
     return np.ascontiguousarray(np.moveaxis(image, 0, -1))

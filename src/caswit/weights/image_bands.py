@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 from caswit.errors import ConfigError, brief
@@ -36,8 +37,7 @@ def bands_to_read(
         ConfigError: There are more or fewer numbers than bands, or a raster for a band that the model does not read.
     """
     names, beside = info.model.band_names, [each.name for each in further]
-    if strange := [name for name in beside if name not in names]:
-        raise ConfigError(f"also names {strange[0]}, the model reads {', '.join(names)}; leave it out")
+    check_further(info, further)
     own = [name for name in names if name not in beside]
     if numbers is not None:
         if len(numbers) != len(own):
@@ -50,13 +50,23 @@ def bands_to_read(
     if not info.model.has_other_bands and not further:
         return info.bands
     with nullcontext(opened) if opened is not None else Raster(image) as raster:
-        if raster.dtype == "uint8" and any(info.model.ranges):
-            log.warning(
-                "%s: pixels are uint8 and read as they are; the model learned from other values (%s)",
-                image,
-                ", ".join(f"{n} {r[0]:g} to {r[1]:g}" for n, r in zip(names, info.model.ranges, strict=True) if r),
-            )
+        ranges = [(n, r) for n, r in zip(names, info.model.ranges, strict=False) if r and n not in beside]
+        if raster.dtype == "uint8" and ranges:
+            _say_unstretched(str(image), ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ranges))
         return model_bands(str(image), raster, names, info.bands, beside)
+
+
+@cache
+def _say_unstretched(image: str, learned: str) -> None:
+    # Once: the viewer opens an image for every pixel under the pointer.
+    log.warning("%s: pixels are uint8 and read as they are; the model learned from other values (%s)", image, learned)
+
+
+def check_further(info: ModelInfo | PretrainedInfo, further: Sequence[Further]) -> None:
+    """Raise ConfigError for a raster of a band that the model does not read."""
+    names = info.model.band_names
+    if strange := [each.name for each in further if each.name not in names]:
+        raise ConfigError(f"also names {strange[0]}, the model reads {', '.join(names)}; leave it out")
 
 
 def parse_also(text: str | None) -> tuple[Further, ...]:

@@ -41,6 +41,8 @@ _BRANCHES = {
     "norms.": ("hr_norms.", "context_norms."),
     "decoder.": ("decoder.", "context_decoder."),
 }
+_HEADS = (("context_decoder.", "decoder."), ("context_norms.", "hr_norms."))
+"""Beginnings of the names of the context branch's head, and of the same parts of the main one."""
 _ENCODERS = ("hr_encoder.", "context_encoder.")
 _LAST = ("decoder.classify.", "context_decoder.classify.")
 """Beginnings of the names of last layers, which have a row for each class."""
@@ -61,6 +63,8 @@ class Fit(NamedTuple):
     """Names in the network whose weights were not found, or not in their shape; they keep their random start."""
     left_over: tuple[str, ...]
     """Names in the file that were not used."""
+    copied: tuple[str, ...] = ()
+    """Names in ``taken`` of parts of the context branch that the file lacks, which start as those of the hr branch."""
 
     def share(self, encoders: tuple[str, ...] = _ENCODERS) -> float:
         """Return the share of the encoders' weights that were found, 0..1."""
@@ -95,6 +99,8 @@ def start_from(
     ours = network.state_dict()
     placed = _placed(_TRANSLATE[start.source](state) if start.source in _TRANSLATE else state, start, set(ours))
     info = info_of_start(start)
+    twins = _left_out(placed, start, ours)
+    placed |= twins
     theirs_classes = info.classes.names if isinstance(info, ModelInfo) and classes and start.decoder else ()
     if theirs_classes:
         log.info("%s", _matched(classes, theirs_classes))
@@ -120,7 +126,8 @@ def start_from(
         resized=tuple(resized),
         # num_batches_tracked is a counter of batch norm, not a weight, and some files lack it.
         missing=tuple(n for n in ours if n not in new and not n.endswith("num_batches_tracked")),
-        left_over=tuple(n for n in placed if n not in new and not n.endswith("num_batches_tracked")),
+        left_over=tuple(n for n in placed if n not in new and n not in twins and not n.endswith("num_batches_tracked")),
+        copied=tuple(n for n in twins if n in new),
     )
     for line in report(fit, where, start, placed, ours):
         log.info("%s", line)
@@ -159,29 +166,33 @@ def folder_of_start(path: str) -> Path:
 
 def report(fit: Fit, where: str, start: InitConfig, theirs: State, ours: State) -> list[str]:
     """Return lines that say what matched; for ``from: official`` with the most similar names of the same shape."""
-    count = {kind: sum(n.startswith(kind) for n in fit.taken) for kind in (*_ENCODERS, "fusion.")}
+    read = [name for name in fit.taken if name not in fit.copied]
+    count = {kind: sum(n.startswith(kind) for n in read) for kind in (*_ENCODERS, "fusion.")}
     parts = [f"{n} of {kind[:-1]}" for kind, n in count.items() if n] or ["nothing"]
-    rest = len(fit.taken) - sum(count.values())
+    rest = len(read) - sum(count.values())
     others = f", {rest} others" if rest else ""
     resized = f"; {len(fit.resized)} position biases interpolated to this window" if fit.resized else ""
     share = f"{fit.share(_counted(start)):.0%} of the encoders"
     lines = [f"init: {where}: took {', '.join(parts)}{others}; {share}{resized}"]
+    if fit.copied:
+        lines.append(f"init: not stored with models, starts as in the tile's branch: {_by_part(fit.copied)}")
     # Of a network of one context: at zero, every further context is read as that one was.
     at_zero = tuple(name for name in fit.missing if name.endswith("context_embedding"))
     if at_zero:
         lines.append(f"init: {len(at_zero)} that tell contexts apart start at zero: {_some(at_zero)}")
     at_random = tuple(name for name in fit.missing if name not in at_zero)
     if at_random:
-        # A model folder leaves out what only training needs, such as the head of the context branch.
-        of = Counter(name.partition(".")[0] for name in at_random)
-        parts = [f"{count} of {part}" for part, count in of.items()]
-        lines.append(f"init: {len(at_random)} start at random ({', '.join(parts)}): {_some(at_random)}")
+        lines.append(f"init: {len(at_random)} start at random ({_by_part(at_random)}): {_some(at_random)}")
     if fit.left_over:
         lines.append(f"init: {len(fit.left_over)} left over: {_some(fit.left_over)}")
     if start.source == "official":
         spare = {name: theirs[name] for name in fit.left_over}
         lines += [f"init:   {name} {tuple(ours[name].shape)} <- {_nearest(name, ours, spare)}" for name in fit.missing]
     return lines
+
+
+def _by_part(names: tuple[str, ...]) -> str:
+    return ", ".join(f"{count} of {part}" for part, count in Counter(n.partition(".")[0] for n in names).items())
 
 
 def window_warning(start: InitConfig, size: Size, tile_px: int) -> str | None:
@@ -254,6 +265,22 @@ def _placed(state: State, start: InitConfig, ours: set[str]) -> State:
         twins = {n.replace("hr_", "context_", 1): x for n, x in placed.items() if n.startswith(("hr_enc", "hr_norm"))}
         placed |= {n: x for n, x in twins.items() if n in ours}
     return placed
+
+
+def _left_out(placed: State, start: InitConfig, ours: State) -> State:
+    """Return weights of the hr branch for what of the context branch a model is stored without, by their new names.
+
+    These are parts that only training with alpha above 0 has: the stages of the context encoder after the last fusion,
+    and, where the decoder is taken, the head. Beside a mask2former that is another kind of decoder.
+    """
+    if start.source != "caswit" or not start.context:
+        return {}
+    found: State = {}
+    for context, hr in (("context_encoder.", "hr_encoder."), *(_HEADS if start.decoder else ())):
+        wanted = {n: hr + n.removeprefix(context) for n in ours if n.startswith(context) and n not in placed}
+        if placed.keys() >= set(wanted.values()):
+            found |= {n: placed[main] for n, main in wanted.items()}
+    return found
 
 
 def _targets(name: str, start: InitConfig) -> list[str]:

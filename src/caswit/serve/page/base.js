@@ -4,7 +4,7 @@
 
 export const by = (id) => document.getElementById(id);
 
-export const state = { views: [], explains: false, basemap: null, view: null, layer: null, hidden: new Set() };
+export const state = { views: [], explains: false, basemap: null, view: null, layer: null, hidden: new Set(), bands: null };
 
 // Canvas: what is drawn over the map can be copied into a picture.
 export const map = L.map("map", {

@@ -1,4 +1,5 @@
 // Images and the layers over them: tiles, opacity, and maps that are still being computed.
+import { onChoice, setBands, showChoice } from "./bands.js";
 import { ask, box, by, map, note, percent, say, state } from "./base.js";
 
 const TILE_PX = 256;
@@ -8,7 +9,8 @@ const drawn = { image: null, layer: null };
 function tileAddress(layer) {
   const hide = layer.kind === "map" || layer.kind === "truth" ? [...state.hidden].sort((a, b) => a - b) : [];
   const address = `api/views/${state.view.key}/layers/${layer.key}/tiles/{z}/{x}/{y}?v=${layer.revision}`;
-  return hide.length ? `${address}&hide=${hide}` : address;
+  const bands = layer.kind === "image" && state.bands ? `&bands=${state.bands}` : "";
+  return (hide.length ? `${address}&hide=${hide}` : address) + bands;
 }
 
 function tiles(layer, pane) {
@@ -47,6 +49,7 @@ function reach(whole) {
 }
 
 export function showView(view) {
+  const before = state.view;
   Object.assign(state, { view, scale: 2 ** view.max_zoom, hidden: new Set() });
   for (const name of ["image", "layer"]) drawn[name]?.remove();
   drawn.image = null;
@@ -59,6 +62,7 @@ export function showView(view) {
   map.setMaxBounds(reach(box([0, 0, view.height, view.width])));
   // A wide image would be a strip on an upright screen with nothing above and below.
   if (narrow.matches) fit(true);
+  showChoice(before);
   const image = view.layers.find((layer) => layer.kind === "image");
   if (image) drawn.image = tiles(image, "tilePane").addTo(map);
   const choices = view.layers.filter((layer) => layer.kind !== "image");
@@ -85,8 +89,21 @@ export function showLayer(layer) {
   say("layer");
 }
 
+// New pictures are fetched into the tiles that are there: tiles made anew would flicker, and Leaflet asks for them at a
+// zoom between whole numbers, where there are none.
+function refetch(tileLayer, layer) {
+  tileLayer.setUrl(tileAddress(layer), true);
+  for (const tile of Object.values(tileLayer._tiles)) tile.el.src = tileLayer.getTileUrl(tile.coords);
+}
+
 export function redrawLayer() {
-  drawn.layer?.setUrl(tileAddress(state.layer));
+  if (drawn.layer) refetch(drawn.layer, state.layer);
+}
+
+export function showBands(bands) {
+  if (!setBands(bands)) return;
+  if (drawn.image) refetch(drawn.image, state.view.layers.find((layer) => layer.kind === "image"));
+  say("shown");
 }
 
 export function setOpacity() {
@@ -116,9 +133,7 @@ async function refresh() {
   Object.assign(state.view, view);
   if (!changed) return;
   state.layer = fresh;
-  // New pictures are fetched into the tiles that are there, since tiles made anew would flicker.
-  drawn.layer.setUrl(tileAddress(fresh), true);
-  for (const tile of Object.values(drawn.layer._tiles)) tile.el.src = drawn.layer.getTileUrl(tile.coords);
+  refetch(drawn.layer, fresh);
   showProgress();
   say("areas");
 }
@@ -140,5 +155,6 @@ export async function loadViews(wanted) {
 by("view").onchange = () => showView(state.views.find((view) => view.key === by("view").value));
 by("layer").onchange = () => showLayer(state.view.layers.find((layer) => layer.key === by("layer").value));
 by("opacity").oninput = () => { setOpacity(); say("shown"); };
+onChoice(showBands);
 by("whole").onclick = () => fit(false);
 setInterval(refresh, POLL_MS);

@@ -3,7 +3,7 @@ import { attention, explainPixel } from "./attention.js";
 import { showBasemap } from "./basemap.js";
 import { by, exactPixel, map, note, on, place, state } from "./base.js";
 import { hideClasses } from "./legend.js";
-import { setOpacity, showLayer, showView } from "./layers.js";
+import { setOpacity, showBands, showLayer, showView } from "./layers.js";
 import { setSwipe, swipe } from "./swipe.js";
 import { showPolygons, shownPolygons } from "./polygons.js";
 
@@ -22,6 +22,7 @@ function write() {
     zoom: map.getZoom(),
     opacity: by("opacity").value,
   });
+  if (state.bands) about.set("bands", state.bands);
   if (by("swipe").checked) about.set("swipe", Math.round(100 * swipe.share));
   if (state.hidden.size) about.set("off", [...state.hidden].sort((a, b) => a - b));
   if (shownPolygons().length) about.set("polygons", shownPolygons());
@@ -42,6 +43,7 @@ export function restore() {
   if (view) {
     by("view").value = view.key;
     if (view !== state.view) showView(view);
+    showBands(numbers(about.get("bands")));
     const layer = view.layers.find((each) => each.key === about.get("layer") && each.kind !== "image");
     if (layer || about.get("layer") === "none") showLayer(layer);
     const [opacity] = numbers(about.get("opacity"));
