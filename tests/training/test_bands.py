@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from caswit.cli.main import main
 from caswit.config import RGB, DataConfig, EvaluateConfig, ModelConfig, Recipe, TileConfig, TrainConfig
 from caswit.data.dataset import load_dataset
 from caswit.data.statistics import measure
@@ -68,3 +69,12 @@ def test_what_is_measured_is_in_the_model_and_prediction_needs_no_flag(dataset, 
     settings = read_info(other).model
     assert settings.ranges == (found.ranges[4], found.ranges[0])
     assert "init: bands of the first convolution: dsm, red by name; green, blue, nir not used" in caplog.text
+
+
+@pytest.mark.parametrize("try_out", ["--dry-run", "--find-lr"])
+def test_what_tries_a_training_out_reads_its_bands(try_out, dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("caswit.training.lr_range.STEPS", 24)
+    sections = {"data": {"dataset": str(dataset)}, "model": {**MODEL, "fusion_stages": [4]}, "tile": {"tile_px": 32}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**sections, "train": {"batch": 2, "accelerator": "cpu"}}))
+    main(["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), try_out])
+    assert {"--dry-run": "loss ", "--find-lr": "suggestion"}[try_out] in capsys.readouterr().out

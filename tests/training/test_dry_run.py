@@ -36,6 +36,7 @@ def test_the_time_is_that_of_all_steps_and_validations():
     assert lines[0] == "network: CASWiT-nano, 1,000 weights, 900 of them learn"
     assert lines[3].startswith("memory:  2.0 GB")
     assert lines[4] == "time:    about 10:30 for 300 steps of 2.00 s and 3 validations of 10.0 s"
+    assert SAID._replace(validations=1).lines()[4].endswith("and 1 validation of 10.0 s")
 
 
 @pytest.fixture

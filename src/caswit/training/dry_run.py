@@ -61,7 +61,8 @@ class DryRun(NamedTuple):
         every = "all of them learn" if self.learning == self.weights else f"{self.learning:,} of them learn"
         val = f"{self.scenes[1]} to validate on, {self.tiles[1]:,} tiles" if self.tiles[1] else "none to validate on"
         ends = "" if self.max_minutes is None else f", ended by max_minutes={self.max_minutes:g}"
-        validations = f" and {self.validations} validations of {self.validation_s:.1f} s" if self.validations else ""
+        count = _many(self.validations, "validation")
+        validations = f" and {count} of {self.validation_s:.1f} s" if self.validations else ""
         return [
             f"network: {self.title}, {self.weights:,} weights, {every}",
             f"data:    {_many(self.scenes[0], 'scene')} to learn from, {self.tiles[0]:,} tiles an epoch; {val}",

@@ -68,11 +68,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
         CaswitError: The recipe, the data or the folder cannot be used.
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
-    check_loggers(recipe.train.loggers)
-    dataset = load_data(recipe)
-    scenes = dataset.split(recipe.data.train_split)
-    dataset, model = settle_bands(recipe, dataset, scenes, info_of_start(recipe.start))
-    _check(recipe, dataset)
+    dataset, model = _data_and_network(recipe)
     # Only a training in phases has a column that says in which a step is.
     folder = RunFolder(out, (*COLUMNS, "phase") if recipe.train.phases else COLUMNS)
     with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
@@ -90,12 +86,21 @@ def trial(recipe: Recipe) -> Iterator[tuple[Loop, "SupervisedTask"]]:
     Raises:
         CaswitError: The recipe or the data cannot be used.
     """
-    dataset = load_data(recipe)
-    _check(recipe, dataset)
+    dataset, model = _data_and_network(recipe)
     with TemporaryDirectory() as scratch, one_device(recipe) as fabric, repeatable(recipe.train, fabric.device):
         folder = RunFolder(Path(scratch))
-        task = SupervisedTask(fabric, recipe, dataset, folder)
+        task = SupervisedTask(fabric, recipe, dataset, folder, model)
         yield Loop(fabric, recipe, folder, task, _network(recipe, task.info, new=True)), task
+
+
+def _data_and_network(recipe: Recipe) -> tuple[Dataset, ModelConfig]:
+    """Return the dataset with the bands that are read, and the settings of the network; check the recipe first."""
+    check_loggers(recipe.train.loggers)
+    dataset = load_data(recipe)
+    scenes = dataset.split(recipe.data.train_split)
+    dataset, model = settle_bands(recipe, dataset, scenes, info_of_start(recipe.start))
+    _check(recipe, dataset)
+    return dataset, model
 
 
 class SupervisedTask:
@@ -109,9 +114,7 @@ class SupervisedTask:
         model: Settings of the network with the numbers of its bands.
     """
 
-    def __init__(
-        self, fabric: Fabric, recipe: Recipe, dataset: Dataset, folder: RunFolder, model: ModelConfig | None = None
-    ) -> None:
+    def __init__(self, fabric: Fabric, recipe: Recipe, dataset: Dataset, folder: RunFolder, model: ModelConfig) -> None:
         self.fabric, self.recipe, self.dataset, self.folder = fabric, recipe, dataset, folder
         settings = recipe.train
         self.samples = TrainingSamples(
@@ -119,7 +122,7 @@ class SupervisedTask:
         )
         self.validation_scenes = dataset.split(recipe.data.val_split) if recipe.data.val_split else ()
         self.validation_sample = _validation_sample(recipe, dataset, self.validation_scenes)
-        self.info = _info(recipe, dataset, model or recipe.model)
+        self.info = _info(recipe, dataset, model)
         self.named_absent = False
         weights = self._class_weights()
         self.losses = named_losses(
