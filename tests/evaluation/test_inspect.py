@@ -114,6 +114,9 @@ class TestFindings:
         assert lines == ["Nothing."]
         assert "| building | 1 | " in said
         assert page.count('<img src="data:image/jpeg') == 4
+        # What may be long is broken into lines, so that the last column is not cut off.
+        assert '<td class="words">class ids</td>' in page
+        assert "td.words { white-space: normal;" in page
         share = re.search(r"\| water \| 7 \| ([\d.]+) % \| ([\d.]+) % \|", said)
         assert share[1] == share[2]  # one scene is in both splits
 

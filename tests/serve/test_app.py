@@ -229,6 +229,16 @@ def test_public_datasets_are_shown_with_their_truth(tmp_path):
     np.testing.assert_array_equal(truth[known][:, :3] > 127, stored[known])
 
 
+def test_labels_of_flair_hub_are_no_maps(tmp_path):
+    """Its scenes are mosaics in the cache, outside of the folder: patches are known by their names."""
+    for what, pixels in (("RGBI", picture(40, 50)), ("LABEL-COSIA", np.ones((1, 40, 50), np.uint8))):
+        folder = tmp_path / f"D034-2021_AERIAL_{what}"
+        folder.mkdir()
+        write_raster(folder / f"{folder.name}_UU-S1-1_0-0.tif", pixels, crs="EPSG:2154", gsd_m=0.5)
+    (view,) = views(TestClient(make_app(Collection(tmp_path)))).values()
+    assert [each["kind"] for each in view["layers"]] == ["image", "truth"]
+
+
 def test_points_say_class_place_and_confidence(client, label):
     scene = views(client)["scene.tif"]
     reply = client.get(f"/api/views/{scene['key']}/point", params={"row": 40, "col": 60}).json()

@@ -205,6 +205,21 @@ def test_errors_can_be_laid_over(page):
     assert 0.1 < red.mean() < 0.95
 
 
+def test_sizes_of_classes_stay_on_one_line(page):
+    page.wait_for_selector("#legend tbody td:nth-child(3)", state="attached")
+    rows = "[...document.querySelectorAll('#legend tbody tr')]"
+    heights = page.evaluate(
+        f"""{rows}.map((row) => {{
+            const before = row.offsetHeight;
+            row.cells[1].textContent = "123,456 m²";
+            row.cells[2].textContent = "64 %";
+            row.cells[0].querySelector("span").textContent = "herbaceous vegetation";
+            return [before, row.offsetHeight];
+        }})"""
+    )
+    assert all(before == after for before, after in heights)
+
+
 def test_a_map_still_being_computed_fills_in(page, folder):
     page.select_option("#view", label="zweite.tif")
     page.wait_for_selector("#progress:not([hidden])")

@@ -10,9 +10,12 @@ from caswit.cli.main import main
 from caswit.config import RGB, DataConfig, EvaluateConfig, ModelConfig, Recipe, TileConfig, TrainConfig
 from caswit.data.dataset import load_dataset
 from caswit.data.statistics import measure
+from caswit.errors import DataError
 from caswit.evaluation.inspect import inspect
 from caswit.evaluation.run import evaluate
+from caswit.raster.stack import Further
 from caswit.training.supervised import train
+from caswit.weights.image_bands import bands_to_read
 from caswit.weights.model_folder import read_info
 from conftest import georeference
 
@@ -78,3 +81,14 @@ def test_what_tries_a_training_out_reads_its_bands(try_out, dataset, tmp_path, c
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**sections, "train": {"batch": 2, "accelerator": "cpu"}}))
     main(["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), try_out])
     assert {"--dry-run": "loss ", "--find-lr": "suggestion"}[try_out] in capsys.readouterr().out
+
+
+def test_bands_that_only_the_dataset_names_are_mapped_in_their_order(dataset, tmp_path, caplog):
+    content = yaml.safe_load(dataset.read_text())
+    dataset.write_text(yaml.safe_dump(content | {"bands": ["blue", "green", "red", "nir"]}))
+    info = read_info(train(recipe(dataset), tmp_path / "run"))
+    dsm = (Further("dsm", str(tmp_path / "val_dsm.tif"), 1),)
+    assert bands_to_read(tmp_path / "val.tif", info, further=dsm) == (1, 2, 3, 4, "dsm")
+    assert "they are taken for blue, green, red, nir, in this order" in caplog.text
+    with pytest.raises(DataError, match="lacks dsm"):
+        bands_to_read(tmp_path / "val.tif", info)

@@ -176,7 +176,8 @@ def model_bands(path: str, image: Raster, names: Sequence[str], numbers: Bands, 
     """Return the bands of an image that a model of more or other bands than red, green and blue reads.
 
     They are those that the image calls by the model's names. An image that calls none so is read by the numbers that
-    the model learned from.
+    the model learned from; where these are names too, an image that names nothing has its bands in their order, as
+    in a dataset.
 
     Args:
         path: Of the image, for messages.
@@ -191,6 +192,8 @@ def model_bands(path: str, image: Raster, names: Sequence[str], numbers: Bands, 
     called = [name.casefold() for name in image.descriptions]
     by_name = any(name.casefold() in called for name in names)
     has = image.count - (image.alpha is not None and _is_mask(image))
+    own = [name for name in names if name not in further]
+    in_order = not any(called) and not any(isinstance(number, int) for number in numbers)
     found: list[int | str] = []
     lacks = []
     for name, number in zip(names, numbers, strict=True):
@@ -200,6 +203,8 @@ def model_bands(path: str, image: Raster, names: Sequence[str], numbers: Bands, 
             found.append(called.index(name.casefold()) + 1)
         elif not by_name and isinstance(number, int) and number <= has:
             found.append(number)
+        elif in_order and own.index(name) < has:
+            found.append(own.index(name) + 1)
         else:
             lacks.append(name)
     if lacks:

@@ -462,7 +462,8 @@ def _is_classes(about: RasterInfo) -> bool:
 
 
 def _kind(path: Path, about: RasterInfo, is_label: bool) -> Kind:
-    if is_label or path.stem.endswith(("_label", "_truth", "_mask")):
+    # FLAIR-HUB's scenes are mosaics, which are not shown: its patches are known as labels by their names alone.
+    if is_label or path.stem.endswith(("_label", "_truth", "_mask")) or "_LABEL-" in path.stem:
         return "truth"
     if "confidence" in about.descriptions[0].lower() or path.stem.endswith("confidence"):
         return "confidence"

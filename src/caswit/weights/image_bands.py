@@ -53,13 +53,21 @@ def bands_to_read(
         ranges = [(n, r) for n, r in zip(names, info.model.ranges, strict=False) if r and n not in beside]
         if raster.dtype == "uint8" and ranges:
             _say_unstretched(str(image), ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ranges))
-        return model_bands(str(image), raster, names, info.bands, beside)
+        found = model_bands(str(image), raster, names, info.bands, beside)
+        if not any(raster.descriptions) and not any(isinstance(band, int) for band in info.bands):
+            _say_in_order(str(image), ", ".join(own))
+        return found
 
 
 @cache
 def _say_unstretched(image: str, learned: str) -> None:
     # Once: the viewer opens an image for every pixel under the pointer.
     log.warning("%s: pixels are uint8 and read as they are; the model learned from other values (%s)", image, learned)
+
+
+@cache
+def _say_in_order(image: str, names: str) -> None:
+    log.warning("%s: its bands have no names; they are taken for %s, in this order (--bands says others)", image, names)
 
 
 def check_further(info: ModelInfo | PretrainedInfo, further: Sequence[Further]) -> None:
