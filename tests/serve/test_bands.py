@@ -274,3 +274,15 @@ def test_rasters_beside_images_that_nothing_reads_are_one_line(tmp_path, make_ra
         serve(path, None, ServeConfig(also=f"dsm={path}", port=0), say=print)
     with pytest.raises(ConfigError, match="also names slope, the model reads red, green, blue, nir, dsm"):
         serve(path, five, ServeConfig(also=f"slope={path}", port=0), say=print)
+
+
+def test_a_file_that_names_nothing_has_the_dataset_s_names_in_their_order(tmp_path, make_raster):
+    make_raster(bands(5).astype(np.uint16), "a.tif", **georeference())
+    make_raster(bands(1), "a_dsm.tif", **georeference())
+    scenes = [{"image": "a.tif", "also": {"dsm": "a_dsm.tif"}, "split": "train"}]
+    names = ["blue", "green", "red", "nir", "swir"]
+    content = {"name": "d", "classes": {"land": 0, "wood": 1}, "bands": names, "scenes": scenes}
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(content))
+    layer, _ = shown(TestClient(make_app(Collection(tmp_path))))
+    assert layer["bands"] == names
+    assert layer["shown"] == [3, 2, 1]

@@ -226,6 +226,9 @@ class Collection:
             return view
         if dataset.names_bands:
             about, own = image.source.info, numbers_of(dataset.band_names, dataset.bands)
+            if not own and not any(about.descriptions):  # its bands are those of the list, in order
+                beside = {each.name for each in scene.also}
+                own = {n: i for i, n in enumerate((n for n in dataset.band_names if n not in beside), 1)}
             shown, names = shown_bands(about, self.bands, self.numbers, own), band_names(about, own, self.numbers)
             image = replace(image, bands=shown, names=names)
         return replace(view, image=image, also=tuple(each for each in scene.also if self.gate.is_inside(each.path)))
