@@ -121,7 +121,7 @@ def test_a_run_that_ended_early_goes_on_to_the_same_map(path, two, tmp_path, mon
     class Interrupted(BaseException):
         pass
 
-    done, original = [], BlockMapper.compute
+    done, original = [], BlockMapper.begin
 
     def stop_at_third(self, block, pixels):
         if len(done) == 2:
@@ -130,7 +130,7 @@ def test_a_run_that_ended_early_goes_on_to_the_same_map(path, two, tmp_path, mon
         return original(self, block, pixels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BlockMapper, "compute", stop_at_third)
+        patch.setattr(BlockMapper, "begin", stop_at_third)
         with pytest.raises(Interrupted):
             predict(path, tmp_path / "map.tif", two, settings)
     manifest = json.loads((tmp_path / "map.tif.parts" / "manifest.json").read_text())

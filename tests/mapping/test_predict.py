@@ -141,7 +141,7 @@ def test_a_network_that_copies_gives_back_the_image(make_raster, model_folder):
     loaded = load_model(model_folder)
 
     class Copy(Predictor):
-        def logits(self, region, tiles: tuple[Tile, ...]):
+        def logits(self, region, tiles: tuple[Tile, ...], averaged=None):
             red = torch.from_numpy(np.stack([region.tile(t.window)[0] for t in tiles])).long() // 100
             return torch.nn.functional.one_hot(red, 3).movedim(-1, 1).float()
 

@@ -50,7 +50,7 @@ def test_mean_confidence_is_that_of_the_confidence_file_over_all_pixels_with_dat
 def test_a_run_that_goes_on_gives_the_same_numbers(make_raster, image, model_folder, tmp_path, monkeypatch):
     path, settings = make_raster(image, **georeference()), PredictConfig(**EXACT, block_px=64)
     at_once = predict(path, tmp_path / "a.tif", model_folder, settings)
-    compute, calls = BlockMapper.compute, []
+    compute, calls = BlockMapper.begin, []
 
     def dies(self, block, pixels):
         calls.append(block)
@@ -58,7 +58,7 @@ def test_a_run_that_goes_on_gives_the_same_numbers(make_raster, image, model_fol
             raise KeyboardInterrupt
         return compute(self, block, pixels)
 
-    monkeypatch.setattr(BlockMapper, "compute", dies)
+    monkeypatch.setattr(BlockMapper, "begin", dies)
     with pytest.raises(KeyboardInterrupt):
         predict(path, tmp_path / "b.tif", model_folder, settings)
     calls += [None] * 10

@@ -153,7 +153,7 @@ class TestWithinOne:
         if behind:
             path = tmp_path / "image.vrt"
             rasterio.shutil.copy(source, path, driver="VRT")
-        done, original = [], BlockMapper.compute
+        done, original = [], BlockMapper.begin
 
         def rewrite_at_third(self, block, pixels):
             done.append(block)
@@ -161,7 +161,7 @@ class TestWithinOne:
                 make_raster(255 - image, **georeference())
             return original(self, block, pixels)
 
-        monkeypatch.setattr(BlockMapper, "compute", rewrite_at_third)
+        monkeypatch.setattr(BlockMapper, "begin", rewrite_at_third)
         with pytest.raises(DataError, match="was changed while the map was made") as caught:
             predict(path, tmp_path / "map.tif", model_folder, BLOCKS)
         assert "\n" not in str(caught.value)
@@ -175,7 +175,7 @@ class TestWithinOne:
         """Another file under their name does no harm: the network goes on reading the one it has mapped."""
         path, model = make_raster(image, **georeference()), shutil.copytree(model_folder, tmp_path / "model")
         predict(path, tmp_path / "expected.tif", model, BLOCKS)
-        weights, done, original = model / "model.safetensors", [], BlockMapper.compute
+        weights, done, original = model / "model.safetensors", [], BlockMapper.begin
 
         def overwrite_at_third(self, block, pixels):
             done.append(block)
@@ -189,7 +189,7 @@ class TestWithinOne:
                     target.replace(weights)
             return original(self, block, pixels)
 
-        monkeypatch.setattr(BlockMapper, "compute", overwrite_at_third)
+        monkeypatch.setattr(BlockMapper, "begin", overwrite_at_third)
         if renamed:
             predict(path, tmp_path / "map.tif", model, BLOCKS)
             np.testing.assert_array_equal(read(tmp_path / "map.tif"), read(tmp_path / "expected.tif"))
@@ -225,7 +225,7 @@ class TestWithinOne:
 
         from caswit.mapping import run as module
 
-        done, damaged, original, mapped = [], [], BlockMapper.compute, module._map_blocks
+        done, damaged, original, mapped = [], [], BlockMapper.begin, module._map_blocks
         blocks = 24
 
         def map_then(*a):
@@ -235,7 +235,7 @@ class TestWithinOne:
                 if moment == "resume":
                     raise KeyboardInterrupt
 
-        monkeypatch.setattr(BlockMapper, "compute", lambda self, *a: done.append(a) or original(self, *a))
+        monkeypatch.setattr(BlockMapper, "begin", lambda self, *a: done.append(a) or original(self, *a))
         monkeypatch.setattr(module, "_map_blocks", map_then)
         if moment == "resume":
             with pytest.raises(KeyboardInterrupt):
