@@ -328,7 +328,7 @@ import shutil; shutil.copy(out, sys.argv[1] + ".copy")
         assert done.stdout.splitlines()[-2:] == ["[2, 2, 2, 2, 0]", "map.qml map.stac.json map.tif p.tif"]
         said = [line for line in done.stderr.splitlines() if line.startswith("caswit: ")]
         full = ("No space left", "is the disk full?", "are free on its disk")
-            assert all(any(words in line for words in full) for line in said), said
+        assert all(any(words in line for words in full) for line in said), said
         np.testing.assert_array_equal(read(Path(f"{path}.copy")), expected)
 
     def test_a_block_that_cannot_be_read(self, make_raster, image, model_folder, tmp_path, expected, capsys):
