@@ -1,6 +1,6 @@
 """Draw the cases of docs/labels.md: an image, what the label file holds, and what is read of it.
 
-python docs/images/draw_labels.py IMAGE MASK ROW COL SIDE
+python docs/images/draw_labels.py $CASWIT_DATA/banepa/south.tif $CASWIT_DATA/banepa/south_label.tif 340 830 640
 
 Each picture is made from the dataset.yaml that the page shows, by the code that a training reads with.
 """

@@ -240,6 +240,63 @@ def test_a_list_of_scenes_says_it_too(tmp_path):
         load_dataset(write_dataset(tmp_path / "d.yaml", scenes=[row | {"label_values": "bits"}], **content))
 
 
+class TestValuesThatMeanClasses:
+    """``label_values: {0: building, "*": background}``: the labels of one scene have a class table of their own."""
+
+    VALUES = np.array([[0, 7, 3], [300, 9, 7]])
+
+    def scenes(self, folder, values, ids=(0, 1), *, ignored=False):
+        rows = table(*ids, names=("background", "building")).to_dicts()
+        rows += [{"id": 77, "name": "unknown", "color": "#000000", "ignore": True}] * ignored
+        save_picture(folder / "a.png", np.moveaxis(picture(2, 3), 0, -1))
+        Image.fromarray(self.VALUES.astype(np.uint16)).save(folder / "a_label.png")
+        row = {"image": "a.png", "label": "a_label.png", "split": "train", "label_values": values}
+        return load_dataset(write_dataset(folder / "d.yaml", scenes=[row], classes=rows))
+
+    @pytest.mark.parametrize("ids", [(0, 1), (1, 0), (5, 255)])
+    def test_the_rest_and_what_is_unknown(self, tmp_path, ids):
+        dataset = self.scenes(
+            tmp_path, {7: "building", 300: str(ids[1]), 3: None, 9: "unknown", "*": "Background"}, ids, ignored=True
+        )
+        expected = [[0, 1, 255], [1, 255, 1]]
+        check_scenes(dataset, dataset.scenes)
+        np.testing.assert_array_equal(labels(dataset, dataset.scenes[0]), expected)
+
+    def test_without_the_rest_other_values_are_refused(self, tmp_path):
+        dataset = self.scenes(tmp_path, {7: "building", 0: "background", 3: "background", 9: None})
+        with pytest.raises(DataError, match=r"label id 300 not in the class table \(0, 3, 7, 9\); name its class in"):
+            labels(dataset, dataset.scenes[0])
+
+    def test_two_scenes_may_differ(self, tmp_path):
+        put(tmp_path, MASKS["0 and 255"])
+        row = {"image": "images/a.png", "label": "labels/a.png", "split": "train"}
+        rows = [row | {"label_values": {0: a, 255: b}} for a, b in ((0, 1), (1, 0))]
+        dataset = load_dataset(write_dataset(tmp_path / "d.yaml", scenes=rows, classes=table(0, 1).to_dicts()))
+        found = [labels(dataset, scene) for scene in dataset.scenes]
+        np.testing.assert_array_equal(found, [MASK, ~MASK])
+
+    @pytest.mark.parametrize(
+        ("values", "words"),
+        [
+            ({}, "must name classes by value"),
+            ({-1: "building"}, "values of label rasters are 0 to 65535, and . for all others, got '-1'"),
+            ({70000: "building"}, "got '70000'"),
+            ({"roof": "building"}, "got 'roof'"),
+            ({7: ["building"]}, "label_values"),
+        ],
+    )
+    def test_what_is_refused(self, tmp_path, values, words):
+        with pytest.raises(DataError, match=words):
+            self.scenes(tmp_path, values)
+
+    def test_a_class_that_does_not_exist(self, tmp_path):
+        dataset = self.scenes(tmp_path, {7: "house", "*": "background"})
+        with pytest.raises(
+            DataError, match=r"a_label.png: label_values: 'house' is no class; classes are 0 background, 1 building"
+        ):
+            labels(dataset, dataset.scenes[0])
+
+
 def test_near_colors(tmp_path):
     """Masks of colours that were stored as JPEG; a colour that is near to none is refused."""
     classes = table(0, 1, 2)

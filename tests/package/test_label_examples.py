@@ -53,7 +53,7 @@ def read(tmp_path, monkeypatch, mask):
 
 
 def test_every_example_has_its_picture():
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
     for name in EXAMPLES:
         assert f"(images/{name}.jpg)" in PAGE, name
         assert (DOCS / "images" / f"{name}.jpg").is_file(), name
@@ -72,6 +72,14 @@ def test_values_that_mean_one_class(read, mask, name, tmp_path):
     np.testing.assert_array_equal(read(name), mask)
     with rasterio.open(tmp_path / "north_kinds.tif") as kinds:
         assert set(np.unique(kinds.read(1))) == {0, 1, 2, 5}
+
+
+def test_values_with_a_class_table_of_their_own(read, mask, tmp_path):
+    found = read("labels-values")
+    with rasterio.open(tmp_path / "north_kinds.tif") as kinds:
+        unknown = kinds.read(1) == 5
+    assert unknown.any()
+    np.testing.assert_array_equal(found, np.where(unknown, IGNORE_INDEX, mask))
 
 
 def test_polygons(read, mask):

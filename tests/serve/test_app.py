@@ -166,6 +166,7 @@ def test_a_class_of_255_is_drawn_counted_and_compared(tmp_path):
     [
         ("binary", lambda mask: np.where(mask, 7, 0)),
         ("binary", lambda mask: np.repeat(np.where(mask, 255, 0)[..., None], 3, -1)),
+        ({7: "roof", "*": "ground"}, lambda mask: np.where(mask, 7, np.indices(mask.shape)[0] % 3)),
         ("auto", lambda mask: np.where(mask[..., None], (255, 204, 0), (17, 34, 51))),
         ("near_colors", lambda mask: np.where(mask[..., None], (250, 210, 3), (20, 30, 60))),
     ],

@@ -14,8 +14,11 @@ from caswit.config import IGNORE_INDEX
 from caswit.errors import ConfigError, DataError, brief
 from caswit.files import checked, only_keys
 
+ValueClasses = tuple[tuple[int | None, str | None], ...]
+"""Values of label rasters and the names or ids of their classes, as ``ClassTable.with_values`` takes them."""
 _UNKNOWN = 254
-_MAX_ID = 65_535
+MAX_ID = 65_535
+"""Largest value that label rasters may hold."""
 NEAR = 127
 """Largest difference in a band of colours that are taken for each other, where this is asked for."""
 _BACKGROUND = ("background", "other", "others")
@@ -147,7 +150,7 @@ class ClassTable:
 
     @cached_property
     def _indices(self) -> NDArray[np.uint8]:
-        table = np.full(_MAX_ID + 1, _UNKNOWN, np.uint8)
+        table = np.full(MAX_ID + 1, _UNKNOWN, np.uint8)
         table[[i for c in self.classes for i in c.ids]] = IGNORE_INDEX
         for index, c in enumerate(self.predicted):
             table[[*c.ids]] = index
@@ -167,13 +170,42 @@ class ClassTable:
         Raises:
             DataError: An id is not in the table.
         """
+        return self._checked(self.looked_up(labels), labels, path, ignore, "id")
+
+    def looked_up(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
+        """Turn class ids of any integer type into indices as ``indices`` does, but those not in the table into 254."""
         if labels.dtype == np.uint8:  # nearly all are; numpy's own lookup makes 64 bits of each first
             looked_up = bytearray(labels.tobytes()).translate(self._indices[:256].tobytes())
-            found = np.frombuffer(looked_up, np.uint8).reshape(labels.shape)
-        else:
-            found = self._indices[np.clip(labels, 0, _MAX_ID)]
-            found[(labels < 0) | (labels > _MAX_ID)] = _UNKNOWN
-        return self._checked(found, labels, path, ignore, "id")
+            return np.frombuffer(looked_up, np.uint8).reshape(labels.shape)
+        found = self._indices[np.clip(labels, 0, MAX_ID)]
+        found[(labels < 0) | (labels > MAX_ID)] = _UNKNOWN
+        return found
+
+    def by_word(self, word: str) -> LandClass | None:
+        """Return the class that has a name, or else an id."""
+        known = {str(i): c for c in self.classes for i in c.ids} | {c.name.casefold(): c for c in self.classes}
+        return known.get(word.strip().casefold())
+
+    def with_values(self, values: ValueClasses, path: str) -> "ClassTable":
+        """Return the table of labels that hold other values than the ids of the classes.
+
+        Args:
+            values: Of each value the name or an id of its class, None where it counts as unknown. The value None is
+                every other one; without it, others are refused as unknown ids are.
+            path: Named in the error.
+
+        Raises:
+            DataError: There is no such class.
+        """
+        index = {}
+        for value, word in values:
+            found = None if word is None else self.by_word(word)
+            if word is not None and found is None:
+                known = ", ".join(f"{c.id} {c.name}" for c in self.classes)
+                raise DataError(f"{path}: label_values: {brief(word)} is no class; classes are {known}")
+            counts = found is not None and not found.ignore
+            index[value] = self.predicted.index(found) if found is not None and counts else IGNORE_INDEX
+        return _OtherValues(self.classes, tuple(index.items()))
 
     def binary_id(self, path: str) -> int:
         """Return the id of the class that is not 0, of a table of two; ``path`` is named in the error.
@@ -238,12 +270,17 @@ class ClassTable:
             row, col = np.argwhere(unknown)[0].tolist()
             known = ", ".join(map(str, self._known(kind)))
             values = np.unique(values[unknown])
-            fix = f"add a class with that {kind}, with ignore: true if it should not count"
-            if len(self.classes) == 2 and any(0 in c.ids for c in self.classes):
-                fix += "; or set label_values: binary, if every value but 0 is the other class"
             shown = ", ".join(f"#{v:06x}" if kind == "color" else str(v) for v in values[:8].tolist())
-            raise UnknownLabelError(path, f"label {kind}{'s' * (len(values) > 1)} {shown}", known, fix, (row, col))
+            raise UnknownLabelError(
+                path, f"label {kind}{'s' * (len(values) > 1)} {shown}", known, self._fix(kind), (row, col)
+            )
         return found
+
+    def _fix(self, kind: Literal["id", "color"]) -> str:
+        fix = f"add a class with that {kind}, with ignore: true if it should not count"
+        if len(self.classes) == 2 and any(0 in c.ids for c in self.classes):
+            fix += "; or set label_values: binary, if every value but 0 is the other class"
+        return fix
 
     def _known(self, kind: Literal["id", "color"]) -> list[Any]:
         return [c.color for c in self.classes] if kind == "color" else [i for c in self.classes for i in c.ids]
@@ -286,6 +323,27 @@ class ClassTable:
             raise DataError(f"{path}: {error}") from error
 
 
+@dataclass(frozen=True)
+class _OtherValues(ClassTable):
+    """A class table whose labels hold other values than its ids."""
+
+    index_of: tuple[tuple[int | None, int], ...] = ()
+
+    @cached_property
+    def _indices(self) -> NDArray[np.uint8]:
+        table = np.full(MAX_ID + 1, dict(self.index_of).get(None, _UNKNOWN), np.uint8)
+        for value, index in self.index_of:
+            if value is not None:
+                table[value] = index
+        return table
+
+    def _known(self, kind: Literal["id", "color"]) -> list[Any]:
+        return [value for value, _ in self.index_of]
+
+    def _fix(self, kind: Literal["id", "color"]) -> str:
+        return "name its class in label_values, null if it should not count, or that of all others as *"
+
+
 def named_rows(classes: Mapping[Any, Any], path: str) -> list[dict[str, Any]]:
     """Return the rows of ``classes`` written by name: an id, a list of ids, or the other keys of a row for each.
 
@@ -314,8 +372,8 @@ def _ids(row: Mapping[str, Any], where: str) -> list[int]:
         raise DataError(f"{where}: has no id; write id: 1, or ids: [1, 2, 5] where several values mean this class")
     ids = row.get("ids", [row.get("id")])
     for value in ids if isinstance(ids, list) else [ids]:
-        if type(value) is not int or not 0 <= value <= _MAX_ID:
-            raise DataError(f"{where}: id must be a whole number 0..{_MAX_ID}, got {brief(value)}")
+        if type(value) is not int or not 0 <= value <= MAX_ID:
+            raise DataError(f"{where}: id must be a whole number 0..{MAX_ID}, got {brief(value)}")
     if not isinstance(ids, list) or not ids:
         raise DataError(f"{where}: ids must be a list of whole numbers, e.g. [1, 2, 5], got {brief(ids)}")
     if row.get("id", ids[0]) != ids[0]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from caswit.config import RGB, SOURCES, FlairHubSource, LabelValues, ModelConfig, SourceConfig
+from caswit.config import RGB, SOURCES, FlairHubSource, ModelConfig, SourceConfig
 from caswit.data.classes import OFFICIAL_CLASSES, ClassTable, named_rows
 from caswit.data.folds import fold_scenes
-from caswit.data.label_entry import is_vector, read_label_entry
+from caswit.data.label_entry import is_vector, read_label_entry, read_label_values
 from caswit.data.masks import with_masks
 from caswit.data.scene import Scene, VectorLabel
 from caswit.data.sources import read_source
@@ -263,10 +263,10 @@ def _text(value: Any, where: str) -> str:
 
 def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, list[str]]:
     only_keys(row, {"image", "split"}, {"label", "label_values", "also", "areas"}, where)
-    said = {key: _text(row[key], f"{where}: {key}") for key in row if key not in ("label", "also", "areas")}
+    said = {key: _text(row[key], f"{where}: {key}") for key in ("image", "split")}
     areas = None if row.get("areas") is None else _areas(row["areas"], f"{where}: areas")
     also = _also(row.get("also") or {}, f"{where}: also", folder)
-    values: LabelValues = checked(LabelValues, row.get("label_values", "auto"), f"{where}: label_values")
+    values = read_label_values(row.get("label_values", "auto"), f"{where}: label_values")
     image = folder / expand_path(said["image"])
     files: list[Path | None] = []
     label: Path | VectorLabel | None = None

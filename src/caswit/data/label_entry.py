@@ -6,7 +6,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from caswit.config import LabelValues
 from caswit.config.data import attribute_text
+from caswit.data.classes import MAX_ID, ValueClasses
 from caswit.data.scene import ANY, Elsewhere, VectorLabel
 from caswit.errors import DataError, brief
 from caswit.files import checked, expand_path, only_keys
@@ -65,6 +67,29 @@ def read_label_entry(entry: Any, where: str, folder: Path) -> VectorLabel:
         annotated_layer=_word(annotated, "layer", f"{where}: annotated"),
         elsewhere=checked(Elsewhere | None, said.get("elsewhere"), f"{where}: elsewhere"),
     )
+
+
+def read_label_values(entry: Any, where: str) -> LabelValues | ValueClasses:
+    """Read what the values of a scene's label raster mean.
+
+    Args:
+        entry: A word, or a mapping of values to classes; its key ``*`` is every other value.
+        where: Its place, for messages.
+
+    Raises:
+        DataError: It says something that is not allowed.
+    """
+    if not isinstance(entry, Mapping):
+        word: LabelValues = checked(LabelValues, entry, where)
+        return word
+    if not entry:
+        raise DataError(f'{where}: must name classes by value, such as {{0: building, "*": background}}, got {{}}')
+    named = _classes(entry, where)
+    if odd := [key for key in named if key != ANY and not (key.isdecimal() and int(key) <= MAX_ID)]:
+        raise DataError(
+            f"{where}: values of label rasters are 0 to {MAX_ID}, and * for all others, got {brief(odd[0])}"
+        )
+    return tuple((None if key == ANY else int(key), name) for key, name in named.items())
 
 
 def _is_raster(file: Path) -> bool:

@@ -170,6 +170,8 @@ class SceneReader:
                     self.binary = BinaryLabel(self.label)
                 case "mask255", _:
                     self.classes = classes.mask255(self.label.path)
+                case tuple(values), _:
+                    self.classes = classes.with_values(values, self.label.path)
             if not scene.checked:
                 _check_label(self.label, label, ids=self.colors is None and self.binary is None)
         self.ratio = self._ratio(read_gsd_m, source_gsd_m)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from caswit.config import LabelValues
+from caswit.data.classes import ValueClasses
 from caswit.raster.stack import Further
 from caswit.raster.windows import Window
 
@@ -60,8 +61,8 @@ class Scene:
     """Image and label are known to fit each other, so that they need not be opened before they are read."""
     also: tuple[Further, ...] = ()
     """Further rasters on the same ground, whose bands the image lacks."""
-    label_values: LabelValues = "auto"
-    """What the values of the label raster mean; see ``FolderSource.label_values``."""
+    label_values: LabelValues | ValueClasses = "auto"
+    """What the values of the label raster mean; see ``FolderSource.label_values`` and ``ClassTable.with_values``."""
 
     @property
     def name(self) -> str:

@@ -108,15 +108,9 @@ class VectorLabels:
             )
         return self._index(found[0])
 
-    def _named(self, word: str) -> LandClass | None:
-        """Return the class that has a name, or else an id."""
-        by_word = {str(number): c for c in self.classes.classes for number in c.ids}
-        by_word |= {c.name.casefold(): c for c in self.classes.classes}
-        return by_word.get(word.strip().casefold())
-
     def _class(self, word: str) -> LandClass:
         """Return the class that the dataset file names."""
-        if (found := self._named(word)) is None:
+        if (found := self.classes.by_word(word)) is None:
             raise DataError(f"{self.label.file}: {brief(word)} is no class; classes are {self._known()}")
         return found
 
@@ -133,7 +127,7 @@ class VectorLabels:
             land_class: LandClass | None
             if (key := _key(listed, value)) is not None:
                 land_class = listed[key]
-            elif label.values or (land_class := self._named(value)) is None:
+            elif label.values or (land_class := self.classes.by_word(value)) is None:
                 unknown.append(value)
                 continue
             if land_class is not None:

@@ -184,7 +184,8 @@ def look_at(opened: SceneReader, labelled: bool, shift: Shift | None) -> LabelLo
     elif opened.label is None:
         read_as = "none"
     else:
-        read_as = {"binary": "0 and the rest", "mask255": "0 and 255"}.get(values, "class ids")
+        plain = "class ids" if isinstance(values, str) else "classes by value"
+        read_as = {"binary": "0 and the rest", "mask255": "0 and 255"}.get(str(values), plain)
         read_as += " in floats" if opened.label.dtype.startswith("float") else ""
     if warped:
         assert isinstance(opened.label, WarpedLabel)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from caswit.config import LabelValues
-from caswit.data.classes import ClassTable, LandClass, default_color
+from caswit.data.classes import ClassTable, LandClass, ValueClasses, default_color
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.scene import Scene, VectorLabel
 from caswit.errors import CaswitError, DataError
@@ -41,7 +41,7 @@ _FRESH_S = 2.0
 """Age up to which a listing is used again, in seconds."""
 
 Palette = Mapping[int, tuple[int, int, int]]
-Labelled = tuple[Path, Dataset, LabelValues]
+Labelled = tuple[Path, Dataset, LabelValues | ValueClasses]
 """The image that a label belongs to, the dataset that lists both, and what the label holds."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit.config import LabelValues
-from caswit.data.classes import NEAR, ClassTable, LandClass
+from caswit.data.classes import NEAR, ClassTable, LandClass, ValueClasses
 from caswit.data.scene import VectorLabel
 from caswit.errors import naming_extras
 from caswit.explain.figure import ramp_colours
@@ -205,7 +205,7 @@ def truth_layer(
     title: str,
     overviews: Overviews,
     table: ClassTable,
-    label_values: LabelValues = "auto",
+    label_values: LabelValues | ValueClasses = "auto",
     grid: Grid | None = None,
 ) -> Layer:
     """Make a layer of a label raster, with the values that its classes have in maps.
@@ -224,6 +224,8 @@ def truth_layer(
     if label_values == "binary" and len(classes) == 2:
         rest, marked = sorted(zip(table.classes, classes, strict=True), key=lambda pair: 0 not in pair[0].ids)
         return replace(layer, source=_Binary(source, rest[1].id, marked[1].id))
+    if isinstance(label_values, tuple):
+        return replace(layer, source=_Meant(source, table.with_values(label_values, str(overviews.path))))
     pairs = list(zip(table.classes, classes, strict=True))
     replaced = {i: after.id for before, after in pairs for i in before.ids if i != after.id}
     # A training would refuse 255 here, or take it for the other class: ``data.masks`` decides by all labels.
@@ -346,6 +348,21 @@ class _Binary:
         """Read a window, as ``Source``."""
         pixels, valid = self.raster.read(window, height, width, (1, 2, 3) if self.raster.info.bands > 1 else (1,))
         return np.where(pixels.max(0) >= self.least, self.marked, self.rest)[None], valid
+
+
+class _Meant:
+    """A label raster whose dataset says what its values mean; those that mean nothing are unknown."""
+
+    def __init__(self, source: Source, table: ClassTable) -> None:
+        self.source, self.table = source, table
+
+    def read(
+        self, window: Window, height: int, width: int, bands: Sequence[int] = (1,), *, average: bool = False
+    ) -> tuple[NDArray[Any], Bool]:
+        """Read a window, as ``Source``."""
+        values, valid = self.source.read(window, height, width, bands, average=average)
+        indices = self.table.looked_up(values)
+        return self.table.ids[indices], valid & (indices[0] < len(self.table))
 
 
 class _Replaced:
