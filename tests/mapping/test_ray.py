@@ -143,7 +143,7 @@ def test_a_plan_names_its_model_and_images_so_that_every_machine_finds_them(path
 
 def test_a_block_over_which_every_worker_dies(cluster, path, model_folder, tmp_path, monkeypatch):
     from caswit.mapping.ray import engine
-    from caswit.mapping.ray.worker import Worker
+    from caswit.mapping.worker import Worker
 
     class Dying(Worker):
         def block(self, *_):

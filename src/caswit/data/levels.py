@@ -80,12 +80,6 @@ class Level:
         return (found[:-1], found[-1]) if self.labels else (found, None)
 
 
-def _widened(tile: Window, factor: int) -> Window:
-    """Return the window of a tile's context."""
-    row, col, height, width = tile
-    return Window(row - height * (factor - 1) // 2, col - width * (factor - 1) // 2, height * factor, width * factor)
-
-
 class Levels:
     """The levels of a scene, made once they are worth it.
 
@@ -128,7 +122,7 @@ class Levels:
         """
         missing = [factor for factor in factors if factor not in self._made]
         if missing:
-            wide, alone = (window.clipped(*self.size) for window in (_widened(tile, factors[-1]), tile))
+            wide, alone = (window.clipped(*self.size) for window in (tile.widened(factors[-1]), tile))
             self._around_px += wide.height * wide.width - alone.height * alone.width
             if self._around_px < self.size[0] * self.size[1] * len(missing):
                 return []

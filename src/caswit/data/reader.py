@@ -506,18 +506,8 @@ def _check_areas(scene: Scene, image: Image) -> None:
 
 
 def context_window(tile: Window, factor: ContextFactor) -> Window:
-    """Return the window ``factor`` times the tile's sides with the same centre (paper, section 3.2).
-
-    Of several factors this is the window of the widest context, in which all others lie.
-    """
-    factor = context_factors(factor)[-1]
-    # Margins that are multiples of the factor put the tile's edges on edges of averaged pixels: both branches then see
-    # the same ground at the same place.
-    margins = [side * (factor - 1) // 2 for side in (tile.height, tile.width)]
-    for margin, side in zip(margins, (tile.height, tile.width), strict=True):
-        assert margin * 2 == side * (factor - 1), (tile, factor)
-        assert margin % factor == 0, (tile, factor)
-    return Window(tile.row - margins[0], tile.col - margins[1], tile.height * factor, tile.width * factor)
+    """Return the window of a tile's context, of several the widest, in which all others lie."""
+    return tile.widened(context_factors(factor)[-1])
 
 
 def _labels_around(labels: UInt8, window: Window, tile: Window, factor: ContextFactor) -> UInt8:

@@ -26,7 +26,7 @@ from caswit.errors import ConfigError
 from caswit.mapping.journal import Journal
 from caswit.mapping.local import Outcome
 from caswit.mapping.plan import MapPlan, PlannedBlock
-from caswit.mapping.ray.worker import BlockResult, Worker, WorkerInfo
+from caswit.mapping.worker import BlockResult, Worker, WorkerInfo, finish
 from caswit.raster.windows import Window
 from caswit.weights.model_folder import LoadedModel
 
@@ -97,7 +97,7 @@ class ProcessEngine:
             results, lost = self._receive()
             waiting.extendleft(reversed(lost))
             for planned, result in results:
-                yield _finished(journal, planned, result)
+                yield finish(journal, planned, result)
 
     def _send(self, mapper: _Mapper, planned: PlannedBlock, folder: Path) -> None:
         mapper.blocks[planned.number] = planned
@@ -221,15 +221,3 @@ def _work(plan: MapPlan, threads: int, pipe: Connection) -> None:
                 # The run ended, perhaps by a kill: what is computed here has no reader.
                 os._exit(0)
             threads_of_blocks.submit(block, *job)
-
-
-def _finished(journal: Journal, planned: PlannedBlock, result: BlockResult) -> Outcome:
-    if result.failed is not None:
-        raise result.failed
-    if result.unreadable is not None:
-        return Outcome(planned, result.unreadable)
-    if result.written is None:
-        journal.finish(planned.number, None)
-    else:
-        journal.adopt(planned.number, result.written)
-    return Outcome(planned)

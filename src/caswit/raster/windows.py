@@ -28,6 +28,15 @@ class Window(NamedTuple):
         row, col, height, width = self
         return Window(row - margin_px, col - margin_px, height + 2 * margin_px, width + 2 * margin_px)
 
+    def widened(self, factor: int) -> "Window":
+        """Return the window ``factor`` times the sides with the same centre: a tile's context (paper, section 3.2)."""
+        # Margins that are multiples of the factor put the tile's edges on edges of averaged pixels: both branches then
+        # see the same ground at the same place.
+        down, across = self.height * (factor - 1) // 2, self.width * (factor - 1) // 2
+        assert (2 * down, 2 * across) == (self.height * (factor - 1), self.width * (factor - 1)), (self, factor)
+        assert down % factor == across % factor == 0, (self, factor)
+        return Window(self.row - down, self.col - across, self.height * factor, self.width * factor)
+
     def clipped(self, height: int, width: int) -> "Window":
         """Return the part inside a raster of this size; its sides are 0 where nothing is inside."""
         top, left = min(max(self.row, 0), height), min(max(self.col, 0), width)

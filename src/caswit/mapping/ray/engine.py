@@ -22,7 +22,7 @@ from caswit.mapping.journal import Journal
 from caswit.mapping.local import Outcome
 from caswit.mapping.plan import MapPlan, PlannedBlock
 from caswit.mapping.ray.cluster import allocate_workers, connect
-from caswit.mapping.ray.worker import BlockResult, Worker, WorkerInfo, not_shared
+from caswit.mapping.worker import BlockResult, Worker, WorkerInfo, finish
 from caswit.raster.reader import is_remote
 from caswit.weights.model_folder import LoadedModel
 
@@ -112,7 +112,8 @@ class RayEngine:
             # A worker may be lost although one of its results still came.
             if worker in self._ready:
                 self._free.append(worker)
-            yield _finish(journal, planned, result, self._ready.get(worker))
+            info = self._ready.get(worker)
+            yield finish(journal, planned, result, info.host if info else "a worker's machine")
 
     def _start(self) -> None:
         worker = self._new(*self._arguments)
@@ -186,22 +187,6 @@ def _anywhere(plan: MapPlan) -> MapPlan:
     sources = tuple(s if is_remote(s.path) else s._replace(path=str(Path(s.path).absolute())) for s in plan.sources)
     model = str(Path(plan.model).absolute()) if Path(plan.model).exists() else plan.model  # or a name that all know
     return replace(plan, sources=sources, model=model)
-
-
-def _finish(journal: Journal, planned: PlannedBlock, result: BlockResult, by: WorkerInfo | None) -> Outcome:
-    if result.failed is not None:
-        raise result.failed
-    if result.unreadable is not None:
-        return Outcome(planned, result.unreadable)
-    if result.written is None:
-        journal.finish(planned.number, None)
-    else:
-        try:
-            journal.adopt(planned.number, result.written)
-        except FileNotFoundError as error:
-            host = by.host if by else "a worker's machine"
-            raise not_shared(journal.folder, f"is another folder on {host}") from error
-    return Outcome(planned)
 
 
 def _deadly(error: RayError) -> ConfigError:

@@ -11,8 +11,9 @@ import torch
 from caswit import __version__
 from caswit.errors import CaswitError, ConfigError, DataError
 from caswit.mapping.blocks import BlockMapper
-from caswit.mapping.journal import write_loose
-from caswit.mapping.plan import MapPlan
+from caswit.mapping.journal import Journal, write_loose
+from caswit.mapping.local import Outcome
+from caswit.mapping.plan import MapPlan, PlannedBlock
 from caswit.raster.cog import encode_part
 from caswit.raster.windows import Window
 from caswit.weights.model_folder import load_model
@@ -82,12 +83,39 @@ class Worker:
             mapped = begun()
             return BlockResult(write_loose(folder, number, encode_part(mapped.values, mapped.tags)))
         except FileNotFoundError:
-            return BlockResult(failed=not_shared(folder, f"is not on {socket.gethostname()}"))
+            return BlockResult(failed=_not_shared(folder, f"is not on {socket.gethostname()}"))
         except (CaswitError, OSError) as error:
             return BlockResult(failed=error)
 
 
-def not_shared(folder: Path, what: str) -> ConfigError:
+def finish(journal: Journal, planned: PlannedBlock, result: BlockResult, host: str = "this machine") -> Outcome:
+    """Finish a block in the journal, in the process that holds it.
+
+    Args:
+        journal: The map's.
+        planned: The block.
+        result: What the worker made of it.
+        host: The worker's machine, for messages.
+
+    Raises:
+        CaswitError: The worker could not compute the block, or wrote it where the journal is not.
+        OSError: The worker could not write.
+    """
+    if result.failed is not None:
+        raise result.failed
+    if result.unreadable is not None:
+        return Outcome(planned, result.unreadable)
+    if result.written is None:
+        journal.finish(planned.number, None)
+        return Outcome(planned)
+    try:
+        journal.adopt(planned.number, result.written)
+    except FileNotFoundError as error:
+        raise _not_shared(journal.folder, f"is another folder on {host}") from error
+    return Outcome(planned)
+
+
+def _not_shared(folder: Path, what: str) -> ConfigError:
     """Return the error of a folder of parts that not all machines see."""
     return ConfigError(
         f"{folder}: {what}; workers write finished blocks there, so OUT must lie in a folder that all machines share"
