@@ -149,9 +149,11 @@ def test_html_shows_scores_classes_and_how_it_was_measured(page, evaluation):
     assert f"Not in the truth of this split: {NAMES[3]}, with an IoU of 0 in these means." in page.text
 
 
-def test_markdown_names_the_classes_without_truth(written):
+def test_markdown_names_the_classes_without_truth(written, evaluation):
     text = (written / "report.md").read_text(encoding="utf-8")
-    assert f"\nNot in the truth of this split: {NAMES[3]}, with an IoU of 0 in these means.\n" in text
+    scores = metrics.score(evaluation.counts)
+    assert f"\nNot in the truth of this split: {NAMES[3]}, with an IoU of 0 in these means. mIoU of the" in text
+    assert f" mIoU of the other classes: {100 * scores.iou[scores.support > 0].mean():.2f}.\n" in text
 
 
 def test_html_stands_alone(page, written):

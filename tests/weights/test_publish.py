@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 import huggingface_hub
@@ -10,7 +11,10 @@ import yaml
 from safetensors.torch import load_file
 
 from caswit.cli.main import main
+from caswit.config import EvaluateConfig
 from caswit.errors import ConfigError, DataError, ModelError
+from caswit.evaluation.metrics import score
+from caswit.evaluation.run import evaluate
 from caswit.weights.learned import Learned
 from caswit.weights.model_folder import load_model
 from caswit.weights.publish import model_card, push
@@ -86,6 +90,25 @@ def test_the_card_says_what_the_model_expects_and_scores(model_folder, report, t
     bare = (tmp_path / "bare" / "README.md").read_text()
     assert "license" not in bare.split("---\n")[1]
     assert "No scores were given" in bare
+
+
+def test_the_card_says_what_the_context_is_for(dataset_file, model_folder, tmp_path):
+    found = evaluate(model_folder, dataset_file, tmp_path, settings=EvaluateConfig(context_report=True, pictures=0))
+    report = json.loads((tmp_path / "report.json").read_text())
+    push(model_folder, str(tmp_path / "all"), report=tmp_path / "report.json")
+    card = (tmp_path / "all" / "README.md").read_text()
+    for name, counts in (("its own", found.counts), ("another place's", found.context.swapped)):
+        scores = score(counts)
+        assert f"\n| {name} | {100 * scores.iou.mean():.2f} | {100 * scores.overall_accuracy:.2f} |\n" in card
+    assert report["context_report"]["said"][0] in card
+    assert "in the labels** |" not in card
+    first, *others = report["per_class"].values()
+    first["support"] = 0
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    push(model_folder, str(tmp_path / "less"), report=tmp_path / "report.json")
+    means = (100 * statistics.mean(row[key] for row in others) for key in ("iou", "f1", "biou"))
+    expected = " | ".join(f"{mean:.2f}" for mean in means)
+    assert f"\n| **mean of the 2 in the labels** | {expected} |\n" in (tmp_path / "less" / "README.md").read_text()
 
 
 def test_a_folder_that_holds_a_model_is_not_overwritten_without_a_word(model_folder, tmp_path, capsys):

@@ -152,7 +152,10 @@ def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, 
     print(f"mIoU {scores.miou:.4f}  mF1 {scores.mf1:.4f}  mBIoU {scores.mbiou:.4f} (band {evaluation.band_px} px)")
     print(f"overall accuracy {scores.overall_accuracy:.4f} over {evaluation.tiles} tiles")
     if names := scores.without_truth(evaluation.class_names):
-        print(f"not in the truth of split {split}: {', '.join(names)}, with an IoU of 0 in these means")
+        print(
+            f"not in the truth of split {split}: {', '.join(names)}, with an IoU of 0 in these means; "
+            f"mIoU of the other classes {scores.miou_truth:.4f}"
+        )
     if evaluation.masked_context_counts is not None:
         masked = score(evaluation.masked_context_counts)
         print(f"with masked context: mIoU {masked.miou:.4f}  mF1 {masked.mf1:.4f}  mBIoU {masked.mbiou:.4f}")

@@ -51,7 +51,10 @@ class ContextReport:
         """Return what ``report.json`` says of it; scores are fractions of 0..1."""
         scores = {name: score(counts) for name, counts in (("own", own), ("masked", masked), ("swapped", self.swapped))}
         return {
-            **{name: {"miou": each.miou, "overall_accuracy": each.overall_accuracy} for name, each in scores.items()},
+            **{
+                name: {key: getattr(each, key) for key in ("miou", "miou_truth", "overall_accuracy")}
+                for name, each in scores.items()
+            },
             "iou": {name: each.iou.tolist() for name, each in scores.items()},
             "gates": {str(stage): gate for stage, gate in self.gates.items()},
             "cost": self.cost._asdict(),
@@ -59,9 +62,11 @@ class ContextReport:
         }
 
     def said(self, own: Counts, masked: Counts) -> list[str]:
-        """Return what the numbers say, in sentences."""
-        lost = [100 * (score(own).miou - score(counts).miou) for counts in (masked, self.swapped)]
+        """Return what the numbers say, in sentences; means are over the classes that the truth has."""
+        lost = [100 * (score(own).miou_truth - score(counts).miou_truth) for counts in (masked, self.swapped)]
         lines = [f"Masking the context costs {lost[0]:.1f} points of mIoU, another place's context {lost[1]:.1f}."]
+        if (known := int((score(own).support > 0).sum())) < len(own.confusion):
+            lines[0] = f"{lines[0][:-1]} (mean of the {known} classes in the truth)."
         without = "the same network without it (model.fusion_stages: []) may be as good, in less time."
         if max(lost) < 100 * HARDLY_USED:
             lines.append(f"The model hardly uses its context here: {without}")

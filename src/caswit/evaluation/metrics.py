@@ -58,7 +58,7 @@ class Scores:
     """Fractions in 0..1. A class that is in neither truth nor prediction scores 0.
 
     The plain means run over all C classes, absent ones included, as FLAIR-HUB and GLNet report
-    them; the `_present` means leave absent classes out.
+    them; the `_present` means leave absent classes out, `miou_truth` also those that are only predicted.
     """
 
     miou: float
@@ -83,6 +83,11 @@ class Scores:
     """(C,) truth pixels."""
     present: Mask
     """(C,) True where the class is in truth or prediction."""
+
+    @property
+    def miou_truth(self) -> float:
+        """Mean IoU of the classes that truth has; 0 without any."""
+        return _mean(self.iou[self.support > 0])
 
     def without_truth(self, names: Sequence[str]) -> list[str]:
         """Return those of C names whose classes no truth pixel has: their IoU is 0, whatever is predicted."""

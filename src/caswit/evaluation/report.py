@@ -140,7 +140,7 @@ def report_values(evaluation: Evaluation) -> dict[str, Any]:
         optional["confidence"] = dict(evaluation.confidence)
     return {
         "title": evaluation.title,
-        **{key: getattr(scores, key) for key in means + means_present},
+        **{key: getattr(scores, key) for key in (*means, *means_present, "miou_truth")},
         "per_class": {
             name: {key: getattr(scores, key)[index].item() for key in per_class}
             | {"colour": hex_colour(evaluation.class_colours[index])}
