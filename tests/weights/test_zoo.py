@@ -64,6 +64,21 @@ def test_the_ground_size_of_a_pixel_chooses(gsd_m, name):
     assert f"{gsd_m:.3g} m" in reason
 
 
+def test_of_several_the_one_with_the_most_classes_is_chosen():
+    rich = dataclasses.replace(WIDE, classes=("roof", "road", "rest"))
+    model, reason = choose(0.2, "a.tif", [FINE, rich])
+    assert model.name == "wide"
+    assert reason == "pixels of 0.2 m; it is for 0.1 to 2 m, and has more classes than fine"
+
+
+def test_a_model_that_was_replaced_leads_to_its_successor(filled, monkeypatch, caplog):
+    monkeypatch.setattr(zoo, "_RENAMED", {"old": "fine"})
+    zoo._say_replaced.cache_clear()
+    assert load_model("old").digest == load_model("fine").digest
+    assert find_weights("old") == find_weights("fine")
+    assert caplog.messages == ["old has been replaced by fine, which is taken"]
+
+
 def test_finer_pixels_are_averaged_by_the_model_that_reads_the_finest():
     """2 cm was refused, although the model averages what it reads anyway."""
     fine, coarse = (dataclasses.replace(m, read_gsd_m=m.gsd_m[0]) for m in (FINE, COARSE))

@@ -1,6 +1,7 @@
 """The zoo: models that come with the package. This module does not import torch, so that listing them takes no time."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +11,10 @@ from caswit.errors import ConfigError, ModelError
 from caswit.weights.hub import is_on_hub
 from caswit.weights.learned import Learned
 
+log = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
+_RENAMED = {"caswit-nano-buildings": "swin-nano-buildings", "caswit-nano-dubai": "swin-nano-dubai"}
+"""Models of earlier versions, and those that took their place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,14 @@ def find(name: str | Path) -> Path | None:
     """Return the folder of the model of this name, or None if the zoo has none or a file or folder has the name."""
     if Path(name).exists():
         return None
-    return next((m.folder for m in zoo_models() if m.name == str(name)), None)
+    if (new := _RENAMED.get(str(name))) is not None:
+        _say_replaced(str(name), new)
+    return next((m.folder for m in zoo_models() if m.name == (new or str(name))), None)
+
+
+@cache
+def _say_replaced(old: str, new: str) -> None:
+    log.warning("%s has been replaced by %s, which is taken", old, new)
 
 
 def check_there(name: str | Path) -> None:
@@ -92,13 +103,15 @@ def check_there(name: str | Path) -> None:
 def choose(gsd_m: float | None, image: str, models: Sequence[ZooModel] | None = None) -> tuple[ZooModel, str]:
     """Choose the model for an image by the ground size of its pixels; return it and the reason.
 
+    Of several that are meant for such pixels, the one with the most classes is chosen.
+
     Args:
         gsd_m: Ground size in metres; None where unknown.
         image: Name of the image, for messages.
         models: Models to choose from; None: the zoo.
 
     Raises:
-        ConfigError: The ground size is unknown, or no model or several are meant for it; the models are listed.
+        ConfigError: The ground size is unknown, or no model or several alike are meant for it; the models are listed.
     """
     models = zoo_models() if models is None else models
     known = f"the models of the package are {'; '.join(map(str, models)) or 'none'}"
@@ -108,8 +121,17 @@ def choose(gsd_m: float | None, image: str, models: Sequence[ZooModel] | None = 
             f"--model NAME: {known}"
         )
     fitting = [m for m in models if m.fits(gsd_m, models)[0]]
-    if len(fitting) != 1:
+    best = best_fitting(gsd_m, models)
+    if best is None:
         many = "several models are" if fitting else "no model is"
         raise ConfigError(f"{image}: {many} meant for pixels of {gsd_m:.3g} m; choose one with --model: {known}")
-    (model,) = fitting
-    return model, model.fits(gsd_m, models)[1]
+    why = best.fits(gsd_m, models)[1]
+    others = ", ".join(model.name for model in fitting if model is not best)
+    return best, f"{why}, and has more classes than {others}" if others else why
+
+
+def best_fitting(gsd_m: float, models: Sequence[ZooModel]) -> ZooModel | None:
+    """Return the model for pixels of a ground size, of several that with the most classes; None without or with two."""
+    fitting = sorted((m for m in models if m.fits(gsd_m, models)[0]), key=lambda model: -len(model.classes))
+    several = len(fitting) > 1 and len(fitting[0].classes) == len(fitting[1].classes)
+    return None if several or not fitting else fitting[0]

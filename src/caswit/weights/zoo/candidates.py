@@ -7,7 +7,7 @@ from typing import NamedTuple
 from caswit.errors import DataError
 from caswit.raster.ground import Degrees, distance_km
 from caswit.raster.reader import PixelEncoding, Raster
-from caswit.weights.zoo import ZooModel, zoo_models
+from caswit.weights.zoo import ZooModel, best_fitting, zoo_models
 
 
 def candidates(images: Sequence[str], gsd_m: float | None = None) -> list[str]:
@@ -83,4 +83,6 @@ def _verdict(model: ZooModel, gsd_m: float | None, fitting: list[ZooModel]) -> s
     why = model.fits(gsd_m, zoo_models())[1]
     if model not in fitting:
         return f"not for this image: {why}"
-    return f"chosen: {why}" if len(fitting) == 1 else f"fits, as others do; choose it with --model: {why}"
+    if model is not best_fitting(gsd_m, fitting):
+        return f"fits, as others do; choose it with --model: {why}"
+    return f"chosen: {why}" + ", and it has the most classes" * (len(fitting) > 1)
