@@ -120,7 +120,8 @@ def _widths(given: Any, where: str) -> dict[str, float]:
     widths = checked(dict[str, float], {ANY: given} if isinstance(given, int | float) else _text_keys(given), where)
     for name, width in widths.items():
         if not 0 < width <= _MOST_M:
-            raise DataError(f"{where}: metres must be above 0 and at most {_MOST_M:g}, got {brief(width)} for {name}")
+            of = "" if name == ANY else f" for {name}"
+            raise DataError(f"{where}: metres must be above 0 and at most {_MOST_M:g}, got {width:g}{of}")
     return dict(widths)
 
 

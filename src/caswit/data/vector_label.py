@@ -10,7 +10,7 @@ from caswit.config import IGNORE_INDEX
 from caswit.data.classes import ClassTable, LandClass
 from caswit.data.scene import ANY, VectorLabel
 from caswit.errors import DataError, brief, one_line
-from caswit.raster.georef import Grid
+from caswit.raster.georef import Grid, bounds_in_words
 from caswit.raster.reader import Bool, UInt8
 from caswit.raster.vector_drawing import Drawing
 from caswit.raster.vector_index import Kind, ShapeIndex
@@ -47,8 +47,9 @@ class VectorLabels:
         # An area without a single shape may be annotated too.
         deciding = self.annotated or self.drawing
         if not deciding.meets_image():
+            where = bounds_in_words(deciding.index.bounds)
             raise DataError(
-                f"{deciding.index.file}: its shapes lie outside the image ({_bounds(deciding)}); "
+                f"{deciding.index.file}: its shapes lie outside the image ({where} in its CRS); "
                 "check the CRS of both, or leave the label of this image out"
             )
 
@@ -198,8 +199,3 @@ def _key(listed: Collection[str], value: str) -> str | None:
     """Return the key that stands for a value of the attribute: itself, as YAML reads it, or that for all others."""
     words = [key for key, same in _YES_OR_NO.items() if value.casefold() in same]
     return next((key for key in (value, *words, ANY) if key in listed), None)
-
-
-def _bounds(drawing: Drawing) -> str:
-    west, south, east, north = drawing.index.bounds
-    return f"{west:.6g} {south:.6g} {east:.6g} {north:.6g} in its CRS"

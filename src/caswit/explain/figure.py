@@ -44,7 +44,7 @@ from caswit.viz.pictures import (
 )
 from caswit.weights.image_bands import bands_to_read, parse_also
 from caswit.weights.model_folder import load_model
-from caswit.weights.zoo import choose
+from caswit.weights.zoo import choose, zoo_models
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,8 @@ def explain(
 
     Args:
         image: Any raster that GDAL opens and whose bands the model reads.
-        model: Model folder of a network that reads its context, or its name; None chooses one of the zoo as ``predict``
-            does, by the ground size of the image's pixels.
+        model: Model folder of a network that reads its context, or its name; None chooses one of the zoo that does, by
+            the ground size of the image's pixels.
         out: PNG to write; its folder must exist.
         place: The pixel: row and col, x and y in the image's CRS, or lon and lat.
         gsd_m: Ground size of the image's pixels in metres; None takes it from the image.
@@ -117,7 +117,7 @@ def explain(
 def _chosen(image: Path, gsd_m: float | None) -> str:
     with SceneReader(Scene(image=image)) as scene:
         known = gsd_m or scene.image.grid.source_gsd_m
-    model, reason = choose(known, image.name)
+    model, reason = choose(known, image.name, [model for model in zoo_models() if model.reads_context])
     log.info("model: %s (%s)", model.name, reason)
     return model.name
 

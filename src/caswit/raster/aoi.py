@@ -14,7 +14,7 @@ from rasterio.features import rasterize
 from shapely.errors import ShapelyError
 
 from caswit.errors import DataError, one_line
-from caswit.raster.georef import Grid
+from caswit.raster.georef import Grid, bounds_in_words
 from caswit.raster.reader import Bool
 from caswit.raster.windows import Window
 
@@ -88,11 +88,8 @@ def read_aoi(file: Path, grid: Grid) -> AreaOfInterest:
     except _ERRORS as error:
         raise DataError(f"{file}: cannot be placed on the image ({one_line(error)})") from error
     if not area.touches(Window(0, 0, grid.height, grid.width)):
-        west, south, east, north = shape.bounds
-        raise DataError(
-            f"{file}: lies outside the image ({west:.6g} {south:.6g} {east:.6g} {north:.6g} in its CRS); "
-            "check the CRS of both"
-        )
+        where = bounds_in_words(shape.bounds)
+        raise DataError(f"{file}: lies outside the image ({where} in its CRS); check the CRS of both")
     return area
 
 

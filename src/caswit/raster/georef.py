@@ -1,6 +1,7 @@
 """Georeferences: from the pixels of a raster to places on the ground, and back."""
 
 import logging
+from collections.abc import Sequence
 from functools import cache
 from math import floor, isfinite
 from typing import Any, NamedTuple
@@ -91,6 +92,11 @@ class Grid(NamedTuple):
 DEGREES = "OGC:CRS84"  # longitude before latitude
 _FARTHEST = 100.0
 """Earth radii from the equator, on a Mercator map; 3.1 are latitude 85, and cosh(711) is no number."""
+
+
+def bounds_in_words(bounds: Sequence[float]) -> str:
+    """Write west, south, east and north in metres or degrees for a message: without exponents, to 0.1 m."""
+    return " ".join(f"{value:.1f}" if abs(value) > 360 else f"{value:.6g}" for value in bounds)
 
 
 def check_grid(grid: Grid, path: str) -> None:

@@ -37,6 +37,8 @@ class ZooModel:
     """Ground size of the sample's pixels, in metres."""
     read_gsd_m: float | None = None
     """Ground size that images are resampled to; None: they are read as they are."""
+    reads_context: bool = False
+    """It reads the context of each tile, so that its attention can be shown."""
     learned: Learned = field(default_factory=Learned)
     """Where it learned, and how sure it is of its validation data."""
 
@@ -75,6 +77,7 @@ def _read(file: Path) -> ZooModel:
         sample=file.with_name(about["sample"]),
         sample_gsd_m=about["sample_gsd_m"],
         read_gsd_m=config["tile"].get("read_gsd_m", config["tile"].get("gsd_m")),  # as version 0.1.0 called it
+        reads_context=bool(config["model"].get("fusion_stages", True)),
         learned=Learned.of(config.get("provenance", {})),
     )
 
