@@ -188,6 +188,24 @@ def test_labels_of_one_class_and_of_colours_are_drawn_as_they_are_read(tmp_path,
     np.testing.assert_array_equal(errors[..., 3] > 0, ~mask)
 
 
+def test_images_of_a_dataset_that_lie_elsewhere_are_said(tmp_path, caplog):
+    """Mosaics of FLAIR-HUB lie in the cache: the folder shows patches one by one, and a line says what is missing."""
+    shown, other = tmp_path / "shown", tmp_path / "other"
+    for folder, name in ((shown, "a.tif"), (other, "b.tif"), (other, "c.tif")):
+        folder.mkdir(exist_ok=True)
+        write_raster(folder / name, picture(40, 50), crs="EPSG:2154", gsd_m=0.5)
+    classes = [{"id": 1, "name": "roof", "color": "#ffcc00"}]
+    scenes = [{"image": image, "split": "test"} for image in ("a.tif", "../other/b.tif", "../other/c.tif")]
+    (shown / "dataset.yaml").write_text(yaml.safe_dump({"name": "far", "classes": classes, "scenes": scenes}))
+    collection = Collection(shown)
+    for _ in range(2):
+        assert len(collection.views(refresh=True)) == 1
+    told = [line for line in caplog.messages if "of its 3 images lie outside" in line]
+    assert len(told) == 1
+    assert told[0].endswith(f"2 of its 3 images lie outside {shown}; name {other} too)")
+    assert len(Collection((shown, other)).views()) == 3
+
+
 def test_labels_that_are_shapes_are_drawn(tmp_path, monkeypatch, caplog):
     """And files that the gate does not let through are left out, with their image shown all the same."""
     monkeypatch.setenv("CASWIT_CACHE", str(tmp_path / "cache"))

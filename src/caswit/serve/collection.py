@@ -387,7 +387,14 @@ class Collection:
                     if not self.gate.is_inside(file.parent / expand_path(str(place))):
                         raise DataError(f"its source lies outside {self.gate}")
             # Rasters are opened through the gate alone.
-            return load_dataset(file, skip_broken=True, open_labels=False)
+            dataset = load_dataset(file, skip_broken=True, open_labels=False)
+            outside = [scene.image for scene in dataset.scenes if not self.gate.is_inside(scene.image)]
+            if outside:
+                some = (
+                    f"{len(outside)} of its {len(dataset.scenes)} images lie" if len(outside) > 1 else "an image lies"
+                )
+                self._not_shown(file, DataError(f"{some} outside {self.gate}; name {_real(outside[0]).parent} too"))
+            return dataset
         except Exception as error:
             self._not_shown(file, error)
             return None
