@@ -1,6 +1,6 @@
 """Whether caswit finetune improves a model of the zoo: two tiles of its own kind, half of each held out.
 
-python benchmarks/finetuning.py caswit-nano-buildings --out DIR [--seeds 0 1] [--tile_px 512]
+python benchmarks/finetuning.py swin-nano-buildings --out DIR [--seeds 0 1] [--tile_px 512]
 
 A seed draws two tiles (of that many pixels of the model's ground size) out of a labelled scene that the model was not
 trained on; of each, the left half is learned and the right half is scored, before and after, with the whole tile as its
@@ -27,8 +27,9 @@ from caswit.evaluation.run import evaluate
 from caswit.weights.model_folder import load_model
 
 SCENES = {
-    "caswit-nano-buildings": ("banepa/south.tif", "banepa/south_label.tif", 0.132),
-    "caswit-nano-dubai": ("dubai/tile2.tif", "dubai/tile2_label.tif", 1.0),
+    "caswit-nano-france": ("herault/beziers_val.tif", "herault/beziers_val_label.tif", 0.2),
+    "swin-nano-buildings": ("banepa/south.tif", "banepa/south_label.tif", 0.132),
+    "swin-nano-dubai": ("dubai/tile2.tif", "dubai/tile2_label.tif", 1.0),
 }
 """By model: a labelled scene in $CASWIT_DATA that it was not trained on, and the ground size of its pixels."""
 _ELSEWHERE = 255

@@ -69,14 +69,14 @@ def test_train_and_evaluate_are_the_commands(tmp_path, dataset_file, capsys):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda d: caswit.predict("nowhere.tif", "map.tif", "caswit-nano-dubai"), DataError, "tif: no such file"),
+        (lambda d: caswit.predict("nowhere.tif", "map.tif", "swin-nano-dubai"), DataError, "tif: no such file"),
         (lambda d: caswit.predict("a.tif", "map.tif", visor=1), ConfigError, "predict has no setting visor"),
         (lambda d: caswit.train("nowhere.yaml", "run"), CaswitError, "no such recipe file"),
         (lambda d: caswit.train(small(d), "run", trian={}), ConfigError, "no setting trian; did you mean train"),
         (lambda d: caswit.train(small(d), "run", train={"lrr": 1}), ConfigError, "of the recipe has no setting lrr"),
         (lambda d: caswit.train(small(d), "run", train={"batch": 0}), ConfigError, "batch"),
-        (lambda d: caswit.evaluate("caswit-nano-dubai", "nowhere.yaml"), DataError, "no such dataset file"),
-        (lambda d: caswit.evaluate("caswit-nano-dubai", d, split="nosplit"), CaswitError, "nosplit"),
+        (lambda d: caswit.evaluate("swin-nano-dubai", "nowhere.yaml"), DataError, "no such dataset file"),
+        (lambda d: caswit.evaluate("swin-nano-dubai", d, split="nosplit"), CaswitError, "nosplit"),
     ],
 )  # fmt: skip
 def test_mistakes_are_our_exceptions(call, error, message, dataset_file, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ assert not {"torch", "lightning"} & sys.modules.keys()
             ["explain", "none.tif", "--model", "m", "--row", "1", "--col", "1", "--out", "a.png"],
             "none.tif: no such file",
         ),
-        (["evaluate", "caswit-nano-dubai", "none.yaml", "--out", "scores"], "none.yaml: no such file"),
+        (["evaluate", "swin-nano-dubai", "none.yaml", "--out", "scores"], "none.yaml: no such file"),
         (["info", "none"], "none: no such model folder"),
         (["train", "recipe.yaml", "--out", "run"], "none.yaml: no such file"),
     ],
@@ -65,9 +65,13 @@ def test_the_models_that_fit_are_listed_without_torch(tmp_path):
     call = [sys.executable, "-c", code, "predict", str(tmp_path / "a.tif"), "--list"]
     said = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     assert said.startswith("a.tif: pixels of 0.2 m, 3 bands of uint16, near 43.")
-    assert "\ncaswit-nano-buildings  chosen: pixels of 0.2 m; it is for 0.05 to 0.5 m\n" in said
-    assert "\ncaswit-nano-dubai  not for this image: pixels of 0.2 m are finer than its 0.5 to 2 m\n" in said
-    assert "learned in Banepa, Nepal, 7," in said
+    assert (
+        "\ncaswit-nano-france  chosen: pixels of 0.2 m; it is for 0.15 to 0.5 m, and it has the most classes\n" in said
+    )
+    assert "\nswin-nano-buildings  fits, as others do; choose it with --model: pixels of 0.2 m; it is for 0.05" in said
+    assert "\nswin-nano-dubai  not for this image: pixels of 0.2 m are finer than its 0.5 to 2 m\n" in said
+    assert "learned in Hérault, France, " in said
+    assert "learned in Banepa, Nepal, and Hérault, France, " in said
     assert said.endswith("add --rescale auto, or --rescale LOW HIGH\n")
 
 

@@ -53,7 +53,7 @@ HUES = {"water": (190, 240), "vegetation": (90, 150), "building": (0, 20), "land
 
 
 def test_the_model_of_dubai_has_colours_that_people_expect():
-    for each in load_model("caswit-nano-dubai").info.classes.predicted:
+    for each in load_model("swin-nano-dubai").info.classes.predicted:
         hue, _, strength = colorsys.rgb_to_hls(*(v / 255 for v in each.rgb))
         if each.name == "road":
             assert strength == 0, "roads are grey"
@@ -65,7 +65,7 @@ def test_the_model_of_dubai_has_colours_that_people_expect():
 @pytest.mark.parametrize("who", SEEN_BY)
 def test_the_model_of_dubai_has_colours_that_everyone_tells_apart(who):
     """From each other, and from the grey of pixels without a label."""
-    colors = [c.color for c in load_model("caswit-nano-dubai").info.classes.predicted]
+    colors = [c.color for c in load_model("swin-nano-dubai").info.classes.predicted]
     assert closest(colors, SEEN_BY[who]) > 25
     assert closest([*colors, "#" + bytes(IGNORED_COLOUR).hex()], SEEN_BY[who]) > 20
 

@@ -1,14 +1,17 @@
 """caswit explain as a user types it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from caswit.cli.main import main
 from caswit.explain.figure import colour_bar, heatmap_over
 from caswit.raster.georef import lonlat_of
 from caswit.raster.reader import Raster
-from caswit.weights.model_folder import load_model
+from caswit.weights.model_folder import build, read_info, save_model
 from conftest import georeference
 
 pytestmark = pytest.mark.e2e
@@ -73,27 +76,41 @@ def test_a_figure_is_a_png_in_a_folder_that_exists(run):
     assert "does not exist" in run("--row", "4", "--col", "4", out="none/why.png")[2]
 
 
-@pytest.mark.parametrize(
-    ("georeferenced", "more", "chosen"),
-    [(True, (), "caswit-nano-dubai"), (False, ("--gsd-m", "0.15"), "caswit-nano-buildings"), (False, (), None)],
-)
-def test_a_model_is_chosen_as_for_a_map(make_raster, image, tmp_path, capsys, caplog, georeferenced, more, chosen):
+@pytest.mark.parametrize("gsd_m", ["0.2", "1", None])
+def test_a_model_that_reads_its_context_is_chosen_by_ground_size(make_raster, image, tmp_path, capsys, caplog, gsd_m):
     caplog.set_level("INFO")
-    path = make_raster(image, **(georeference() if georeferenced else {}))
-    words = ["explain", str(path), "--row", "4", "--col", "4", "--out", str(tmp_path / "why.png"), *more]
-    if chosen is None:
-        with pytest.raises(SystemExit):
-            main(words)
-        assert "add --gsd-m METRES, or --model NAME" in capsys.readouterr().err
+    words = ["explain", str(make_raster(image)), "--row", "4", "--col", "4", "--out", str(tmp_path / "why.png")]
+    if gsd_m == "0.2":
+        main([*words, "--gsd-m", gsd_m])
+        assert "model: caswit-nano-france (pixels of 0.2 m" in caplog.text
         return
-    main(words)
-    assert f"model: {chosen} (pixels of " in caplog.text
+    with pytest.raises(SystemExit):
+        main([*words, *(["--gsd-m", gsd_m] if gsd_m else [])])
+    error = capsys.readouterr().err
+    assert (
+        "add --gsd-m METRES, or --model NAME" in error
+        if gsd_m is None
+        else "no model is meant for pixels of 1 m" in error
+    )
+    assert "caswit-nano-france" in error
+    assert "swin-nano" not in error
+
+
+def test_gates_are_printed_and_closed_ones_named(model_folder, make_raster, image, tmp_path, capsys):
+    info = read_info(model_folder)
+    info = replace(info, model=replace(info.model, gated=True))
+    network = build(info)
+    with torch.no_grad():
+        for number, block in enumerate(network.fusion.values()):
+            block.gate.fill_(0.01 if number else 1.0)
+    save_model(network, info, tmp_path / "gated" / "model")
+    words = ["--row", "45", "--col", "70", "--out", str(tmp_path / "why.png"), "--model", str(tmp_path / "gated/model")]
+    main(["explain", str(make_raster(image)), *words])
     out = capsys.readouterr().out
-    gates = load_model(chosen).network.gates
+    gates = network.gates
     assert "gates tanh(g): " + ", ".join(f"stage {s} {g:.3f}" for s, g in gates.items()) in out
-    closed = ", ".join(str(s) for s, g in gates.items() if abs(g) < 0.05)
+    closed = ", ".join(str(s) for s in [*gates][1:])
     assert f" {closed}; little of what is read there counts" in out
-    assert "attention on padding: stage 2 " in out
 
 
 def test_gates_and_padding_of_a_place_inside(run):

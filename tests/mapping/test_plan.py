@@ -118,12 +118,12 @@ class TestGroundSizes:
         assert plan_of(path, model_folder, replace(MATCHED, gsd_m=None)).layout.ratio == 1
 
     def test_the_model(self, make_raster, image):
-        path = make_raster(image, **georeference(0.15))
-        assert plan_of(path, None, PredictConfig()).model == "caswit-nano-buildings"
-        assert plan_of(path, None, self.TOLD).model == "caswit-nano-dubai"
+        path = make_raster(image, **georeference(0.13))
+        assert plan_of(path, None, PredictConfig()).model == "swin-nano-buildings"
+        assert plan_of(path, None, self.TOLD).model == "swin-nano-dubai"
 
     def test_an_image_of_unknown_ground_size_is_read_as_the_models_after_one_warning(self, make_raster, image, caplog):
-        plan = plan_of(make_raster(image, "photo.png"), "caswit-nano-dubai", PredictConfig())
+        plan = plan_of(make_raster(image, "photo.png"), "swin-nano-dubai", PredictConfig())
         assert (plan.source_gsd_m, plan.read_gsd_m, plan.layout.ratio) == (None, 1.0, 1.0)
         with plan.open() as scene:
             assert scene.ratio == 1

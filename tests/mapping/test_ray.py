@@ -133,7 +133,7 @@ def test_a_plan_names_its_model_and_images_so_that_every_machine_finds_them(path
     from caswit.mapping.ray.engine import _anywhere
 
     monkeypatch.chdir(model_folder.parent)
-    for model, sent in ((model_folder.name, str(model_folder)), ("caswit-nano-dubai", "caswit-nano-dubai")):
+    for model, sent in ((model_folder.name, str(model_folder)), ("swin-nano-dubai", "swin-nano-dubai")):
         names = [os.path.relpath(path)]
         plan, _ = make_plan(names, model, PredictConfig(), OutputConfig(), MapRunConfig())
         found = _anywhere(plan)

@@ -111,7 +111,8 @@ def test_a_model_far_from_home_and_unsure_is_said_to_be(make_raster, image, mode
 
 def test_a_model_at_home_and_sure_gets_no_warning(make_raster, image, model_folder, tmp_path):
     sure = {"mean": 40.0, "classes": dict.fromkeys(NAMES, 30.0)}
-    model = learned(model_folder, learned={"area": [2.0, 43.0, 4.0, 44.0]}, validation_confidence=sure)
+    nepal, here = [85.52, 27.63, 85.53, 27.64], [2.0, 43.0, 4.0, 44.0]
+    model = learned(model_folder, learned={"areas": [nepal, here]}, validation_confidence=sure)
     path = make_raster(image, **georeference(x=720_000, y=6_250_000))
     trust = predict(path, tmp_path / "map.tif", model, PredictConfig(**EXACT)).trust
     assert trust.warning is None

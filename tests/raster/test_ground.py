@@ -6,7 +6,7 @@ import rasterio
 from pyproj import CRS, Geod, Transformer
 
 from caswit.raster.georef import Grid
-from caswit.raster.ground import class_areas, distance_km, row_areas_m2, together
+from caswit.raster.ground import class_areas, distance_km, regions, row_areas_m2
 
 GEOD = Geod(ellps="WGS84")
 
@@ -96,6 +96,13 @@ def test_distances_are_those_to_the_nearest_point_of_the_area():
     assert distance_km((179.9, -1, -179.9, 1), (170, -5, 175, 5)) == pytest.approx(555.9, abs=1)
 
 
-def test_bounds_of_bounds():
-    assert together([(1, 2, 3, 4), (-1, 3, 2, 9)]) == (-1, 2, 3, 9)
-    assert together([]) is None
+def test_areas_near_each_other_are_one_region_and_others_are_not():
+    """Between Nepal and France nothing was learned."""
+    nepal, france = (85.5, 27.6, 85.6, 27.7), (3.2, 43.2, 3.7, 43.9)
+    beside, between = (85.0, 27.5, 85.4, 27.6), (84.3, 27.5, 84.4, 27.6)
+    assert regions([]) == []
+    assert regions([nepal, france]) == [nepal, france]
+    assert sorted(regions([nepal, france, beside])) == [france, (85.0, 27.5, 85.6, 27.7)]
+    far = (83.4, 27.5, 83.5, 27.6)
+    assert len(regions([beside, far])) == 2
+    assert regions([beside, far, between]) == [(83.4, 27.5, 85.4, 27.6)]  # what lies between joins both

@@ -121,10 +121,10 @@ def test_nothing_follows_from_weights_of_other_libraries_or_of_nowhere(tmp_path)
     assert inherited_settings(None) == {}
     assert inherited_settings(InitConfig(source="timm", timm=True)) == {}
     assert inherited_settings(InitConfig(path=str(tmp_path / "none"))) == {}
-    assert inherited_settings(InitConfig(path="caswit-nano-dubai")).keys() == set(INHERITED)
+    assert inherited_settings(InitConfig(path="swin-nano-dubai")).keys() == set(INHERITED)
 
 
-@pytest.mark.parametrize("start", ["model", "caswit-nano-dubai"])
+@pytest.mark.parametrize("start", ["model", "swin-nano-dubai"])
 def test_the_written_recipe_runs_as_it_stands(model, dataset_file, tmp_path, monkeypatch, capsys, start):
     monkeypatch.chdir(tmp_path)
     start = str(model) if start == "model" else start

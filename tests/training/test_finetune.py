@@ -64,7 +64,7 @@ def test_the_choices_follow_from_the_data(model, dataset_file):
 
 
 def test_larger_scenes_are_learned_in_larger_crops_and_more_steps(dataset_file, make_raster):
-    zoo = "caswit-nano-buildings"
+    zoo = "swin-nano-buildings"
     crops, steps = [], []
     for side in (70, 200, 600):
         make_raster(picture(side, 2 * side), "scene.tif", **georeference(0.26))
@@ -82,7 +82,7 @@ def test_the_ground_size_is_the_models_unless_the_images_are_far_coarser(dataset
     where = {} if source is None else georeference(source)
     make_raster(picture(90, 130), "scene.tif", **where)
     make_raster(np.ones((1, 90, 130), np.uint8), "scene_label.tif", **where)
-    assert picked("caswit-nano-buildings", dataset_file)["tile"]["read_gsd_m"] == read
+    assert picked("swin-nano-buildings", dataset_file)["tile"]["read_gsd_m"] == read
 
 
 def test_it_says_what_it_picked_trains_repeats_and_goes_on(model, dataset_file, tmp_path, capsys, monkeypatch):

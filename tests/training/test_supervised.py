@@ -238,7 +238,7 @@ def test_the_model_says_where_it_learned_and_how_sure_it_is_of_its_validation_da
     assert learned.confidence_of_classes == scores.confidence["classes"]
     assert json.loads((tmp_path / "scores" / "report.json").read_text())["confidence"] == scores.confidence
     bounds = Raster(landscapes.with_name("train.tif")).grid.degrees
-    assert learned.area == pytest.approx(bounds, abs=1e-4)
+    assert learned.areas == (pytest.approx(bounds, abs=1e-4),)
     assert learned.where(3.2) == "trained on landscapes, 3 km from here"
 
 

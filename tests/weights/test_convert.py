@@ -385,6 +385,6 @@ class TestFiles:
 
 def test_counters_of_batch_norm_are_not_listed_as_left_over():
     network = CASWiT(num_classes=2, size="nano", stem="conv", fusion_stages=(2, 3), gated=True)
-    fit = start_from(network, InitConfig(path="caswit-nano-dubai"), "nano")
+    fit = start_from(network, InitConfig(path="swin-nano-dubai"), "nano")
     assert fit.left_over  # the decoder, which was not asked for
     assert not [name for name in (*fit.left_over, *fit.missing) if name.endswith("num_batches_tracked")]

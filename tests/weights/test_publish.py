@@ -234,9 +234,13 @@ def test_where_it_learned_and_how_sure_it_is_go_into_the_config_and_on_the_card(
     about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | place))
     push(model_folder, str(tmp_path / "out"), about=about, report=tmp_path / "scores.json")
     learned = Learned.of(load_model(tmp_path / "out").info.provenance)
-    assert learned[0:1] + learned[2:] == ("Banepa, Nepal", (85.51, 27.63, 85.53, 27.64), 91.4, confidence["classes"])
+    assert learned[0:1] + learned[2:] == ("Banepa, Nepal", ((85.51, 27.63, 85.53, 27.64),), 91.4, confidence["classes"])
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Mean confidence on this split: 91.4 %; building 88.7 %, water 95.0 %." in card
+    both = [place["area"], [3.2, 43.2, 3.7, 43.9]]
+    about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | {"area": both}))
+    push(model_folder, str(tmp_path / "two"), about=about, report=tmp_path / "scores.json")
+    assert Learned.of(load_model(tmp_path / "two").info.provenance).areas == tuple(map(tuple, both))
     about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | {"area": [85.53, 27, 85.51, 28]}))
     with pytest.raises(ConfigError, match="area must be west, south, east, north in degrees"):
         push(model_folder, str(tmp_path / "other"), about=about)

@@ -223,7 +223,7 @@ def test_images_of_a_folder_are_listed_by_ground_size(make_raster, image, tmp_pa
     assert heads[0].endswith("(2 images; this is the first)")
     assert not heads[1].endswith(")")
     chosen = [line.split()[0] for line in lines if "  chosen: " in line]
-    assert chosen == ["caswit-nano-buildings", "caswit-nano-dubai"]
+    assert chosen == ["caswit-nano-france", "swin-nano-dubai"]
     assert lines[-1].startswith(f"broken: {tmp_path}/d.png: not a raster")
     assert candidates([str(tmp_path / "b.tif")]) == lines[lines.index(heads[1]) : -2]
     with pytest.raises(DataError, match=r"d.png: not a raster"):

@@ -21,7 +21,6 @@ from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
 from caswit.raster.blanks import Blanks, find_blanks
 from caswit.raster.georef import Grid
-from caswit.raster.ground import distance_km
 from caswit.raster.image_files import describe, files_behind
 from caswit.raster.mosaic import Source, build_mosaic, open_image
 from caswit.raster.reader import PixelEncoding
@@ -282,8 +281,7 @@ def make_plan(
     source_gsd_m = settings.gsd_m or grid.source_gsd_m
     if loaded is None:
         chosen, reason = choose(source_gsd_m, Path(images[0]).name)
-        learned, bounds = chosen.learned, grid.degrees
-        where = learned.where(distance_km(bounds, learned.area) if bounds and learned.area else None)
+        where = chosen.learned.where(chosen.learned.distance_km(grid.degrees))
         log.info("model: %s (%s%s)", chosen.name, reason, where and f"; {where}")
         model = loaded = load(chosen.name)
     # A network met black beside a tile seldom in training, and half of a context never: it reads buildings out of it

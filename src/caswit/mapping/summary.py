@@ -7,7 +7,7 @@ from caswit.inference.confidence import Confidence
 from caswit.mapping.blocks import CONFIDENCE
 from caswit.raster.cog import PlacedPart, read_tags
 from caswit.raster.georef import Grid
-from caswit.raster.ground import ClassArea, distance_km
+from caswit.raster.ground import ClassArea
 from caswit.weights.learned import Learned
 from caswit.weights.model_folder import LoadedModel
 
@@ -30,12 +30,12 @@ class Trust(NamedTuple):
     @staticmethod
     def of(loaded: LoadedModel, grid: Grid, confidence: Confidence | None) -> "Trust":
         """Compare a map with the data that its model learned from."""
-        learned, bounds = Learned.of(loaded.info.provenance), grid.degrees
+        learned = Learned.of(loaded.info.provenance)
         names = loaded.info.classes.names
         return Trust(
             loaded.name,
             learned,
-            distance_km(bounds, learned.area) if bounds and learned.area else None,
+            learned.distance_km(grid.degrees),
             confidence.mean if confidence else None,
             confidence.unsure(names, learned.confidence_of_classes) if confidence else {},
         )

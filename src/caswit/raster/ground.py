@@ -5,7 +5,7 @@ are sums over rows.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from math import asin, cos, radians, sin, sqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -107,6 +107,9 @@ def _authalic(lat: NDArray[np.float64]) -> NDArray[np.float64]:
     return q
 
 
+_APART_KM = 100.0
+
+
 def distance_km(bounds: Degrees, area: Degrees) -> float:
     """Return the distance from the middle of an image's bounds to the nearest point of an area; 0 inside of it."""
     west, south, east, north = bounds
@@ -124,9 +127,12 @@ def _great_circle_km(lon: float, lat: float, other_lon: float, other_lat: float)
     return 2 * _EARTH_KM * asin(min(1.0, sqrt(chord)))
 
 
-def together(areas: Sequence[Degrees]) -> Degrees | None:
-    """Return the bounds of several bounds; None without any."""
-    if not areas:
-        return None
-    west, south, east, north = zip(*areas, strict=True)
-    return min(west), min(south), max(east), max(north)
+def regions(areas: Iterable[Degrees]) -> list[Degrees]:
+    """Return bounds of areas, one for all that lie within 100 km of each other."""
+    found: list[Degrees] = []
+    for each in areas:
+        near = [region for region in found if min(distance_km(each, region), distance_km(region, each)) < _APART_KM]
+        west, south, east, north = zip(each, *near, strict=True)
+        found = [region for region in found if region not in near]
+        found.append((min(west), min(south), max(east), max(north)))
+    return found

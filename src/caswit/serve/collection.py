@@ -390,10 +390,8 @@ class Collection:
             dataset = load_dataset(file, skip_broken=True, open_labels=False)
             outside = [scene.image for scene in dataset.scenes if not self.gate.is_inside(scene.image)]
             if outside:
-                some = (
-                    f"{len(outside)} of its {len(dataset.scenes)} images lie" if len(outside) > 1 else "an image lies"
-                )
-                self._not_shown(file, DataError(f"{some} outside {self.gate}; name {_real(outside[0]).parent} too"))
+                count, place = f"{len(outside)} of {len(dataset.scenes)}", _real(outside[0]).parent
+                self._not_shown(file, DataError(f"images outside {self.gate}: {count}; name {place} too"))
             return dataset
         except Exception as error:
             self._not_shown(file, error)

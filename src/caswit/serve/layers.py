@@ -361,7 +361,9 @@ class _Meant:
     ) -> tuple[NDArray[Any], Bool]:
         """Read a window, as ``Source``."""
         values, valid = self.source.read(window, height, width, bands, average=average)
-        indices = self.table.looked_up(values)
+        # Floats that are no number, and fractions, which a training refuses, become ids that no class has.
+        whole = values if values.dtype.kind in "iu" else np.where(values % 1 == 0, values, -1).astype(np.int64)
+        indices = self.table.looked_up(whole)
         return self.table.ids[indices], valid & (indices[0] < len(self.table))
 
 

@@ -32,7 +32,7 @@ from caswit.nn.baselines.parts import BatchNorm
 from caswit.nn.caswit import CASWiT
 from caswit.nn.losses import named_losses, supervised_loss
 from caswit.nn.network import Network
-from caswit.raster.ground import Degrees, together
+from caswit.raster.ground import Degrees, regions
 from caswit.raster.windows import Tile
 from caswit.training.fabric import all_sum, launch, one_device, repeatable, stop_signal
 from caswit.training.loggers import check_loggers
@@ -284,11 +284,11 @@ class SupervisedTask:
 
     def save(self, network: Network, provenance: dict[str, Any]) -> None:
         """Write the model folder, with where the model learned and how sure it is of validation data."""
-        area = together([bounds for scene in self._train_scenes() if (bounds := self._degrees(scene)) is not None])
+        areas = regions(bounds for scene in self._train_scenes() if (bounds := self._degrees(scene)) is not None)
         provenance = {
             "dataset": self.dataset.name,
             "best_val_miou": None,
-            "learned": {"area": None if area is None else [round(x, 4) for x in area]},
+            "learned": {"areas": [[round(x, 4) for x in area] for area in areas]},
             **self._confidence(network),
             **provenance,
         }

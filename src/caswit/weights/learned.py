@@ -8,11 +8,14 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from caswit.errors import DataError
 from caswit.files import checked
+from caswit.raster.ground import Degrees, distance_km
 
 
 class _Place(TypedDict):
     name: NotRequired[str | None]
-    area: NotRequired[tuple[float, float, float, float] | None]
+    area: NotRequired[Degrees | None]
+    """As versions wrote it that knew one area."""
+    areas: NotRequired[list[Degrees]]
 
 
 class _Confidence(TypedDict):
@@ -27,8 +30,8 @@ class Learned(NamedTuple):
     """Name of the training area as its maker wrote it."""
     dataset: str | None = None
     """Name of the dataset."""
-    area: tuple[float, float, float, float] | None = None
-    """West, south, east, north of the training images in degrees."""
+    areas: tuple[Degrees, ...] = ()
+    """West, south, east, north of the training images in degrees, of each region."""
     confidence: float | None = None
     """Mean confidence on validation data, in percent."""
     confidence_of_classes: Mapping[str, float] = {}
@@ -49,9 +52,14 @@ class Learned(NamedTuple):
         except DataError:
             pass
         dataset = provenance.get("dataset")
-        return Learned(
-            named.get("name"), dataset if isinstance(dataset, str) else None, named.get("area"), mean, classes
-        )
+        areas = tuple(named.get("areas") or ())
+        if not areas and (area := named.get("area")) is not None:
+            areas = (area,)
+        return Learned(named.get("name"), dataset if isinstance(dataset, str) else None, areas, mean, classes)
+
+    def distance_km(self, bounds: Degrees | None) -> float | None:
+        """Return the distance from the middle of an image's bounds to the nearest area; None if either is unknown."""
+        return min((distance_km(bounds, area) for area in self.areas), default=None) if bounds else None
 
     def where(self, distance_km: float | None) -> str:
         """Return where the model learned, as "learned in Nepal, 12 km from here"; empty where nothing is known."""

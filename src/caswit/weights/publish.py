@@ -15,6 +15,7 @@ from caswit.config import ModelConfig
 from caswit.config.renamed import with_new_names
 from caswit.errors import ConfigError, brief
 from caswit.files import atomic_path, checked, read_json, read_yaml
+from caswit.raster.ground import Degrees
 from caswit.viz.pages import render
 from caswit.weights.hub import PREFIX, upload
 from caswit.weights.model_folder import (
@@ -55,8 +56,8 @@ class About:
     """Ground size of the sample's pixels, in metres."""
     place: str | None = None
     """Name of the place that the training images show, for the end of ``caswit predict``."""
-    area: tuple[float, float, float, float] | None = None
-    """West, south, east and north of the training images in degrees; None where they are not known."""
+    area: Sequence[Degrees] = ()
+    """West, south, east and north of the training images in degrees, of each region; in the YAML file one or a list."""
 
 
 def read_about(file: Path) -> About:
@@ -82,19 +83,21 @@ def read_about(file: Path) -> About:
     for name in ("read_gsd_m", "sample_gsd_m"):
         if not isinstance(content[name], int | float) or not gsd_m[0] <= content[name] < gsd_m[1]:
             raise ConfigError(f"{file}: {name} must be metres within gsd_m, got {brief(content[name])}")
-    _check_area(content.get("area"), file)
+    areas = _areas(content.get("area"), file)
     for name in (*pictures, content["sample"]):
         if Path(name).name != name or not file.with_name(name).is_file():
             raise ConfigError(f"{file}: {name} is not in the same folder")
-    return About(**content | {"gsd_m": tuple(gsd_m)})
+    return About(**content | {"gsd_m": tuple(gsd_m), "area": areas})
 
 
-def _check_area(area: Any, file: Path) -> None:
-    if area is None:
-        return
-    west, south, east, north = checked(tuple[float, float, float, float], area, f"{file}: area")
-    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
-        raise ConfigError(f"{file}: area must be west, south, east, north in degrees, got {brief(area)}")
+def _areas(said: Any, file: Path) -> list[Degrees]:
+    """Return one area or several as a list."""
+    rows = said if isinstance(said, list) and said and isinstance(said[0], list) else [] if said is None else [said]
+    areas = checked(list[Degrees], rows, f"{file}: area")
+    for west, south, east, north in areas:
+        if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+            raise ConfigError(f"{file}: area must be west, south, east, north in degrees, got {brief(said)}")
+    return areas
 
 
 def push(
@@ -147,8 +150,8 @@ def push(
             beside = [about.with_name(picture) for picture in {*said.pictures, said.sample}]
             kept = ("summary", "gsd_m", "sample", "sample_gsd_m")
             config["about"] = {key: getattr(said, key) for key in kept}
-            if said.place is not None or said.area is not None:
-                config["provenance"]["learned"] = {"name": said.place, "area": said.area}
+            if said.place is not None or said.area:
+                config["provenance"]["learned"] = {"name": said.place, "areas": [list(area) for area in said.area]}
             config["trained_gsd_m"] = config["tile"]["read_gsd_m"] = said.read_gsd_m
         scores = _read_report(report)
         if scores is not None and "confidence" in scores:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caswit.errors import DataError
-from caswit.raster.ground import Degrees, distance_km
+from caswit.raster.ground import Degrees
 from caswit.raster.reader import PixelEncoding, Raster
 from caswit.weights.zoo import ZooModel, best_fitting, zoo_models
 
@@ -68,7 +68,7 @@ def _about(image: _Image, more: str) -> list[str]:
     models = zoo_models()
     fitting = [] if gsd_m is None else [model for model in models if model.fits(gsd_m, models)[0]]
     for model in models:
-        away = distance_km(bounds, model.learned.area) if bounds and model.learned.area else None
+        away = model.learned.distance_km(bounds)
         lines += ["", f"{model.name}  {_verdict(model, gsd_m, fitting)}", f"  {model.summary}"]
         lines.append(f"  bands: red, green, blue; classes: {', '.join(model.classes)}")
         lines += [f"  {place}"] if (place := model.learned.where(away)) else []
