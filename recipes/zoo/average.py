@@ -41,7 +41,8 @@ def main(out: Path, *files: Path) -> None:
     config["provenance"]["mean_of"] = [
         {"run": run_of(file).name, "step": step} for file, step in zip(files, steps, strict=True)
     ]
-    config["provenance"].pop("validation_confidence", None)  # of the last run; push takes it from the report
+    for name in ("best_val_miou", "validation_confidence"):  # of the last run; push takes the latter from the report
+        config["provenance"].pop(name, None)
     write_folder(out, mean, config)
 
 

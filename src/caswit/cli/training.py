@@ -158,10 +158,17 @@ def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, 
         )
     if evaluation.masked_context_counts is not None:
         masked = score(evaluation.masked_context_counts)
-        print(f"with masked context: mIoU {masked.miou:.4f}  mF1 {masked.mf1:.4f}  mBIoU {masked.mbiou:.4f}")
+        rest = "; of the other classes {:.4f}" if names else ""
+        print(
+            f"with masked context: mIoU {masked.miou:.4f}  mF1 {masked.mf1:.4f}  mBIoU {masked.mbiou:.4f}"
+            + rest.format(masked.miou_truth)
+        )
         if evaluation.context is not None:
             swapped = score(evaluation.context.swapped)
-            print(f"with swapped context: mIoU {swapped.miou:.4f}  mF1 {swapped.mf1:.4f}  mBIoU {swapped.mbiou:.4f}")
+            print(
+                f"with swapped context: mIoU {swapped.miou:.4f}  mF1 {swapped.mf1:.4f}  mBIoU {swapped.mbiou:.4f}"
+                + rest.format(swapped.miou_truth)
+            )
             print("\n".join(evaluation.context.said(evaluation.counts, evaluation.masked_context_counts)))
     print(f"report: {Path(out) / 'report.html'}")
 

@@ -24,6 +24,7 @@ from caswit.data.scene import Scene, VectorLabel
 from caswit.errors import DataError, naming_extras
 from caswit.raster.georef import Grid
 from caswit.raster.labels import BinaryLabel, ColorLabel, file_at, read_whole
+from caswit.raster.memory import shown_name
 from caswit.raster.mosaic import Mosaic
 from caswit.raster.reader import Bool, OpenFiles, PixelEncoding, Raster, UInt8
 from caswit.raster.resample import MOST_AVERAGED, Axis, area_average, nearest, reading_ratio, resample_image
@@ -190,7 +191,7 @@ class SceneReader:
             return 1.0
         source_gsd_m = source_gsd_m or self.image.grid.source_gsd_m
         if source_gsd_m is None:
-            _say_unknown(self.image.path, read_gsd_m)
+            _say_unknown(shown_name(self.image.path), read_gsd_m)
             return 1.0
         try:
             return reading_ratio(source_gsd_m, read_gsd_m)

@@ -78,8 +78,8 @@ def explain(
 
     Args:
         image: Any raster that GDAL opens and whose bands the model reads.
-        model: Model folder of a network that reads its context, or its name; None chooses one of the zoo that does, by
-            the ground size of the image's pixels.
+        model: Model folder of a network that reads its context, or its name; None chooses one of the zoo as ``predict``
+            does, by the ground size of the image's pixels.
         out: PNG to write; its folder must exist.
         place: The pixel: row and col, x and y in the image's CRS, or lon and lat.
         gsd_m: Ground size of the image's pixels in metres; None takes it from the image.
@@ -117,7 +117,13 @@ def explain(
 def _chosen(image: Path, gsd_m: float | None) -> str:
     with SceneReader(Scene(image=image)) as scene:
         known = gsd_m or scene.image.grid.source_gsd_m
-    model, reason = choose(known, image.name, [model for model in zoo_models() if model.reads_context])
+    model, reason = choose(known, image.name)
+    if not model.reads_context:
+        others = ", ".join(each.name for each in zoo_models() if each.reads_context)
+        raise ConfigError(
+            f"{image.name}: {model.name} is meant for pixels of {known:.3g} m, and reads no context that could be "
+            f"explained; --model takes one that does: {others}, or your own"
+        )
     log.info("model: %s (%s)", model.name, reason)
     return model.name
 

@@ -22,6 +22,7 @@ from caswit.errors import ConfigError, DataError
 from caswit.raster.blanks import Blanks, find_blanks
 from caswit.raster.georef import Grid
 from caswit.raster.image_files import describe, files_behind
+from caswit.raster.memory import shown_name
 from caswit.raster.mosaic import Source, build_mosaic, open_image
 from caswit.raster.reader import PixelEncoding
 from caswit.raster.resample import Axis, reading_ratio
@@ -347,7 +348,7 @@ def _look(
     sources: Sequence[Source], grid: Grid, bands: tuple[int, ...], settings: PredictConfig, ranges: Ranges
 ) -> int | None:
     """Look at a sample of the images; warn of what they do not declare, and return what ``--nodata auto`` finds."""
-    name = sources[0].path if len(sources) == 1 else f"{sources[0].path} and {len(sources) - 1} more"
+    name = shown_name(sources[0].path) if len(sources) == 1 else f"{sources[0].path} and {len(sources) - 1} more"
     with open_image(sources, grid, _encoding(settings, ranges)) as image:
         try:
             blanks = find_blanks(image, bands)
@@ -380,7 +381,8 @@ _MOST_HALF_TRANSPARENT = 0.05
 
 
 def _percent(blanks: Blanks, value: int) -> str:
-    return f"{100 * blanks.shares[value]:.2g} %"
+    percent = 100 * blanks.shares[value]
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
 
 
 def _overlap_px(settings: PredictConfig, tile_px: int) -> int:
@@ -411,7 +413,9 @@ def _warn_of_ground_sizes(plan: MapPlan) -> None:
     if file_m and source_m and _differ(file_m, source_m):
         log.warning("the image says its pixels are %.3g m; --gsd-m %g is used instead", file_m, source_m)
     if models_m and source_m is None:
-        log.warning("%s: the ground size of its pixels is unknown; read as if it were %g m", plan.title, models_m)
+        log.warning(
+            "%s: the ground size of its pixels is unknown; read as if it were %g m", shown_name(plan.title), models_m
+        )
     # Finer images are averaged down without harm. Coarser ones lack the detail that the model learned to see.
     elif models_m and source_m and source_m > 2 * _GSD_OFF * models_m:
         log.warning("the image has pixels of %.3g m, the model reads %g m: expect a poor map", source_m, models_m)

@@ -12,6 +12,13 @@ from rasterio.io import MemoryFile
 from caswit.errors import DataError, one_line
 from caswit.raster.reader import GDAL_ERRORS, Bool, quiet
 
+_NAME = "array.tif"
+
+
+def shown_name(path: str) -> str:
+    """Return what messages call a raster: its name, or "the array" where it is one in memory."""
+    return "the array" if path.startswith("/vsimem/") and path.endswith(f"/{_NAME}") else path
+
 
 @contextmanager
 def in_memory(pixels: NDArray[Any], valid: Bool | None = None) -> Iterator[str]:
@@ -26,8 +33,8 @@ def in_memory(pixels: NDArray[Any], valid: Bool | None = None) -> Iterator[str]:
     """
     count, height, width = pixels.shape
     shape = {"count": count, "height": height, "width": width, "dtype": pixels.dtype.name}
-    # A folder of its own for each, so that no two are mixed up and messages name "array.tif".
-    with quiet(), MemoryFile(dirname=secrets.token_hex(4), filename="array.tif") as memory:
+    # A folder of its own for each, so that no two are mixed up and messages can tell it (``shown_name``).
+    with quiet(), MemoryFile(dirname=secrets.token_hex(4), filename=_NAME) as memory:
         try:
             # Without a mask inside the file, GDAL would put one beside it; BIGTIFF for arrays beyond 4 GB.
             with (

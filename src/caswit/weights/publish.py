@@ -39,7 +39,7 @@ class About:
     summary: str
     """Line that says what the model maps."""
     gsd_m: tuple[float, float]
-    """Lowest and highest ground size of a pixel that it is meant for, in metres; the highest is excluded."""
+    """Lowest and highest ground size of a pixel that it is meant for, in metres."""
     read_gsd_m: float
     """Ground size in metres that images are resampled to while they are read, if they say theirs."""
     data: str
@@ -81,7 +81,7 @@ def read_about(file: Path) -> About:
     if not isinstance(pictures, dict):
         raise ConfigError(f"{file}: pictures must be files and their captions, got {brief(pictures)}")
     for name in ("read_gsd_m", "sample_gsd_m"):
-        if not isinstance(content[name], int | float) or not gsd_m[0] <= content[name] < gsd_m[1]:
+        if not isinstance(content[name], int | float) or not gsd_m[0] <= content[name] <= gsd_m[1]:
             raise ConfigError(f"{file}: {name} must be metres within gsd_m, got {brief(content[name])}")
     areas = _areas(content.get("area"), file)
     for name in (*pictures, content["sample"]):

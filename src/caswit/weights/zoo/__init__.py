@@ -28,7 +28,7 @@ class ZooModel:
     summary: str
     """Line that says what it maps."""
     gsd_m: tuple[float, float]
-    """Lowest and highest ground size of a pixel that it is meant for, in metres; the highest is excluded."""
+    """Lowest and highest ground size of a pixel that it is meant for, in metres."""
     classes: tuple[str, ...]
     """Names of the classes it predicts."""
     sample: Path
@@ -45,7 +45,7 @@ class ZooModel:
     def fits(self, gsd_m: float, models: "Sequence[ZooModel]") -> tuple[bool, str]:
         """Return whether it is meant for pixels of a ground size, and why; finer ones are averaged by the finest."""
         low, high = self.gsd_m
-        if gsd_m >= high:
+        if gsd_m > 1.001 * high:  # files round
             return False, f"pixels of {gsd_m:.3g} m are coarser than its {low:g} to {high:g} m"
         if gsd_m >= low:
             return True, f"pixels of {gsd_m:.3g} m; it is for {low:g} to {high:g} m"
