@@ -30,7 +30,7 @@ def test_the_demonstration_writes_a_page_a_map_and_models_and_continues(tmp_path
     page = result.report.read_text()
     for name in (*CONTEXT_CLASSES, "Tile alone", "With context", "Mean IoU by group of classes"):
         assert name in page
-    assert len(re.findall("<img ", page)) == 4 + 4 * 5 + 2 * 3  # landscape, tiles, the models of the package
+    assert len(re.findall("<img ", page)) == 4 + 4 * 5 + 3 * 3  # landscape, tiles, the models of the package
     assert not re.findall(r'(?:src|href)="http', page)
     assert set(result.miou) == {"tile-only", "with-context"}
     with rasterio.open(out / "map.tif") as found, rasterio.open(out / "data" / "map.tif") as image:
