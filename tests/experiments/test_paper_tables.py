@@ -33,6 +33,7 @@ from caswit.weights.model_folder import load_pretrained
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = {
     "data": {"val_split": None, "sampling": "random"},
     "tile": {"tile_px": 32},
@@ -362,6 +363,27 @@ def test_the_command(recipes, capsys):
     assert "seeds must differ, got [3, 3]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("file", ["04-glnet.yaml", "05-fctl.yaml"])
+def test_a_rate_for_every_row_is_that_of_all_its_phases(monkeypatch, tmp_path, file):
+    found = []
+
+    def seen(rows, out, settings):
+        found.extend(rows)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(caswit.experiments.paper_tables, "table", seen)
+    over = tmp_path / "over.yaml"
+    words = ["table", str(RECIPES / "table2" / file), "--out", str(tmp_path), "--over", str(over)]
+    for text in ("train: {lr: 0.002}", "train: {min_lr: 0}"):
+        over.write_text(text)
+        with pytest.raises(SystemExit):
+            main(words)
+    ours, own = (row.recipe.train for row in found)
+    assert [phase.lr for phase in ours.phases] == [None] * len(ours.phases)
+    assert [(p.name, p.share) for p in ours.phases] == [(p.name, p.share) for p in own.phases]
+    assert own.phases == parse_recipe(read_recipe(RECIPES / "table2" / file), Path(file)).train.phases
+
+
 def test_train_takes_the_same_recipes(recipes, capsys):
     main(["train", str(recipes / "alone.yaml"), "--out", str(recipes / "run"), "--train.max_steps=1"])
     assert (recipes / "run" / "model" / "config.json").is_file()
@@ -409,6 +431,24 @@ class TestTilesOfMethods:
         assert method_tiling(crops, scaled_tile(crops, settings)) == TilingConfig(tile_px="whole")
         assert scaled_tile(self.row(recipes, 5120), settings).tile_px == 1024  # all of a landscape
         assert common_px([patches, crops], settings) == 128
+
+    def test_the_scale_of_tiles_is_asked_for_on_other_data(self, recipes):
+        """With 0.25 a row is cut, and learns in batches, as on landscapes; without, as its recipe says."""
+        dataset = str(recipes / "stripes" / "dataset.yaml")
+        row = self.row(recipes, 2560, tile_px="whole")
+        asked = TableConfig(dataset=dataset, tile_scale=0.25)
+        assert scaled_tile(row, asked).tile_px == 640
+        assert scaled_tile(self.row(recipes, 5120), asked).tile_px == 1280  # not bounded by the side of a landscape
+        assert common_px([row], asked) == 128
+        assert scaled_tile(row, TableConfig(dataset=dataset)).tile_px == 2560
+        assert scaled_tile(row, TableConfig(dataset="landscapes", tile_scale=0.125)).tile_px == 320
+
+    @pytest.mark.parametrize("wrong", [0, -1, 2])
+    def test_scales_that_are_none(self, wrong):
+        with pytest.raises(ConfigError, match=rf"tile_scale must be above 0 .* got {wrong}; try 0.25"):
+            TableConfig(dataset="landscapes", tile_scale=wrong)
+        with pytest.raises(ConfigError, match="needs --dataset"):
+            TableConfig(tile_scale=0.25)
 
     def test_tiles_that_over_names_are_not_scaled_again_but_inference_follows_them(self, recipes):
         row = dataclasses.replace(

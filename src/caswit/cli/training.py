@@ -173,6 +173,15 @@ def evaluate(settings: EvaluateConfig, *, model: str, dataset: str, split: str, 
     print(f"report: {Path(out) / 'report.html'}")
 
 
+def _without_rates_of_phases(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose phases all have the rate of the run: one that ``--over`` names is meant for all of them."""
+    phases = content.get("train", {}).get("phases")
+    if not isinstance(phases, list):
+        return content
+    plain = [{k: v for k, v in each.items() if k != "lr"} if isinstance(each, dict) else each for each in phases]
+    return merge(content, {"train": {"phases": plain}})
+
+
 def table(settings: TableConfig, *, recipes: list[str], out: str, over: str | None) -> None:
     """Train and score rows of the paper's tables, beside the paper's figures.
 
@@ -188,6 +197,8 @@ def table(settings: TableConfig, *, recipes: list[str], out: str, over: str | No
     for file in map(Path, recipes):
         own = read_recipe(file)
         content = merge(own, replaced)
+        if "train.lr" in fixed and "train.phases" not in fixed:
+            content = _without_rates_of_phases(content)
         recipe = parse_recipe(content, file)
         own_px = own.get("tile", {}).get("tile_px", TileConfig.tile_px)
         rows.append(TableRow(file=file, row=parse_row(content, file), recipe=recipe, own_tile_px=own_px, fixed=fixed))

@@ -66,9 +66,12 @@ class TableConfig(ScoreConfig):
     baseline's own); null: what each recipe says. The paper's text allows both."""
     max_steps: int | None = None
     """Number of training steps of every row; null: the recipe's."""
+    tile_scale: float | None = None
+    """Sides of all tiles and crops as a share of the recipes' own; below 1, with --dataset, batches are small ones too
+    and one process trains. null: 0.25 on landscapes, 1 on other data."""
     tile_px: int | None = None
     """Side of the tiles of the column in which all networks tile alike, without overlap; null: that of the rows whose
-    method tiles so itself, or else 512 px, a quarter of it on landscapes."""
+    method tiles so itself, or else 512 px times tile_scale."""
     seeds: tuple[int, ...] = (0,)
     """Seeds: every row is trained and scored once with each."""
     folds: int | None = None
@@ -100,6 +103,10 @@ class TableConfig(ScoreConfig):
             "--split or --folds",
         )
         check(self.max_steps is None or self.max_steps > 0, f"max_steps must be above 0, got {self.max_steps}")
+        check(
+            self.tile_scale is None or (self.dataset is not None and 0 < self.tile_scale <= 1),
+            f"tile_scale must be above 0 and at most 1 and needs --dataset, got {self.tile_scale}; try 0.25",
+        )
         check(self.tile_px is None or self.tile_px >= 32, f"tile_px must be at least 32, got {self.tile_px}; try 512")
 
 

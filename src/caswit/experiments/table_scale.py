@@ -36,7 +36,7 @@ FOLDS = "folds"
 """Folder in a table's own, of the datasets that are folds of another."""
 LANDSCAPES = "landscapes"
 """Name that takes the place of a dataset.yaml: synthetic landscapes, drawn when first needed."""
-LANDSCAPES_SHARE = 1 / 4
+LANDSCAPES_SCALE = 1 / 4
 """Sides of tiles on landscapes, as a share of the recipe's: 128 px for 512, for which the landscapes are made."""
 COMMON_PX = 512
 """Side of the tiles that all networks are compared on, where no row of the table has tiles of its own."""
@@ -49,7 +49,7 @@ class Small:
     width: float
     """``model.width``."""
     batch: int
-    """``train.batch`` on landscapes: two at least where a batch norm follows a global mean."""
+    """``train.batch`` with tiles a quarter as wide: two at least where a batch norm follows a global mean."""
 
 
 SMALL: dict[str, Small] = {
@@ -73,7 +73,7 @@ _PRETRAIN_LR = 1e-3
 _SMALL_SIZES: tuple[Size, ...] = ("pico", "nano")
 _STRIDE_PX = 32
 _SMALL_BATCH = 8
-"""Tiles in a step on landscapes, of every other network."""
+"""Tiles in a step at small scale, of every other network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +99,7 @@ def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig, fo
         learning["max_steps"] = settings.max_steps
     if settings.dataset is not None:
         learning["keep"] = "last"  # another dataset has no validation split by which the best could be chosen
-        dataset = settings.dataset
-        if dataset == LANDSCAPES:
-            dataset = str(_landscapes(out / LANDSCAPES / f"seed-{seed}", seed))
-            recipe = replace(_on_landscapes(recipe, row.fixed), tile=scaled_tile(row, settings))
-        recipe = replace(
-            recipe,
-            data=replace(recipe.data, dataset=dataset, val_split=None),
-            train=replace(recipe.train, patience=None),
-        )
+        recipe = _on_dataset(recipe, row, seed, out, settings)
     if fold is not None:
         assert settings.folds is not None
         recipe = folded(recipe, row.recipe.data, fold, settings.folds, out / FOLDS)
@@ -128,6 +120,20 @@ def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig, fo
         name = f"{Path(recipe.data.dataset).parent.name}-{recipe.model.size}-s{seed}-{told_apart}"
         recipe = replace(recipe, init={"from": "caswit", "path": str(out / PRETRAINING / name)})
     return recipe
+
+
+def _on_dataset(recipe: Recipe, row: TableRow, seed: int, out: Path, settings: TableConfig) -> Recipe:
+    """Return a recipe for the dataset of the table, which may have no validation split, at the scale of its tiles."""
+    dataset = str(settings.dataset)
+    if dataset == LANDSCAPES:
+        dataset = str(_landscapes(out / LANDSCAPES / f"seed-{seed}", seed))
+    if tile_scale(settings) != 1:
+        recipe = replace(_for_two_cores(recipe, row.fixed), tile=scaled_tile(row, settings))
+    return replace(
+        recipe,
+        data=replace(recipe.data, dataset=dataset, val_split=None),
+        train=replace(recipe.train, patience=None),
+    )
 
 
 def folded(recipe: Recipe, own: DataConfig, fold: int, folds: int, out: Path) -> Recipe:
@@ -170,7 +176,8 @@ def pretrains_itself(recipe: Recipe, settings: TableConfig) -> bool:
 def scaled_pretraining(recipe: Recipe) -> PretrainRecipe:
     """Return the pretraining on all imagery of a small row's data, as long as its training, with such batches."""
     train = recipe.train
-    learning = {name: getattr(train, name) for name in ("seed", "batch", "accumulate", "epochs", "max_steps")}
+    alike = ("seed", "batch", "accumulate", "epochs", "max_steps", "max_minutes")
+    learning = {name: getattr(train, name) for name in alike}
     shared = {name: getattr(train, name) for name in ("precision", "accelerator", "devices", "save_every_s")}
     steps = 100 if train.max_steps is None else train.max_steps
     # Imagery has no classes by which it could be balanced.
@@ -203,8 +210,8 @@ def scaled_size(size: Size, base: Size) -> Size:
     return order[min(max(order.index(base) + step, 0), len(order) - 1)]
 
 
-def _on_landscapes(recipe: Recipe, fixed: frozenset[str]) -> Recipe:
-    """Return a recipe for scenes of 1024 px on one machine without a GPU, but for what ``--over`` names."""
+def _for_two_cores(recipe: Recipe, fixed: frozenset[str]) -> Recipe:
+    """Return a recipe with small batches for one machine without a GPU, but for what ``--over`` names."""
     model, train = recipe.model, recipe.train
     batch = SMALL[model.arch].batch if model.arch in SMALL else min(train.batch, _SMALL_BATCH)
     changes: dict[str, dict[str, Any]] = {
@@ -217,12 +224,20 @@ def _on_landscapes(recipe: Recipe, fixed: frozenset[str]) -> Recipe:
     return recipe
 
 
+def tile_scale(settings: TableConfig) -> float:
+    """Return the sides of tiles as a share of the recipes' own."""
+    if settings.tile_scale is not None:
+        return settings.tile_scale
+    return LANDSCAPES_SCALE if settings.dataset == LANDSCAPES else 1.0
+
+
 def scaled_tile(row: TableRow, settings: TableConfig) -> TileConfig:
     """Return the tiles that a row is trained on at the scale of the table."""
-    tile = row.recipe.tile
-    if settings.dataset != LANDSCAPES or "tile.tile_px" in row.fixed:
+    tile, scale = row.recipe.tile, tile_scale(settings)
+    if scale == 1 or "tile.tile_px" in row.fixed:
         return tile
-    return replace(tile, tile_px=min(fitting_px(tile.tile_px * LANDSCAPES_SHARE, tile), SCENE_PX))
+    side = fitting_px(tile.tile_px * scale, tile)
+    return replace(tile, tile_px=min(side, SCENE_PX) if settings.dataset == LANDSCAPES else side)
 
 
 def fitting_px(side: float, tile: TileConfig) -> int:
@@ -254,7 +269,7 @@ def common_px(rows: Sequence[TableRow], settings: TableConfig) -> int:
     own = {scaled_tile(row, settings).tile_px for row in rows if row.row.inference == TilingConfig()}
     if len(own) == 1:
         return own.pop()
-    return round(COMMON_PX * (LANDSCAPES_SHARE if settings.dataset == LANDSCAPES else 1))
+    return round(COMMON_PX * tile_scale(settings))
 
 
 def started(recipe: Recipe, settings: TableConfig) -> Recipe:
