@@ -9,10 +9,11 @@ Values and foreign messages go into a line of ours through ``brief`` and ``one_l
 may be of any size, and another library's message may have a hundred lines.
 """
 
+import difflib
 import json
 import reprlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
@@ -79,6 +80,12 @@ def one_line(said: object, most: int = 200) -> str:
     # What a terminal would obey is shown as its escape: names of files are not ours.
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(said)[: 4 * most].split()))
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return a question whether the most similar of some words was meant, for the end of a message, or nothing."""
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 @contextmanager

@@ -264,7 +264,8 @@ class TestValuesThatMeanClasses:
 
     def test_without_the_rest_other_values_are_refused(self, tmp_path):
         dataset = self.scenes(tmp_path, {7: "building", 0: "background", 3: "background", 9: None})
-        with pytest.raises(DataError, match=r"label id 300 not in the class table \(0, 3, 7, 9\); name its class in"):
+        says = r"label value 300 not in label_values \(0, 3, 7, 9\); name its class there"
+        with pytest.raises(DataError, match=says):
             labels(dataset, dataset.scenes[0])
 
     def test_two_scenes_may_differ(self, tmp_path):

@@ -150,6 +150,8 @@ class TestFindings:
     def test_a_broken_label_of_another_split_is_listed(self, tmp_path, content, capsys, make_raster, label):
         make_raster(label + np.uint8(60), "bad_label.tif", **georeference())
         content["scenes"][1]["label"] = "bad_label.tif"
-        _, page, said = self.inspected(tmp_path, content, capsys)
+        lines, page, said = self.inspected(tmp_path, content, capsys)
         assert "Left out, 1:" in said
+        assert lines[0].startswith("- left out: ")  # it stood only further above
+        assert "bad_label.tif: label ids 60" in lines[0]
         assert "bad_label.tif: label ids 60, 61, 62, 67 not in the class table" in page

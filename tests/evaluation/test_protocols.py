@@ -100,3 +100,14 @@ def test_without_a_protocol_nothing_changes(maps, tmp_path):
     there, found = scored.pair(truth, prediction)
     np.testing.assert_array_equal(there, truth)
     np.testing.assert_array_equal(found, prediction)
+
+
+def test_names_of_classes_may_be_spelled_with_underscores(tmp_path):
+    """The French model was renamed from swimming_pool, which datasets have still."""
+    names = "swimming pool", "Swimming_pool"
+    ours, theirs = (ClassTable((LandClass(id=2, name=name, color="#3de6eb"),)) for name in names)
+    assert scored_classes(ours, dataset(theirs, tmp_path), None).classes == theirs
+    assert ours.named("swimming_pool") == theirs.named("swimming pool") == (2,)
+    assert ours.by_word("Swimming_Pool") == ours.classes[0]
+    with pytest.raises(DataError, match="scores need the same classes"):
+        scored_classes(table([2]), dataset(theirs, tmp_path), None)

@@ -91,7 +91,7 @@ def scene(make_raster, image):
 
 @pytest.mark.parametrize("place", [(0, 0), (45, 70), (89, 129)])
 def test_the_class_is_the_maps_class(scene, model_folder, tmp_path, place):
-    settings = PredictConfig(device="cpu", precision="fp32", batch=1, fill="black")
+    settings = PredictConfig(device="cpu", precision="fp32", batch=1, fill="black", blend=False)
     predict(scene.scene.image, tmp_path / "map.tif", model_folder, settings)
     model = load_predictor(load_model(model_folder), EXACT)
     found = explain_pixel(model, scene, *place, TILE.tile_px)
@@ -136,7 +136,7 @@ def test_a_raster_of_one_tile_has_no_context_to_swap(make_raster, image, model_f
 
 def test_places_that_cannot_be_explained(scene, make_raster, image, make_model, model_folder):
     model = load_predictor(load_model(model_folder), EXACT)
-    with pytest.raises(ConfigError, match=r"row 90, column 3 lie outside image\.tif, which has rows 0-89"):
+    with pytest.raises(ConfigError, match=r"row 90, column 3 lies outside image\.tif, which has rows 0-89"):
         explain_pixel(model, scene, 90, 3, TILE.tile_px)
     with pytest.raises(ModelError, match="reads no context"):
         explain_pixel(load_predictor(load_model(make_model(())), EXACT), scene, 3, 3, TILE.tile_px)

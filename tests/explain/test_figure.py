@@ -12,7 +12,7 @@ from caswit.explain.figure import colour_bar, heatmap_over
 from caswit.raster.georef import lonlat_of
 from caswit.raster.reader import Raster
 from caswit.weights.model_folder import build, read_info, save_model
-from conftest import georeference
+from conftest import georeference, picture
 
 pytestmark = pytest.mark.e2e
 
@@ -61,7 +61,7 @@ def test_three_ways_to_name_a_pixel(run, tmp_path, make_raster, image):
         (("--row", "4", "--col", "4", "--x", "1"), "got --row, --col, --x"),
         (("--row", "4", "--y", "4"), "name the pixel with --row and --col"),
         (("--row", "400", "--col", "4"), "rows 0-89"),
-        (("--lon", "0", "--lat", "0"), "lie outside image.tif"),
+        (("--lon", "0", "--lat", "0"), "lies outside image.tif"),
     ],
 )
 def test_places_that_are_refused(run, words, message):
@@ -131,3 +131,12 @@ def test_the_colour_bar_has_the_colours_of_the_heatmap():
     at = [int(200 * (1 - value / brightest)) for value in (0.25, 0.5, 0.75)]
     rows = [int(200 * (1 - value)) for value in (0.25, 0.5, 0.75)]
     assert np.abs(bar[at, column].astype(int) - drawn[rows, 0]).max() <= 6
+
+
+@pytest.mark.parametrize(("side", "there"), [(40, False), (90, True)])
+def test_without_a_place_to_swap_with_it_is_said_why(run, make_raster, side, there):
+    """The line was missing, without a word."""
+    make_raster(picture(side, side), **georeference())
+    _, out, _ = run("--row", "4", "--col", "5")
+    (line,) = [line for line in out.splitlines() if line.startswith("context swapped: ")]
+    assert line.startswith("context swapped: left out, since the image has no other tile") is not there

@@ -362,7 +362,7 @@ BAD = [
     ("/api/views/{view}/point?row=x&col=0", 422, "integer"),
     ("/api/views/{view}/point?row=0", 422, "required"),
     ("/api/views/{view}/point?row=90&col=0", 404, "90 rows and 130 columns"),
-    ("/api/views/{view}/attention?row=0&col=130", 404, "lie outside scene.tif"),
+    ("/api/views/{view}/attention?row=0&col=130", 404, "lies outside scene.tif"),
     ("/api/views/{view}/layers/none/tiles/0/0/0", 404, "no such layer"),
     ("/api/views/{view}/layers/{image}/tiles/1/0/0", 404, "zoom is 0-0"),
     ("/api/views/{view}/layers/{image}/tiles/0/1/0", 404, "lies outside the image"),

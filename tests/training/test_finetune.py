@@ -17,7 +17,7 @@ from caswit.errors import ConfigError
 from caswit.nn.caswit import CASWiT
 from caswit.training.finetune import RECIPE, choose, result
 from caswit.training.loop import Loop
-from caswit.weights.initialize import start_from
+from caswit.weights.initialize import _by_class, start_from
 from caswit.weights.model_folder import ModelInfo, build, load_model, save_model
 from conftest import CLASSES, georeference, picture
 
@@ -200,12 +200,11 @@ def test_the_context_head_starts_as_the_main_decoder(tmp_path, caplog, norm):
     assert torch.equal(last[1], random[1])  # the class that the model lacks
     assert fit.copied
     assert not fit.missing
-    counts = [len(each.state_dict()) for each in (after.context_decoder, after.context_norms)]
-    said = (
-        f"init: not stored with models, starts as in the tile's branch: {counts[0]} of context_decoder, {counts[1]} of"
+    (line,) = [line for line in caplog.messages if "takes" in line]
+    assert line == (
+        f"init: {path}: takes hr encoder, context encoder, fusion, decoder (100% of the encoders); copies of the hr "
+        "branch: context decoder"
     )
-    assert any(line.startswith(said) for line in caplog.messages)
-    assert not any("at random" in line for line in caplog.messages)
     # Without the main decoder, and without that head, there is nothing to copy.
     for head, decoder in ((True, False), (False, True)):
         other = build(info, context_head=head)
@@ -229,7 +228,8 @@ def test_a_model_of_early_fusion_is_a_start_too(tmp_path, caplog):
     for name in (n for n in ours if n.startswith("context_encoder.")):
         expected = theirs[name if name in theirs else name.replace("context_", "hr_", 1)]
         assert torch.equal(ours[name], expected), name
-    assert f"starts as in the tile's branch: {len(deep)} of context_encoder" in caplog.text
+    whole = sum(n.startswith("context_encoder.") and not n.endswith("num_batches_tracked") for n in ours)
+    assert f"; copies of the hr branch: {len(deep)} of {whole} of context encoder" in caplog.text
 
 
 def test_networks_of_others_are_refused(tmp_path, dataset_file):
@@ -237,3 +237,9 @@ def test_networks_of_others_are_refused(tmp_path, dataset_file):
     save_model(build(info), info, tmp_path / "model")
     with pytest.raises(ConfigError, match="fine-tuning is for networks of arch caswit, got unet"):
         choose(str(tmp_path / "model"), str(dataset_file))
+
+
+def test_rows_of_the_last_layer_follow_names_with_underscores():
+    ours, theirs = torch.zeros(2, 3), torch.arange(6.0).reshape(2, 3)
+    found = _by_class(theirs, ours, ("Swimming_pool", "roof"), ("water", "swimming pool"))
+    assert torch.equal(found, torch.stack([theirs[1], ours[1]]))

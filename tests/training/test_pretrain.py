@@ -174,7 +174,7 @@ def test_a_training_starts_from_a_run(dataset_file, run, tmp_path, caplog):
     caplog.set_level("INFO")
     train(fine_tuning(dataset_file, run), tmp_path / "fine")
     assert "100% of the encoders" in caplog.text
-    assert "6 left over: context_token, head.0.bias, head.0.weight, hr_token, norm.bias, norm.weight" in caplog.text
+    assert "; at random: decoder, context decoder; not used: context token, head, hr token, norm\n" in caplog.text
     before, after = weights(run), weights(tmp_path / "fine")
     both = [n for n in after if n in before]
     assert {n.split(".")[0] for n in both} == {"hr_encoder", "context_encoder", "fusion"}

@@ -239,7 +239,7 @@ def test_the_model_says_where_it_learned_and_how_sure_it_is_of_its_validation_da
     assert json.loads((tmp_path / "scores" / "report.json").read_text())["confidence"] == scores.confidence
     bounds = Raster(landscapes.with_name("train.tif")).grid.degrees
     assert learned.areas == (pytest.approx(bounds, abs=1e-4),)
-    assert learned.where(3.2) == "trained on landscapes, 3 km from here"
+    assert learned.where(bounds) == "trained on landscapes, where the image lies"
 
 
 def test_classes_that_no_validation_label_has_are_named_once(landscapes, tmp_path, caplog):

@@ -234,8 +234,25 @@ def test_missing_folder_is_named(tmp_path):
     assert "no such model folder, and no model of the package (caswit-nano-" in refusal(tmp_path / "nowhere")
 
 
-def test_run_folder_points_to_its_model(folder):
-    assert refusal(folder.parent).endswith("this is a run folder, its model is in model/")
+def test_a_run_folder_stands_for_its_model(folder):
+    given = load_model(folder.parent)
+    assert given[2:5] == load_model(folder)[2:5]  # the same name and digests: a map goes on under either path
+    assert model_folder.model_folder(folder.parent) == folder
+
+
+def test_a_folder_of_its_own_is_taken_before_the_one_inside(folder):
+    inner = folder / "model"
+    shutil.copytree(folder, inner)
+    assert model_folder.model_folder(folder) == folder
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("swin-nano-bildings", "swin-nano-buildings"), ("Caswit-Nano-France", "caswit-nano-france"), ("x/y", None)],
+)
+def test_a_misspelt_name_is_suggested(tmp_path, given, meant):
+    said = refusal(given)
+    assert said.endswith(f"; did you mean {meant}?") if meant else "did you mean" not in said
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])

@@ -101,6 +101,9 @@ def test_the_card_says_what_the_context_is_for(dataset_file, model_folder, tmp_p
         scores = score(counts)
         assert f"\n| {name} | {100 * scores.iou.mean():.2f} | {100 * scores.overall_accuracy:.2f} |\n" in card
     assert report["context_report"]["said"][0] in card
+    # By this a map decides whether to blend its tiles.
+    costs = 100 * (score(found.counts).miou_truth - score(found.masked_context_counts).miou_truth)
+    assert Learned.of(load_model(tmp_path / "all").info.provenance).masking_costs == pytest.approx(costs, abs=0.011)
     assert "in the labels** |" not in card
     first, *others = report["per_class"].values()
     first["support"] = 0
@@ -234,13 +237,27 @@ def test_where_it_learned_and_how_sure_it_is_go_into_the_config_and_on_the_card(
     about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | place))
     push(model_folder, str(tmp_path / "out"), about=about, report=tmp_path / "scores.json")
     learned = Learned.of(load_model(tmp_path / "out").info.provenance)
-    assert learned[0:1] + learned[2:] == ("Banepa, Nepal", ((85.51, 27.63, 85.53, 27.64),), 91.4, confidence["classes"])
+    assert (learned.place, learned.areas) == ("Banepa, Nepal", ((85.51, 27.63, 85.53, 27.64),))
+    assert (learned.confidence, learned.confidence_of_classes) == (91.4, confidence["classes"])
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Mean confidence on this split: 91.4 %; building 88.7 %, water 95.0 %." in card
     both = [place["area"], [3.2, 43.2, 3.7, 43.9]]
     about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | {"area": both}))
     push(model_folder, str(tmp_path / "two"), about=about, report=tmp_path / "scores.json")
     assert Learned.of(load_model(tmp_path / "two").info.provenance).areas == tuple(map(tuple, both))
+    names = ["Banepa, Nepal", "Hérault, France"]
+    about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | {"place": names}))
+    push(model_folder, str(tmp_path / "named"), about=about)
+    learned = Learned.of(load_model(tmp_path / "named").info.provenance)
+    assert (
+        learned.where((3.3, 43.5, 3.3, 43.5))
+        == "learned in Hérault, France (where the image lies) and in Banepa, Nepal"
+    )
+    assert learned.where((85.0, 27.63, 85.0, 27.63)).startswith("learned in Banepa, Nepal (50 km from here) and in Hér")
+    assert learned.where(None) == "learned in Banepa, Nepal, and Hérault, France"
+    about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | {"place": [*names, "Dubai"]}))
+    with pytest.raises(ConfigError, match="place must be one name, or one for each area, got 3 for 2 areas"):
+        push(model_folder, str(tmp_path / "other"), about=about)
     about.write_text(yaml.safe_dump(yaml.safe_load(about.read_text()) | {"area": [85.53, 27, 85.51, 28]}))
     with pytest.raises(ConfigError, match="area must be west, south, east, north in degrees"):
         push(model_folder, str(tmp_path / "other"), about=about)

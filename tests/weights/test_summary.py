@@ -133,10 +133,24 @@ def test_page_of_a_pretrained_model(tmp_path, stages, said):
     assert said in page
     assert f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M" in page
     assert "pretrained without labels" in page
-    assert "CASWiT-pico" in page
+    assert ("Swin-pico (no context)" if not stages else "CASWiT-pico") in page
     assert "widths 24 48 96 192" in page
     assert "bands [4, 1, 2]" in page
     assert "0.3 m, which images are resampled to" in page
     assert "0.6 of the tile, in cells of 32 px" in page
     assert "decoder" not in page
     assert ("256 x 256 px around it" in page) == bool(stages)
+
+
+@pytest.mark.parametrize(
+    ("settings", "title"),
+    [
+        ({}, "CASWiT-nano"),
+        ({"decoder": "segformer"}, "CASWiT-nano + SegFormer"),
+        ({"fusion_stages": ()}, "Swin-nano + UPerNet (no context)"),
+        ({"fusion_stages": (), "decoder": "segformer"}, "Swin-nano + SegFormer (no context)"),
+    ],
+)
+def test_a_network_without_context_is_not_called_caswit(settings, title):
+    """The models called swin-nano-... were described as CASWiT-nano."""
+    assert ModelConfig(size="nano", **settings).title == title

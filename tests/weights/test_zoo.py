@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import rasterio
+import yaml
 
 from caswit.cli.main import main
 from caswit.errors import ConfigError, DataError, ModelError
@@ -14,7 +15,7 @@ from caswit.experiments.demo import map_zoo_samples
 from caswit.raster.image_list import list_images
 from caswit.weights import zoo
 from caswit.weights.convert import find_weights
-from caswit.weights.model_folder import load_model
+from caswit.weights.model_folder import load_model, read_info
 from caswit.weights.zoo import ZooModel, choose
 from caswit.weights.zoo.candidates import candidates
 from conftest import georeference, picture
@@ -97,16 +98,21 @@ def test_finer_pixels_are_averaged_by_the_model_that_reads_the_finest():
         (
             None,
             [FINE, COARSE],
-            "a.tif: the ground size .* is unknown.*--gsd-m METRES.*fine .0.1-0.5 m a pixel: roof, rest.; coarse",
+            r"ground size .* unknown.*--gsd-m METRES, or --model NAME \(fine, coarse\); caswit predict IMAGE --list",
         ),
-        (10, [FINE, COARSE], "no model is meant for pixels of 10 m.*--model.*fine .*coarse"),
+        (
+            10,
+            [FINE, COARSE],
+            r"no model is meant for pixels of 10 m.*--model NAME \(fine, coarse\); caswit predict IMAGE --list",
+        ),
         (0.2, [FINE, WIDE], "several models are meant for pixels of 0.2 m"),
         (0.2, [], "none"),
     ],
 )
 def test_where_nothing_can_be_chosen_the_models_are_listed(gsd_m, models, says):
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says) as caught:
         choose(gsd_m, "a.tif", models)
+    assert len(str(caught.value)) < 250
 
 
 def test_a_model_has_a_name_unless_a_folder_has_it(filled, tmp_path, monkeypatch, make_model):
@@ -116,6 +122,28 @@ def test_a_model_has_a_name_unless_a_folder_has_it(filled, tmp_path, monkeypatch
     assert load_model("fine").network.reads_context
     with pytest.raises(ModelError, match=r"no model of the package \(coarse, fine\)"):
         load_model("fin")
+
+
+@pytest.mark.parametrize("model", zoo.zoo_models(), ids=lambda model: model.name)
+def test_a_card_begins_with_what_a_reader_wants(model):
+    """What it is, how good, what it is bad at, how to use it, whose data; how it was trained comes last."""
+    card = (model.folder / "README.md").read_text(encoding="utf-8")
+    info = read_info(model.folder)
+    name = "CASWiT-nano" if model.reads_context else "Swin-nano + UPerNet (no context)"
+    assert info.model.title == name
+    first = f"{name}: labels every pixel of an orthophoto as one of {len(info.classes)} classes."
+    assert f"# {model.name}\n\n{first}\n" in card
+    headings = [line for line in card.splitlines() if line.startswith("## ")]
+    before = ["## Scores", *["## What its context is for"] * model.reads_context, "## Limits"]
+    assert headings == [*before, "## How to use it", "## Training data", "## Training"]
+    about = yaml.safe_load((model.folder / "about.yaml").read_text(encoding="utf-8"))
+    assert all(about[name].strip() in card for name in ("summary", "data", "training", "limits"))
+    assert all(f"| {c.id} | {c.name} | {c.color} |" in card for c in info.classes.predicted)
+
+
+def test_class_names_of_the_zoo_are_words():
+    """One had an underscore beside names with spaces."""
+    assert not [name for model in zoo.zoo_models() for name in model.classes if "_" in name]
 
 
 def test_models_lists_them_and_prints_a_card(filled, capsys):

@@ -23,7 +23,7 @@ from caswit.config import (
     TableConfig,
 )
 
-_MODEL = argument("model", "model folder, hf:owner/name or name (caswit models)")
+_MODEL = argument("model", "folder of a model or run, hf:owner/name or name (caswit models)")
 _IMAGE = argument("image", "raster with the bands of the model, any format GDAL reads")
 _LABELLED = argument("dataset", "dataset.yaml with labelled scenes")
 _OUT_PNG = argument("--out", "PNG to write", required=True, metavar="FILE.png")
@@ -81,7 +81,7 @@ _TABLE = (
     Command(
         training.reconstruct,
         (
-            argument("model", "model/ of a caswit pretrain run, or hf:owner/name"),
+            argument("model", "run of caswit pretrain or its model/, or hf:owner/name"),
             _IMAGE,
             _OUT_PNG,
             argument("--tiles", "tiles to draw, spread over the image", int, default=4),
@@ -120,7 +120,9 @@ _TABLE = (
             ),
             argument("--out_dir", "folder of maps instead: each image gets its own, with its name", metavar="DIR"),
             argument("--list", "map nothing: list the models of caswit, and which fits the image", bool, default=False),
-            argument("--model", "folder, hf:owner/name or name (caswit models); default: by ground size"),
+            argument(
+                "--model", "folder of a model or run, hf:owner/name or name (caswit models); default: by ground size"
+            ),
         ),
         (PredictConfig, OutputConfig, MapRunConfig),
     ),
@@ -134,7 +136,9 @@ _TABLE = (
             argument("--y", "northing in the image's CRS", float),
             argument("--lon", "instead: longitude in degrees", float),
             argument("--lat", "latitude in degrees", float),
-            argument("--model", "folder, hf:owner/name or name (caswit models); default: by ground size"),
+            argument(
+                "--model", "folder of a model or run, hf:owner/name or name (caswit models); default: by ground size"
+            ),
             argument("--gsd_m", "ground size of the image's pixels in metres, where the file does not say it", float),
             _OUT_PNG,
         ),
@@ -144,17 +148,19 @@ _TABLE = (
         maps.serve,
         (
             argument("where", "folders, images and maps; of one image, what belongs to it is shown too", nargs="+"),
-            argument("--model", "model folder, for confidence and attention at a click"),
+            argument(
+                "--model", "folder of a model or run, hf:owner/name or name, for confidence and attention at a click"
+            ),
         ),
         (ServeConfig,),
     ),
     Command(
         training.figures,
         (
-            argument("model", "model folder of a network that reads its context"),
+            argument("model", "a model that reads its context: folder of a model or run, hf:owner/name or name"),
             _LABELLED,
             _OUT_FOLDER,
-            argument("--baseline", "model folder of the column beside it; default: the same with masked context"),
+            argument("--baseline", "model of the column beside it; default: the same with masked context"),
             argument("--split", "split whose scenes are drawn", default="test"),
         ),
         (FiguresConfig,),
@@ -204,7 +210,7 @@ _TABLE = (
     Command(
         models.push,
         (
-            argument("model", "model folder, trained or pretrained"),
+            argument("model", "folder of a model or run, trained or pretrained"),
             argument("repo", "owner/name on the hub; or a folder as ./name, to check before publishing"),
             argument("--report", "report of caswit evaluate, for the card's scores"),
             argument("--license", "licence of the weights for the card, e.g. cc-by-4.0"),

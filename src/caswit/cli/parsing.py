@@ -309,7 +309,8 @@ def is_boolean(word: str) -> bool:
 
 
 def _is_bool(action: Action) -> bool:
-    return getattr(action, "_typehint", None) is bool
+    hint = getattr(action, "_typehint", None)
+    return hint is bool or set(get_args(hint)) == {bool, type(None)}
 
 
 def dashed(text: str) -> str:

@@ -22,9 +22,11 @@ class PredictConfig(TTAConfig):
     """Settings of reading images, cutting them into tiles and predicting them."""
 
     overlap_px: int | None = None
-    """Pixels by which neighbouring tiles overlap; each keeps its half. Null: a quarter of the tile, half with blend."""
-    blend: bool = False
-    """Average overlapping tiles with weights that fall towards their edges, instead of each keeping its half."""
+    """Pixels by which neighbouring tiles overlap; each keeps its half. Null: a quarter of the tile, half with --blend
+    true."""
+    blend: bool | None = None
+    """Average overlapping tiles with weights that fall towards their edges, instead of each keeping its half. Null: for
+    models that lean on their context, whose tiles would show lines between them."""
     # Changes no pixel, but which of them a part holds, so it must be the same in a run that goes on.
     block_px: int = 4096
     """Largest side, in pixels, of a block: what is read, predicted and stored as one. Changes memory, not the map."""

@@ -31,6 +31,7 @@ _SHARED = ("arch", "bands", "mean", "std", "ranges")
 """Settings of every network."""
 _OF_KIND = {"smp": ("encoder", "encoder_weights"), "table2": ("width", "encoder_weights")}
 """Settings that networks of other libraries and those of table 2 have beside the shared ones."""
+_DECODERS: dict[Decoder, str] = {"upernet": "UPerNet", "segformer": "SegFormer", "mask2former": "Mask2Former"}
 Norm = Literal["batch", "group"]
 Stem = Literal["patch", "conv"]
 NUM_STAGES = 4
@@ -261,12 +262,24 @@ class ModelConfig:
 
     @property
     def title(self) -> str:
-        """Name of the network, for people: CASWiT-base, unet with encoder resnet18, ISDNet of width 0.25."""
+        """Name of the network, for people, wherever one is printed.
+
+        CASWiT-base, Swin-nano + UPerNet (no context), unet with encoder resnet18, ISDNet of width 0.25.
+        """
         if self.kind == "caswit":
-            return f"CASWiT-{self.size}"
+            # UPerNet is what the paper's CASWiT has; any other decoder is named.
+            decoder = f" + {_DECODERS[self.decoder]}"
+            if self.reads_context:
+                return f"CASWiT-{self.size}{decoder if self.decoder != 'upernet' else ''}"
+            return f"Swin-{self.size}{decoder} (no context)"
         if self.kind == "smp":
             return f"{self.arch} with encoder {self.encoder}"
         return TABLE2[cast("Table2Arch", self.arch)] + (f" of width {self.width:g}" if self.width != 1 else "")
+
+    @property
+    def encoder_title(self) -> str:
+        """Name of a pretrained network of ours, which has no decoder: CASWiT-base, Swin-nano (no context)."""
+        return f"CASWiT-{self.size}" if self.reads_context else f"Swin-{self.size} (no context)"
 
     @property
     def of_caswit(self) -> dict[str, Any]:

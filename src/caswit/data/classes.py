@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,11 +58,16 @@ class LandClass:
         return red, green, blue
 
 
+def plain_name(name: str) -> str:
+    """Return a class's name as names are compared: Swimming_pool and swimming pool are the same class."""
+    return name.strip().casefold().replace("_", " ")
+
+
 class UnknownLabelError(DataError):
     """A label raster holds a value that is not in the class table."""
 
     def __init__(self, path: str, what: str, known: str, fix: str, at: tuple[int, int]) -> None:
-        super().__init__(f"{path}: {what} not in the class table ({known}); {fix}")
+        super().__init__(f"{path}: {what} not in {known}; {fix}")
         self.said = what, known, fix, at
 
     @property
@@ -139,14 +144,14 @@ class ClassTable:
         """
         pairs = list(zip(self.predicted, self.mapped, strict=True))
         by_word = {str(i): c.id for own, c in pairs for i in own.ids}
-        by_word |= {str(c.id): c.id for _, c in pairs} | {c.name.casefold(): c.id for _, c in pairs}
+        by_word |= {str(c.id): c.id for _, c in pairs} | {plain_name(c.name): c.id for _, c in pairs}
         # A name may have a comma itself.
-        given = [words] if words.strip().casefold() in by_word else words.split(",")
+        given = [words] if plain_name(words) in by_word else words.split(",")
         for word in given:
-            if word.strip().casefold() not in by_word:
+            if plain_name(word) not in by_word:
                 known = ", ".join(f"{c.id} {c.name}" for c in self.mapped)
                 raise ConfigError(f"no class of the model is called {brief(word.strip())}; it has {known}")
-        return tuple(dict.fromkeys(by_word[word.strip().casefold()] for word in given))
+        return tuple(dict.fromkeys(by_word[plain_name(word)] for word in given))
 
     @cached_property
     def _indices(self) -> NDArray[np.uint8]:
@@ -183,8 +188,8 @@ class ClassTable:
 
     def by_word(self, word: str) -> LandClass | None:
         """Return the class that has a name, or else an id."""
-        known = {str(i): c for c in self.classes for i in c.ids} | {c.name.casefold(): c for c in self.classes}
-        return known.get(word.strip().casefold())
+        known = {str(i): c for c in self.classes for i in c.ids} | {plain_name(c.name): c for c in self.classes}
+        return known.get(plain_name(word))
 
     def with_values(self, values: ValueClasses, path: str) -> "ClassTable":
         """Return the table of labels that hold other values than the ids of the classes.
@@ -268,13 +273,17 @@ class ClassTable:
         unknown = found == _UNKNOWN
         if unknown.any():
             row, col = np.argwhere(unknown)[0].tolist()
-            known = ", ".join(map(str, self._known(kind)))
+            known = f"{self._where} ({', '.join(map(str, self._known(kind)))})"
             values = np.unique(values[unknown])
             shown = ", ".join(f"#{v:06x}" if kind == "color" else str(v) for v in values[:8].tolist())
-            raise UnknownLabelError(
-                path, f"label {kind}{'s' * (len(values) > 1)} {shown}", known, self._fix(kind), (row, col)
-            )
+            what = f"label {'color' if kind == 'color' else self._what}{'s' * (len(values) > 1)}"
+            raise UnknownLabelError(path, f"{what} {shown}", known, self._fix(kind), (row, col))
         return found
+
+    _what: ClassVar[str] = "id"
+    """What the values of label rasters are called in messages."""
+    _where: ClassVar[str] = "the class table"
+    """Where they are listed."""
 
     def _fix(self, kind: Literal["id", "color"]) -> str:
         fix = f"add a class with that {kind}, with ignore: true if it should not count"
@@ -328,6 +337,8 @@ class _OtherValues(ClassTable):
     """A class table whose labels hold other values than its ids."""
 
     index_of: tuple[tuple[int | None, int], ...] = ()
+    _what: ClassVar[str] = "value"
+    _where: ClassVar[str] = "label_values"
 
     @cached_property
     def _indices(self) -> NDArray[np.uint8]:
@@ -341,7 +352,7 @@ class _OtherValues(ClassTable):
         return [value for value, _ in self.index_of]
 
     def _fix(self, kind: Literal["id", "color"]) -> str:
-        return "name its class in label_values, null if it should not count, or that of all others as *"
+        return "name its class there, null if it should not count, or that of all others as *"
 
 
 def named_rows(classes: Mapping[Any, Any], path: str) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ from caswit.viz.pages import percent, table_cell
 
 _SHIFTED_SCENES = 24
 """Scenes whose labels are compared with edges of the image: a second or two each."""
+_SHOWN = 6
+"""Scenes that a line names, and messages about what was left out."""
 _OUTSIDE = 0.01
 """A label of which a larger share lies beside its image is odd."""
 
@@ -54,10 +56,24 @@ class Findings:
     scenes: int = 0
     pooled: Shift | None = None
     """Shift of all scenes together that have too few outlines each."""
+    broken: Sequence[str] = ()
+    """What was left out because it is missing or broken, a message each; it may grow until the report is written."""
 
     def odd(self) -> list[str]:
         """Return a line for everything that is odd, the worst first."""
-        return [*self._outside(), *self._shifted(), *self._unlabelled(), *self._absent(), *self._nowhere()]
+        return [
+            *self._left_out(),
+            *self._outside(),
+            *self._shifted(),
+            *self._unlabelled(),
+            *self._absent(),
+            *self._nowhere(),
+        ]
+
+    def _left_out(self) -> list[str]:
+        said = list(dict.fromkeys(self.broken))
+        more = [f"left out: {len(said) - _SHOWN} more, listed as Left out"] if len(said) > _SHOWN else []
+        return [*(f"left out: {line}" for line in said[:_SHOWN]), *more]
 
     def _outside(self) -> list[str]:
         lines = []
@@ -198,8 +214,8 @@ def look_at(opened: SceneReader, labelled: bool, shift: Shift | None) -> LabelLo
 
 
 def _some(names: Sequence[str], between: str = "and") -> str:
-    """List names, at most six of them."""
-    shown = list(names[:6]) + ([f"{len(names) - 6} more"] if len(names) > 6 else [])
+    """List names, at most ``_SHOWN`` of them."""
+    shown = list(names[:_SHOWN]) + ([f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])
     *first, last = shown
     return f"{', '.join(first)} {between} {last}" if first else last
 

@@ -180,6 +180,7 @@ def _findings(
         shares={name: each[:-1] / each[:-1].sum() for name, each in pixels.items() if each[:-1].sum()},
         scenes=len(summaries),
         pooled=pooled,
+        broken=broken,
     )
 
 

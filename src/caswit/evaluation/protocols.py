@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit.config import IGNORE_INDEX, ProtocolName
-from caswit.data.classes import ClassTable
+from caswit.data.classes import ClassTable, plain_name
 from caswit.data.dataset import Dataset
 from caswit.errors import DataError
 
@@ -56,7 +56,7 @@ def scored_classes(table: ClassTable, data: Dataset, protocol: ProtocolName | No
 def check_same_classes(table: ClassTable, data: Dataset) -> None:
     """Raise DataError unless model and dataset predict the same classes in the same order."""
     theirs, ours = _named(data.classes), _named(table)
-    if ours != theirs:
+    if [(i, plain_name(name)) for i, name in ours] != [(i, plain_name(name)) for i, name in theirs]:
         raise DataError(
             f"{data.path}: the model predicts {_listed(ours)}, the dataset has {_listed(theirs)}; "
             "scores need the same classes with the same ids"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit.config import PaperFigures, RowConfig
+from caswit.data.classes import plain_name
 from caswit.evaluation.metrics import Counts, score
 from caswit.experiments.memory import PeakMemory
 
@@ -149,11 +150,8 @@ def _class_cell(result: RowResult, name: str) -> str:
 
 def _paper_class(paper: PaperFigures, name: str) -> float | None:
     """Return the paper's IoU of a class, however it is spelled ("Swimming pool", "swimming_pool")."""
-
-    def plain(text: str) -> str:
-        return text.lower().replace("_", " ")
-
-    return next((value for each, value in (paper.per_class or {}).items() if plain(each) == plain(name)), None)
+    known = {plain_name(each): value for each, value in (paper.per_class or {}).items()}
+    return known.get(plain_name(name))
 
 
 def _notes(rows: Sequence[RowResult]) -> Iterator[str]:

@@ -225,7 +225,7 @@ def _check_inside(scene: SceneReader, row: int, col: int) -> None:
     height, width = scene.image.height, scene.image.width
     if not (0 <= row < height and 0 <= col < width):
         raise ConfigError(
-            f"row {row}, column {col} lie outside {scene.scene.image.name}, which has rows 0-{height - 1} "
+            f"row {row}, column {col} lies outside {scene.scene.image.name}, which has rows 0-{height - 1} "
             f"and columns 0-{width - 1}"
         )
 

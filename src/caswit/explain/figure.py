@@ -20,7 +20,7 @@ from caswit.data.classes import ClassTable
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError
-from caswit.explain.attention import AS_IS, MASKED, Explanation, StageAttention, explain_pixel
+from caswit.explain.attention import AS_IS, MASKED, SWAPPED, Explanation, StageAttention, explain_pixel
 from caswit.files import atomic_write_bytes
 from caswit.inference.load import load_predictor
 from caswit.nn.caswit import NEARLY_CLOSED, gates_in_words
@@ -143,6 +143,11 @@ def summary(explanation: Explanation, names: tuple[str, ...]) -> list[str]:
     for kind, probabilities in explanation.probabilities.items():
         best = int(probabilities.argmax())
         lines.append(f"context {kind}: {names[best]} ({100 * probabilities[best]:.0f} %)")
+    if SWAPPED not in explanation.probabilities:
+        lines.append(
+            f"context {SWAPPED}: left out, since the image has no other tile that lies apart from this one and has "
+            "half of its context inside the image"
+        )
     changed = 100 * explanation.changed.mean()
     lines.append(f"with masked context {changed:.1f} % of the tile's pixels get another class")
     return [*lines, *_said_of_contexts(explanation), *_said_of_padding(explanation), *_said_of_gates(explanation)]

@@ -70,7 +70,7 @@ class BlockMapper:
         """Return the block of a window of the plan: its tiles and, to be blended, those that reach into it."""
         size = self.scene.height, self.scene.width
         return block_at(
-            window, *size, self.plan.layout.tile_px, self.plan.layout.overlap_px, halo=self.plan.settings.blend
+            window, *size, self.plan.layout.tile_px, self.plan.layout.overlap_px, halo=bool(self.plan.settings.blend)
         )
 
     def read(self, block: Block) -> BlockPixels | None:
@@ -112,7 +112,7 @@ class BlockMapper:
         values = torch.full((2 + self.bands, *pixels.valid.shape), NODATA, dtype=torch.uint8, device=self.ids.device)
         values[:2] = 0
         finite = torch.ones((), dtype=torch.bool, device=values.device)
-        for part in self.predictor.block(self.scene, block, pixels, blend=self.plan.settings.blend):
+        for part in self.predictor.block(self.scene, block, pixels, blend=bool(self.plan.settings.blend)):
             finite &= finite_numbers(part.scores)
             values[:, *part.window.inside(pixels.native)] = self._values(part)
         fetched = self.predictor.transfers.fetch(finite), self.predictor.transfers.fetch(values)

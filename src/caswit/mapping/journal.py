@@ -147,14 +147,16 @@ class Begun(NamedTuple):
     confidence: bool | None = None
     """Whether its parts have confidence."""
     fill: str | None = None
+    blend: bool | None = None
 
     @staticmethod
     def of(out: Path) -> "Begun":
         """Look at the manifest of the parts of an output."""
         with suppress(DataError):  # ``open_journal`` says that it is damaged
             if manifest := read_manifest(_folder(out)):
-                known = {"True": True, "False": False}.get(str(manifest.get("confidence")))
-                return Begun(known, str(manifest.get("fill", _BEFORE["fill"])))
+                known = {"True": True, "False": False}
+                confidence, blend = (known.get(str(manifest.get(name))) for name in ("confidence", "blend"))
+                return Begun(confidence, str(manifest.get("fill", _BEFORE["fill"])), blend)
         return Begun()
 
 

@@ -19,6 +19,7 @@ from caswit.data.classes import ClassTable
 from caswit.data.reader import SceneReader
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
+from caswit.mapping.blending import blending
 from caswit.raster.blanks import Blanks, find_blanks
 from caswit.raster.georef import Grid
 from caswit.raster.image_files import describe, files_behind
@@ -205,7 +206,8 @@ class MapPlan:
     def going_on(self, begun: "Begun", asked: PredictConfig) -> "MapPlan":
         """Return the plan with what an earlier run of this output settled and the user leaves open."""
         fill = begun.fill if asked.fill is None and begun.fill in get_args(Fill) else self.settings.fill
-        settings = replace(self.settings, fill=cast("Fill | None", fill))
+        blend = self.settings.blend if asked.blend is not None or begun.blend is None else begun.blend
+        settings = replace(self.settings, fill=cast("Fill | None", fill), blend=blend)
         return replace(self, settings=settings, confidence_in_parts=begun.confidence)
 
     def facts(self) -> dict[str, Any]:
@@ -282,7 +284,7 @@ def make_plan(
     source_gsd_m = settings.gsd_m or grid.source_gsd_m
     if loaded is None:
         chosen, reason = choose(source_gsd_m, Path(images[0]).name)
-        where = chosen.learned.where(chosen.learned.distance_km(grid.degrees))
+        where = chosen.learned.where(grid.degrees)
         log.info("model: %s (%s%s)", chosen.name, reason, where and f"; {where}")
         model = loaded = load(chosen.name)
     # A network met black beside a tile seldom in training, and half of a context never: it reads buildings out of it
@@ -295,7 +297,7 @@ def make_plan(
         state=state,
         grid=grid,
         model=model if isinstance(model, str) else loaded.name,
-        settings=replace(settings, bands=bands, overlap_px=overlap_px, fill=fill),
+        settings=replace(settings, bands=bands, overlap_px=overlap_px, blend=blending(loaded, settings).blend, fill=fill),
         outputs=outputs,
         run=run,
         source_gsd_m=source_gsd_m,
@@ -387,7 +389,8 @@ def _percent(blanks: Blanks, value: int) -> str:
 
 def _overlap_px(settings: PredictConfig, tile_px: int) -> int:
     """Return the overlap of tiles: unless set, a quarter of them, or half where they are blended."""
-    # Where tiles overlap by half, the Hann weights that blend two neighbours add up to 1.
+    # Where tiles overlap by half, the Hann weights that blend two neighbours add up to 1. Blending that nobody asked
+    # for takes the tiles of a map without: lines fade as well (docs/log.md), for hardly more time.
     default, overlap_px = tile_px // 2 if settings.blend else tile_px // 4, settings.overlap_px
     check((overlap_px or 0) < tile_px,
           f"overlap_px must be below the model's tile_px={tile_px}, got {overlap_px}; try {tile_px // 4}")  # fmt: skip

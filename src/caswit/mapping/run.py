@@ -10,6 +10,7 @@ from typing import NamedTuple
 from caswit.config import MapRunConfig, OutputConfig, PredictConfig, check
 from caswit.errors import ConfigError, DataError
 from caswit.inference.confidence import Confidence
+from caswit.mapping.blending import blending
 from caswit.mapping.blocks import CONFIDENCE
 from caswit.mapping.disk import bytes_of_parts, bytes_to_come, saying_what_is_needed
 from caswit.mapping.journal import Begun, Journal, open_journal
@@ -86,6 +87,8 @@ def predict(
     plan, loaded = make_plan(names, None if model is None else str(model), settings, outputs, run, load)
     if not run.restart:
         plan = plan.going_on(Begun.of(targets.map), settings)
+    if plan.settings.blend and (why := blending(loaded, settings).why) is not None:
+        log.info("tiles are blended, so that no lines show between them: %s (--blend false: each keeps its part)", why)
     _check_size(plan)
     blocks = plan.blocks()
     with ExitStack() as stack:

@@ -121,7 +121,7 @@ def _model(loaded: LoadedModel) -> dict[str, Any]:
     classes = {"classification:classes": _classes(info.classes)}
     return {
         "mlm:name": "caswit-" + re.sub(r"[^a-zA-Z0-9]+", "-", loaded.name.removeprefix("caswit-")).strip("-"),
-        "mlm:architecture": f"CASWiT ({model.size}, {model.decoder})" if model.kind == "caswit" else model.title,
+        "mlm:architecture": model.title,
         "mlm:tasks": tasks,
         "mlm:framework": "PyTorch",
         "mlm:framework_version": torch.__version__,

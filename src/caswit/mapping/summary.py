@@ -20,6 +20,8 @@ class Trust(NamedTuple):
 
     model: str
     learned: Learned
+    where: str
+    """Where it learned, and how far that is from here, as ``Learned.where`` says it."""
     distance_km: float | None
     """From the middle of the image to the training area, 0 inside of it; None where either is unknown."""
     confidence: float | None
@@ -35,6 +37,7 @@ class Trust(NamedTuple):
         return Trust(
             loaded.name,
             learned,
+            learned.where(grid.degrees),
             learned.distance_km(grid.degrees),
             confidence.mean if confidence else None,
             confidence.unsure(names, learned.confidence_of_classes) if confidence else {},
@@ -47,8 +50,7 @@ class Trust(NamedTuple):
         sure = "" if self.confidence is None else f"mean confidence {self.confidence:.0f} %"
         if sure and there is not None:
             sure += f" ({there:.0f} % on its validation data)"
-        where = self.learned.where(self.distance_km)
-        return f"model: {self.model}{', ' + where if where else ''}{'; ' + sure if sure else ''}"
+        return f"model: {self.model}{self.where and ', ' + self.where}{sure and '; ' + sure}"
 
     @property
     def warning(self) -> str | None:

@@ -184,7 +184,7 @@ def pixel_at_lonlat(grid: Grid, lon: float, lat: float, path: str) -> tuple[int,
         (x,), (y,) = warp(DEGREES, crs, [lon], [lat])
         return pixel_at(grid, x, y, path)
     except (RasterioError, CPLE_BaseError, OverflowError, ValueError) as error:
-        raise DataError(f"{path}: longitude {lon}, latitude {lat} lie outside what its CRS can express") from error
+        raise DataError(f"{path}: longitude {lon}, latitude {lat} lies outside what its CRS can express") from error
 
 
 def ground_of(grid: Grid, row: float, col: float) -> tuple[float, float] | None:

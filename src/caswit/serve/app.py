@@ -362,7 +362,7 @@ def _view_of_pixel(collection: Collection, view: str, row: int, col: int) -> Vie
     shown = _view(collection, view)
     if row >= shown.grid.height or col >= shown.grid.width:
         size = f"{shown.grid.height} rows and {shown.grid.width} columns"
-        raise HTTPException(404, f"row {row}, column {col} lie outside {shown.base.title}, which has {size}")
+        raise HTTPException(404, f"row {row}, column {col} lies outside {shown.base.title}, which has {size}")
     return shown
 
 

@@ -6,6 +6,7 @@ from textwrap import wrap
 from typing import NamedTuple
 
 from caswit.config import ModelConfig
+from caswit.data.classes import plain_name
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import open_dataset_scene
 from caswit.errors import ConfigError
@@ -126,7 +127,7 @@ def _about(info: ModelInfo | PretrainedInfo, data: Dataset) -> list[str]:
     if not isinstance(info, ModelInfo):
         return [*lines, "The decoder starts at random: the model was pretrained without labels."]
     theirs, ours = info.classes.names, data.classes.names
-    if theirs == ours:
+    if [*map(plain_name, theirs)] == [*map(plain_name, ours)]:
         return [*lines, f"Classes are the same: {', '.join(ours)}."]
     return [*lines, f"Classes were {', '.join(theirs)} and become {', '.join(ours)}; their last layer is learned anew."]
 

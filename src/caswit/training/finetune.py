@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caswit.config import FinetuneConfig
+from caswit.data.classes import plain_name
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import open_dataset_scene
 from caswit.errors import one_line
@@ -195,9 +196,9 @@ def _crop_px(data: _Data, most_px: int, step_px: int, hold_out: float) -> int:
 
 def _classes(info: ModelInfo | PretrainedInfo, data: Dataset) -> tuple[list[str], list[str]]:
     """Return the classes of a dataset that a model has by name, and the others."""
-    theirs = {name.casefold() for name in info.classes.names} if isinstance(info, ModelInfo) else set()
-    known = [name for name in data.classes.names if name.casefold() in theirs]
-    return known, [name for name in data.classes.names if name.casefold() not in theirs]
+    theirs = {plain_name(name) for name in info.classes.names} if isinstance(info, ModelInfo) else set()
+    known = [name for name in data.classes.names if plain_name(name) in theirs]
+    return known, [name for name in data.classes.names if plain_name(name) not in theirs]
 
 
 def _said_of_classes(info: ModelInfo | PretrainedInfo, known: list[str], new: list[str]) -> str:

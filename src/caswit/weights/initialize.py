@@ -4,6 +4,7 @@ import difflib
 import logging
 import math
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from timm.layers import resize_rel_pos_bias_table_simple
 from torch import Tensor
 
 from caswit.config import RGB, InitConfig, Size
+from caswit.data.classes import plain_name
 from caswit.errors import CaswitError, ConfigError, ModelError
 from caswit.nn.bands import for_bands, said
 from caswit.nn.caswit import SIZES, CASWiT
@@ -48,6 +50,7 @@ _LAST = ("decoder.classify.", "context_decoder.classify.")
 """Beginnings of the names of last layers, which have a row for each class."""
 _FIRST = ("patch_embed.proj.weight", "patch_embed.layers.0.0.weight")
 """Endings of the names of the weights (O, n, ...) that read an image of n bands."""
+_PARTS = ("hr encoder", "context encoder", "fusion", "decoder", "context decoder")
 _LISTED = 12
 """Number of names that a line of the report lists."""
 
@@ -119,7 +122,7 @@ def start_from(
             fitted = _fitted(name, theirs, ours[name]) if wanted else None
         if fitted is not None:
             new[name] = fitted
-            if theirs.shape != fitted.shape:
+            if theirs.shape != fitted.shape and not name.startswith(_LAST):
                 resized.append(name)
     fit = Fit(
         taken=tuple(new),
@@ -165,7 +168,12 @@ def folder_of_start(path: str) -> Path:
 
 
 def report(fit: Fit, where: str, start: InitConfig, theirs: State, ours: State) -> list[str]:
-    """Return lines that say what matched; for ``from: official`` with the most similar names of the same shape."""
+    """Return lines that say what matched; for ``from: official`` with the most similar names of the same shape.
+
+    Of weights of caswit one line says it, by parts of the network; of others single names are listed.
+    """
+    if start.source == "caswit":
+        return _report_of_ours(fit, where, start, ours)
     read = [name for name in fit.taken if name not in fit.copied]
     count = {kind: sum(n.startswith(kind) for n in read) for kind in (*_ENCODERS, "fusion.")}
     parts = [f"{n} of {kind[:-1]}" for kind, n in count.items() if n] or ["nothing"]
@@ -174,21 +182,47 @@ def report(fit: Fit, where: str, start: InitConfig, theirs: State, ours: State) 
     resized = f"; {len(fit.resized)} position biases interpolated to this window" if fit.resized else ""
     share = f"{fit.share(_counted(start)):.0%} of the encoders"
     lines = [f"init: {where}: took {', '.join(parts)}{others}; {share}{resized}"]
-    if fit.copied:
-        lines.append(f"init: not stored with models, starts as in the tile's branch: {_by_part(fit.copied)}")
-    # Of a network of one context: at zero, every further context is read as that one was.
-    at_zero = tuple(name for name in fit.missing if name.endswith("context_embedding"))
-    if at_zero:
-        lines.append(f"init: {len(at_zero)} that tell contexts apart start at zero: {_some(at_zero)}")
-    at_random = tuple(name for name in fit.missing if name not in at_zero)
-    if at_random:
-        lines.append(f"init: {len(at_random)} start at random ({_by_part(at_random)}): {_some(at_random)}")
+    if fit.missing:
+        lines.append(f"init: {len(fit.missing)} start at random ({_by_part(fit.missing)}): {_some(fit.missing)}")
     if fit.left_over:
         lines.append(f"init: {len(fit.left_over)} left over: {_some(fit.left_over)}")
     if start.source == "official":
         spare = {name: theirs[name] for name in fit.left_over}
         lines += [f"init:   {name} {tuple(ours[name].shape)} <- {_nearest(name, ours, spare)}" for name in fit.missing]
     return lines
+
+
+def _report_of_ours(fit: Fit, where: str, start: InitConfig, ours: State) -> list[str]:
+    """Return the line about weights of caswit: which parts are taken, copied, at random, and not used."""
+    weights = [name for name in ours if not name.endswith("num_batches_tracked")]
+    whole = Counter(map(_part, weights))
+
+    def parts(names: Iterable[str]) -> str:
+        counts = Counter(_part(name) for name in names if not name.endswith("num_batches_tracked"))
+        # Those of the network in its order; parts of other networks, such as mask tokens, after them.
+        ordered = sorted(counts, key=lambda part: _PARTS.index(part) if part in _PARTS else len(_PARTS))
+        all_of = {part for part in ordered if counts[part] == whole[part] or not whole[part]}
+        return ", ".join(part if part in all_of else f"{counts[part]} of {whole[part]} of {part}" for part in ordered)
+
+    taken = set(fit.taken) - set(fit.copied)
+    # Of a network of one context: at zero, every further context is read as that one was.
+    at_zero = [name for name in fit.missing if name.endswith("context_embedding")]
+    said = {
+        "copies of the hr branch": parts(fit.copied),
+        "at zero, so that contexts are read alike": parts(at_zero),
+        "at random": parts(name for name in fit.missing if name not in at_zero),
+        "not used": parts(fit.left_over),
+    }
+    resized = f"; {len(fit.resized)} position biases interpolated to this window" if fit.resized else ""
+    others = "".join(f"; {what}: {which}" for what, which in said.items() if which)
+    took = parts(name for name in weights if name in taken) or "nothing"
+    return [f"init: {where}: takes {took} ({fit.share(_counted(start)):.0%} of the encoders){resized}{others}"]
+
+
+def _part(name: str) -> str:
+    """Return the part of the network that a weight belongs to, in words."""
+    first = name.partition(".")[0]
+    return {"hr_norms": "decoder", "context_norms": "context decoder"}.get(first, first.replace("_", " "))
 
 
 def _by_part(names: tuple[str, ...]) -> str:
@@ -230,7 +264,7 @@ def _read(start: InitConfig, size: Size) -> tuple[str, State]:
     if not start.timm:
         assert start.path is not None
         file = find_weights(start.path)
-        return str(file), read_weights(file)
+        return _shown(start.path if start.source == "caswit" else str(file)), read_weights(file)
     if size not in TIMM_MODELS:
         raise ConfigError(f"timm has no weights for size {size}; sizes with weights: {', '.join(TIMM_MODELS)}")
     import timm
@@ -244,6 +278,13 @@ def _read(start: InitConfig, size: Size) -> tuple[str, State]:
             "give its path"
         ) from error
     return f"timm's {TIMM_MODELS[size]}", dict(whole.state_dict())
+
+
+def _shown(path: str) -> str:
+    """Return a path as it is from this folder, where it lies in it."""
+    place = Path(path)
+    inside = place.is_absolute() and place.is_relative_to(Path.cwd())
+    return str(place.relative_to(Path.cwd())) if inside else path
 
 
 def _with_beginning(name: str, start: InitConfig) -> str:
@@ -311,10 +352,10 @@ def _fitted(name: str, theirs: Tensor, ours: Tensor) -> Tensor | None:
 
 def _by_class(theirs: Tensor, ours: Tensor, names: tuple[str, ...], their_names: tuple[str, ...]) -> Tensor | None:
     """Return a last layer (K, ...) whose rows of classes that both have are theirs; None if there are none."""
-    rows = {name.casefold(): row for row, name in enumerate(their_names)}
+    rows = {plain_name(name): row for row, name in enumerate(their_names)}
     if len(theirs) != len(their_names) or theirs.shape[1:] != ours.shape[1:] or len(ours) != len(names):
         return _fitted("", theirs, ours)
-    both = [(k, rows[name.casefold()]) for k, name in enumerate(names) if name.casefold() in rows]
+    both = [(k, rows[plain_name(name)]) for k, name in enumerate(names) if plain_name(name) in rows]
     if not both:
         return None
     fitted = ours.clone()
@@ -325,9 +366,9 @@ def _by_class(theirs: Tensor, ours: Tensor, names: tuple[str, ...], their_names:
 
 def _matched(classes: tuple[str, ...], theirs: tuple[str, ...]) -> str:
     """Say which classes a model has already."""
-    known = {name.casefold() for name in theirs}
-    same = [name for name in classes if name.casefold() in known]
-    new = [name for name in classes if name.casefold() not in known]
+    known = {plain_name(name) for name in theirs}
+    same = [name for name in classes if plain_name(name) in known]
+    new = [name for name in classes if plain_name(name) not in known]
     parts = [f"classes as in the model: {', '.join(same)}"] if same else ["no class has the name of one of the model"]
     return "init: " + "; ".join([*parts, *([f"new: {', '.join(new)}"] if new else [])])
 

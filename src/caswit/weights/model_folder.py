@@ -239,17 +239,18 @@ def _check_finite(folder: Path, unusable: str | None) -> None:
 
 
 def model_folder(path: Path | str) -> Path:
-    """Return the folder of a model, given its path, hf:owner/name, or the name of a model in the zoo.
+    """Return the folder of a model, given its path or a run's, hf:owner/name, or the name of a model in the zoo.
 
     Raises:
         ModelError: There is no such folder, or it lacks weights or config.
     """
     zoo.check_there(path)
     folder = fetch(path) if is_on_hub(path) else zoo.find(path) or Path(path)
+    if not (folder / CONFIG).is_file() and (folder / "model" / CONFIG).is_file():
+        folder = folder / "model"  # of a run folder
     for file in (folder / CONFIG, folder / WEIGHTS):
         if not file.is_file():
-            hint = "; this is a run folder, its model is in model/" if (folder / "model" / CONFIG).is_file() else ""
-            raise ModelError(f"{folder}: no model folder, {file.name} is missing{hint}")
+            raise ModelError(f"{folder}: no model folder, {file.name} is missing")
     return folder
 
 

@@ -54,8 +54,9 @@ class About:
     """Name of a file beside the YAML file: an image of the kind the model is for."""
     sample_gsd_m: float
     """Ground size of the sample's pixels, in metres."""
-    place: str | None = None
-    """Name of the place that the training images show, for the end of ``caswit predict``."""
+    place: Sequence[str] = ()
+    """Name of the place that the training images show, for the end of ``caswit predict``, or of each region; in the
+    YAML file one or a list."""
     area: Sequence[Degrees] = ()
     """West, south, east and north of the training images in degrees, of each region; in the YAML file one or a list."""
 
@@ -71,7 +72,7 @@ def read_about(file: Path) -> About:
     names = {f.name for f in fields(About) if f.default is MISSING}
     if set(content) - {"place", "area"} != names:
         raise ConfigError(f"{file}: must have exactly {', '.join(sorted(names))}; place and area may be there too")
-    for name in (names | content.keys()) - {"gsd_m", "read_gsd_m", "pictures", "sample_gsd_m", "area"}:
+    for name in (names | content.keys()) - {"gsd_m", "read_gsd_m", "pictures", "sample_gsd_m", "place", "area"}:
         if not isinstance(content[name], str):
             raise ConfigError(f"{file}: {name} must be text, got {brief(content[name])}")
     gsd_m, pictures = content["gsd_m"], content["pictures"]
@@ -84,16 +85,27 @@ def read_about(file: Path) -> About:
         if not isinstance(content[name], int | float) or not gsd_m[0] <= content[name] <= gsd_m[1]:
             raise ConfigError(f"{file}: {name} must be metres within gsd_m, got {brief(content[name])}")
     areas = _areas(content.get("area"), file)
+    places = _places(content.get("place"), len(areas), file)
     for name in (*pictures, content["sample"]):
         if Path(name).name != name or not file.with_name(name).is_file():
             raise ConfigError(f"{file}: {name} is not in the same folder")
-    return About(**content | {"gsd_m": tuple(gsd_m), "area": areas})
+    return About(**content | {"gsd_m": tuple(gsd_m), "place": places, "area": areas})
+
+
+def _places(said: Any, areas: int, file: Path) -> list[str]:
+    """Return one name or several as a list."""
+    places = checked(list[str], [said] if isinstance(said, str) else said or [], f"{file}: place")
+    if len(places) not in (0, 1, areas):
+        raise ConfigError(f"{file}: place must be one name, or one for each area, got {len(places)} for {areas} areas")
+    return places
 
 
 def _areas(said: Any, file: Path) -> list[Degrees]:
     """Return one area or several as a list."""
-    rows = said if isinstance(said, list) and said and isinstance(said[0], list) else [] if said is None else [said]
-    areas = checked(list[Degrees], rows, f"{file}: area")
+    if said is None:
+        return []
+    several = isinstance(said, list) and bool(said) and isinstance(said[0], list)
+    areas = checked(list[Degrees], said if several else [said], f"{file}: area")
     for west, south, east, north in areas:
         if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
             raise ConfigError(f"{file}: area must be west, south, east, north in degrees, got {brief(said)}")
@@ -150,13 +162,23 @@ def push(
             beside = [about.with_name(picture) for picture in {*said.pictures, said.sample}]
             kept = ("summary", "gsd_m", "sample", "sample_gsd_m")
             config["about"] = {key: getattr(said, key) for key in kept}
-            if said.place is not None or said.area:
-                config["provenance"]["learned"] = {"name": said.place, "areas": [list(area) for area in said.area]}
+            if said.place or said.area:
+                config["provenance"]["learned"] = {
+                    "name": ", and ".join(said.place) or None,
+                    **({"names": [*said.place]} if len(said.place) > 1 else {}),
+                    "areas": [list(area) for area in said.area],
+                }
             config["trained_gsd_m"] = config["tile"]["read_gsd_m"] = said.read_gsd_m
         scores = _read_report(report)
         if scores is not None and "confidence" in scores:
             # Beside which the end of a map puts the confidence that it has.
             config["provenance"]["validation_confidence"] = scores["confidence"]
+        if scores is not None and "context_report" in scores:
+            # By which a map decides whether to blend its tiles.
+            kinds = scores["context_report"]
+            config["provenance"]["context_report"] = {
+                kind: round(kinds[kind]["miou_truth"], 4) for kind in ("own", "masked", "swapped")
+            }
         card = model_card(config, Path(name).name if local else name, scores, license_name, said)
     with nullcontext(name) if local else tempfile.TemporaryDirectory() as written:
         target = Path(written).expanduser()
@@ -185,7 +207,7 @@ def model_card(
     model = checked(ModelConfig, config["model"], "model")
     return render(
         "model_card.md.j2",
-        network=model.title,
+        network=model.encoder_title if config.get("kind") == PRETRAINED else model.title,
         reads_context=model.reads_context,
         model=model,
         **{key: config[key] for key in ("tile", "bands", "trained_gsd_m", "provenance")},

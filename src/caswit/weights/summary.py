@@ -158,7 +158,7 @@ def _architecture(model: ModelConfig, network: nn.Module, *, decoder: bool) -> I
     assert isinstance(network, CASWiT)
     size = SIZES[model.size]
     widths = [size["embed_dim"] * 2**stage for stage in range(len(size["depths"]))]
-    yield f"network        {model.title}{'' if model.fusion_stages else ', without a context branch'}"
+    yield f"network        {model.title if decoder else model.encoder_title}"
     yield f"  encoders     {model.stem} stem, windows of {size['window_size']} x {size['window_size']} tokens"
     yield f"  by stage     widths {_list(widths)}; blocks {_list(size['depths'])}; heads {_list(size['num_heads'])}"
     yield f"  fusion       {_fusion(model, network)}"

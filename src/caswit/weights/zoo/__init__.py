@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from caswit.errors import ConfigError, ModelError
+from caswit.errors import ConfigError, ModelError, did_you_mean
 from caswit.weights.hub import is_on_hub
 from caswit.weights.learned import Learned
 
@@ -53,10 +53,6 @@ class ZooModel:
             return False, f"pixels of {gsd_m:.3g} m are finer than its {low:g} to {high:g} m"
         return True, f"pixels of {gsd_m:.3g} m, which are averaged to the {self.read_gsd_m:g} m that it reads"
 
-    def __str__(self) -> str:
-        """Return its name and what it is for, in a line."""
-        return f"{self.name} ({self.gsd_m[0]:g}-{self.gsd_m[1]:g} m a pixel: {', '.join(self.classes)})"
-
 
 @cache
 def zoo_models() -> tuple[ZooModel, ...]:
@@ -99,8 +95,9 @@ def _say_replaced(old: str, new: str) -> None:
 def check_there(name: str | Path) -> None:
     """Raise ModelError unless a model's name is one of the zoo, on the hub, or that of a file or folder."""
     if not is_on_hub(name) and find(name) is None and not Path(name).exists():
-        names = ", ".join(m.name for m in zoo_models())
-        raise ModelError(f"{name}: no such model folder, and no model of the package ({names})")
+        names = [m.name for m in zoo_models()]
+        near = did_you_mean(Path(name).name.lower(), names)
+        raise ModelError(f"{name}: no such model folder, and no model of the package ({', '.join(names)}){near}")
 
 
 def choose(gsd_m: float | None, image: str, models: Sequence[ZooModel] | None = None) -> tuple[ZooModel, str]:
@@ -114,27 +111,32 @@ def choose(gsd_m: float | None, image: str, models: Sequence[ZooModel] | None = 
         models: Models to choose from; None: the zoo.
 
     Raises:
-        ConfigError: The ground size is unknown, or no model or several alike are meant for it; the models are listed.
+        ConfigError: The ground size is unknown, or no model or several alike are meant for it; the models are named.
     """
     models = zoo_models() if models is None else models
-    known = f"the models of the package are {'; '.join(map(str, models)) or 'none'}"
+    listed = f"--model NAME ({', '.join(m.name for m in models) or 'none'}); caswit predict IMAGE --list says more"
     if gsd_m is None:
         raise ConfigError(
             f"{image}: the ground size of its pixels is unknown, so no model can be chosen; add --gsd-m METRES, or "
-            f"--model NAME: {known}"
+            f"{listed}"
         )
-    fitting = [m for m in models if m.fits(gsd_m, models)[0]]
-    best = best_fitting(gsd_m, models)
+    fitting = fitting_models(gsd_m, models)
+    best = best_of(fitting)
     if best is None:
         many = "several models are" if fitting else "no model is"
-        raise ConfigError(f"{image}: {many} meant for pixels of {gsd_m:.3g} m; choose one with --model: {known}")
+        raise ConfigError(f"{image}: {many} meant for pixels of {gsd_m:.3g} m; choose one with {listed}")
     why = best.fits(gsd_m, models)[1]
     others = ", ".join(model.name for model in fitting if model is not best)
     return best, f"{why}, and has more classes than {others}" if others else why
 
 
-def best_fitting(gsd_m: float, models: Sequence[ZooModel]) -> ZooModel | None:
-    """Return the model for pixels of a ground size, of several that with the most classes; None without or with two."""
-    fitting = sorted((m for m in models if m.fits(gsd_m, models)[0]), key=lambda model: -len(model.classes))
-    several = len(fitting) > 1 and len(fitting[0].classes) == len(fitting[1].classes)
-    return None if several or not fitting else fitting[0]
+def fitting_models(gsd_m: float, models: Sequence[ZooModel]) -> list[ZooModel]:
+    """Return the models that are meant for pixels of a ground size."""
+    return [model for model in models if model.fits(gsd_m, models)[0]]
+
+
+def best_of(fitting: Sequence[ZooModel]) -> ZooModel | None:
+    """Return the model with the most classes of those that fit; None without any, or with two such."""
+    most = max((len(model.classes) for model in fitting), default=0)
+    best = [model for model in fitting if len(model.classes) == most]
+    return best[0] if len(best) == 1 else None

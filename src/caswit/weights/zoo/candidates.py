@@ -7,7 +7,7 @@ from typing import NamedTuple
 from caswit.errors import DataError
 from caswit.raster.ground import Degrees
 from caswit.raster.reader import PixelEncoding, Raster
-from caswit.weights.zoo import ZooModel, best_fitting, zoo_models
+from caswit.weights.zoo import ZooModel, best_of, fitting_models, zoo_models
 
 
 def candidates(images: Sequence[str], gsd_m: float | None = None) -> list[str]:
@@ -66,12 +66,11 @@ def _about(image: _Image, more: str) -> list[str]:
     where = "" if bounds is None else f", near {(bounds[1] + bounds[3]) / 2:.3f} N {(bounds[0] + bounds[2]) / 2:.3f} E"
     lines = [f"{image.name}: {image.size}, {bands} band{'s' * (bands != 1)} of {image.dtype}{where}{more}"]
     models = zoo_models()
-    fitting = [] if gsd_m is None else [model for model in models if model.fits(gsd_m, models)[0]]
+    fitting = [] if gsd_m is None else fitting_models(gsd_m, models)
     for model in models:
-        away = model.learned.distance_km(bounds)
         lines += ["", f"{model.name}  {_verdict(model, gsd_m, fitting)}", f"  {model.summary}"]
         lines.append(f"  bands: red, green, blue; classes: {', '.join(model.classes)}")
-        lines += [f"  {place}"] if (place := model.learned.where(away)) else []
+        lines += [f"  {place}"] if (place := model.learned.where(bounds)) else []
     if image.dtype != "uint8":
         lines += ["", f"pixels are {image.dtype}, the models take 8 bits: add --rescale auto, or --rescale LOW HIGH"]
     return lines
@@ -83,6 +82,6 @@ def _verdict(model: ZooModel, gsd_m: float | None, fitting: list[ZooModel]) -> s
     why = model.fits(gsd_m, zoo_models())[1]
     if model not in fitting:
         return f"not for this image: {why}"
-    if model is not best_fitting(gsd_m, fitting):
+    if model is not best_of(fitting):
         return f"fits, as others do; choose it with --model: {why}"
     return f"chosen: {why}" + ", and it has the most classes" * (len(fitting) > 1)
