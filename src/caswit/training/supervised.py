@@ -40,7 +40,7 @@ from caswit.training.loop import Batch, Loop, fit, load_data, settle_bands
 from caswit.training.phases import check_phases
 from caswit.training.run_folder import COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
-from caswit.weights.initialize import info_of_start, start_from
+from caswit.weights.initialize import Fit, info_of_start, start_from
 from caswit.weights.model_folder import ModelInfo, build, save_model
 
 log = logging.getLogger(__name__)
@@ -310,7 +310,9 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
     if new and recipe.start is not None:
         assert isinstance(network, CASWiT), recipe.model.arch  # the recipe refuses others
         names = info.classes.names, info.model.band_names
-        start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px, *names)
+        fit = start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px, *names)
+        if recipe.train.average_with_start is not None:
+            _check_average(recipe, fit, info.classes.names)
     if recipe.train.frozen_stages or recipe.train.freeze_norms:
         assert isinstance(network, CASWiT), recipe.model.arch
         network.freeze(recipe.train.frozen_stages, norms=recipe.train.freeze_norms)
@@ -326,6 +328,20 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
         check_scenes(dataset, dataset.split(split) if split else ())
     if recipe.model.kind != "table2" and recipe.model.decoder_norm == "batch":  # those are asked once they are built
         _check_tiles_per_pass(recipe)
+
+
+def _check_average(recipe: Recipe, fit: Fit, classes: tuple[str, ...]) -> None:
+    """Refuse a mean with a start that is no such model as will be learned."""
+    # Halfway to weights that were random, a decoder reads nothing; the encoders alone would not fit to theirs.
+    theirs = info_of_start(recipe.start)
+    known = {name.casefold() for name in theirs.classes.names} if isinstance(theirs, ModelInfo) else set(classes)
+    new = [name for name in classes if name.casefold() not in known]
+    lacks = f"the class{'es'[: 2 * (len(new) > 1)]} {', '.join(new)}" if new else ", ".join(fit.missing[:3])
+    if lacks:
+        raise ConfigError(
+            f"train.average_with_start: a mean with weights that init lacks is no model, got a start without {lacks}; "
+            "leave it out, or start from a model that has them, with init.decoder: true"
+        )
 
 
 def _check_tiles_per_pass(recipe: Recipe) -> None:
