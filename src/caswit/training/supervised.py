@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from caswit.config import ModelConfig, Recipe, TrainConfig
 from caswit.data.dataset import Dataset
 from caswit.data.label_counts import TileCounts, count_labels, median_frequencies
-from caswit.data.reader import check_scenes, ground_size_m, open_dataset_scene
+from caswit.data.reader import band_layout, check_scenes, ground_size_m, open_dataset_scene
 from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
@@ -367,9 +367,14 @@ def _check_weights(settings: TrainConfig, dataset: Dataset) -> None:
 def _info(recipe: Recipe, dataset: Dataset, model: ModelConfig) -> ModelInfo:
     """Return what the model folder says of the network and its data."""
     # Taken from the first scene, since there may be thousands to open.
-    trained_gsd_m = ground_size_m(dataset, dataset.split(recipe.data.train_split)[0])
+    first = dataset.split(recipe.data.train_split)[0]
     return ModelInfo(
-        model=model, tile=recipe.tile, classes=dataset.classes, bands=dataset.bands, trained_gsd_m=trained_gsd_m
+        model=model,
+        tile=recipe.tile,
+        classes=dataset.classes,
+        bands=dataset.bands,
+        layout=band_layout(dataset, first),
+        trained_gsd_m=ground_size_m(dataset, first),
     )
 
 
