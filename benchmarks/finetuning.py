@@ -36,6 +36,8 @@ _ELSEWHERE = 255
 """Label of what is not scored."""
 _LEAST = 0.02
 """Share of a half that its second class has at least: a half of one class has nothing to improve."""
+_TRIES = 500
+"""Draws after which the first tile is drawn anew."""
 
 
 def main() -> None:
@@ -113,7 +115,11 @@ def places(labels: np.ndarray, side: int, seed: int) -> list[tuple[int, int]]:
     """Draw (row, col) of two tiles that do not overlap, with two classes in each half."""
     rng = np.random.default_rng(seed)
     found: list[tuple[int, int]] = []
+    tries = 0
     while len(found) < 2:
+        tries += 1
+        if tries % _TRIES == 0:  # one in the middle of a scene can leave no room for another
+            found.clear()
         row, col = (int(rng.integers(length - side + 1)) for length in labels.shape)
         apart = all(abs(row - r) >= side or abs(col - c) >= side for r, c in found)
         tile = labels[row : row + side, col : col + side]

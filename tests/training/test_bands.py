@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+import rasterio
 import yaml
 
 from caswit.cli.main import main
@@ -92,3 +93,34 @@ def test_bands_that_only_the_dataset_names_are_mapped_in_their_order(dataset, tm
     assert "they are taken for blue, green, red, nir, in this order" in caplog.text
     with pytest.raises(DataError, match="lacks dsm"):
         bands_to_read(tmp_path / "val.tif", info)
+
+
+def test_images_without_names_have_their_bands_as_the_named_images_that_were_learned(dataset, tmp_path, caplog):
+    """The files call their bands otherwise than the list has them, and the map's image is such a file without names."""
+    content = yaml.safe_load(dataset.read_text())
+    dataset.write_text(yaml.safe_dump(content | {"bands": ["blue", "green", "red", "nir"]}))
+    files = "nir", "red", "green", "blue"
+    for split in ("train", "val"):
+        with rasterio.open(tmp_path / f"{split}.tif", "r+") as image:
+            image.descriptions = files
+    model = train(recipe(dataset), tmp_path / "run")
+    info = read_info(model)
+    assert info.layout == files
+    with rasterio.open(tmp_path / "val.tif") as image:
+        pixels, profile = image.read(), image.profile
+    for count, expected in ((4, (4, 3, 2, 1, "dsm")), (5, (1, 2, 3, 4, "dsm"))):
+        unnamed = tmp_path / f"unnamed{count}.tif"
+        with rasterio.open(unnamed, "w", **profile | {"count": count}) as image:
+            image.write(np.concatenate((pixels, pixels[:1]))[:count])
+        dsm = (Further("dsm", str(tmp_path / "val_dsm.tif"), 1),)
+        assert bands_to_read(unnamed, info, further=dsm) == expected
+    assert "they are taken for nir, red, green, blue, as in the images it learned from (--bands" in caplog.text
+    assert "they are taken for blue, green, red, nir, in this order (--bands" in caplog.text
+    maps = [tmp_path / "named_map.tif", tmp_path / "unnamed_map.tif"]
+    for image, file in zip(("val.tif", "unnamed4.tif"), maps, strict=True):
+        also = f"dsm={tmp_path / 'val_dsm.tif'}"
+        words = ["predict", str(tmp_path / image), str(file), "--model", str(model), "--also", also, "--device", "cpu"]
+        main([*words, "--probabilities", str(file.with_suffix(".p.tif"))])
+    one, two = (rasterio.open(file.with_suffix(".p.tif")).read() for file in maps)
+    assert np.array_equal(one, two)
+    assert len(np.unique(one)) > 5

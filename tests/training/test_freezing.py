@@ -195,26 +195,30 @@ def test_a_frozen_run_that_was_stopped_goes_on_to_the_same_weights(dataset_file,
 
 @pytest.mark.e2e
 @pytest.mark.slow
-def test_two_devices_learn_a_frozen_network_as_one_does(dataset_file, start, tmp_path):
-    settings = recipe(dataset_file, start, freeze=3, layer_decay=0.7, lr=1e-5, precision="fp32")
+def test_two_devices_learn_a_frozen_network_as_one_does_also_where_they_go_on(dataset_file, start, tmp_path):
+    settings = recipe(dataset_file, start, freeze=3, layer_decay=0.7, lr=1e-5, precision="fp32", average_with_start=0.5)
     content = dataclasses.asdict(
         dataclasses.replace(settings, model=ModelConfig(**MODEL, decoder_norm="group", drop_path=0))
     )
-    for devices in (1, 2):
+    for devices, parts in ((1, [[]]), (2, [["--train.stop_minutes", "1e-9"], ["--resume"]])):
         content["train"]["devices"] = devices
         plain = yaml.safe_load(yaml.dump(content).replace("!!python/tuple", ""))
         (tmp_path / "r.yaml").write_text(yaml.safe_dump(plain))
-        words = ["train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / str(devices))]
-        done = subprocess.run(
-            [sys.executable, "-m", "caswit", *words],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        for words in parts:
+            done = subprocess.run(
+                [sys.executable, "-m", "caswit", "train", "r.yaml", "--out", str(devices), *words],
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
         assert done.returncode == 0, done.stderr
     logs = [(tmp_path / str(devices) / "log.csv").read_text().splitlines()[1:] for devices in (1, 2)]
     losses = [[float(line.split(",")[2]) for line in log] for log in logs]
+    assert len(losses[0]) == 4
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    one, two = (load_file(tmp_path / str(devices) / "model" / "model.safetensors") for devices in (1, 2))
+    assert all(torch.allclose(x, two[name], atol=1e-4) for name, x in one.items())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from caswit.evaluation.metrics import score
 from caswit.evaluation.run import evaluate
 from caswit.weights.learned import Learned
 from caswit.weights.model_folder import load_model
-from caswit.weights.publish import model_card, push
+from caswit.weights.publish import model_card, public_config, push
 
 REPORT = {
     "miou": 0.5, "mf1": 0.6, "mbiou": 0.25,
@@ -143,6 +143,19 @@ def test_folders_of_the_maker_are_not_handed_on(model_folder, tmp_path):
         "init": {"from": "timm", "path": "w.pth"},
     }
     assert load_file(private / "model.safetensors").keys() == load_file(tmp_path / "out" / "model.safetensors").keys()
+
+
+def test_the_card_says_of_which_weights_a_model_is_the_mean_and_not_where_they_lay(model_folder, tmp_path):
+    own = shutil.copytree(model_folder, tmp_path / "own")
+    config = json.loads((own / "config.json").read_text())
+    assert "mean of the weights" not in model_card(public_config(own), "me/toy", None)
+    for init in ({"path": "/home/someone/runs/first", "decoder": True}, "/home/someone/runs/first"):
+        config["provenance"] = {"dataset": "town", "step": 60, "versions": {"caswit": "0"}}
+        config["provenance"]["recipe"] = {"train": {"average_with_start": 0.25}, "init": init}
+        (own / "config.json").write_text(json.dumps(config))
+        card = model_card(public_config(own), "me/toy", None)
+        assert "Its weights are the mean of the weights of that step (75%) and of its start, first (25%)." in card
+        assert "someone" not in card
 
 
 def test_statements_that_are_not_there(model_folder, tmp_path, capsys):

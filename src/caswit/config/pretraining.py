@@ -83,6 +83,11 @@ class PretrainConfig(LearningConfig):
         return None
 
     @property
+    def average_with_start(self) -> float | None:
+        """None: no share of the weights that the run starts from."""
+        return None
+
+    @property
     def patience(self) -> int | None:
         """None: the run ends with its last step."""
         return None

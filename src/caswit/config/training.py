@@ -294,6 +294,9 @@ class TrainConfig(LearningConfig):
     ema_decay: float | None = None
     """Decay of the exponential moving average of the weights (EMA), e.g. 0.99: the average is validated and
     becomes the model, while training goes on unchanged. Null: no EMA."""
+    average_with_start: float | None = None
+    """Share, 0 to 1, of the weights that the run starts from (init) in the weights that are validated and become the
+    model, e.g. 0.5: a mean of the model before and after, which forgets less of what it knew. Null: no share."""
     val_every_steps: int | None = None
     """Optimiser steps between validations; null: once an epoch."""
     val_tiles: int | None = None
@@ -325,6 +328,10 @@ class TrainConfig(LearningConfig):
         check(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             f"ema_decay must be between 0 and 1 or null, got {self.ema_decay}; try 0.99",
+        )
+        check(
+            self.average_with_start is None or 0 <= self.average_with_start <= 1,
+            f"average_with_start must be in [0, 1] or null, got {self.average_with_start}; try 0.5",
         )
         check(self.alpha >= 0, f"alpha must be 0 or more, got {self.alpha}; try 0.5")
         check(
@@ -458,6 +465,12 @@ class Recipe:
                 not value or self.init is not None,
                 f"train.{name}: {str(value).lower()} keeps {what} that init names, and the recipe has no init; add one",
             )
+        share = self.train.average_with_start
+        check(
+            share is None or self.init is not None,
+            f"train.average_with_start: {share} is a share of the weights that init names, and the recipe has no init; "
+            "add one",
+        )
         for name in ("freeze", "freeze_norms", "layer_decay"):
             value = getattr(self.train, name)
             check(

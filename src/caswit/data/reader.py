@@ -478,6 +478,15 @@ def ground_size_m(dataset: Dataset, scene: Scene) -> float | None:
         return opened.image.grid.source_gsd_m
 
 
+def band_layout(dataset: Dataset, scene: Scene) -> tuple[str, ...]:
+    """Return the names of all bands of a scene's image, if bands are found by these names; else nothing."""
+    beside = {each.name for each in scene.also}
+    if all(isinstance(band, int) or band in beside for band in dataset.bands):
+        return ()
+    with Raster(scene.image) as image:
+        return image.descriptions if any(image.descriptions) else ()
+
+
 def scene_areas(dataset: Dataset, scene: Scene) -> tuple[Window, ...]:
     """Return ``SceneReader.areas``; the files are opened, and so checked, unless all is known already."""
     if scene.areas is not None and scene.checked and dataset.read_gsd_m is None:

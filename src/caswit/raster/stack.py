@@ -172,12 +172,19 @@ def first_of(image: Raster | Mosaic) -> Raster:
     return image.first if isinstance(image, Mosaic) else image
 
 
-def model_bands(path: str, image: Raster, names: Sequence[str], numbers: Bands, further: Sequence[str]) -> Bands:
+def has_layout(image: Raster, layout: Sequence[str]) -> bool:
+    """Return whether an image names no band and has as many as there are names."""
+    return not any(image.descriptions) and len(layout) == image.count
+
+
+def model_bands(
+    path: str, image: Raster, names: Sequence[str], numbers: Bands, further: Sequence[str], layout: Sequence[str] = ()
+) -> Bands:
     """Return the bands of an image that a model of more or other bands than red, green and blue reads.
 
     They are those that the image calls by the model's names. An image that calls none so is read by the numbers that
-    the model learned from; where these are names too, an image that names nothing has its bands in their order, as
-    in a dataset.
+    the model learned from; where these are names too, an image that names nothing has its bands as those images had, if
+    it has as many, else in the order of the model's, as in a dataset.
 
     Args:
         path: Of the image, for messages.
@@ -185,11 +192,12 @@ def model_bands(path: str, image: Raster, names: Sequence[str], numbers: Bands, 
         names: Of the model's bands.
         numbers: Of the same bands in the images that the model learned from, a name where it was a raster apart.
         further: Names of the rasters that are given beside the image.
+        layout: Names of all bands of the images that the model learned from; empty where they had none.
 
     Raises:
         DataError: The image lacks a band.
     """
-    called = [name.casefold() for name in image.descriptions]
+    called = [name.casefold() for name in (layout if has_layout(image, layout) else image.descriptions)]
     by_name = any(name.casefold() in called for name in names)
     has = image.count - (image.alpha is not None and _is_mask(image))
     own = [name for name in names if name not in further]

@@ -31,9 +31,9 @@ from caswit.files import checked
 from caswit.progress import Progress
 from caswit.training.fabric import all_sum, is_first_process, stop_signal
 from caswit.training.loggers import Loggers
-from caswit.training.optim import EMA, SCALE, learning_rate, load_state, make_optimizer, set_learning_rate
+from caswit.training.optim import EMA, SCALE, StartAverage, learning_rate, load_state, make_optimizer, set_learning_rate
 from caswit.training.phases import Phases, check_steps
-from caswit.training.run_folder import AnyRecipe, Best, RunFolder, checkpoint_errors
+from caswit.training.run_folder import AnyRecipe, Best, RunFolder, Start, checkpoint_errors
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo, is_complete, torch_load
 
 log = logging.getLogger(__name__)
@@ -160,6 +160,11 @@ class Loop:
         # After fabric.setup: data parallelism is to know every weight, also those that learn in a later phase only.
         self.phases = Phases(settings, network, self.max_steps)
         self.ema = None if settings.ema_decay is None else EMA(network, settings.ema_decay)
+        self.with_start: StartAverage | None = None
+        if settings.average_with_start is not None:
+            start = self._start(new=checkpoint is None)
+            with checkpoint_errors(folder.start):
+                self.with_start = StartAverage(network, start, settings.average_with_start)
         if checkpoint is not None:
             with checkpoint_errors(folder.last):
                 self._load(checkpoint)
@@ -179,6 +184,18 @@ class Loop:
                 f"--train.warmup_steps {noted}, or give another --out"
             )
         return resolved
+
+    def _start(self, *, new: bool) -> dict[str, Tensor]:
+        """Return the weights that the run began with; a new run writes them, since their source may change or go."""
+        first, file = self.fabric.is_global_zero, self.folder.start
+        if new:
+            state = {name: x.detach().cpu().clone() for name, x in self.network.state_dict().items()}
+            if first:
+                self.folder.save(file, {"model": state})
+            return state
+        found: Any = checked(Start, torch_load(file), str(file)) if first else None
+        weights: dict[str, Tensor] = self.fabric.broadcast(found)["model"]
+        return weights
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
         # After fabric.setup, which moves parameters and not the optimiser's state: loading takes the state to where
@@ -223,9 +240,13 @@ class Loop:
 
     @property
     def validated_network(self) -> nn.Module:
-        """The network that is validated and becomes the model: with EMA weights where the recipe asks for them."""
+        """The network that is validated and becomes the model: the one that learns, or a mean where asked for.
+
+        The mean is that of the steps (EMA), that with the start, or the latter of the former.
+        """
         # A network of its own: validation cannot leave the wrong weights in the one that learns.
-        return self.network if self.ema is None else self.ema.module
+        network = self.network if self.ema is None else self.ema.module
+        return network if self.with_start is None else self.with_start.of(network)
 
     def run(self) -> None:
         """Run the steps that are left, validating and saving on the way, then write the model."""
@@ -412,8 +433,9 @@ class Loop:
 
     def _validate(self, progress: Progress) -> dict[str, float] | None:
         """Validate, and keep the best weights so far in a checkpoint of their own; None if a signal cut it short."""
-        with self.phases.validating(self.validated_network):
-            scores = self.task.validate(self.validated_network, self.step)
+        network = self.validated_network
+        with self.phases.validating(network):
+            scores = self.task.validate(network, self.step)
         # Asked of all, since a device with a signal has left out some of its share.
         if all_sum(self.fabric, torch.tensor(float(stop_signal() is not None))) > 0:
             return None
@@ -429,7 +451,7 @@ class Loop:
         if miou > self.best_miou:
             self.best_miou, self.no_better = miou, 0
             if first:
-                best = {"model": self.validated_network.state_dict(), "step": self.step, "val_miou": miou}
+                best = {"model": network.state_dict(), "step": self.step, "val_miou": miou}
                 self.folder.save(self.folder.best, best)
         return scores
 

@@ -1,14 +1,15 @@
-"""Optimiser, learning-rate schedule (paper section 4.3) and running mean of the weights (EMA)."""
+"""Optimiser, learning-rate schedule (paper section 4.3) and means of weights: over the steps (EMA), with the start."""
 
 import math
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from caswit.config import LearningConfig, PretrainConfig, TrainConfig
 from caswit.nn.caswit import CASWiT
@@ -120,3 +121,30 @@ class EMA(ModelEmaV3):  # type: ignore[misc]
         # The random first weights must be forgotten within a few dozen steps, whatever the decay. This is the ramp
         # of TensorFlow's moving average; timm's own warm-up drops all of the past at first and then rises faster.
         return float(min(self.decay, (1 + step) / (10 + step)))
+
+
+class StartAverage:
+    """The mean of a network that has learned and of the weights it started from, in a network of its own.
+
+    WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903, equation 1, whose alpha is ``1 - share``): along the straight line
+    between both, accuracy on other data is often better than at either end. Buffers, such as the statistics of batch
+    norms, are averaged as weights are; counters are those of the network.
+
+    Args:
+        network: Of the same shape as those that are averaged; it is copied.
+        start: Weights and buffers of the start, on any device.
+        share: Share of the start in the mean, 0..1; 0 gives the network and 1 the start, to the bit.
+    """
+
+    def __init__(self, network: nn.Module, start: Mapping[str, Tensor], share: float) -> None:
+        self.module, self.start, self.share = deepcopy(network), start, share
+        self.module.load_state_dict(start)  # raises RuntimeError where it is of another shape
+
+    def of(self, network: nn.Module) -> nn.Module:
+        """Return the mean of a network and the start, which stays until the next call."""
+        mean = {
+            name: x.lerp(self.start[name].to(x), self.share) if x.is_floating_point() else x
+            for name, x in network.state_dict().items()
+        }
+        self.module.load_state_dict(mean)
+        return self.module

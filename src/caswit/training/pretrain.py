@@ -12,7 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from caswit.config import DataConfig, ModelConfig, PretrainRecipe
 from caswit.data.dataset import Dataset
-from caswit.data.reader import check_scenes, ground_size_m
+from caswit.data.reader import band_layout, check_scenes, ground_size_m
 from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
 from caswit.evaluation.tile_pictures import spread_tiles
@@ -130,6 +130,7 @@ class PretrainTask:
             tile=recipe.tile,
             mask=recipe.mask,
             bands=dataset.bands,
+            layout=band_layout(dataset, samples.scenes[0]),
             trained_gsd_m=ground_size_m(dataset, samples.scenes[0]),
         )
 

@@ -89,6 +89,12 @@ class Best(TypedDict):
     step: int
 
 
+class Start(TypedDict):
+    """The shape of start.pt."""
+
+    model: dict[str, torch.Tensor]
+
+
 @contextmanager
 def checkpoint_errors(file: Path) -> Iterator[None]:
     """Turn weights and states that do not fit the recipe's network into a ModelError of one line."""
@@ -112,6 +118,7 @@ class RunFolder:
         self.log = path / "log.csv"
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
+        self.start = path / "checkpoints" / "start.pt"
         self.pictures = path / "pictures"
         self.counts = path / "label_counts.npy"
         self.model = path / "model"

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from caswit.config import ModelConfig, Recipe, TrainConfig
 from caswit.data.dataset import Dataset
 from caswit.data.label_counts import TileCounts, count_labels, median_frequencies
-from caswit.data.reader import check_scenes, ground_size_m, open_dataset_scene
+from caswit.data.reader import band_layout, check_scenes, ground_size_m, open_dataset_scene
 from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
@@ -40,7 +40,7 @@ from caswit.training.loop import Batch, Loop, fit, load_data, settle_bands
 from caswit.training.phases import check_phases
 from caswit.training.run_folder import COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
-from caswit.weights.initialize import info_of_start, start_from
+from caswit.weights.initialize import Fit, info_of_start, start_from
 from caswit.weights.model_folder import ModelInfo, build, save_model
 
 log = logging.getLogger(__name__)
@@ -310,7 +310,9 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
     if new and recipe.start is not None:
         assert isinstance(network, CASWiT), recipe.model.arch  # the recipe refuses others
         names = info.classes.names, info.model.band_names
-        start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px, *names)
+        fit = start_from(network, recipe.start, recipe.model.size, recipe.tile.tile_px, *names)
+        if recipe.train.average_with_start is not None:
+            _check_average(recipe, fit, info.classes.names)
     if recipe.train.frozen_stages or recipe.train.freeze_norms:
         assert isinstance(network, CASWiT), recipe.model.arch
         network.freeze(recipe.train.frozen_stages, norms=recipe.train.freeze_norms)
@@ -326,6 +328,20 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
         check_scenes(dataset, dataset.split(split) if split else ())
     if recipe.model.kind != "table2" and recipe.model.decoder_norm == "batch":  # those are asked once they are built
         _check_tiles_per_pass(recipe)
+
+
+def _check_average(recipe: Recipe, fit: Fit, classes: tuple[str, ...]) -> None:
+    """Refuse a mean with a start that is no such model as will be learned."""
+    # Halfway to weights that were random, a decoder reads nothing; the encoders alone would not fit to theirs.
+    theirs = info_of_start(recipe.start)
+    known = {name.casefold() for name in theirs.classes.names} if isinstance(theirs, ModelInfo) else set(classes)
+    new = [name for name in classes if name.casefold() not in known]
+    lacks = f"the class{'es'[: 2 * (len(new) > 1)]} {', '.join(new)}" if new else ", ".join(fit.missing[:3])
+    if lacks:
+        raise ConfigError(
+            f"train.average_with_start: a mean with weights that init lacks is no model, got a start without {lacks}; "
+            "leave it out, or start from a model that has them, with init.decoder: true"
+        )
 
 
 def _check_tiles_per_pass(recipe: Recipe) -> None:
@@ -351,9 +367,14 @@ def _check_weights(settings: TrainConfig, dataset: Dataset) -> None:
 def _info(recipe: Recipe, dataset: Dataset, model: ModelConfig) -> ModelInfo:
     """Return what the model folder says of the network and its data."""
     # Taken from the first scene, since there may be thousands to open.
-    trained_gsd_m = ground_size_m(dataset, dataset.split(recipe.data.train_split)[0])
+    first = dataset.split(recipe.data.train_split)[0]
     return ModelInfo(
-        model=model, tile=recipe.tile, classes=dataset.classes, bands=dataset.bands, trained_gsd_m=trained_gsd_m
+        model=model,
+        tile=recipe.tile,
+        classes=dataset.classes,
+        bands=dataset.bands,
+        layout=band_layout(dataset, first),
+        trained_gsd_m=ground_size_m(dataset, first),
     )
 
 

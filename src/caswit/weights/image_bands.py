@@ -8,7 +8,7 @@ from pathlib import Path
 
 from caswit.errors import ConfigError, brief
 from caswit.raster.reader import Raster
-from caswit.raster.stack import Bands, Further, model_bands
+from caswit.raster.stack import Bands, Further, has_layout, model_bands
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo
 
 log = logging.getLogger(__name__)
@@ -53,9 +53,11 @@ def bands_to_read(
         ranges = [(n, r) for n, r in zip(names, info.model.ranges, strict=False) if r and n not in beside]
         if raster.dtype == "uint8" and ranges:
             _say_unstretched(str(image), ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ranges))
-        found = model_bands(str(image), raster, names, info.bands, beside)
-        if not any(raster.descriptions) and not any(isinstance(band, int) for band in info.bands):
-            _say_in_order(str(image), ", ".join(own))
+        found = model_bands(str(image), raster, names, info.bands, beside, info.layout)
+        if has_layout(raster, info.layout):
+            _say_assumed(str(image), ", ".join(n or "another" for n in info.layout), "as in the images it learned from")
+        elif not any(raster.descriptions) and not any(isinstance(band, int) for band in info.bands):
+            _say_assumed(str(image), ", ".join(own), "in this order")
         return found
 
 
@@ -66,8 +68,8 @@ def _say_unstretched(image: str, learned: str) -> None:
 
 
 @cache
-def _say_in_order(image: str, names: str) -> None:
-    log.warning("%s: its bands have no names; they are taken for %s, in this order (--bands says others)", image, names)
+def _say_assumed(image: str, names: str, why: str) -> None:
+    log.warning("%s: its bands have no names; they are taken for %s, %s (--bands says others)", image, names, why)
 
 
 def check_further(info: ModelInfo | PretrainedInfo, further: Sequence[Further]) -> None:

@@ -61,6 +61,7 @@ class _Config(TypedDict):
     bands: tuple[int | str, ...]
     trained_gsd_m: float | None
     provenance: dict[str, Any]
+    layout: NotRequired[tuple[str, ...]]
     kind: NotRequired[Literal["pretrained"]]
     classes: NotRequired[list[dict[str, Any]]]
     mask: NotRequired[MaskConfig]
@@ -77,6 +78,8 @@ class _Info:
     bands: Bands = (1, 2, 3)
     """Where its bands were in the images it learned from: numbers, from 1, or names of rasters beside them and of bands
     in their files."""
+    layout: tuple[str, ...] = ()
+    """Names of all bands of these images, in their order, where its bands were found by them; "" is one without."""
     trained_gsd_m: float | None = None
     """Ground size of a pixel it was trained on, in metres; None where unknown."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -319,6 +322,7 @@ def _to_json(info: ModelInfo | PretrainedInfo) -> dict[str, Any]:
         "tile": asdict(info.tile),
         **own,
         "bands": list(info.bands),
+        **({"layout": list(info.layout)} if info.layout else {}),
         "trained_gsd_m": info.trained_gsd_m,
         "provenance": info.provenance,
     }
@@ -334,7 +338,7 @@ def read_info(folder: Path) -> ModelInfo | PretrainedInfo:
     with config_errors(file):
         content = checked(_Config, read_config(file), str(file))
         checked(_Provenance, content["provenance"], f"{file}: provenance")
-        shared: dict[str, Any] = {name: content[name] for name in _SHARED}
+        shared: dict[str, Any] = {name: content[name] for name in _SHARED} | {"layout": content.get("layout", ())}
         pretrained = content.get("kind") == PRETRAINED
         if ("mask" if pretrained else "classes") not in content:
             raise ModelError(f"{file}: missing {'mask' if pretrained else 'classes'}")

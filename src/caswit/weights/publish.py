@@ -28,6 +28,7 @@ from caswit.weights.model_folder import (
     model_folder,
     read_config,
 )
+from caswit.weights.summary import averaged_with_start
 
 CARD = "README.md"
 
@@ -219,6 +220,7 @@ def model_card(
         name=name,
         classes=[c for c in config.get("classes", ()) if not c.get("ignore")],
         pretrained=config.get("kind") == PRETRAINED,
+        averaged=averaged_with_start(config["provenance"]),
         report=report,
         license=license_name,
         about=about,

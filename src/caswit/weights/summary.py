@@ -1,9 +1,10 @@
 """Summary of a model for ``caswit info``: its whole architecture, its costs, and the images it expects."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -135,6 +136,19 @@ def _page(
         score = made.get("best_val_miou")
         scored = "" if score is None else f", best validation mIoU {score:.4f}"
         yield f"made from      {made.get('dataset')}, step {made.get('step')}{scored}"
+        if said := averaged_with_start(made):
+            yield f"               {said}"
+
+
+def averaged_with_start(provenance: Mapping[str, Any]) -> str | None:
+    """Say of which weights a model is the mean, if its training averaged them with those that it started from."""
+    recipe = provenance.get("recipe")
+    learning, start = (recipe.get("train"), recipe.get("init")) if isinstance(recipe, dict) else (None, None)
+    share = learning.get("average_with_start") if isinstance(learning, dict) else None
+    if not isinstance(share, int | float):
+        return None
+    path = start.get("path") if isinstance(start, dict) else start
+    return f"the mean of the weights of that step ({1 - share:.0%}) and of its start, {path} ({share:.0%})"
 
 
 def _bands(info: ModelInfo | PretrainedInfo) -> str:
