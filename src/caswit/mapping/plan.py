@@ -297,7 +297,9 @@ def make_plan(
         state=state,
         grid=grid,
         model=model if isinstance(model, str) else loaded.name,
-        settings=replace(settings, bands=bands, overlap_px=overlap_px, blend=blending(loaded, settings).blend, fill=fill),
+        settings=replace(
+            settings, bands=bands, overlap_px=overlap_px, blend=blending(loaded, settings).blend, fill=fill
+        ),
         outputs=outputs,
         run=run,
         source_gsd_m=source_gsd_m,
