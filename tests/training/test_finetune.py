@@ -99,6 +99,15 @@ def test_larger_scenes_are_learned_in_larger_crops_and_more_steps(dataset_file, 
     assert steps == sorted(steps)
 
 
+def test_it_says_where_the_images_are_smaller_than_the_context(model, dataset_file, make_raster):
+    for side, said in ((100, ["128 px, and the smallest scene has 100: what lies outside is black"]), (130, [])):
+        make_raster(picture(side, 140), "scene.tif", **georeference(0.5))
+        make_raster(np.ones((1, side, 140), np.uint8), "scene_label.tif", **georeference(0.5))
+        lines = [line for line in choose(str(model), str(dataset_file)).lines if line.startswith("context:")]
+        assert [line.removeprefix("context:    ").partition(";")[0] for line in lines] == said
+    assert not any(line.startswith("context:") for line in choose("swin-nano-buildings", str(dataset_file)).lines)
+
+
 @pytest.mark.parametrize(("source", "read"), [(0.13, 0.26), (0.5, 0.26), (2.0, 2.0), (None, None)])
 def test_the_ground_size_is_the_models_unless_the_images_are_far_coarser(dataset_file, make_raster, source, read):
     where = {} if source is None else georeference(source)

@@ -143,6 +143,7 @@ def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> 
         f"validation: {_said_of_validation(data, hold_out, tiles)}",
         f"crop:       {crop_px} px, {_said_of_crop(data, crop_px, usual.tile_px)}; maps keep tiles of "
         f"{info.tile.tile_px} px",
+        *_said_of_context(info, data, crop_px),
         f"rate:       {lr:.0e} for the decoder, {_said_of_rate(fresh, few, tiles)}; {_LAYER_DECAY} times as much for "
         "each block of the encoders before it",
         f"steps:      {steps} of {usual.batch} crops, {_said_of_steps(settings, tiles, steps, usual.batch)}",
@@ -237,6 +238,16 @@ def _said_of_crop(data: _Data, crop_px: int, usual_px: int) -> str:
     larger = min(side for side in (usual_px, *_CROP_SIDES) if side > crop_px)
     what = "the smallest scene is" if data.shortest_px < larger else "data of this size are"
     return f"below the usual {usual_px} since {what} too small for it"
+
+
+def _said_of_context(info: ModelInfo | PretrainedInfo, data: _Data, crop_px: int) -> list[str]:
+    side = crop_px * max(info.tile.context_factors)
+    if not info.model.reads_context or side <= data.shortest_px:
+        return []
+    return [
+        f"context:    {side} px, and the smallest scene has {data.shortest_px}: what lies outside is black; larger "
+        "images, labelled in part, would show it"
+    ]
 
 
 def _said_of_rate(fresh: bool, few: bool, tiles: float) -> str:
