@@ -4,8 +4,7 @@ python benchmarks/finetuning.py swin-nano-buildings --out DIR [--seeds 0 1] [--t
 
 A seed draws two tiles (of that many pixels of the model's ground size) out of a labelled scene that the model was not
 trained on; of each, the left half is learned and the right half is scored, before and after, with the whole tile as its
-context. ``finetune`` never sees the right halves: what it validates on is cut from the left ones. A seed that is
-finished is not trained again.
+context. ``finetune`` never sees the right halves. A seed that is finished is not trained again.
 """
 
 import argparse

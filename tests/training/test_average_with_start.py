@@ -137,7 +137,7 @@ def test_a_run_whose_start_was_deleted_is_refused(dataset_file, start, tmp_path)
 
 @pytest.mark.e2e
 def test_a_start_that_lacks_a_part_of_the_model_is_refused(dataset_file, start, tmp_path):
-    with pytest.raises(ConfigError, match=r"average_with_start: weights that init lacks .* a start without decoder"):
+    with pytest.raises(ConfigError, match=r"mean with weights that init lacks .* a start without decoder"):
         train(recipe(dataset_file, start, decoder=False, average_with_start=0.5), tmp_path / "run")
     dataset_file.write_text(dataset_file.read_text().replace("name: water", "name: lake"))
     with pytest.raises(ConfigError, match=r"got a start without the class lake; leave it out"):

@@ -36,6 +36,15 @@ def model(tmp_path) -> Path:
     return tmp_path / "before"
 
 
+@pytest.fixture
+def with_val(dataset_file) -> Path:
+    """The dataset with a split val that has labels."""
+    content = yaml.safe_load(dataset_file.read_text())
+    content["scenes"][1]["split"] = "val"
+    dataset_file.write_text(yaml.safe_dump(content))
+    return dataset_file
+
+
 def picked(model: str | Path, dataset: Path, **settings) -> dict:
     return yaml.safe_load(choose(str(model), str(dataset), FinetuneConfig(**settings)).recipe)
 
@@ -45,22 +54,35 @@ def scores(run: Path) -> list[tuple[int, float]]:
         return [(int(row["step"]), float(row["val_miou"])) for row in csv.DictReader(file) if row["val_miou"]]
 
 
-def test_the_choices_follow_from_the_data(model, dataset_file):
+def test_the_choices_follow_from_the_data(model, dataset_file, make_raster):
     recipe = picked(model, dataset_file)
-    assert recipe["data"]["hold_out"] == 0.25
-    assert recipe["data"]["val_split"] == "held_out"
+    assert recipe["data"]["val_split"] is None
+    assert "hold_out" not in recipe["data"]
     assert recipe["data"]["crop_px"] == 64
     assert recipe["tile"] == {"tile_px": 64, "read_gsd_m": 0.5}
     assert recipe["train"]["max_steps"] == 60
     assert recipe["train"]["lr"] == pytest.approx(1e-4)
-    assert recipe["train"]["validate_start"] is True
+    assert recipe["train"]["average_with_start"] == 0.5
+    assert recipe["train"]["loss"] == {"cross_entropy": 1, "dice": 1}
+    assert recipe["train"]["keep"] == "last"
     content = yaml.safe_load(dataset_file.read_text())
     content["scenes"][1]["split"] = "val"
     dataset_file.write_text(yaml.safe_dump(content))
     recipe = picked(model, dataset_file, steps=7, minutes=3.0, seed=5)
     assert recipe["data"]["val_split"] == "val"
     assert "hold_out" not in recipe["data"]
+    assert recipe["train"]["validate_start"] is True
+    assert (recipe["train"]["keep"], recipe["train"]["average_with_start"]) == ("best", 0.5)
     assert (recipe["train"]["max_steps"], recipe["train"]["max_minutes"], recipe["train"]["seed"]) == (7, 3.0, 5)
+    # Of more labels a part can be spared.
+    content["scenes"][1]["split"] = "test"
+    dataset_file.write_text(yaml.safe_dump(content))
+    make_raster(picture(512, 512), "scene.tif", **georeference(0.5))
+    make_raster(np.ones((1, 512, 512), np.uint8), "scene_label.tif", **georeference(0.5))
+    recipe = picked(model, dataset_file)
+    assert (recipe["data"]["val_split"], recipe["data"]["hold_out"]) == ("held_out", 0.25)
+    assert (recipe["train"]["keep"], recipe["train"]["validate_start"]) == ("best", True)
+    assert not {"average_with_start", "loss"} & recipe["train"].keys()
 
 
 def test_larger_scenes_are_learned_in_larger_crops_and_more_steps(dataset_file, make_raster):
@@ -77,6 +99,15 @@ def test_larger_scenes_are_learned_in_larger_crops_and_more_steps(dataset_file, 
     assert steps == sorted(steps)
 
 
+def test_it_says_where_the_images_are_smaller_than_the_context(model, dataset_file, make_raster):
+    for side, said in ((100, ["128 px, and the smallest scene has 100: what lies outside is black"]), (130, [])):
+        make_raster(picture(side, 140), "scene.tif", **georeference(0.5))
+        make_raster(np.ones((1, side, 140), np.uint8), "scene_label.tif", **georeference(0.5))
+        lines = [line for line in choose(str(model), str(dataset_file)).lines if line.startswith("context:")]
+        assert [line.removeprefix("context:    ").partition(";")[0] for line in lines] == said
+    assert not any(line.startswith("context:") for line in choose("swin-nano-buildings", str(dataset_file)).lines)
+
+
 @pytest.mark.parametrize(("source", "read"), [(0.13, 0.26), (0.5, 0.26), (2.0, 2.0), (None, None)])
 def test_the_ground_size_is_the_models_unless_the_images_are_far_coarser(dataset_file, make_raster, source, read):
     where = {} if source is None else georeference(source)
@@ -85,16 +116,26 @@ def test_the_ground_size_is_the_models_unless_the_images_are_far_coarser(dataset
     assert picked("swin-nano-buildings", dataset_file)["tile"]["read_gsd_m"] == read
 
 
-def test_it_says_what_it_picked_trains_repeats_and_goes_on(model, dataset_file, tmp_path, capsys, monkeypatch):
+def test_it_says_what_it_picked_trains_repeats_and_goes_on(model, with_val, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
-    words = ["finetune", str(model), str(dataset_file), "--out", str(run), "--steps", "2"]
+    words = ["finetune", str(model), str(with_val), "--out", str(run), "--steps", "2"]
     finished = Loop._write_model
     with monkeypatch.context() as dying:
         dying.setattr(Loop, "_write_model", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(SystemExit):
             main(words)
     said = capsys.readouterr().out
-    for begin in ("model: ", "data: ", "validation: ", "crop: ", "rate: ", "steps: ", "recipe: "):
+    for begin in (
+        "model: ",
+        "data: ",
+        "validation: ",
+        "crop: ",
+        "rate: ",
+        "steps: ",
+        "loss: ",
+        "weights: ",
+        "recipe: ",
+    ):
         assert any(line.startswith(begin) for line in said.splitlines()), begin
     assert "it knows the classes building, land, water" in said
     assert Loop._write_model is finished
@@ -121,7 +162,7 @@ def test_another_fine_tuning_in_the_folder_is_refused(model, dataset_file, tmp_p
     assert "holds another fine-tuning ('# caswit finetune other my.yaml --seed 0')" in capsys.readouterr().err
 
 
-def test_where_nothing_is_better_the_model_stays_as_it_was(model, dataset_file, tmp_path, capsys, monkeypatch):
+def test_where_nothing_is_better_the_model_stays_as_it_was(model, with_val, tmp_path, capsys, monkeypatch):
     """The start is scored 0.9, every later step less."""
     from caswit.training import supervised
 
@@ -131,7 +172,7 @@ def test_where_nothing_is_better_the_model_stays_as_it_was(model, dataset_file, 
         return validate(self, network, step) | {"val_miou": 0.9 - 0.1 * min(step, 1)}
 
     monkeypatch.setattr(supervised.SupervisedTask, "validate", worse)
-    main(["finetune", str(model), str(dataset_file), "--out", str(tmp_path / "run"), "--steps", "2"])
+    main(["finetune", str(model), str(with_val), "--out", str(tmp_path / "run"), "--steps", "2"])
     said = capsys.readouterr().out
     assert "mIoU 0.9000 at the start, 0.8000 after 2 steps: no better, so the model stays as it was" in said
     before, after = (load_file(f / "model" / "model.safetensors") for f in (model, tmp_path / "run"))
@@ -140,11 +181,35 @@ def test_where_nothing_is_better_the_model_stays_as_it_was(model, dataset_file, 
     assert result(tmp_path / "run") == [line for line in said.splitlines() if line.startswith("validation: mIoU")]
 
 
+def test_few_labels_are_all_learned_and_the_model_is_the_mean_of_before_and_after(
+    model, dataset_file, tmp_path, capsys
+):
+    main(["finetune", str(model), str(dataset_file), "--out", str(tmp_path / "run"), "--steps", "2"])
+    said = capsys.readouterr().out
+    assert "validation: none: a part of what fills 3 crops only would be missed" in said
+    assert "validation: none; only labels that it has not learned tell whether 2 steps made it better" in said
+    recipe = str(tmp_path / "run" / RECIPE)
+    main(["train", recipe, "--out", str(tmp_path / "end"), "--train.average_with_start", "null"])
+    before, mean, end = (
+        load_file(f / "model" / "model.safetensors") for f in (model, tmp_path / "run", tmp_path / "end")
+    )
+    moved = [name for name in before if not torch.equal(before[name], end[name])]
+    assert len(moved) > 50
+    for name in moved:
+        torch.testing.assert_close(mean[name], (before[name] + end[name]) / 2)
+    main(["info", str(tmp_path / "run" / "model")])
+    said = capsys.readouterr().out
+    assert f"the mean of the weights of that step (50%) and of its start, {model} (50%)" in said
+
+
 def test_other_classes_go_on_by_name(model, dataset_file, tmp_path, capsys):
     content = yaml.safe_load(dataset_file.read_text())
     names = {1: "Water", 2: "orchard", 7: "building"}
     content["classes"] = [c | {"name": names.get(c["id"], c["name"])} for c in content["classes"]]
     dataset_file.write_text(yaml.safe_dump(content))
+    recipe = picked(model, dataset_file)
+    assert (recipe["data"]["val_split"], recipe["data"]["hold_out"]) == ("held_out", 0.25)
+    assert not {"average_with_start", "loss"} & recipe["train"].keys()  # a mean with what began at random is no model
     main(["finetune", str(model), str(dataset_file), "--out", str(tmp_path / "run"), "--steps", "1"])
     said = capsys.readouterr().out
     assert "it knows Water, building; new: orchard" in said

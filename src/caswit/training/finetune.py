@@ -26,7 +26,7 @@ _COARSE = 3.0
 """Times the model's ground size from which on images are read as they are: enlarged, they would be mostly guessed."""
 _CROP_SIDES = (384, 256, 192, 128, 96, 64)
 """Sides of crops: multiples of 32, the side of a token of the last stage."""
-_CROPS = 4
+_CROPS = 5
 """Crops that at least fit into the data, unless they are as small as can be."""
 _PASSES, _LEAST_STEPS = 60, 60
 """Times that the data are seen, and the least number of steps."""
@@ -35,6 +35,11 @@ _FEW_SCENES = 5
 _FEW_CROPS = 32
 """Crops that data fill, below which they are few: at the usual rate the weights soon know them by heart."""
 _LAYER_DECAY = 0.8
+_LOSS = {"cross_entropy": 1.0, "dice": 1.0}
+"""Where data are few: cross-entropy alone gives rare classes up."""
+_START = 0.5
+"""Share of the weights before in those after where data are few."""
+_FORGETS = "their mean forgets less, and labels as few as these teach some things by chance"
 _MOST_SCENES = 100
 """Scenes whose sizes are looked up."""
 
@@ -86,20 +91,24 @@ def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> 
     table = load_dataset(dataset)
     data = _look(table, info)
     usual = SMALL if info.model.size in ("pico", "nano") else LARGE
-    hold_out = 0.0 if data.validates else 0.25 if data.scenes < _FEW_SCENES else 0.2
-    crop_px = _crop_px(data, min(usual.tile_px, info.tile.tile_px), info.tile.step_px, hold_out)
-    tiles = data.pixels * (1 - hold_out) / crop_px**2
+    crop_px = _crop_px(data, min(usual.tile_px, info.tile.tile_px), info.tile.step_px)
     known, new = _classes(info, table)
     trained = isinstance(info, ModelInfo)
     # What begins at random does not get far at the rate of what only adapts.
-    fresh, few = bool(new) or not trained, tiles < _FEW_CROPS
+    fresh, few = bool(new) or not trained, data.pixels / crop_px**2 < _FEW_CROPS
+    adapts = few and not fresh
+    # A part of so little would be missed in learning, and say by chance which weights are the best (docs/log.md).
+    blind = adapts and not data.validates
+    hold_out = 0.0 if data.validates or blind else 0.25 if data.scenes < _FEW_SCENES else 0.2
+    tiles = data.pixels * (1 - hold_out) / crop_px**2
+    dice = adapts and not info.model.has_own_loss
     lr = UNTRAINED * usual.lr if fresh else usual.lr / 3 if few else usual.lr
     least = _LEAST_STEPS * (UNTRAINED if fresh else 1)
     steps = settings.steps or round(min(max(_PASSES * tiles / usual.batch, least), usual.max_steps))
     sections: dict[str, dict[str, object]] = {
         "data": {
             "dataset": str(expand_path(dataset).resolve()),
-            "val_split": "held_out" if hold_out else "val",
+            "val_split": None if blind else "held_out" if hold_out else "val",
             **({"hold_out": hold_out} if hold_out else {}),
             "sampling": "random",
             "crop_px": crop_px,
@@ -112,9 +121,10 @@ def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> 
             **({"accumulate": usual.accumulate} if usual.accumulate > 1 else {}),
             "max_steps": steps,
             **({"max_minutes": settings.minutes} if settings.minutes is not None else {}),
-            "val_every_steps": max(1, -(-steps // 4)),
-            "validate_start": trained and not new,
-            "keep": "best",
+            **({} if blind else {"val_every_steps": max(1, -(-steps // 4)), "validate_start": not fresh}),
+            "keep": "last" if blind else "best",
+            **({"average_with_start": _START} if adapts else {}),
+            **({"loss": _LOSS} if dice else {}),
             "lr": lr,
             "min_lr": lr / 30,
             "warmup_steps": min(usual.warmup_steps, max(1, steps // 10)),
@@ -131,12 +141,15 @@ def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> 
         f"model:      {model}: {described(info.model)}; {_said_of_classes(info, known, new)}",
         f"data:       {data.scenes} scene{'s' * (data.scenes != 1)} to learn from, {data.pixels / 1e6:.2f} Mpx "
         f"{data.why}",
-        f"validation: {_said_of_validation(data, hold_out)}",
+        f"validation: {_said_of_validation(data, hold_out, tiles)}",
         f"crop:       {crop_px} px, {_said_of_crop(data, crop_px, usual.tile_px)}; maps keep tiles of "
         f"{info.tile.tile_px} px",
+        *_said_of_context(info, data, crop_px),
         f"rate:       {lr:.0e} for the decoder, {_said_of_rate(fresh, few, tiles)}; {_LAYER_DECAY} times as much for "
         "each block of the encoders before it",
         f"steps:      {steps} of {usual.batch} crops, {_said_of_steps(settings, tiles, steps, usual.batch)}",
+        *(["loss:       cross-entropy and dice in equal parts, which gives rare classes their weight"] if dice else []),
+        *([f"weights:    {_START:.0%} of those before and the rest of those after: {_FORGETS}"] if adapts else []),
     ]
     head = [first_line(model, dataset, settings), *(f"# {one_line(line, _LONGEST)}" for line in lines)]
     text = "".join(f"{line}\n" for line in head) + "".join(_section(*each) for each in sections.items())
@@ -149,7 +162,10 @@ def result(out: Path) -> list[str]:
     rows = [(int(row["step"]), float(row["val_miou"])) for row in read_log(run.log) if row.get("val_miou")]
     kept = int(load_model(run.model).info.provenance["step"])
     if not rows:
-        return [f"validation: none; the weights of step {kept} are kept"]
+        return [
+            f"validation: none; only labels that it has not learned tell whether {kept} steps made it better: score it "
+            "and the model before with caswit evaluate"
+        ]
     (first, start), (last, end) = rows[0], rows[-1]
     best = dict(rows).get(kept, end)
     if first > 0:
@@ -186,11 +202,10 @@ def _look(data: Dataset, info: ModelInfo | PretrainedInfo) -> _Data:
     return _Data(len(scenes), pixels, min(map(min, sides)), validates, read, why)
 
 
-def _crop_px(data: _Data, most_px: int, step_px: int, hold_out: float) -> int:
+def _crop_px(data: _Data, most_px: int, step_px: int) -> int:
     """Return the side of the crops: the largest that lies within every scene and of which some fit into the data."""
     sides = [most_px, *(side for side in _CROP_SIDES if side < most_px)]
-    pixels = data.pixels * (1 - hold_out)
-    side = next((s for s in sides if s <= data.shortest_px and _CROPS * s**2 <= pixels), sides[-1])
+    side = next((s for s in sides if s <= data.shortest_px and _CROPS * s**2 <= data.pixels), sides[-1])
     return max(step_px, side // step_px * step_px)
 
 
@@ -209,7 +224,9 @@ def _said_of_classes(info: ModelInfo | PretrainedInfo, known: list[str], new: li
     return f"it knows {', '.join(known)}; new: {', '.join(new)}" if known else "no class has the name of one of its own"
 
 
-def _said_of_validation(data: _Data, hold_out: float) -> str:
+def _said_of_validation(data: _Data, hold_out: float, tiles: float) -> str:
+    if not hold_out and not data.validates:
+        return f"none: a part of what fills {tiles:.0f} crops only would be missed, and judge by chance; all is learned"
     if not hold_out:
         return "split val of the dataset"
     of = "scenes" if data.scenes >= round(1 / hold_out) else "each scene, at the end of its longer side"
@@ -222,6 +239,16 @@ def _said_of_crop(data: _Data, crop_px: int, usual_px: int) -> str:
     larger = min(side for side in (usual_px, *_CROP_SIDES) if side > crop_px)
     what = "the smallest scene is" if data.shortest_px < larger else "data of this size are"
     return f"below the usual {usual_px} since {what} too small for it"
+
+
+def _said_of_context(info: ModelInfo | PretrainedInfo, data: _Data, crop_px: int) -> list[str]:
+    side = crop_px * max(info.tile.context_factors)
+    if not info.model.reads_context or side <= data.shortest_px:
+        return []
+    return [
+        f"context:    {side} px, and the smallest scene has {data.shortest_px}: what lies outside is black; larger "
+        "images, labelled in part, would show it"
+    ]
 
 
 def _said_of_rate(fresh: bool, few: bool, tiles: float) -> str:
