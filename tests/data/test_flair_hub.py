@@ -9,8 +9,8 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from caswit.config import AugmentConfig, DataConfig, TileConfig
-from caswit.data.classes import FLAIR_HUB_CLASSES
 from caswit.data.dataset import load_dataset
+from caswit.data.published_classes import FLAIR_HUB_CLASSES
 from caswit.data.reader import open_dataset_scene
 from caswit.data.sampler import TrainingSamples
 from caswit.errors import DataError

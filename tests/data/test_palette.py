@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import yaml
 
-from caswit.data.classes import FLAIR_HUB_CLASSES, IGNORED, OKABE_ITO, ClassTable, default_color
+from caswit.data.classes import ClassTable
 from caswit.data.dataset import load_dataset
+from caswit.data.palette import IGNORED, OKABE_ITO, default_color
+from caswit.data.published_classes import FLAIR_HUB_CLASSES
 from caswit.errors import DataError
 from caswit.viz.pictures import IGNORED_COLOUR
 from caswit.weights.model_folder import load_model

@@ -10,8 +10,8 @@ from PIL import Image
 
 import caswit
 from caswit.config import IGNORE_INDEX
-from caswit.data.classes import DEEPGLOBE_CLASSES
 from caswit.data.dataset import load_dataset
+from caswit.data.published_classes import DEEPGLOBE_CLASSES
 from caswit.data.reader import open_dataset_scene
 from caswit.data.sources.published_splits import DEEPGLOBE, INRIA
 from caswit.errors import DataError

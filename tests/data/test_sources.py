@@ -5,8 +5,8 @@ import pytest
 import rasterio
 from PIL import Image
 
-from caswit.data.classes import URUR_CLASSES
 from caswit.data.dataset import load_dataset
+from caswit.data.published_classes import URUR_CLASSES
 from caswit.data.reader import open_dataset_scene
 from caswit.data.sources.urur import prepare_urur
 from caswit.errors import DataError

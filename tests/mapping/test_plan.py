@@ -55,7 +55,7 @@ def interrupted(path, model_folder, tmp_path, monkeypatch) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr(LocalEngine, "run", run_four)
         with pytest.raises(KeyboardInterrupt):
-            predict(path, tmp_path / "map.tif", model_folder, replace(MATCHED, fill="black"))  # as 0.1.0 did
+            predict(path, tmp_path / "map.tif", model_folder, replace(MATCHED, fill="black", blend=False))  # as 0.1.0
     return tmp_path / "map.tif.parts"
 
 
@@ -171,7 +171,7 @@ class TestSettings:
 
 class TestFoldersOfVersion010:
     def test_a_run_goes_on_from_them_to_the_same_map(self, interrupted, path, model_folder, tmp_path, capsys):
-        predict(path, tmp_path / "expected.tif", model_folder, replace(MATCHED, fill="black"))
+        predict(path, tmp_path / "expected.tif", model_folder, replace(MATCHED, fill="black", blend=False))
         as_of_0_1_0(interrupted, path, model_folder)
         capsys.readouterr()
         predict(path, tmp_path / "map.tif", model_folder, MATCHED)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from caswit.config import RGB, SOURCES, FlairHubSource, ModelConfig, SourceConfig
-from caswit.data.classes import OFFICIAL_CLASSES, ClassTable, named_rows
+from caswit.data.classes import ClassTable, named_rows
 from caswit.data.folds import fold_scenes
 from caswit.data.label_entry import is_vector, read_label_entry, read_label_values
 from caswit.data.masks import with_masks
+from caswit.data.published_classes import OFFICIAL_CLASSES
 from caswit.data.scene import Scene, VectorLabel
 from caswit.data.sources import read_source
 from caswit.errors import DataError, brief

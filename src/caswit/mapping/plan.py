@@ -289,7 +289,7 @@ def make_plan(
         model = loaded = load(chosen.name)
     # A network met black beside a tile seldom in training, and half of a context never: it reads buildings out of it
     # (docs/log.md has what was measured). Scores are computed with black around the image, as the paper has it.
-    fill = settings.fill or "mirror"
+    fill, blend = settings.fill or "mirror", blending(loaded, settings).blend
     info = loaded.info
     overlap_px, read_gsd_m = _overlap_px(settings, info.tile.tile_px), _read_gsd_m(info, settings, source_gsd_m)
     plan = MapPlan(
@@ -297,9 +297,7 @@ def make_plan(
         state=state,
         grid=grid,
         model=model if isinstance(model, str) else loaded.name,
-        settings=replace(
-            settings, bands=bands, overlap_px=overlap_px, blend=blending(loaded, settings).blend, fill=fill
-        ),
+        settings=replace(settings, bands=bands, overlap_px=overlap_px, blend=blend, fill=fill),
         outputs=outputs,
         run=run,
         source_gsd_m=source_gsd_m,

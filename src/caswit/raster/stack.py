@@ -4,7 +4,7 @@ A band is a number, from 1, or a name: that of a further raster, or what the ima
 data where the image has; where only a further raster has none, its band is 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -172,6 +172,11 @@ def first_of(image: Raster | Mosaic) -> Raster:
     return image.first if isinstance(image, Mosaic) else image
 
 
+def in_list_order(names: Sequence[str], beside: Collection[str]) -> dict[str, int]:
+    """Return the band of each name in an image that names none: its place among those without a raster beside it."""
+    return {name: number for number, name in enumerate((n for n in names if n not in beside), 1)}
+
+
 def has_layout(image: Raster, layout: Sequence[str]) -> bool:
     """Return whether an image names no band and has as many as there are names."""
     return not any(image.descriptions) and len(layout) == image.count
@@ -200,8 +205,8 @@ def model_bands(
     called = [name.casefold() for name in (layout if has_layout(image, layout) else image.descriptions)]
     by_name = any(name.casefold() in called for name in names)
     has = image.count - (image.alpha is not None and _is_mask(image))
-    own = [name for name in names if name not in further]
-    in_order = not any(called) and not any(isinstance(number, int) for number in numbers)
+    unnamed = not any(called) and not any(isinstance(number, int) for number in numbers)
+    in_order = in_list_order(names, further) if unnamed else {}
     found: list[int | str] = []
     lacks = []
     for name, number in zip(names, numbers, strict=True):
@@ -211,8 +216,8 @@ def model_bands(
             found.append(called.index(name.casefold()) + 1)
         elif not by_name and isinstance(number, int) and number <= has:
             found.append(number)
-        elif in_order and own.index(name) < has:
-            found.append(own.index(name) + 1)
+        elif in_order.get(name, has + 1) <= has:
+            found.append(in_order[name])
         else:
             lacks.append(name)
     if lacks:

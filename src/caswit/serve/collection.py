@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from caswit.config import LabelValues
-from caswit.data.classes import ClassTable, LandClass, ValueClasses, default_color
+from caswit.data.classes import ClassTable, LandClass, ValueClasses
 from caswit.data.dataset import Dataset, load_dataset
+from caswit.data.palette import default_color
 from caswit.data.scene import Scene, VectorLabel
 from caswit.errors import CaswitError, DataError
 from caswit.files import expand_path, read_yaml
@@ -27,7 +28,7 @@ from caswit.raster.gate import OPENING, RASTERS, Gate
 from caswit.raster.geopackage import PolygonFile
 from caswit.raster.georef import Grid, lonlat_of
 from caswit.raster.overviews import Overviews, RasterInfo
-from caswit.raster.stack import Further
+from caswit.raster.stack import Further, in_list_order
 from caswit.raster.vector_gate import check_vector
 from caswit.serve.bands import Numbers, Shown, band_names, numbers_of, shown_bands
 from caswit.serve.layers import Kind, Layer, Outlines, drawn_layer, error_layer, raster_layer, truth_layer
@@ -227,8 +228,7 @@ class Collection:
         if dataset.names_bands:
             about, own = image.source.info, numbers_of(dataset.band_names, dataset.bands)
             if not own and not any(about.descriptions):  # its bands are those of the list, in order
-                beside = {each.name for each in scene.also}
-                own = {n: i for i, n in enumerate((n for n in dataset.band_names if n not in beside), 1)}
+                own = in_list_order(dataset.band_names, {each.name for each in scene.also})
             shown, names = shown_bands(about, self.bands, self.numbers, own), band_names(about, own, self.numbers)
             image = replace(image, bands=shown, names=names)
         return replace(view, image=image, also=tuple(each for each in scene.also if self.gate.is_inside(each.path)))

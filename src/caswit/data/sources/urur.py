@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from caswit.config import UrurSource, check
-from caswit.data.classes import URUR_CLASSES, UnknownLabelError
+from caswit.data.classes import UnknownLabelError
+from caswit.data.published_classes import URUR_CLASSES
 from caswit.data.scene import Scene
 from caswit.data.sources.found import Found
 from caswit.errors import DataError
