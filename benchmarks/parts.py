@@ -178,7 +178,7 @@ def of_compiled(network: CASWiT, side: int, clock: Clock, rounds: int) -> Spent:
         block = network.fusion[str(i + 1)]
         run(
             FUSIONS[i],
-            lambda ops, x, block=block, at=sides[i]: encoder.Fusion(ops, block)(ops, *x, (at, at)),
+            lambda ops, x, block=block: encoder.Fusion(ops, block)(ops, *x),
             [shapes[i]] * 2,
         )
     head: Any = network.decoder

@@ -19,6 +19,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from caswit.config import ModelConfig, TileConfig
 from caswit.data.classes import ClassTable, LandClass
 from caswit.inference.cpu import network as network_for_cpus
+from caswit.inference.cpu.kernels import Kernels
 from caswit.nn.caswit import SIZES, CASWiT
 from caswit.weights.model_folder import ModelInfo, build, save_model
 from shallow import PICO
@@ -136,15 +137,15 @@ def compiled_once() -> Iterator[None]:
     """OpenVINO compiles a network once for each size of images, however often its folder is loaded: a second each."""
     compile_network, compiled = network_for_cpus._in_openvino, {}
 
-    def once(network: CASWiT, bf16: bool, sizes: tuple) -> Callable[..., torch.Tensor]:
+    def once(network: CASWiT, bf16: bool, kernels: Kernels, sizes: tuple) -> Callable[..., torch.Tensor]:
         # What the graph follows from.
         values = [x.detach().numpy().tobytes() for x in (*network.parameters(), *network.buffers())]
         kind = repr(network), network.fusion_stages, network.feed_forward, network.contexts
-        key = hash((*kind, bf16, tuple(sizes), *map(hash, values)))
+        key = hash((*kind, bf16, kernels, tuple(sizes), *map(hash, values)))
         if key not in compiled:
             if len(compiled) == MOST_COMPILED:
                 del compiled[next(iter(compiled))]
-            compiled[key] = compile_network(network, bf16, sizes)
+            compiled[key] = compile_network(network, bf16, kernels, sizes)
         return compiled[key]
 
     with pytest.MonkeyPatch.context() as patch:

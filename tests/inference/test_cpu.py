@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -11,9 +12,11 @@ from torch import nn
 from caswit.config import ComputeConfig
 from caswit.errors import ModelError
 from caswit.evaluation.metrics import Counts, count, score
+from caswit.inference.cpu.kernels import Kernels, usual
 from caswit.inference.cpu.network import ArrangedCASWiT, arranged_network
 from caswit.inference.cpu.ops import TorchOps
 from caswit.inference.cpu.winograd import WIDE, Conv3x3
+from caswit.inference.devices import uses_bf16
 from caswit.inference.load import load_predictor
 from caswit.nn.caswit import CASWiT
 from caswit.weights.model_folder import load_model
@@ -83,10 +86,21 @@ def test_wide_convolutions_are_convolutions(sides):
     torch.testing.assert_close(ours.T.unflatten(1, sides)[None], nn.functional.conv2d(image, weight, bias, padding=1))
 
 
+@pytest.mark.parametrize("winograd", [False, True])
 @torch.no_grad()
-def test_a_wide_decoder(openvino):
+def test_a_wide_decoder(openvino, winograd):
     network, images = random_network(decoder_channels=WIDE), noise((128, 128), (128, 128), batch=1)
-    assert apart(ArrangedCASWiT(network, bf16=False, openvino=openvino)(*images), network(*images)) < 1e-4
+    ways = replace(usual(openvino=openvino), winograd=winograd)
+    assert apart(ArrangedCASWiT(network, bf16=False, openvino=openvino, kernels=ways)(*images), network(*images)) < 1e-4
+
+
+@NEEDS_OPENVINO
+@pytest.mark.parametrize("joined_masks", [False, True])
+@torch.no_grad()
+def test_rolled_windows(joined_masks):
+    network, images = random_network(), noise((96, 64), (96, 64), batch=1)
+    ways = replace(usual(openvino=True), joined_masks=joined_masks)
+    assert apart(ArrangedCASWiT(network, bf16=False, openvino=True, kernels=ways)(*images), network(*images)) < 1e-4
 
 
 @torch.no_grad()
@@ -99,19 +113,27 @@ def test_sizes_follow_each_other(openvino):
         assert apart(arranged(*images), network(*images)) < 1e-4
 
 
+ATTENTION = ["torch", pytest.param("whole", marks=NEEDS_OPENVINO), pytest.param("groups", marks=NEEDS_OPENVINO)]
+
+
+@NEEDS_OPENVINO
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("times", [20, 2000])
 @torch.no_grad()
-def test_many_keys_are_read_in_parts(openvino):
-    """Enough context tokens that OpenVINO gets them in several groups, some scores high and most low."""
+def test_many_keys(attention, times):
+    """So many context tokens that there are several ways; some scores are high and most low, or all out of range."""
+    network, images = random_network(fusion_stages=(1,)), noise((64, 64), (512, 512), batch=1)
+    network.fusion["1"].attention.to_q.weight *= times
+    ways = replace(usual(openvino=True), attention=attention)
+    arranged = ArrangedCASWiT(network, bf16=False, openvino=True, kernels=ways)
+    assert apart(arranged(*images), network(*images)) < (1e-4 if times == 20 else 1e-3)
+
+
+@torch.no_grad()
+def test_many_keys_in_torch():
     network, images = random_network(fusion_stages=(1,)), noise((64, 64), (512, 512), batch=1)
     network.fusion["1"].attention.to_q.weight *= 20
-    assert apart(ArrangedCASWiT(network, bf16=False, openvino=openvino)(*images), network(*images)) < 1e-4
-
-
-@torch.no_grad()
-def test_scores_out_of_range_are_left_to_the_plain_network(openvino):
-    network, images = random_network(fusion_stages=(1,)), noise((64, 64), (512, 512), batch=1)
-    network.fusion["1"].attention.to_q.weight *= 2000
-    assert apart(ArrangedCASWiT(network, bf16=False, openvino=openvino)(*images), network(*images)) < 1e-3
+    assert apart(ArrangedCASWiT(network, bf16=False, openvino=False)(*images), network(*images)) < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +164,26 @@ def coloured(batch, seed, side=64):
     return 255 * hr, 255 * nn.functional.avg_pool2d(context, 2), hr.argmax(1)
 
 
+EVERY_WAY = [
+    Kernels(openvino=False, attention="torch", winograd=False, joined_masks=False),
+    Kernels(openvino=False, attention="torch", winograd=True, joined_masks=False),
+    *(
+        pytest.param(
+            Kernels(openvino=True, attention=attention, winograd=winograd, joined_masks=joined), marks=NEEDS_OPENVINO
+        )
+        for attention, winograd, joined in [("torch", False, True), ("whole", False, False), ("groups", True, False)]
+    ),
+]
+
+
+@pytest.mark.parametrize("ways", EVERY_WAY, ids=lambda w: f"{w.attention}-{w.winograd}-{w.openvino}")
 @torch.no_grad()
-def test_bf16_labels_as_fp32_does_once_trained(trained, openvino):
-    arranged = ArrangedCASWiT(trained, bf16=True, openvino=openvino)
+def test_bf16_labels_as_fp32_does_once_trained(trained, ways, monkeypatch):
+    """However it is computed, so that a map may be begun on one processor and finished on another."""
+    if ways.openvino:  # the images are small: let them count as large ones
+        monkeypatch.setattr("caswit.inference.cpu.openvino.MANY_KEYS", 512)
+        monkeypatch.setattr("caswit.inference.cpu.openvino.GROUP", 256)
+    arranged = ArrangedCASWiT(trained, bf16=True, openvino=ways.openvino, kernels=ways)
     counts, alike = [Counts.zeros(3), Counts.zeros(3)], []
     for seed in range(1000, 1003):
         hr, context, truth = coloured(4, seed, side=128)
@@ -158,6 +197,22 @@ def test_bf16_labels_as_fp32_does_once_trained(trained, openvino):
     assert scores[0] > 0.7  # it has learned
     assert torch.stack(alike).mean() >= 0.995
     assert abs(scores[0] - scores[1]) < 0.001
+
+
+@NEEDS_OPENVINO
+@torch.no_grad()
+def test_products_are_computed_in_the_precision_asked_for(trained):
+    """OpenVINO leaves a product in fp32 whose first factor is a constant: there is none."""
+    if not uses_bf16("auto", CPU):
+        pytest.skip("this processor has no bf16")
+    arranged = ArrangedCASWiT(trained, bf16=True, openvino=True)
+    arranged(*noise((128, 128), (128, 128), batch=1))
+    (run,) = arranged._runs.values()
+    graph = run._request.get_compiled_model().get_runtime_model()
+    kinds = [{name: value.astype(str) for name, value in node.get_rt_info().items()} for node in graph.get_ops()]
+    products = [kind["runtimePrecision"] for kind in kinds if kind.get("layerType") in ("MatMul", "FullyConnected")]
+    assert len(products) > 30
+    assert set(products) == {"bf16"}
 
 
 def test_predict_and_evaluate_choose_it_and_fp32_does_not(model_folder):
@@ -185,6 +240,7 @@ def test_a_missing_context_is_said_as_ever(openvino):
 
 DROPPED_ELSEWHERE = """
 import faulthandler, signal, subprocess, threading
+from caswit.inference.cpu.kernels import Kernels, usual
 from caswit.inference.cpu.network import ArrangedCASWiT
 from caswit.nn.caswit import CASWiT
 import torch

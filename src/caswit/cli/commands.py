@@ -166,7 +166,18 @@ _TABLE = (
         (FiguresConfig,),
     ),
     Command(models.models, (argument("name", "print this model's card instead", nargs="?"),)),
-    Command(models.info, (_MODEL,)),
+    Command(
+        models.info,
+        (
+            _MODEL,
+            argument(
+                "--speed",
+                "time the ways to compute this model on this processor (seconds), remember the fastest, and print them",
+                bool,
+                default=False,
+            ),
+        ),
+    ),
     Command(
         maps.inspect,
         (

@@ -36,14 +36,20 @@ def _card(name: str) -> str:
     return text.split("---\n", 2)[2] if text.startswith("---\n") else text
 
 
-def info(*, model: str) -> None:
+def info(*, model: str, speed: bool) -> None:
     """Describe a model: architecture, size, and the images it expects.
 
-    The model may be trained or pretrained.
+    The model may be trained or pretrained. With --speed: what is fastest on this processor.
     """
     from caswit.weights.summary import describe
 
-    print(describe(Path(model)))
+    if not speed:
+        print(describe(Path(model)))
+        return
+    from caswit.inference.load import speed_page
+    from caswit.weights.model_folder import load_model
+
+    print(speed_page(load_model(model)))
 
 
 def export(*, model: str, out: str, single_input: bool, deepness: bool) -> None:

@@ -50,12 +50,21 @@ class BlockMapper:
         plan: Images, model and settings.
         loaded: The plan's model, where it is loaded already.
         predictor: Of that model and the plan's settings, where there is one already.
+        may_time: It may be timed first what is fastest on this processor, if the map is large. Not where several
+            processes compute side by side, each of which would disturb the others.
     """
 
-    def __init__(self, plan: MapPlan, loaded: LoadedModel | None = None, predictor: Predictor | None = None) -> None:
+    def __init__(
+        self,
+        plan: MapPlan,
+        loaded: LoadedModel | None = None,
+        predictor: Predictor | None = None,
+        *,
+        may_time: bool = False,
+    ) -> None:
         self.plan = plan
         loaded = loaded or load_model(plan.model)
-        self.predictor = predictor or load_predictor(loaded, plan.settings)
+        self.predictor = predictor or load_predictor(loaded, plan.settings, plan.read_px if may_time else 0)
         self.ids = torch.from_numpy(loaded.info.classes.ids).to(self.predictor.device)
         self.classes = len(loaded.info.classes)
         self.bands = plan.bands.count(self.classes)

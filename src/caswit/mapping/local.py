@@ -49,7 +49,7 @@ class LocalEngine:
     """Maps blocks in this process: one thread reads ahead, one computes, one compresses and writes."""
 
     def __init__(self, plan: MapPlan, loaded: LoadedModel) -> None:
-        self.mapper = BlockMapper(plan, loaded)
+        self.mapper = BlockMapper(plan, loaded, may_time=True)
         self.precision = self.mapper.precision
 
     def __enter__(self) -> Self:

@@ -198,6 +198,11 @@ class MapPlan:
         """Return the blocks that the area touches. Numbers count all blocks, so they do not depend on the area."""
         return [b for b in self.layout.blocks() if self.area is None or self.area.touches(b.native)]
 
+    @property
+    def read_px(self) -> int:
+        """Number of pixels that are read for the map, without overlap."""
+        return sum(block.window.height * block.window.width for block in self.blocks())
+
     def computed_in(self, precision: str) -> "MapPlan":
         """Return the plan with the precision that an engine found its device to have: bf16 or fp32."""
         # bf16 and fp32 round differently. The manifest records which, so that a map is finished as it was begun.

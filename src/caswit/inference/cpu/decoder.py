@@ -128,13 +128,13 @@ class UpsampledConv:
 
 def _mixed_and_upsampled(ops: Ops, x: Value, sides: Sides, taps: Sequence[Affine], size: Sides) -> Value:
     """Add up what one map contributes: mix its channels for each tap, enlarge columns, then rows."""
-    rows, cols = ops.table(upsampling(sides[0], size[0])), ops.table(_taps_together(sides[1], size[1]))
+    rows, cols = upsampling(sides[0], size[0]), _taps_together(sides[1], size[1])
     # Mixing gives (h, w, 3 taps, O). Viewed as (h, 3 w, O), that is what the matrix for columns multiplies.
     wide = [
-        ops.reshape(ops.matmul(cols, ops.reshape(ops.linear(x, tap), (sides[0], 3 * sides[1], -1))), (sides[0], -1))
+        ops.reshape(ops.mix(cols, ops.reshape(ops.linear(x, tap), (sides[0], 3 * sides[1], -1))), (sides[0], -1))
         for tap in taps
     ]
-    return ops.reshape(ops.matmul(rows, ops.cat(wide)), (size[0] * size[1], -1))
+    return ops.reshape(ops.mix(rows, ops.cat(wide)), (size[0] * size[1], -1))
 
 
 class UPerNet:
@@ -156,7 +156,7 @@ class UPerNet:
         """Turn stage maps, shallow to deep, into logits (N, K) at the sides of the first."""
         deepest, sides = maps[-1]
         pooled = [
-            (pool(ops, ops.matmul(ops.table(_pooling(sides, scale)), deepest), (scale, scale)), (scale, scale))
+            (pool(ops, ops.mix(_pooling(sides, scale), deepest), (scale, scale)), (scale, scale))
             for pool, scale in zip(self.pools, POOL_SCALES, strict=True)
         ]
         top = self.bottleneck(ops, [maps[-1], *pooled])

@@ -47,8 +47,8 @@ class Block:
         self.side, self.shift = block.window_size, block.shift_size
         self.norms = Norm(ops, block.norm1), Norm(ops, block.norm2)
         self.qkv, self.scale = linear(ops, attention.qkv), ops.ready(torch.tensor([attention.scale]))
-        # timm pads with zeros after the norm, so that the queries, keys and values of padding are the bias.
-        self.padding = ops.ready(attention.qkv.bias[None])
+        # timm pads with zeros after the norm: one such token, a third as wide as its queries, keys and values.
+        self.padding = ops.ready(torch.zeros(1, attention.qkv.in_features))
         self.bias = ops.ready(attention._get_rel_pos_bias().detach())  # (1, h, A, A)
         self.proj = linear(ops, attention.proj)
         self.widen, self.narrow = linear(ops, block.mlp.fc1), linear(ops, block.mlp.fc2)
@@ -57,18 +57,22 @@ class Block:
         """Advance tokens (N, C) of a map."""
         how = windows(sides, self.side, self.shift)
         area = self.side[0] * self.side[1]
-        qkv = ops.linear(self.norms[0](ops, x), self.qkv)
+        normed = self.norms[0](ops, x)
         if len(how.tokens) > sides[0] * sides[1]:
-            qkv = ops.cat([qkv, self.padding])
+            normed = ops.cat([normed, self.padding])
+        qkv = ops.linear(normed, self.qkv)
         heads = ops.reshape(ops.take(qkv, ops.table(how.tokens)), (len(how.tokens) // area, area, 3, self.heads, -1))
         q, k, v = ops.unbind(ops.permute(heads, (2, 0, 3, 1, 4)))  # (n, h, A, D)
-        scores = ops.add(ops.matmul(ops.multiply(q, self.scale), ops.permute(k, (0, 1, 3, 2))), self.bias)
-        if how.mask is not None:
-            # In another shape than the bias was added in. OpenVINO adds constants up beforehand where it can, and bias
-            # plus mask would be a table of every head in every window: large, and slower to read than two small ones.
-            flat = ops.reshape(scores, (len(how.mask), self.heads, -1))
-            flat = ops.add(flat, ops.reshape(ops.table(how.mask), (len(how.mask), 1, -1)))
-            scores = ops.reshape(flat, (len(how.mask), self.heads, area, area))
+        bias, apart = self.bias, how.mask
+        if how.mask is not None and ops.kernels.joined_masks:
+            # OpenVINO adds constants up beforehand: a table of every head in every window, which is large.
+            bias, apart = ops.add(bias, ops.table(how.mask)), None
+        scores = ops.add(ops.matmul(ops.multiply(q, self.scale), ops.permute(k, (0, 1, 3, 2))), bias)
+        if apart is not None:
+            # In another shape than the bias was added in, or OpenVINO would add these up too.
+            flat = ops.reshape(scores, (len(apart), self.heads, -1))
+            flat = ops.add(flat, ops.reshape(ops.table(apart), (len(apart), 1, -1)))
+            scores = ops.reshape(flat, (len(apart), self.heads, area, area))
         read = ops.permute(ops.matmul(ops.softmax(scores), v), (0, 2, 1, 3))
         # Back to tokens before the projection, which timm computes for padding too.
         read = ops.take(ops.reshape(read, (len(how.tokens), -1)), ops.table(how.slots))
@@ -140,17 +144,12 @@ class Fusion:
         assert isinstance(last, nn.Linear)
         self.widen, self.narrow = linear(ops, first), linear(ops, last)
 
-    def __call__(self, ops: Ops, x: Value, contexts: Sequence[Value], sides: tuple[Sides, Sides]) -> Value:
-        """Fuse hr tokens (N, C) with tokens (M, C) of each context, given the sides of the maps of both branches."""
-        tokens, others = (height * width for height, width in sides)
+    def __call__(self, ops: Ops, x: Value, contexts: Sequence[Value]) -> Value:
+        """Fuse hr tokens (N, C) with tokens (M, C) of each context."""
         q = ops.linear(self.norms[0](ops, x), self.to_q)
-        q = ops.permute(ops.reshape(q, (1, tokens, self.heads, -1)), (0, 2, 1, 3))
         seen = [self.norms[1](ops, context) for context in contexts]
         if self.embedding:
             seen = [ops.cat([ops.add(*pair) for pair in zip(seen, self.embedding, strict=True)])]
-            others *= len(contexts)
-        kv = ops.linear(seen[0], self.to_kv)
-        k, v = ops.unbind(ops.permute(ops.reshape(kv, (1, others, 2, self.heads, -1)), (2, 0, 3, 1, 4)))
-        read = ops.reshape(ops.permute(ops.attention(q, k, v), (0, 2, 1, 3)), (tokens, -1))
+        read = ops.attention(q, ops.linear(seen[0], self.to_kv), self.heads)
         x = ops.add(x, ops.linear(read, self.proj))
         return ops.add(x, ops.linear(ops.gelu(ops.linear(x, self.widen)), self.narrow))

@@ -6,9 +6,9 @@ Shapes: B batch, H/W rows and columns, K classes.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from caswit.config import NUM_STAGES
 from caswit.inference.cpu.decoder import Conv, Segformer, UPerNet, as_map, as_tokens, pointwise
 from caswit.inference.cpu.encoder import Fusion, Norm, Stage
+from caswit.inference.cpu.kernels import Kernels, usual
 from caswit.inference.cpu.ops import Affine, Ops, TorchOps, Value
+from caswit.inference.cpu.timing import choose
 from caswit.nn.caswit import CASWiT, check_images
 from caswit.nn.decoders import SegformerHead, UPerNetHead
 from caswit.nn.swin import PATCH_PX, ConvStem, SwinEncoder
@@ -97,7 +99,7 @@ class Arrangement:
                 advanced = [self.context_stages[stage - 1](ops, c, c_sides) for c in contexts]
                 contexts, c_sides = [c for c, _ in advanced], advanced[0][1]
                 if stage in self.fusion:
-                    fused = self.fusion[stage](ops, x, contexts, (sides, c_sides))
+                    fused = self.fusion[stage](ops, x, contexts)
             maps.append((self.norms[stage - 1](ops, fused), sides))
             x = fused if self.feed_forward else x
         return as_map(ops, self.head(ops, maps), maps[0][1])
@@ -114,10 +116,20 @@ class ArrangedCASWiT(nn.Module):
         bf16: Compute in bfloat16; otherwise in fp32.
         openvino: Compile with OpenVINO, which must be installed; otherwise run in torch.
         weights: The file that the network's weights lie in, if they do; they need not stay in memory then.
+        kernels: Ways of computing, of which ``openvino`` is one; None: what is usual for the processor.
     """
 
-    def __init__(self, network: CASWiT, *, bf16: bool, openvino: bool, weights: LazyWeights | None = None) -> None:
+    def __init__(
+        self,
+        network: CASWiT,
+        *,
+        bf16: bool,
+        openvino: bool,
+        weights: LazyWeights | None = None,
+        kernels: Kernels | None = None,
+    ) -> None:
         super().__init__()
+        self.kernels = replace(kernels or usual(), openvino=openvino)
         self.reads_context = network.reads_context
         self.contexts = network.contexts if network.reads_context else 0
         self.normalise: Callable[[Tensor], Tensor] = network.normalise
@@ -128,10 +140,10 @@ class ArrangedCASWiT(nn.Module):
         self._runs: dict[tuple[Sides, ...], Callable[..., Tensor]] = {}
         self._read = nullcontext if weights is None else weights.released
         if openvino:
-            self._arrange = partial(_in_openvino, network, bf16)
+            self._arrange = partial(_in_openvino, network, bf16, self.kernels)
         else:
             with self._read():
-                arranged = Arrangement(TorchOps(network.mean.device, self.dtype), network)
+                arranged = Arrangement(TorchOps(network.mean.device, self.dtype, self.kernels), network)
             self._arrange = partial(_in_torch, arranged)
 
     @torch.inference_mode()
@@ -170,11 +182,11 @@ def _in_torch(arranged: Arrangement, sizes: Sequence[Sides]) -> Callable[..., Te
     return run
 
 
-def _in_openvino(network: CASWiT, bf16: bool, sizes: Sequence[Sides]) -> Callable[..., Tensor]:
+def _in_openvino(network: CASWiT, bf16: bool, kernels: Kernels, sizes: Sequence[Sides]) -> Callable[..., Tensor]:
     from caswit.inference.cpu.openvino import Compiled
 
     shapes = [(1, network.bands, *size) for size in sizes]
-    return Compiled(lambda ops, inputs: Arrangement(ops, network)(inputs, sizes), shapes, bf16=bf16)
+    return Compiled(lambda ops, inputs: Arrangement(ops, network)(inputs, sizes), shapes, bf16=bf16, kernels=kernels)
 
 
 def _padded(image: Tensor) -> Tensor:
@@ -183,16 +195,36 @@ def _padded(image: Tensor) -> Tensor:
     return F.pad(image, (0, -width % PATCH_PX, 0, -height % PATCH_PX))
 
 
+def can_be_arranged(network: nn.Module) -> TypeGuard[CASWiT]:
+    """Return whether an arrangement of a network is known."""
+    return isinstance(network, CASWiT) and isinstance(network.decoder, UPerNetHead | SegformerHead)
+
+
 def arranged_network(
-    network: nn.Module, *, device: torch.device, bf16: bool, weights: LazyWeights | None = None
+    network: nn.Module,
+    *,
+    device: torch.device,
+    bf16: bool,
+    weights: LazyWeights | None = None,
+    tile_px: int = 0,
+    map_px: int = 0,
 ) -> nn.Module | None:
     """Arrange a network for inference on a processor; None where no arrangement of it is known.
 
-    It runs in OpenVINO where that is installed. The arguments are those of ``ArrangedCASWiT``.
+    It runs in OpenVINO where that is installed and no slower, in the ways that ``timing.choose`` finds.
+
+    Args:
+        network: In evaluation mode.
+        device: Where it will run.
+        bf16: Compute in bfloat16; otherwise in fp32.
+        weights: The file that the network's weights lie in, if they do.
+        tile_px: Side of the tiles, by which ways are chosen; 0: those that are usual for the processor.
+        map_px: Pixels that will be labelled; where they are many, ways may be timed.
     """
     if device.type != "cpu" or not isinstance(network, CASWiT):
         return None
-    if not isinstance(network.decoder, UPerNetHead | SegformerHead):
+    if not can_be_arranged(network):
         log.info("the Mask2Former decoder has no form arranged for processors: the network runs as it was trained")
         return None
-    return ArrangedCASWiT(network, bf16=bf16, openvino=find_spec("openvino") is not None, weights=weights).eval()
+    kernels = choose(network, tile_px, bf16=bf16, map_px=map_px).kernels if tile_px else usual()
+    return ArrangedCASWiT(network, bf16=bf16, openvino=kernels.openvino, weights=weights, kernels=kernels).eval()

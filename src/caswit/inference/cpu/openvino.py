@@ -18,21 +18,59 @@ from numpy.typing import NDArray
 from openvino import opset13 as nodes
 from torch import Tensor, nn
 
-from caswit.inference.cpu.ops import Affine, Value
+from caswit.inference.cpu.kernels import GROUP, MANY_KEYS, Kernels, usual
+from caswit.inference.cpu.ops import Affine, Value, attention
 
 Graph = Callable[["OpenVinoOps", Sequence[Value]], Value]
 """A function that builds a graph: from the nodes of the inputs to the node of the output."""
 
-_KEYS = 2048
-"""Number of keys in a group, where attention reads so many that they are read group by group."""
+
+class TorchAttention(ov.Op):  # type: ignore[misc]
+    """A node that torch computes: ``Ops.attention``, from queries and keys with values to what was read.
+
+    OpenVINO hands it fp32 and takes fp32, whatever it computes in itself; between them are two copies.
+
+    Args:
+        inputs: Outputs of two nodes.
+        heads: Number of heads.
+        bf16: Compute in bfloat16.
+    """
+
+    def __init__(self, inputs: Sequence[Any], heads: int, *, bf16: bool) -> None:
+        super().__init__(self, inputs)
+        self.heads, self.dtype = heads, torch.bfloat16 if bf16 else torch.float32
+        self.constructor_validate_and_infer_types()
+
+    def validate_and_infer_types(self) -> None:
+        self.set_output_type(0, self.get_input_element_type(0), self.get_input_partial_shape(0))
+
+    def clone_with_new_inputs(self, new_inputs: Sequence[Any]) -> "TorchAttention":
+        return TorchAttention(new_inputs, self.heads, bf16=self.dtype == torch.bfloat16)
+
+    def has_evaluate(self) -> bool:
+        return True
+
+    def evaluate(self, outputs: Sequence[ov.Tensor], inputs: Sequence[ov.Tensor]) -> bool:
+        with torch.inference_mode():
+            q, kv = (torch.from_numpy(x.data).to(self.dtype) for x in inputs)
+            torch.from_numpy(outputs[0].data).copy_(attention(q, kv, self.heads))
+        return True
 
 
 class OpenVinoOps:
-    """Builds nodes of a graph, in which all shapes are fixed."""
+    """Builds nodes of a graph, in which all shapes are fixed.
 
-    def __init__(self) -> None:
+    Args:
+        kernels: Ways of computing; None: what is usual for the processor.
+        bf16: What torch computes is computed in bfloat16.
+    """
+
+    def __init__(self, kernels: Kernels | None = None, *, bf16: bool = False) -> None:
+        self.kernels, self.bf16 = kernels or usual(openvino=True), bf16
         self.least: list[Value] = []
         """Outputs of the graph, one for each attention in groups, that are 0 if its result cannot be used."""
+        self.matrices: dict[int, tuple[Tensor, NDArray[np.float32], Any]] = {}
+        """Further inputs of the graph: by id, a tensor, its values and the node."""
         self._tables: dict[int, tuple[Tensor, Any]] = {}
         self._kept: list[Any] = []  # constants are read where they lie, for as long as the graph lives
 
@@ -79,6 +117,14 @@ class OpenVinoOps:
     def matmul(self, x: Value, y: Value) -> Value:
         return nodes.matmul(x, y, False, False)
 
+    def mix(self, matrix: Tensor, x: Value) -> Value:
+        # OpenVINO computes a product in fp32 whose first factor is a constant, whatever it was asked for, and reorders
+        # maps before and after. What it is handed with the image is no constant.
+        if id(matrix) not in self.matrices:
+            values = matrix.float().contiguous().numpy()
+            self.matrices[id(matrix)] = matrix, values, nodes.parameter(list(matrix.shape), np.float32)
+        return nodes.matmul(self.matrices[id(matrix)][2], x, False, False)
+
     def take(self, x: Value, index: Any) -> Value:
         return nodes.gather(x, index, _ints(0))
 
@@ -101,11 +147,21 @@ class OpenVinoOps:
     def softmax(self, x: Value) -> Value:
         return nodes.softmax(x, -1)
 
-    def attention(self, q: Value, k: Value, v: Value) -> Value:
+    def attention(self, q: Value, kv: Value, heads: int) -> Value:
+        queries, keys = q.output(0).shape[0], kv.output(0).shape[0]
+        many, groups = keys >= MANY_KEYS, keys // GROUP
+        if many and self.kernels.attention == "torch":
+            self._kept.append(TorchAttention([q.output(0), kv.output(0)], heads, bf16=self.bf16))
+            return self._kept[-1]
+        q = self.permute(self.reshape(q, (1, queries, heads, -1)), (0, 2, 1, 3))
+        k, v = self.unbind(self.permute(self.reshape(kv, (1, keys, 2, heads, -1)), (2, 0, 3, 1, 4)))
+        grouped = many and not keys % groups and self.kernels.attention == "groups"
+        read = self._in_groups(q, k, v, groups) if grouped else nodes.scaled_dot_product_attention(q, k, v)
+        return self.reshape(self.permute(read, (0, 2, 1, 3)), (queries, -1))
+
+    def _in_groups(self, q: Value, k: Value, v: Value, groups: int) -> Value:
+        """Compute attention over groups of keys: (1, h, N, D) and (1, h, M, D) -> (1, h, N, D)."""
         _, heads, keys, channels = k.output(0).shape
-        groups = max(1, keys // _KEYS)
-        if groups == 1 or keys % groups:
-            return nodes.scaled_dot_product_attention(q, k, v)
         # OpenVINO scores a few queries with all keys at a time. With many keys these scores leave the cache, so keys
         # are read in J groups, as if each were an image of its own: (J, h, M / J, D). Putting the groups together takes
         # the divisor of each group's softmax, which no library returns. It is read off the values instead: each group
@@ -160,12 +216,16 @@ class Compiled:
         graph: Builds the graph.
         shapes: Shapes of the inputs, which are fp32.
         bf16: Compute in bfloat16; otherwise in fp32.
+        kernels: Ways of computing; None: what is usual for the processor.
     """
 
-    def __init__(self, graph: Graph, shapes: Sequence[Sequence[int]], *, bf16: bool) -> None:
+    def __init__(
+        self, graph: Graph, shapes: Sequence[Sequence[int]], *, bf16: bool, kernels: Kernels | None = None
+    ) -> None:
         inputs = [nodes.parameter(list(shape), np.float32) for shape in shapes]
-        self._ops = ops = OpenVinoOps()
-        model = ov.Model([graph(ops, inputs), *ops.least], inputs)
+        self._ops = ops = OpenVinoOps(kernels, bf16=bf16)
+        found = graph(ops, inputs)
+        model = ov.Model([found, *ops.least], [*inputs, *(node for *_, node in ops.matrices.values())])
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -178,7 +238,8 @@ class Compiled:
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run the graph on contiguous fp32 tensors; return a copy of its output, or NaN where that cannot be used."""
         with self._free:
-            found, *least = self._request.infer([x.numpy() for x in inputs], share_inputs=True).to_tuple()
+            given = [x.numpy() for x in inputs] + [values for _, values, _ in self._ops.matrices.values()]
+            found, *least = self._request.infer(given, share_inputs=True).to_tuple()
             sound = all(number > 0 for number in least)
             return torch.from_numpy(found.copy() if sound else np.full_like(found, np.nan))
 

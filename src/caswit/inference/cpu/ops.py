@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from caswit.inference.cpu.kernels import Kernels, usual
+
 Value = Any
 """A tensor, or a node of a graph that is being built."""
 
@@ -29,6 +31,9 @@ class Affine(NamedTuple):
 
 class Ops(Protocol):
     """Operations on the tokens and maps of one image; layouts are those of torch."""
+
+    kernels: Kernels
+    """Which of several ways of computing the same are taken."""
 
     def ready(self, x: Tensor) -> Any:
         """Prepare a weight for the operations that use it. Called once for each weight."""
@@ -63,6 +68,9 @@ class Ops(Protocol):
     def matmul(self, x: Value, y: Value) -> Value:
         """Multiply matrices, batched over the axes before the last two."""
 
+    def mix(self, matrix: Tensor, x: Value) -> Value:
+        """Multiply by a constant matrix from the left: (M, N), (..., N, C) -> (..., M, C)."""
+
     def take(self, x: Value, index: Any) -> Value:
         """Select along the first axis by a table of indices."""
 
@@ -84,10 +92,10 @@ class Ops(Protocol):
     def softmax(self, x: Value) -> Value:
         """Apply the softmax over the last axis."""
 
-    def attention(self, q: Value, k: Value, v: Value) -> Value:
-        """Return softmax(q k' / sqrt(D)) v without storing the scores.
+    def attention(self, q: Value, kv: Value, heads: int) -> Value:
+        """Return softmax(q k' / sqrt(D)) v of each head, without storing the scores.
 
-        Queries are (1, h, N, D), keys and values (1, h, M, D); the result is (1, h, N, D).
+        Queries are (N, h * D), keys and values together (M, 2 * h * D); the result is (N, h * D).
         """
 
     def conv(self, x: Value, affine: Affine, stride: int, padding: int) -> Value:
@@ -97,6 +105,14 @@ class Ops(Protocol):
         """Resize a map by bilinear interpolation: (1, C, H, W) -> (1, C, *size)."""
 
 
+def attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
+    """Compute ``Ops.attention`` with torch's kernel."""
+    q = q.unflatten(1, (heads, -1)).transpose(0, 1)
+    k, v = kv.unflatten(1, (2, heads, -1)).permute(1, 2, 0, 3)
+    # The kernel goes through the keys part by part, so the scores of all are never in memory.
+    return F.scaled_dot_product_attention(q[None], k[None], v[None])[0].transpose(0, 1).flatten(1)
+
+
 class TorchOps:
     """Computes with torch, at once.
 
@@ -104,10 +120,12 @@ class TorchOps:
         device: Device of the network.
         dtype: Type of all weights and values. Unlike under autocast nothing is widened to fp32 in between; torch's
             norms, softmax and products accumulate in fp32 by themselves.
+        kernels: Ways of computing; None: what is usual for the processor.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, kernels: Kernels | None = None) -> None:
         self.device, self.dtype = device, dtype
+        self.kernels = kernels or usual(openvino=False)
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
 
     def ready(self, x: Tensor) -> Tensor:
@@ -151,6 +169,9 @@ class TorchOps:
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
         return x @ y
 
+    def mix(self, matrix: Tensor, x: Tensor) -> Tensor:
+        return self.table(matrix) @ x
+
     def take(self, x: Tensor, index: Tensor) -> Tensor:
         return x.index_select(0, index)
 
@@ -172,9 +193,8 @@ class TorchOps:
     def softmax(self, x: Tensor) -> Tensor:
         return x.softmax(-1)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # torch's kernel goes through the keys part by part, so the scores of all are never in memory.
-        return F.scaled_dot_product_attention(q, k, v)
+    def attention(self, q: Tensor, kv: Tensor, heads: int) -> Tensor:
+        return attention(q, kv, heads)
 
     def conv(self, x: Tensor, affine: Affine, stride: int, padding: int) -> Tensor:
         return F.conv2d(x, *affine, stride=stride, padding=padding)

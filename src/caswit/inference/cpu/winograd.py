@@ -28,7 +28,7 @@ _WEIGHTS = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]
 
 
 class Conv3x3:
-    """3x3 convolution of a map padded by zeros, by Winograd's algorithm where that is faster.
+    """3x3 convolution of a map padded by zeros, by Winograd's algorithm where that is asked for and channels are many.
 
     Args:
         ops: Operations to compute with.
@@ -45,7 +45,7 @@ class Conv3x3:
         """Convolve a map (H * W, C) to (H * W, O)."""
         # Outputs come in squares of 2 x 2. Decided here, since the number of pixels is not known before.
         odd = sides[0] % 2 or sides[1] % 2
-        if odd or min(self.channels) < WIDE or sides[0] * sides[1] < LARGE:
+        if not self.ops.kernels.winograd or odd or min(self.channels) < WIDE or sides[0] * sides[1] < LARGE:
             return self._direct(tokens, sides)
         return self._winograd(tokens, sides)
 
