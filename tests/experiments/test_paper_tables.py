@@ -79,7 +79,7 @@ def test_rows_are_trained_scored_and_found_again(recipes, monkeypatch):
     out = recipes / "out"
     results = table(rows(recipes, "alone", "seeing", "pspnet"), out, FAST)
     assert [sorted(r.reports) for r in results] == [[0, 1]] * 3
-    assert all(r.steps == 2 and r.error is None for r in results)
+    assert all(r.steps == {0: 2, 1: 2} and r.error is None for r in results)
     scores = [r.reports[0]["confusion"]["pixels"] for r in results]
     assert scores[0] != scores[1]
     page = (out / "table.md").read_text()

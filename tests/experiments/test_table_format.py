@@ -25,12 +25,12 @@ def report(miou, **classes):
 
 FIRST = RowResult(
     row=RowConfig(name="Baseline", table="3", paper=PaperFigures(miou=70.11, mf1=81.72)),
-    steps=3,
+    steps={0: 3, 1: 3},
     reports={0: report(0.50, house=0.2), 1: report(0.60, house=0.4)},
 )
 SECOND = RowResult(
     row=RowConfig(name="Ours", table="3", paper=PaperFigures(miou=71.40, per_class={"House": 33.0})),
-    steps=3,
+    steps={0: 3, 1: 3},
     reports={1: report(0.63, house=0.5), 0: report(0.51, house=0.3)},
     memory=PeakMemory(device="cpu", precision="fp32", resident_mb=812.4, before_mb=400.6),
 )
@@ -75,14 +75,21 @@ def test_rows_measured_alike_share_a_line():
     assert "- ours: d, split val, 3 steps, seeds 0, 1, 9 tiles of 128 px, boundary band 4 px\n" in markdown(
         [FIRST, SECOND]
     )
-    longer = RowResult(row=RowConfig(name="Long"), steps=9, reports={0: report(0.3)})
-    text = markdown([RowResult(row=RowConfig(name="A"), steps=3, reports=FIRST.reports), longer])
+    longer = RowResult(row=RowConfig(name="Long"), steps={0: 9}, reports={0: report(0.3)})
+    text = markdown([RowResult(row=RowConfig(name="A"), steps={0: 3, 1: 3}, reports=FIRST.reports), longer])
     assert "- A: d, split val, 3 steps, seeds 0, 1," in text
     assert "- Long: d, split val, 9 steps, seed 0," in text
 
 
+def test_steps_that_differ_by_seed():
+    """A run that the clock ended has steps of its own."""
+    row = dataclasses.replace(FIRST, steps={0: 120, 1: 95})
+    assert "- ours: d, split val, 95 to 120 steps, seeds 0, 1," in markdown([row])
+    assert [line["steps"] for line in csv.DictReader(io.StringIO(scores_csv([row])))] == ["120", "95"]
+
+
 def test_tables_are_kept_apart():
-    other = RowResult(row=RowConfig(name="PSPNet", table="2"), reports={0: report(0.3)})
+    other = RowResult(row=RowConfig(name="PSPNet", table="2"), steps={0: 3}, reports={0: report(0.3)})
     text = markdown([FIRST, other])
     assert text.index("## Table 3") < text.index("## Table 2")
     assert cells(text, "PSPNet")[9:11] == ["-", "-"]  # the first row of its own table
@@ -113,6 +120,7 @@ ISDNET = RowResult(
     row=RowConfig(name="ISDNet", table="3", paper=PaperFigures(miou=45.8), note="whole images"),
     size="width 0.25",
     start="scratch",
+    steps={0: 3},
     reports={0: whole(0.4)},
     reports_alike={0: report(0.3)},
     common_px=128,
@@ -125,7 +133,7 @@ def test_methods_that_cut_otherwise_have_both_scores_side_by_side():
     assert cells(text, "row")[:6] == ["row", "size", "start", "mIoU, paper", "ours", "ours at 128 px tiles"]
     assert cells(text, "ISDNet")[1:6] == ["width 0.25", "scratch", "45.80", "40.00", "30.00"]
     assert cells(text, "Baseline")[1:6] == ["nano", "imagenet", "70.11", "55.00 ± 7.07", "55.00 ± 7.07"]
-    assert "- ISDNet: d, split val, None steps, seed 0, 4 whole images, boundary band 4 px\n" in text
+    assert "- ISDNet: d, split val, 3 steps, seed 0, 4 whole images, boundary band 4 px\n" in text
     assert "- ISDNet: whole images\n" in text
     assert "at 128 px tiles: without overlap\n" in text
     lines = list(csv.DictReader(io.StringIO(scores_csv([first, ISDNET]))))
@@ -155,17 +163,17 @@ def test_quoted_figures_are_a_row_of_their_own():
     row = RowConfig(
         name="Swin-B", table="3", paper=PaperFigures(miou=64.02), quoted=PaperFigures(miou=64.05, mf1=76.88)
     )
-    text = markdown([FIRST, RowResult(row=row, reports={0: report(0.5)}, steps=3)])
+    text = markdown([FIRST, RowResult(row=row, reports={0: report(0.5)}, steps={0: 3})])
     assert cells(text, "Swin-B, quoted") == [
         "Swin-B, quoted", "-", "-", "64.05", "-", "76.88", "-", "-", "-", "-6.06", "-", "-", "-",
     ]  # fmt: skip
     assert text.index("| Swin-B, quoted |") < text.index("| Swin-B |")
     assert "- quoted: published by the networks' authors" in text
     # On a table's first line there is nothing to compare with.
-    assert cells(markdown([RowResult(row=row, reports={0: report(0.5)})]), "Swin-B, quoted")[9] == "-"
+    assert cells(markdown([RowResult(row=row, steps={0: 3}, reports={0: report(0.5)})]), "Swin-B, quoted")[9] == "-"
 
 
 def test_differences_are_to_a_quoted_figure_where_the_paper_has_no_other():
     first = RowConfig(name="Swin-T", table="3", quoted=PaperFigures(miou=62.0))
-    text = markdown([RowResult(row=first, reports={0: report(0.5)}), SECOND])
+    text = markdown([RowResult(row=first, steps={0: 3}, reports={0: report(0.5)}), SECOND])
     assert cells(text, "Ours")[9] == "+9.40"

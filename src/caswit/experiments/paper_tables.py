@@ -153,7 +153,7 @@ def _run(row: TableRow, so_far: RowResult, run: Run, out: Path, settings: TableC
     config: _Trained = checked(_Trained, read_json(model / "config.json"), str(model / "config.json"))
     return replace(
         so_far,
-        steps=config["provenance"]["step"],
+        steps={**so_far.steps, run: config["provenance"]["step"]},
         size=size_of(recipe.model),
         start=start_of(recipe),
         reports={**so_far.reports, run: report},

@@ -40,8 +40,8 @@ class RowResult:
     """Everything measured of one row, so far."""
 
     row: RowConfig
-    steps: int | None = None
-    """Training steps; None where nothing was trained."""
+    steps: Mapping[Run, int] = field(default_factory=dict)
+    """Training steps, by run: with max_minutes they differ."""
     size: str = ""
     """Swin size, encoder or width of the network."""
     start: str = ""
@@ -239,12 +239,14 @@ def _measured(result: RowResult, what: Mapping[str, Any]) -> str:
     runs = sorted({_seed(run) for run in result.reports})
     seeds = f"seed{'s' * (len(runs) > 1)} {', '.join(map(str, runs))}"
     protocol = f", protocol {what['protocol']}" if what["protocol"] else ""
-    where = f"{what['dataset']}, split {what['split']}, {result.steps} steps, {seeds}"
+    taken = sorted({result.steps[run] for run in result.reports})
+    steps = f"{' to '.join(map(str, dict.fromkeys((taken[0], taken[-1]))))} steps"
+    where = f"{what['dataset']}, split {what['split']}, {steps}, {seeds}"
     if result.folds:
         first = [report for run, report in result.reports.items() if _seed(run) == runs[0]]
         what = {**what, "tiles": sum(report["evaluated"]["tiles"] for report in first)}
         whole = str(what["dataset"]).rpartition(", fold ")[0]
-        where = f"{whole}, {result.folds} folds of scenes, each held out once, {result.steps} steps, {seeds}"
+        where = f"{whole}, {result.folds} folds of scenes, each held out once, {steps}, {seeds}"
     return f"{where}, {_tiles(what)}, boundary band {what['band_px']} px{protocol}"
 
 
@@ -264,7 +266,7 @@ def scores_csv(results: Sequence[RowResult]) -> str:
             lines.append(
                 {"table": each.row.table, "row": each.row.name, **_columns(run)}
                 | {key: what[key] for key in ("dataset", "split", "protocol", "band_px", "tile_px")}
-                | {"overlap_px": what.get("overlap_px", 0), "steps": each.steps}
+                | {"overlap_px": what.get("overlap_px", 0), "steps": each.steps[run]}
                 | {"size": each.size, "start": each.start}
                 | {key: f"{100 * report[key]:.4f}" for key in (*SCORES, "overall_accuracy")}
                 | _alike(each, run)
