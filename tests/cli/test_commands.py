@@ -91,7 +91,7 @@ class TestSwitches:
     @pytest.mark.parametrize(
         ("words", "blend"),
         [
-            ((), False),
+            ((), None),
             (("--blend",), True),
             (("--blend", "--restart"), True),
             (("--blend=false",), False),

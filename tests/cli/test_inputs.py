@@ -70,8 +70,8 @@ def test_the_models_that_fit_are_listed_without_torch(tmp_path):
     )
     assert "\nswin-nano-buildings  fits, as others do; choose it with --model: pixels of 0.2 m; it is for 0.05" in said
     assert "\nswin-nano-dubai  not for this image: pixels of 0.2 m are finer than its 0.5 to 2 m\n" in said
-    assert "learned in Hérault, France, " in said
-    assert "learned in Banepa, Nepal, and Hérault, France, " in said
+    assert "\n  learned in Hérault, France, 18 km from here\n" in said
+    assert "\n  learned in Hérault, France (18 km from here) and in Banepa, Nepal\n" in said
     assert said.endswith("add --rescale auto, or --rescale LOW HIGH\n")
 
 

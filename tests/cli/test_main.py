@@ -120,7 +120,7 @@ def test_from_recipe_to_map(capsys, dataset_file, tmp_path):
     assert status == 0
     assert (tmp_path / "map.tif").is_file()
     assert "--resume" in refused(capsys, "train", recipe, "--out", out)
-    assert "its model is in model/" in refused(capsys, "info", out)
+    assert run(capsys, "info", out)[1] == run(capsys, "info", model)[1]  # a run is described by its model
 
 
 class TestMistakes:
@@ -262,7 +262,7 @@ class TestMistakes:
         """GDAL's messages came before ours, through logging; pytest catches logging, so in a process of its own."""
         path = make_raster(image, compress="deflate", tiled=True)
         path.write_bytes(path.read_bytes()[:12_000])
-        words = ["predict", path, tmp_path / "map.tif", "--model", model_folder]
+        words = ["predict", path, tmp_path / "map.tif", "--model", model_folder, "--blend=false"]
         done = subprocess.run([sys.executable, "-m", "caswit", *words], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(
@@ -276,6 +276,7 @@ class TestMistakes:
         path, out = make_raster(picture(600, 600)), tmp_path / "out"
         out.mkdir()
         words = ["predict", path, out / "map.tif", "--model", model_folder, "--block_px", "32", "--device", "cpu"]
+        words += ["--blend", "false"]  # and no line that says so
         # Shells start background processes with SIGINT ignored, and children inherit that.
         code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         code += "from caswit.cli.main import main; main(sys.argv[1:])"

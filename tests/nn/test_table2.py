@@ -184,7 +184,7 @@ class TestCommands:
 
     def test_its_card(self, tmp_path):
         card = model_card(public_config(make(tmp_path, RELAY)[0]), "me/toy", None)
-        assert "Relay Tokens that labels every pixel of an orthophoto with one of 3 classes." in card
+        assert "Relay Tokens: labels every pixel of an orthophoto as one of 3 classes." in card
         assert "| context | 2 times the tile's side |" in card
         (tmp_path / "other").mkdir()
         assert "| context | none |" in model_card(public_config(make(tmp_path / "other")[0]), "me/toy", None)
