@@ -397,5 +397,6 @@ def _unknown_message(words: str, parser: ArgumentParser) -> str:
     shown = [action for action in parser._actions if action.help != SUPPRESS]
     options = [dashed(option) for action in shown if action.dest != "help" for option in action.option_strings]
     first = words.split()[0].split("=")[0]
-    meant = closest(first, options) if first.startswith("-") else ""
-    return f"{parser.prog} takes no {words}{meant or f'; {parser.prog} --help lists what it takes'}"
+    if not first.startswith("-"):
+        return f"{parser.prog} takes no {words}"
+    return f"{parser.prog} takes no {words}{closest(first, options) or f'; {parser.prog} --help lists its options'}"
