@@ -228,6 +228,8 @@ class TestMistakes:
         ):
             assert refused(capsys, "train", "--out", "o", said, "3").endswith(f"; did you mean {meant}?\n")
         assert refused(capsys, "evaluate", "a", "b", "c", "--out", "d") == "caswit: caswit evaluate takes no c\n"
+        said = refused(capsys, "finetune", "a", "b", "--out", "d", "--lr", "1")
+        assert said == "caswit: caswit finetune takes no --lr 1; caswit finetune --help lists its options\n"
         assert refused(capsys, "predct").endswith("push; did you mean predict?\n")
 
     def test_what_is_missing_is_called_as_it_is_typed(self, capsys):

@@ -81,6 +81,8 @@ class TestRefusals:
 
     def test_a_missing_file(self, tmp_path):
         assert "no such dataset file" in refused(lambda: load_dataset(tmp_path / "none.yaml"))
+        (tmp_path / "dataset.yaml").write_text("name: town\n")
+        assert f"did you mean {tmp_path / 'dataset.yaml'}?" in refused(lambda: load_dataset(tmp_path))
 
     def test_something_that_is_not_yaml(self, tmp_path):
         (tmp_path / "d.yaml").write_text("{")

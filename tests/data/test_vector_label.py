@@ -122,6 +122,12 @@ class TestDrawing:
         found = read(make({**label, "values": {"house": 1, "street": "road"}}))
         assert found[35, 50] == ROAD
 
+    def test_beside_values_names_of_classes_still_name_them(self, make, tmp_path):
+        write(tmp_path / "a.gpkg", on_ground(TWO), {"class": ["Building", "quarry"]})
+        found = read(make({"file": "a.gpkg", "attribute": "class", "values": {"quarry": None}}))
+        assert found[35, 50] == BUILDING
+        assert found[50, 70] == BACKGROUND
+
     def test_values_leave_out_ignore_and_stand_for_all_others(self, make, tmp_path):
         shapes = [box(0, 10 * i, 8, 8) for i in range(5)]
         write(tmp_path / "a.gpkg", on_ground(shapes), {"b": ["yes", "no", "ruin", None, "shed"]})
@@ -334,6 +340,15 @@ class TestRefusals:
         assert "values: {buildings: building}" in said
         said = refused(make({"file": "a.gpkg", "attribute": "k", "values": {"buildings": "house"}}))
         assert "'house' is no class; classes are 0 background, 1 building" in said
+
+    def test_every_unknown_value_has_its_own_way_out(self, make, tmp_path):
+        write(tmp_path / "a.gpkg", on_ground(TWO), {"k": ["rood", "quarry"]})
+        assert "values: {rood: road, quarry: null}" in refused(make({"file": "a.gpkg", "attribute": "k"}))
+
+    def test_beside_values_numbers_that_they_do_not_list_are_no_ids(self, make, tmp_path):
+        write(tmp_path / "a.gpkg", on_ground(TWO), {"k": [5, 1]})
+        said = refused(make({"file": "a.gpkg", "attribute": "k", "values": {5: "building"}}))
+        assert "has values that are no class: '1' (1 shapes)" in said
 
     def test_an_unknown_attribute(self, make, tmp_path):
         write(tmp_path / "a.gpkg", on_ground(TWO), {"class": ["building", "road"]})

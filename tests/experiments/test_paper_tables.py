@@ -250,6 +250,12 @@ def test_a_missing_pretraining_of_another_table_is_not_the_papers(recipes, setti
     assert "recipes/p.yaml" not in str(error.value)
 
 
+def test_a_split_that_is_not_there_is_refused_before_training(recipes):
+    with pytest.raises(CaswitError, match="no scene has split 'nowhere'"):
+        table(rows(recipes, "alone"), recipes / "table", dataclasses.replace(FAST, split="nowhere"))
+    assert not (recipes / "table" / "runs").exists()
+
+
 def test_a_table_of_which_nothing_runs_is_an_error(recipes):
     with pytest.raises(CaswitError, match="which does not exist"):
         table(rows(recipes, "ssl"), recipes / "out", FAST)

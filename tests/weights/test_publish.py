@@ -85,7 +85,7 @@ def test_the_card_says_what_the_model_expects_and_scores(model_folder, report, t
     assert "unlabelled" not in body
     assert "| **mean** | 50.00 | 60.00 | 25.00 |" in body
     assert "0.5 m" in body
-    assert "caswit predict ortho.tif landcover.tif --model hf:town" in body
+    assert "caswit predict ortho.tif landcover.tif --model town" in body
     push(model_folder, str(tmp_path / "bare"))
     bare = (tmp_path / "bare" / "README.md").read_text()
     assert "license" not in bare.split("---\n")[1]
@@ -155,7 +155,11 @@ def test_the_card_says_of_which_weights_a_model_is_the_mean_and_not_where_they_l
         (own / "config.json").write_text(json.dumps(config))
         card = model_card(public_config(own), "me/toy", None)
         assert "Its weights are the mean of the weights of that step (75%) and of its start, first (25%)." in card
+        assert "The training started from first, whose data and licence count too." in card
         assert "someone" not in card
+    config["provenance"]["recipe"]["init"] = {"path": "hf:me/first"}
+    (own / "config.json").write_text(json.dumps(config))
+    assert "started from hf:me/first," in model_card(public_config(own), "me/toy", None)
 
 
 def test_statements_that_are_not_there(model_folder, tmp_path, capsys):

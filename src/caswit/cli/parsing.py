@@ -395,6 +395,8 @@ def _field(option: str) -> str:
 
 def _unknown_message(words: str, parser: ArgumentParser) -> str:
     shown = [action for action in parser._actions if action.help != SUPPRESS]
-    options = [dashed(option) for action in shown for option in action.option_strings]
+    options = [dashed(option) for action in shown if action.dest != "help" for option in action.option_strings]
     first = words.split()[0].split("=")[0]
-    return f"{parser.prog} takes no {words}{closest(first, options) if first.startswith('-') else ''}"
+    if not first.startswith("-"):
+        return f"{parser.prog} takes no {words}"
+    return f"{parser.prog} takes no {words}{closest(first, options) or f'; {parser.prog} --help lists its options'}"

@@ -125,7 +125,9 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False, open_labels: bo
     """
     file = expand_path(str(path))
     if not file.is_file():
-        raise DataError(f"{file}: no such dataset file; write one as docs/datasets.md shows")
+        inside = file / "dataset.yaml"
+        remedy = f"did you mean {inside}?" if inside.is_file() else "write one as docs/datasets.md shows"
+        raise DataError(f"{file}: no such dataset file; {remedy}")
     content = read_yaml(file)
     if isinstance(content, dict) and "fold" in content:
         return _fold(content, file, skip_broken=skip_broken)

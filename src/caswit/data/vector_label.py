@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from caswit.config import IGNORE_INDEX
-from caswit.data.classes import ClassTable, LandClass
+from caswit.data.classes import ClassTable, LandClass, plain_name
 from caswit.data.scene import ANY, VectorLabel
 from caswit.errors import DataError, brief, one_line
 from caswit.raster.georef import Grid, bounds_in_words
@@ -128,7 +128,7 @@ class VectorLabels:
             land_class: LandClass | None
             if (key := _key(listed, value)) is not None:
                 land_class = listed[key]
-            elif label.values or (land_class := self.classes.by_word(value)) is None:
+            elif (land_class := self._class_called(value)) is None:
                 unknown.append(value)
                 continue
             if land_class is not None:
@@ -138,6 +138,11 @@ class VectorLabels:
         if not found:
             raise DataError(f"{label.file}: values leave out every shape; name classes for some of them")
         return found
+
+    def _class_called(self, value: str) -> LandClass | None:
+        """Return the class of a value that ``values`` does not list; beside a list, numbers may be another table's."""
+        found = self.classes.by_word(value)
+        return None if self.label.values and found and plain_name(found.name) != plain_name(value) else found
 
     def _only(self) -> LandClass:
         found = [c for c in self.classes.classes if not (c.is_background or c.ignore)]
@@ -151,19 +156,21 @@ class VectorLabels:
     def _refuse(self, unknown: list[str], kinds: Mapping[str, Kind]) -> None:
         shown = ", ".join(f"{brief(value)} ({sum(kinds[value])} shapes)" for value in unknown[:_SHOWN])
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-        near = difflib.get_close_matches(unknown[0], [c.name for c in self.classes.classes], 1)
-        target = near[0] if near else self.classes.classes[-1].name
+        pairs = []
+        for value in unknown[:_SHOWN]:
+            near = difflib.get_close_matches(value, [c.name for c in self.classes.classes], 1)
+            pairs.append(f"{value[:40]}: {near[0] if near else 'null'}")
         raise DataError(
             f"{self.label.file}: attribute {brief(self.label.attribute)} has values that are no class: {shown}{more}; "
-            f"classes are {self._known()}; say e.g. values: {{{unknown[0][:40]}: {target}}}, "
-            "with null for shapes to leave out"
+            f"classes are {self._known()}; say e.g. values: {{{', '.join(pairs)}}}, "
+            "with the name of a class, or null for shapes to leave out"
         )
 
     def _place(self, value: str) -> int:
         """Return the place of a value in the order of drawing."""
         listed = [key for key, _ in self.label.values]
         key = _key(listed, value)
-        return 0 if key is None else listed.index(key)
+        return -1 if key is None else listed.index(key)
 
     def _widths(self) -> dict[str, float]:
         """Return by value the metres by which lines and points are widened; refuse those that would have no area."""

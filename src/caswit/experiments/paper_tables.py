@@ -123,13 +123,15 @@ def _run(row: TableRow, so_far: RowResult, run: Run, out: Path, settings: TableC
     seed, fold = run if isinstance(run, FoldRun) else (run, None)
     recipe = scaled_recipe(row, seed, out, settings, fold)
     data = load_dataset(recipe.data.dataset, skip_broken=recipe.data.skip_broken)
+    split = settings.split or _split(row, settings)
+    data.split(split)  # refuses what could not be scored, before hours of training
     # Runs of another start lie beside those of the recipe's own.
     name = f"{slug(row.row.name)}{f'-{settings.start}' if restarts(row, settings) else ''}-s{seed}"
     folder = _shared(out / "runs" / slug(data.name) / name, recipe)
     if pretrains_itself(recipe, settings):
         _pretrain(recipe)
     model = _trained_model(recipe, row, folder)
-    one = _Model(model, file_digest(model), data, settings.split or _split(row, settings))
+    one = _Model(model, file_digest(model), data, split)
     tiling = method_tiling(row, recipe.tile)
     alike = TilingConfig(tile_px=fitting_px(so_far.common_px, recipe.tile))
     own_px = recipe.tile.tile_px

@@ -161,7 +161,7 @@ def _notes(rows: Sequence[RowResult]) -> Iterator[str]:
         for report in list(each.reports.values())[:1]:
             alike.setdefault(_measured(each, report["evaluated"]), []).append(each.row.name)
     for how, names in alike.items():
-        yield f"- {'ours' if len(alike) == 1 else ', '.join(names)}: {how}"
+        yield f"- {'ours' if len(alike) == 1 else '; '.join(names)}: {how}"
     for each in rows:
         if each.error:
             yield f"- {each.row.name}: not run: {each.error}"
@@ -217,7 +217,7 @@ def _remarks(rows: Sequence[RowResult]) -> Iterator[str]:
         if each.memory is not None:
             sizes.setdefault(f"{each.memory.description}, {each.memory.image}", []).append(each.row.name)
     for description, names in sizes.items():
-        whose = "memory" if len(sizes) == 1 else f"memory of {', '.join(names)}"
+        whose = "memory" if len(sizes) == 1 else f"memory of {'; '.join(names)}"
         yield f"- {whose}: peak at inference, batch 1: {description}"
     if any(each.cuts_otherwise for each in rows):
         tiles = f"at {rows[0].common_px} px tiles: without overlap{_other_tiles(rows)}"

@@ -28,7 +28,7 @@ from caswit.weights.model_folder import (
     model_folder,
     read_config,
 )
-from caswit.weights.summary import averaged_with_start
+from caswit.weights.summary import averaged_with_start, started_from
 
 CARD = "README.md"
 
@@ -221,6 +221,7 @@ def model_card(
         classes=[c for c in config.get("classes", ()) if not c.get("ignore")],
         pretrained=config.get("kind") == PRETRAINED,
         averaged=averaged_with_start(config["provenance"]),
+        start=started_from(config["provenance"]),
         report=report,
         license=license_name,
         about=about,
@@ -235,6 +236,8 @@ def public_config(folder: Path) -> dict[str, Any]:
         for section in (recipe.get("data"), recipe.get("init")):
             for key in ("dataset", "path"):
                 if isinstance(section, dict) and isinstance(section.get(key), str):
+                    if section[key].startswith(PREFIX):
+                        continue
                     section[key] = Path(section[key]).name
         if isinstance(recipe.get("init"), str) and not recipe["init"].startswith(PREFIX):
             recipe["init"] = Path(recipe["init"]).name

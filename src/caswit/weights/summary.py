@@ -151,6 +151,14 @@ def averaged_with_start(provenance: Mapping[str, Any]) -> str | None:
     return f"the mean of the weights of that step ({1 - share:.0%}) and of its start, {path} ({share:.0%})"
 
 
+def started_from(provenance: Mapping[str, Any]) -> str | None:
+    """Return the weights that the training of a model began with, as its recipe names them."""
+    recipe = provenance.get("recipe")
+    start = recipe.get("init") if isinstance(recipe, dict) else None
+    path = start.get("path") if isinstance(start, dict) else start
+    return path if isinstance(path, str) else None
+
+
 def _bands(info: ModelInfo | PretrainedInfo) -> str:
     """Say which bands are read, of what values."""
     names, ranges = info.model.band_names, info.model.ranges

@@ -43,7 +43,7 @@ export function note(text) {
 
 export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 && share > 0 ? 1 : 0)} %`;
 
-const rounded = (value) => (value < 100 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
+const rounded = (value) => (value && value < 100 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 
 export function lengthText(length, unit, digits) {
   const [value, name] = unit === "m" && length >= 1000 ? [length / 1000, "km"] : [length, unit];
