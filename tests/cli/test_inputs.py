@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import rasterio
 
 from caswit.cli.commands import COMMANDS
-from caswit.cli.main import _again
+from caswit.cli.main import _again, main
 from caswit.cli.parsing import with_options
 
 NOTHING = """
@@ -53,9 +55,6 @@ def test_what_is_not_there_is_said_before_torch_is_imported(tmp_path, words, say
 
 
 def test_the_models_that_fit_are_listed_without_torch(tmp_path):
-    import numpy as np
-    import rasterio
-
     where = {"crs": "EPSG:2154", "transform": rasterio.Affine(0.2, 0, 700_000, 0, -0.2, 6_250_000)}
     with rasterio.open(
         tmp_path / "a.tif", "w", driver="GTiff", width=8, height=8, count=3, dtype="uint16", **where
@@ -73,6 +72,15 @@ def test_the_models_that_fit_are_listed_without_torch(tmp_path):
     assert "\n  learned in Hérault, France, 18 km from here\n" in said
     assert "\n  learned in Hérault, France (18 km from here) and in Banepa, Nepal\n" in said
     assert said.endswith("add --rescale auto, or --rescale LOW HIGH\n")
+
+
+def test_a_list_says_which_bands_an_image_lacks(tmp_path, capsys):
+    where = {"crs": "EPSG:2154", "transform": rasterio.Affine(0.2, 0, 700_000, 0, -0.2, 6_250_000)}
+    file = {"driver": "GTiff", "width": 8, "height": 8, "dtype": "uint8", **where}
+    with rasterio.open(tmp_path / "a.tif", "w", count=1, **file) as dst:
+        dst.write(np.ones((1, 8, 8), np.uint8))
+    main(["predict", str(tmp_path / "a.tif"), "--list"])
+    assert capsys.readouterr().out.endswith("the image has 1 band, and the models read red, green and blue\n")
 
 
 @pytest.mark.parametrize(

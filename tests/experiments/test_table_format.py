@@ -81,6 +81,19 @@ def test_rows_measured_alike_share_a_line():
     assert "- Long: d, split val, 9 steps, seed 0," in text
 
 
+def test_classes_without_labels_are_named():
+    """They count 0 in every mean, where a reader would take them for failures."""
+
+    def counted(**pixels):
+        scores = {name: {"iou": 0.5, "support": count} for name, count in pixels.items()}
+        return dataclasses.replace(FIRST, reports={0: report(0.5) | {"per_class": scores}})
+
+    text = markdown([counted(house=9, snow=0, clear_cut=0), counted(house=9, snow=0, clear_cut=4)])
+    assert "- not in the labels that are scored, with 0 in every mean over classes: snow\n" in text
+    assert "not in the labels" not in markdown([counted(house=9, snow=1)])
+    assert "not in the labels" not in markdown([FIRST])  # reports without pixels do not tell
+
+
 def test_steps_that_differ_by_seed():
     """A run that the clock ended has steps of its own."""
     row = dataclasses.replace(FIRST, steps={0: 120, 1: 95})

@@ -231,7 +231,7 @@ def _trained_model(recipe: Recipe, row: TableRow, folder: Path) -> Path:
             raise ConfigError(_missing_start(recipe, row, path))
     log.info("%s: training", folder)
     if recipe.train.devices == 1:
-        return train(recipe, folder, resume=True)
+        return train(recipe, folder, resume=run.last.exists())
     _train_in_subprocess(recipe, folder)
     return run.model
 

@@ -222,8 +222,19 @@ def _remarks(rows: Sequence[RowResult]) -> Iterator[str]:
     if any(each.cuts_otherwise for each in rows):
         tiles = f"at {rows[0].common_px} px tiles: without overlap{_other_tiles(rows)}"
         yield f"- ours: scenes cut as the method cuts them; {tiles}"
+    if absent := _absent(rows):
+        yield f"- not in the labels that are scored, with 0 in every mean over classes: {', '.join(absent)}"
     if any(each.row.quoted for each in rows):
         yield "- quoted: published by the networks' authors, not trained here"
+
+
+def _absent(rows: Sequence[RowResult]) -> list[str]:
+    """Return the classes that no scored label of any row has."""
+    classes = [each["per_class"].items() for row in rows for each in row.reports.values()]
+    support: dict[str, int] = {}
+    for name, scores in (item for items in classes for item in items):
+        support[name] = support.get(name, 0) + scores.get("support", 1)  # reports of earlier versions do not tell
+    return [name for name, pixels in support.items() if not pixels]
 
 
 def _other_tiles(rows: Sequence[RowResult]) -> str:

@@ -71,6 +71,8 @@ def _about(image: _Image, more: str) -> list[str]:
         lines += ["", f"{model.name}  {_verdict(model, gsd_m, fitting)}", f"  {model.summary}"]
         lines.append(f"  bands: red, green, blue; classes: {', '.join(model.classes)}")
         lines += [f"  {place}"] if (place := model.learned.where(bounds)) else []
+    if bands < 3:
+        lines += ["", f"the image has {bands} band{'s' * (bands != 1)}, and the models read red, green and blue"]
     if image.dtype != "uint8":
         lines += ["", f"pixels are {image.dtype}, the models take 8 bits: add --rescale auto, or --rescale LOW HIGH"]
     return lines
