@@ -207,6 +207,15 @@ def test_a_validation_that_was_cut_short_is_done_again(tmp_path, monkeypatch):
     assert all(torch.equal(x, whole.seen[-1][name]) for name, x in task.seen[-1].items())
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: in a suite that a shell started in the background it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_ends_at_once():
     with noting_signals():
         signal.raise_signal(signal.SIGINT)  # os.kill may reach another thread first
