@@ -81,6 +81,9 @@ class TestRefusals:
 
     def test_a_missing_file(self, tmp_path):
         assert "no such dataset file" in refused(lambda: load_dataset(tmp_path / "none.yaml"))
+        (tmp_path / "houses.gpkg").write_bytes(b"SQLite format 3\0\xff")
+        said = refused(lambda: load_dataset(tmp_path / "houses.gpkg"))
+        assert "houses.gpkg: is an image or labels; give a dataset.yaml that names it" in said
         (tmp_path / "dataset.yaml").write_text("name: town\n")
         assert f"did you mean {tmp_path / 'dataset.yaml'}?" in refused(lambda: load_dataset(tmp_path))
 

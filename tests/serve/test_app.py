@@ -36,7 +36,7 @@ from caswit.raster.reader import write_raster
 from caswit.raster.web_mercator import mercator_fit, terms
 from caswit.raster.windows import Window, block_windows
 from caswit.serve.app import make_app, max_zoom, min_zoom
-from caswit.serve.collection import Collection
+from caswit.serve.collection import Collection, _begins_with
 from caswit.serve.layers import raster_layer
 from caswit.serve.live import LiveModel
 from caswit.serve.server import serve
@@ -505,6 +505,21 @@ def test_maps_find_their_image(tmp_path):
         "a/tile11.tif": ["a/tile11_map.tif"],
         "b/tile1.tif": ["b/tile1_new.tif"],
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "belongs"),
+    [
+        ("d.gpkg", "d.tif", True),
+        ("d_map.gpkg", "d.tif", True),
+        ("d-2.tif", "d.tif", True),
+        ("dubai.gpkg", "d.tif", False),
+        ("tile11_map.tif", "tile1.tif", False),
+        ("map_of_d.tif", "d.tif", False),
+    ],
+)
+def test_a_name_that_begins_with_another_goes_on_with_a_word(name, image, belongs):
+    assert _begins_with(Path(name), Path(image)) is belongs
 
 
 def test_one_raster_brings_what_belongs_to_it(folder):

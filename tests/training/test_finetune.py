@@ -162,6 +162,14 @@ def test_another_fine_tuning_in_the_folder_is_refused(model, dataset_file, tmp_p
     assert "holds another fine-tuning ('# caswit finetune other my.yaml --seed 0')" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_the_model_comes_first(tmp_path, capsys, command):
+    with pytest.raises(SystemExit):
+        main([command, "my.yaml", "swin-nano-dubai", "--out", str(tmp_path / "run")])
+    assert "my.yaml: is a dataset; the model comes first: swin-nano-dubai my.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_where_nothing_is_better_the_model_stays_as_it_was(model, with_val, tmp_path, capsys, monkeypatch):
     """The start is scored 0.9, every later step less."""
     from caswit.training import supervised

@@ -14,6 +14,9 @@ def check_inputs(settings: Sequence[Any], arguments: Mapping[str, Any]) -> None:
         settings: Of the command; a recipe names its dataset.
         arguments: Of the command, by the names that the table of commands gives them.
     """
+    dataset, model = arguments.get("dataset"), arguments.get("model")
+    if isinstance(dataset, str) and isinstance(model, str) and model.endswith((".yaml", ".yml")):
+        raise DataError(f"{model}: is a dataset; the model comes first: {dataset} {model}")
     data = next((each.data for each in settings if hasattr(each, "data")), None)
     datasets = [arguments.get("dataset"), getattr(data, "dataset", None)]
     for file in [*datasets, arguments.get("where")]:
@@ -26,8 +29,8 @@ def check_inputs(settings: Sequence[Any], arguments: Mapping[str, Any]) -> None:
         # The last of several words is the map that is to be written, unless an option says that there is none.
         last_is_map = len(images) > 1 and not (arguments.get("out_dir") or arguments.get("list"))
         list_images([image] if image else images[:-1] if last_is_map else images)
-    for model in (arguments.get("model"), arguments.get("baseline")):
-        if model is not None:
+    for name in (model, arguments.get("baseline")):
+        if name is not None:
             from caswit.weights.zoo import check_there
 
-            check_there(model)
+            check_there(name)

@@ -21,6 +21,9 @@ from caswit.raster.windows import Window
 
 log = logging.getLogger(__name__)
 
+_OF_A_DATASET = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".vrt", ".gpkg", ".shp", ".geojson", ".fgb", ".csv")
+"""Endings of files that a dataset.yaml names, and that are given in its place by mistake."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -128,6 +131,8 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False, open_labels: bo
         inside = file / "dataset.yaml"
         remedy = f"did you mean {inside}?" if inside.is_file() else "write one as docs/datasets.md shows"
         raise DataError(f"{file}: no such dataset file; {remedy}")
+    if file.suffix.lower() in _OF_A_DATASET:
+        raise DataError(f"{file}: is an image or labels; give a dataset.yaml that names it, as docs/datasets.md shows")
     content = read_yaml(file)
     if isinstance(content, dict) and "fold" in content:
         return _fold(content, file, skip_broken=skip_broken)

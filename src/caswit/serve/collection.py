@@ -425,7 +425,7 @@ def _image_of(path: Path, about: RasterInfo, images: Mapping[Path, Overviews]) -
     else:
         # The longest name that the map's begins with: tile11_map.tif is a map of tile11.tif and not of tile1.tif. It is
         # sought among images of every size, so that the shorter name does not win because the longer does not fit.
-        prefixes = [image for image in images if path.stem.startswith(image.stem)]
+        prefixes = [image for image in images if _begins_with(path, image)]
         longest = max((len(image.stem) for image in prefixes), default=0)
         named = [image for image in prefixes if len(image.stem) == longest and image in same_size]
     # Images of one name lie in several folders: the one beside the map, then the one on its grid. The grid alone
@@ -434,6 +434,12 @@ def _image_of(path: Path, about: RasterInfo, images: Mapping[Path, Overviews]) -
     named_on_grid = [image for image in named if image in same_grid]
     rules = (in_folder, named_on_grid, named, [] if named else same_grid)
     return next((candidates[0] for candidates in rules if len(candidates) == 1), None)
+
+
+def _begins_with(path: Path, image: Path) -> bool:
+    """Return whether a file's name begins with that of an image, and goes on with another word: d is none of dubai."""
+    rest = path.stem.removeprefix(image.stem)
+    return path.stem.startswith(image.stem) and not rest[:1].isalnum()
 
 
 def _is_ours(about: RasterInfo) -> bool:
@@ -459,7 +465,7 @@ def _candidates(file: Path, views: Sequence[View]) -> Sequence[View]:
     paths = {view.key: {layer.path for layer in view.layers} for view in views}
     own = [view for view in views if file.with_suffix("") in {path.with_suffix("") for path in paths[view.key]}]
     beside = [(len(view.base.path.stem), view) for view in views if view.base.path.parent == file.parent]
-    alike = [(length, view) for length, view in beside if file.stem.startswith(view.base.path.stem)]
+    alike = [(length, view) for length, view in beside if _begins_with(file, view.base.path)]
     longest = max((length for length, _ in alike), default=0)
     return own or [view for length, view in alike if length == longest] or views
 
