@@ -376,13 +376,13 @@ def test_classes_are_turned_off_and_on(tab):
     none = shown(tab)
     tab.select_option("#layer", "")
     assert np.abs(shown(tab) - none)[:, :CLEAR].max() < 6  # clear tiles change the last bits
-    assert np.abs(both - none)[:, :CLEAR].max() > 50
+    assert np.abs(both - none)[:, : FREE - 4].max() > 50
     tab.select_option("#layer", label="map: strip_map.tif")
     tab.wait_for_function("document.querySelector('#legend tr')?.cells.length === 3")
     tab.locator("#legend input").first.uncheck()
-    assert np.abs(shown(tab) - both)[:, :CLEAR].max() > 50
+    assert np.abs(shown(tab) - both)[:, : FREE - 4].max() > 50
     tab.get_by_role("button", name="Show all").click()
-    assert np.abs(shown(tab) - both)[:, :CLEAR].max() == 0
+    assert np.abs(shown(tab) - both)[:, : FREE - 4].max() == 0
 
 
 def test_a_link_brings_back_what_was_shown(browser, page):
@@ -467,7 +467,8 @@ def test_a_photograph_is_measured_in_pixels_by_keyboard_too(tab):
     tab.select_option("#view", label="photo.png")
     shown(tab)
     said = re.fullmatch(r"Length (\d+\.\d) px", clicked(tab, "length", [(10, 10), (10, 110)]))
-    assert float(said[1]) == pytest.approx(100, abs=0.9)  # a click is at a whole pixel of the screen
+    # Clicks are at whole pixels of the screen, which are 0.18 of the photograph's here.
+    assert float(said[1]) == pytest.approx(100, abs=0.2)
     tab.keyboard.press("Escape")
     tab.click("#length")
     tab.focus("#map")
@@ -485,7 +486,7 @@ def test_polygons_are_drawn_and_follow_the_classes(tab):
     tab.get_by_label("Polygons: strip_map.gpkg").check()
     tab.wait_for_timeout(1500)
     outlined = shown(tab)
-    changed = (np.abs(outlined - plain)[:, :CLEAR].max(-1) > 40).mean()
+    changed = (np.abs(outlined - plain)[:, : FREE - 4].max(-1) > 40).mean()
     assert 0.02 < changed < 0.9
     tab.select_option("#layer", label="map: strip_map.tif")
     tab.wait_for_function("document.querySelector('#legend tr')?.cells.length === 3")

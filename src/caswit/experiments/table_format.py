@@ -3,6 +3,7 @@
 import csv
 import io
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,10 +231,10 @@ def _remarks(rows: Sequence[RowResult]) -> Iterator[str]:
 
 def _absent(rows: Sequence[RowResult]) -> list[str]:
     """Return the classes that no scored label of any row has."""
-    classes = [each["per_class"].items() for row in rows for each in row.reports.values()]
-    support: dict[str, int] = {}
-    for name, scores in (item for items in classes for item in items):
-        support[name] = support.get(name, 0) + scores.get("support", 1)  # reports of earlier versions do not tell
+    support: Counter[str] = Counter()
+    for report in (report for row in rows for report in row.reports.values()):
+        # Reports of earlier versions do not tell.
+        support.update({name: scores.get("support", 1) for name, scores in report["per_class"].items()})
     return [name for name, pixels in support.items() if not pixels]
 
 
@@ -250,8 +251,9 @@ def _measured(result: RowResult, what: Mapping[str, Any]) -> str:
     runs = sorted({_seed(run) for run in result.reports})
     seeds = f"seed{'s' * (len(runs) > 1)} {', '.join(map(str, runs))}"
     protocol = f", protocol {what['protocol']}" if what["protocol"] else ""
-    taken = sorted({result.steps[run] for run in result.reports})
-    steps = f"{' to '.join(map(str, dict.fromkeys((taken[0], taken[-1]))))} steps"
+    taken = [result.steps[run] for run in result.reports]
+    least, most = min(taken), max(taken)
+    steps = f"{least} steps" if least == most else f"{least} to {most} steps"
     where = f"{what['dataset']}, split {what['split']}, {steps}, {seeds}"
     if result.folds:
         first = [report for run, report in result.reports.items() if _seed(run) == runs[0]]
