@@ -63,6 +63,12 @@ def plain_name(name: str) -> str:
     return name.strip().casefold().replace("_", " ")
 
 
+def known_and_new(names: Sequence[str], theirs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of classes that are among others, as names are compared, and those that are not."""
+    known = {plain_name(name) for name in theirs}
+    return [n for n in names if plain_name(n) in known], [n for n in names if plain_name(n) not in known]
+
+
 class UnknownLabelError(DataError):
     """A label raster holds a value that is not in the class table."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from caswit.config import FinetuneConfig
-from caswit.data.classes import plain_name
+from caswit.data.classes import known_and_new
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.reader import open_dataset_scene
 from caswit.errors import one_line
@@ -211,9 +211,7 @@ def _crop_px(data: _Data, most_px: int, step_px: int) -> int:
 
 def _classes(info: ModelInfo | PretrainedInfo, data: Dataset) -> tuple[list[str], list[str]]:
     """Return the classes of a dataset that a model has by name, and the others."""
-    theirs = {plain_name(name) for name in info.classes.names} if isinstance(info, ModelInfo) else set()
-    known = [name for name in data.classes.names if plain_name(name) in theirs]
-    return known, [name for name in data.classes.names if plain_name(name) not in theirs]
+    return known_and_new(data.classes.names, info.classes.names if isinstance(info, ModelInfo) else ())
 
 
 def _said_of_classes(info: ModelInfo | PretrainedInfo, known: list[str], new: list[str]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from caswit.config import ModelConfig, Recipe, TrainConfig
-from caswit.data.classes import plain_name
+from caswit.data.classes import known_and_new
 from caswit.data.dataset import Dataset
 from caswit.data.label_counts import TileCounts, count_labels, median_frequencies
 from caswit.data.reader import band_layout, check_scenes, ground_size_m, open_dataset_scene
@@ -335,9 +335,7 @@ def _check_average(recipe: Recipe, fit: Fit, classes: tuple[str, ...]) -> None:
     """Refuse a mean with a start that is no such model as will be learned."""
     # Halfway to weights that were random, a decoder reads nothing; the encoders alone would not fit to theirs.
     theirs = info_of_start(recipe.start)
-    there = theirs.classes.names if isinstance(theirs, ModelInfo) else classes
-    known = {plain_name(name) for name in there}
-    new = [name for name in classes if plain_name(name) not in known]
+    _, new = known_and_new(classes, theirs.classes.names if isinstance(theirs, ModelInfo) else classes)
     lacks = f"the class{'es'[: 2 * (len(new) > 1)]} {', '.join(new)}" if new else ", ".join(fit.missing[:3])
     if lacks:
         raise ConfigError(

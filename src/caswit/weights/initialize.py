@@ -12,7 +12,7 @@ from timm.layers import resize_rel_pos_bias_table_simple
 from torch import Tensor
 
 from caswit.config import RGB, InitConfig, Size
-from caswit.data.classes import plain_name
+from caswit.data.classes import known_and_new, plain_name
 from caswit.errors import CaswitError, ConfigError, ModelError
 from caswit.nn.bands import for_bands, said
 from caswit.nn.caswit import SIZES, CASWiT
@@ -366,9 +366,7 @@ def _by_class(theirs: Tensor, ours: Tensor, names: tuple[str, ...], their_names:
 
 def _matched(classes: tuple[str, ...], theirs: tuple[str, ...]) -> str:
     """Say which classes a model has already."""
-    known = {plain_name(name) for name in theirs}
-    same = [name for name in classes if plain_name(name) in known]
-    new = [name for name in classes if plain_name(name) not in known]
+    same, new = known_and_new(classes, theirs)
     parts = [f"classes as in the model: {', '.join(same)}"] if same else ["no class has the name of one of the model"]
     return "init: " + "; ".join([*parts, *([f"new: {', '.join(new)}"] if new else [])])
 
