@@ -3,8 +3,9 @@
 python benchmarks/finetuning.py swin-nano-buildings --out DIR [--seeds 0 1] [--tile_px 512]
 
 A seed draws two tiles (of that many pixels of the model's ground size) out of a labelled scene that the model was not
-trained on; of each, the left half is learned and the right half is scored, before and after, with the whole tile as its
-context. ``finetune`` never sees the right halves. A seed that is finished is not trained again.
+trained on; of each, the left half is learned and the right half is scored, before and after. The image is given whole,
+as a mapper has it who labels a part of it; ``finetune`` never sees a label of the right halves. A seed that is finished
+is not trained again.
 """
 
 import argparse
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 import rasterio
 import yaml
-from rasterio.windows import Window
 
 from caswit.cli.main import main as caswit
 from caswit.config import EvaluateConfig
@@ -26,11 +26,11 @@ from caswit.evaluation.run import evaluate
 from caswit.weights.model_folder import load_model
 
 SCENES = {
-    "caswit-nano-france": ("herault/beziers_val.tif", "herault/beziers_val_label.tif", 0.2),
-    "swin-nano-buildings": ("banepa/south.tif", "banepa/south_label.tif", 0.132),
-    "swin-nano-dubai": ("dubai/tile2.tif", "dubai/tile2_label.tif", 1.0),
+    "caswit-nano-france": ([f"herault/{z}_val" for z in ("beziers", "vineyards", "lagoon", "garrigue")], 0.2),
+    "swin-nano-buildings": (["banepa/south"], 0.132),
+    "swin-nano-dubai": (["dubai/tile2"], 1.0),
 }
-"""By model: a labelled scene in $CASWIT_DATA that it was not trained on, and the ground size of its pixels."""
+"""By model: labelled scenes in $CASWIT_DATA that it was not trained on, which seeds take in turn; ground size."""
 _ELSEWHERE = 255
 """Label of what is not scored."""
 _LEAST = 0.02
@@ -81,32 +81,34 @@ def score(model: str, dataset: Path) -> dict[str, Any]:
 
 
 def cut(model: str, folder: Path, seed: int, tile_px: int) -> tuple[Path, Path]:
-    """Write the left halves of two tiles as one dataset, and their right halves, in the whole tiles, as another."""
+    """Write two datasets of one image: the left halves of two tiles of it, with their labels, and the right halves."""
     folder.mkdir(parents=True, exist_ok=True)
-    image, label, gsd_m = SCENES[model]
-    data = Path(os.environ["CASWIT_DATA"])
+    scenes, gsd_m = SCENES[model]
+    stem = Path(os.environ["CASWIT_DATA"]).resolve() / scenes[seed % len(scenes)]
     info = load_model(model).info
     side = round(tile_px * (info.tile.read_gsd_m or gsd_m) / gsd_m)
     classes = [c for c in info.classes.to_dicts() if c["id"] != _ELSEWHERE]
     classes.append({"id": _ELSEWHERE, "name": "elsewhere", "color": "#000000", "ignore": True})
-    train, test = [], []
-    with rasterio.open(data / image) as pixels, rasterio.open(data / label) as labels:
-        for number, (row, col) in enumerate(places(labels.read(1), side, seed)):
-            window = Window(col, row, side, side)
-            tile, ids = pixels.read([1, 2, 3], window=window), labels.read(1, window=window)
-            where = {"crs": pixels.crs, "transform": pixels.window_transform(window)} if pixels.crs else {}
-            half = side // 2
-            write(folder / f"learned{number}.tif", tile[:, :, :half], where)
-            write(folder / f"learned{number}_label.tif", ids[None, :, :half], where)
-            ids[:, :half] = _ELSEWHERE
-            write(folder / f"scored{number}.tif", tile, where)
-            write(folder / f"scored{number}_label.tif", ids[None], where)
-            train.append({"image": f"learned{number}.tif", "label": f"learned{number}_label.tif", "split": "train"})
-            test.append({"image": f"scored{number}.tif", "label": f"scored{number}_label.tif", "split": "test"})
+    with rasterio.open(f"{stem}_label.tif") as labels:
+        ids, profile = labels.read(1), labels.profile
+    tiles = places(ids, side, seed)
+    half = side // 2
     files = []
-    for name, scenes in (("learned", train), ("scored", test)):
+    for name, split, left in (("learned", "train", 0), ("scored", "test", half)):
+        areas = [[row, col + left, side, half] for row, col in tiles]
+        # No label of the other halves is in the file.
+        there = np.full_like(ids, _ELSEWHERE)
+        for row, col, height, width in areas:
+            rows, cols = slice(row, row + height), slice(col, col + width)
+            there[rows, cols] = ids[rows, cols]
+        label = folder / f"{name}.tif"
+        with rasterio.open(label, "w", **profile | {"compress": "deflate", "nodata": None}) as to:
+            to.write(there, 1)
+        scene = {"image": f"{stem}.tif", "label": str(label.resolve()), "split": split}
+        if split == "test":
+            scene["areas"] = areas  # scored alone, so that tiles begin where they do
         files.append(folder / f"{name}.yaml")
-        files[-1].write_text(yaml.safe_dump({"name": name, "classes": classes, "scenes": scenes}, sort_keys=False))
+        files[-1].write_text(yaml.safe_dump({"name": name, "classes": classes, "scenes": [scene]}, sort_keys=False))
     return files[0], files[1]
 
 
@@ -130,14 +132,6 @@ def places(labels: np.ndarray, side: int, seed: int) -> list[tuple[int, int]]:
 def _varied(labels: np.ndarray) -> bool:
     counts = np.sort(np.unique(labels, return_counts=True)[1])
     return bool(len(counts) > 1 and counts[-2] >= _LEAST * labels.size)
-
-
-def write(file: Path, pixels: np.ndarray, where: dict[str, Any]) -> None:
-    """Write (bands, H, W) as a GeoTIFF."""
-    count, height, width = pixels.shape
-    shape = {"count": count, "height": height, "width": width, "dtype": pixels.dtype}
-    with rasterio.open(file, "w", driver="GTiff", **shape, **where) as to:
-        to.write(pixels)
 
 
 if __name__ == "__main__":

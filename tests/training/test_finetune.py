@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from caswit.cli.main import main
 from caswit.config import FinetuneConfig, InitConfig, ModelConfig, TileConfig
 from caswit.data.classes import ClassTable, LandClass
-from caswit.errors import ConfigError
+from caswit.errors import ConfigError, DataError
 from caswit.nn.caswit import CASWiT
 from caswit.training.finetune import RECIPE, choose, result
 from caswit.training.loop import Loop
@@ -108,6 +108,44 @@ def test_it_says_where_the_images_are_smaller_than_the_context(model, dataset_fi
     assert not any(line.startswith("context:") for line in choose("swin-nano-buildings", str(dataset_file)).lines)
 
 
+def test_few_labels_in_a_large_image_are_few(model, dataset_file, make_raster):
+    make_raster(picture(512, 512), "scene.tif", **georeference(0.5))
+    labels = np.zeros((1, 512, 512), np.uint8)
+    labels[:, 40:140, 300:400] = 1
+    make_raster(labels, "scene_label.tif", **georeference(0.5))
+    choice = choose(str(model), str(dataset_file))
+    recipe = yaml.safe_load(choice.recipe)
+    assert "0.01 Mpx of 0.5 m" in choice.lines[1]
+    assert "labelled on 3.8% of the ground" in choice.lines[1]
+    assert (recipe["data"]["sampling"], recipe["data"]["val_split"]) == ("labelled", None)
+    assert recipe["train"]["average_with_start"] == 0.5
+    # As much by areas: what lies around them is seen as context.
+    make_raster(np.ones((1, 512, 512), np.uint8), "scene_label.tif", **georeference(0.5))
+    content = yaml.safe_load(dataset_file.read_text())
+    content["scenes"][0]["areas"] = [[40, 300, 100, 100]]
+    dataset_file.write_text(yaml.safe_dump(content))
+    choice = choose(str(model), str(dataset_file))
+    assert yaml.safe_load(choice.recipe)["train"] == recipe["train"]
+    assert yaml.safe_load(choice.recipe)["data"]["sampling"] == "random"
+    assert not any(line.startswith("context:") for line in choice.lines)
+
+
+def test_labels_here_and_there_leave_no_end_to_hold_out(model, dataset_file, make_raster):
+    make_raster(picture(1024, 1024), "scene.tif", **georeference(0.5))
+    labels = np.zeros((1, 1024, 1024), np.uint8)
+    labels[:, :600, :600] = 1
+    make_raster(labels, "scene_label.tif", **georeference(0.5))
+    choice = choose(str(model), str(dataset_file))
+    recipe = yaml.safe_load(choice.recipe)
+    assert recipe["data"] | {"sampling": "labelled", "val_split": None} == recipe["data"]
+    assert "hold_out" not in recipe["data"]
+    assert "may have no label; all is learned" in choice.lines[2]
+    labels[:] = 0
+    make_raster(labels, "scene_label.tif", **georeference(0.5))
+    with pytest.raises(DataError, match="no pixel of split train has a label that counts"):
+        choose(str(model), str(dataset_file))
+
+
 @pytest.mark.parametrize(("source", "read"), [(0.13, 0.26), (0.5, 0.26), (2.0, 2.0), (None, None)])
 def test_the_ground_size_is_the_models_unless_the_images_are_far_coarser(dataset_file, make_raster, source, read):
     where = {} if source is None else georeference(source)
@@ -194,7 +232,7 @@ def test_few_labels_are_all_learned_and_the_model_is_the_mean_of_before_and_afte
 ):
     main(["finetune", str(model), str(dataset_file), "--out", str(tmp_path / "run"), "--steps", "2"])
     said = capsys.readouterr().out
-    assert "validation: none: a part of what fills 3 crops only would be missed" in said
+    assert "validation: none: a part of what fills 2 crops only would be missed" in said
     assert "validation: none; only labels that it has not learned tell whether 2 steps made it better" in said
     recipe = str(tmp_path / "run" / RECIPE)
     main(["train", recipe, "--out", str(tmp_path / "end"), "--train.average_with_start", "null"])

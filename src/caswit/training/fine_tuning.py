@@ -15,7 +15,7 @@ from caswit.weights.initialize import folder_of_start
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo, read_info
 
 
-class _Usual(NamedTuple):
+class Usual(NamedTuple):
     """Settings that fit a size of network, where its decoder is trained already."""
 
     tile_px: int
@@ -28,9 +28,9 @@ class _Usual(NamedTuple):
     weight_decay: float
 
 
-SMALL = _Usual(256, 8, 1, 300, 3e-4, 1e-5, 20, 0.05)
+SMALL = Usual(256, 8, 1, 300, 3e-4, 1e-5, 20, 0.05)
 """Pico and nano, on two CPU cores."""
-LARGE = _Usual(512, 16, 4, 2000, 3e-5, 1e-6, 100, 0.01)
+LARGE = Usual(512, 16, 4, 2000, 3e-5, 1e-6, 100, 0.01)
 """Swin's own sizes, on one GPU."""
 _COARSE = 2
 """Times the model's ground size from which on images are much coarser than what it knows."""

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from caswit.config import FinetuneConfig
 from caswit.data.classes import known_and_new
 from caswit.data.dataset import Dataset, load_dataset
-from caswit.data.reader import open_dataset_scene
 from caswit.errors import one_line
 from caswit.files import expand_path
-from caswit.training.fine_tuning import LARGE, SMALL, UNTRAINED, described, model_to_tune
+from caswit.training.fine_tuning import LARGE, SMALL, UNTRAINED, Usual, described, model_to_tune
+from caswit.training.finetune_data import LabelledData, look
 from caswit.training.run_folder import RunFolder, read_log
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo, load_model
 
@@ -22,8 +22,6 @@ RECIPE = "finetune.yaml"
 """Name of the recipe in the run folder."""
 _LONGEST = 2000
 """Characters of a comment in the recipe."""
-_COARSE = 3.0
-"""Times the model's ground size from which on images are read as they are: enlarged, they would be mostly guessed."""
 _CROP_SIDES = (384, 256, 192, 128, 96, 64)
 """Sides of crops: multiples of 32, the side of a token of the last stage."""
 _CROPS = 5
@@ -40,8 +38,6 @@ _LOSS = {"cross_entropy": 1.0, "dice": 1.0}
 _START = 0.5
 """Share of the weights before in those after where data are few."""
 _FORGETS = "their mean forgets less, and labels as few as these teach some things by chance"
-_MOST_SCENES = 100
-"""Scenes whose sizes are looked up."""
 
 
 class Choice(NamedTuple):
@@ -53,19 +49,50 @@ class Choice(NamedTuple):
     """What was picked and why, a line for each choice."""
 
 
-class _Data(NamedTuple):
-    """What the choices depend on, in pixels that are read."""
+class _Picked(NamedTuple):
+    """What was chosen."""
 
-    scenes: int
-    pixels: int
-    """Of the training scenes."""
-    shortest_px: int
-    """Shorter side of the smallest scene."""
-    validates: bool
-    """There is a split ``val`` with labels."""
-    read_gsd_m: float | None
-    why: str
-    """Of ``read_gsd_m``."""
+    info: ModelInfo | PretrainedInfo
+    data: LabelledData
+    usual: Usual
+    """What fits the size of the network."""
+    known: list[str]
+    new: list[str]
+    """Classes of the dataset that the model has, and the others."""
+    crop_px: int
+    few: bool
+    """The labels fill few crops."""
+    fresh: bool
+    """Something begins at random."""
+    hold_out: float
+    """Share of the training scenes that validates."""
+    lr: float
+    steps: int
+
+    @property
+    def trained(self) -> bool:
+        """The model has a decoder."""
+        return isinstance(self.info, ModelInfo)
+
+    @property
+    def adapts(self) -> bool:
+        """The labels are few, of classes that the model knows."""
+        return self.few and not self.fresh
+
+    @property
+    def validates(self) -> bool:
+        """There are labels that are not learned."""
+        return self.data.validates or self.hold_out > 0
+
+    @property
+    def dice(self) -> bool:
+        """The loss has a dice part."""
+        return self.adapts and not self.info.model.has_own_loss
+
+    @property
+    def crops(self) -> float:
+        """Number of crops that the labels which are learned fill."""
+        return _crops(self.data, self.hold_out, self.crop_px)
 
 
 def first_line(model: str, dataset: str, settings: FinetuneConfig) -> str:
@@ -87,71 +114,10 @@ def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> 
         CaswitError: The model or the dataset cannot be used.
     """
     settings = settings or FinetuneConfig()
-    info = model_to_tune(model)
-    table = load_dataset(dataset)
-    data = _look(table, info)
-    usual = SMALL if info.model.size in ("pico", "nano") else LARGE
-    crop_px = _crop_px(data, min(usual.tile_px, info.tile.tile_px), info.tile.step_px)
-    known, new = _classes(info, table)
-    trained = isinstance(info, ModelInfo)
-    # What begins at random does not get far at the rate of what only adapts.
-    fresh, few = bool(new) or not trained, data.pixels / crop_px**2 < _FEW_CROPS
-    adapts = few and not fresh
-    # A part of so little would be missed in learning, and say by chance which weights are the best (docs/log.md).
-    blind = adapts and not data.validates
-    hold_out = 0.0 if data.validates or blind else 0.25 if data.scenes < _FEW_SCENES else 0.2
-    tiles = data.pixels * (1 - hold_out) / crop_px**2
-    dice = adapts and not info.model.has_own_loss
-    lr = UNTRAINED * usual.lr if fresh else usual.lr / 3 if few else usual.lr
-    least = _LEAST_STEPS * (UNTRAINED if fresh else 1)
-    steps = settings.steps or round(min(max(_PASSES * tiles / usual.batch, least), usual.max_steps))
-    sections: dict[str, dict[str, object]] = {
-        "data": {
-            "dataset": str(expand_path(dataset).resolve()),
-            "val_split": None if blind else "held_out" if hold_out else "val",
-            **({"hold_out": hold_out} if hold_out else {}),
-            "sampling": "random",
-            "crop_px": crop_px,
-        },
-        "tile": {"tile_px": info.tile.tile_px, "read_gsd_m": data.read_gsd_m},
-        "augment": {"spatial": True, "brightness": 0.1, "contrast": 0.2, "gamma": 0.2},
-        "train": {
-            "seed": settings.seed,
-            "batch": usual.batch,
-            **({"accumulate": usual.accumulate} if usual.accumulate > 1 else {}),
-            "max_steps": steps,
-            **({"max_minutes": settings.minutes} if settings.minutes is not None else {}),
-            **({} if blind else {"val_every_steps": max(1, -(-steps // 4)), "validate_start": not fresh}),
-            "keep": "last" if blind else "best",
-            **({"average_with_start": _START} if adapts else {}),
-            **({"loss": _LOSS} if dice else {}),
-            "lr": lr,
-            "min_lr": lr / 30,
-            "warmup_steps": min(usual.warmup_steps, max(1, steps // 10)),
-            "layer_decay": _LAYER_DECAY,
-            **({"freeze_norms": True} if trained else {}),
-            "weight_decay": usual.weight_decay,
-            "clip_norm": 5.0,
-            "alpha": 0.0,
-            "accelerator": settings.accelerator,
-        },
-        "init": {"path": _absolute(model), **({"decoder": True} if trained else {})},
-    }
-    lines = [
-        f"model:      {model}: {described(info.model)}; {_said_of_classes(info, known, new)}",
-        f"data:       {data.scenes} scene{'s' * (data.scenes != 1)} to learn from, {data.pixels / 1e6:.2f} Mpx "
-        f"{data.why}",
-        f"validation: {_said_of_validation(data, hold_out, tiles)}",
-        f"crop:       {crop_px} px, {_said_of_crop(data, crop_px, usual.tile_px)}; maps keep tiles of "
-        f"{info.tile.tile_px} px",
-        *_said_of_context(info, data, crop_px),
-        f"rate:       {lr:.0e} for the decoder, {_said_of_rate(fresh, few, tiles)}; {_LAYER_DECAY} times as much for "
-        "each block of the encoders before it",
-        f"steps:      {steps} of {usual.batch} crops, {_said_of_steps(settings, tiles, steps, usual.batch)}",
-        *(["loss:       cross-entropy and dice in equal parts, which gives rare classes their weight"] if dice else []),
-        *([f"weights:    {_START:.0%} of those before and the rest of those after: {_FORGETS}"] if adapts else []),
-    ]
+    picked = _pick(model_to_tune(model), load_dataset(dataset), settings)
+    lines = _reasons(model, picked, settings)
     head = [first_line(model, dataset, settings), *(f"# {one_line(line, _LONGEST)}" for line in lines)]
+    sections = _sections(model, dataset, picked, settings)
     text = "".join(f"{line}\n" for line in head) + "".join(_section(*each) for each in sections.items())
     return Choice(text, lines)
 
@@ -177,32 +143,88 @@ def result(out: Path) -> list[str]:
     return [f"{said}; " + ("kept" if kept == last else f"the best, {best:.4f} after {kept}, is kept")]
 
 
-def _look(data: Dataset, info: ModelInfo | PretrainedInfo) -> _Data:
-    """Open the training scenes, or some of them, and choose the ground size that is read."""
-    scenes = data.split("train")
-    validates = any(s.split == "val" for s in data.scenes) and all(
-        s.label is not None for s in data.scenes if s.split == "val"
+def _pick(info: ModelInfo | PretrainedInfo, dataset: Dataset, settings: FinetuneConfig) -> _Picked:
+    data = look(dataset, info)
+    usual = SMALL if info.model.size in ("pico", "nano") else LARGE
+    crop_px = _crop_px(data, min(usual.tile_px, info.tile.tile_px), info.tile.step_px)
+    known, new = _classes(info, dataset)
+    # What begins at random does not get far at the rate of what only adapts.
+    fresh, few = bool(new) or isinstance(info, PretrainedInfo), _crops(data, 0, crop_px) < _FEW_CROPS
+    hold_out = _hold_out(data, adapts=few and not fresh)
+    least = _LEAST_STEPS * (UNTRAINED if fresh else 1)
+    passes = _PASSES * _crops(data, hold_out, crop_px) / usual.batch
+    return _Picked(
+        info=info,
+        data=data,
+        usual=usual,
+        known=known,
+        new=new,
+        crop_px=crop_px,
+        few=few,
+        fresh=fresh,
+        hold_out=hold_out,
+        lr=UNTRAINED * usual.lr if fresh else usual.lr / 3 if few else usual.lr,
+        steps=settings.steps or round(min(max(passes, least), usual.max_steps)),
     )
-    wanted = info.tile.read_gsd_m
-    with open_dataset_scene(data.read_at(None, info.bands), scenes[0]) as first:
-        source = first.image.grid.source_gsd_m
-    if wanted is None or source is None:
-        read, why = None, "as they are" if wanted is None else "as they are: the images do not say their ground size"
-    elif source > _COARSE * wanted:
-        read, why = source, f"of {source:.2g} m as they are: too coarse to be enlarged to the model's {wanted:g} m"
-    else:
-        read, why = wanted, f"of {wanted:g} m, which the model knows"
-    opened_data = data.read_at(read, info.bands)
-    some = scenes[:: -(-len(scenes) // _MOST_SCENES)]
-    sides = []
-    for scene in some:
-        with open_dataset_scene(opened_data, scene) as opened:
-            sides += [(area.height, area.width) for area in opened.areas]
-    pixels = sum(height * width for height, width in sides) * len(scenes) // len(some)
-    return _Data(len(scenes), pixels, min(map(min, sides)), validates, read, why)
 
 
-def _crop_px(data: _Data, most_px: int, step_px: int) -> int:
+def _hold_out(data: LabelledData, *, adapts: bool) -> float:
+    """Return the share of the training scenes that validates."""
+    # A part of so little would be missed in learning, and say by chance which weights are the best (docs/log.md).
+    if data.validates or adapts:
+        return 0.0
+    if data.scenes >= _FEW_SCENES:
+        return 0.2
+    # The end of a scene that is labelled here and there may have no label at all.
+    return 0.0 if data.sparse else 0.25
+
+
+def _crops(data: LabelledData, hold_out: float, crop_px: int) -> float:
+    return data.pixels * (1 - hold_out) / crop_px**2
+
+
+def _sections(model: str, dataset: str, picked: _Picked, settings: FinetuneConfig) -> dict[str, dict[str, object]]:
+    """Return the recipe by section."""
+    info, data, usual, steps, lr = picked.info, picked.data, picked.usual, picked.steps, picked.lr
+    return {
+        "data": {
+            "dataset": str(expand_path(dataset).resolve()),
+            "val_split": "held_out" if picked.hold_out else "val" if picked.validates else None,
+            **({"hold_out": picked.hold_out} if picked.hold_out else {}),
+            "sampling": "labelled" if data.sparse else "random",
+            "crop_px": picked.crop_px,
+        },
+        "tile": {"tile_px": info.tile.tile_px, "read_gsd_m": data.read_gsd_m},
+        "augment": {"spatial": True, "brightness": 0.1, "contrast": 0.2, "gamma": 0.2},
+        "train": {
+            "seed": settings.seed,
+            "batch": usual.batch,
+            **({"accumulate": usual.accumulate} if usual.accumulate > 1 else {}),
+            "max_steps": steps,
+            **({"max_minutes": settings.minutes} if settings.minutes is not None else {}),
+            **(
+                {"val_every_steps": max(1, -(-steps // 4)), "validate_start": not picked.fresh}
+                if picked.validates
+                else {}
+            ),
+            "keep": "best" if picked.validates else "last",
+            **({"average_with_start": _START} if picked.adapts else {}),
+            **({"loss": _LOSS} if picked.dice else {}),
+            "lr": lr,
+            "min_lr": lr / 30,
+            "warmup_steps": min(usual.warmup_steps, max(1, steps // 10)),
+            "layer_decay": _LAYER_DECAY,
+            **({"freeze_norms": True} if picked.trained else {}),
+            "weight_decay": usual.weight_decay,
+            "clip_norm": 5.0,
+            "alpha": 0.0,
+            "accelerator": settings.accelerator,
+        },
+        "init": {"path": _absolute(model), **({"decoder": True} if picked.trained else {})},
+    }
+
+
+def _crop_px(data: LabelledData, most_px: int, step_px: int) -> int:
     """Return the side of the crops: the largest that lies within every scene and of which some fit into the data."""
     sides = [most_px, *(side for side in _CROP_SIDES if side < most_px)]
     side = next((s for s in sides if s <= data.shortest_px and _CROPS * s**2 <= data.pixels), sides[-1])
@@ -214,24 +236,59 @@ def _classes(info: ModelInfo | PretrainedInfo, data: Dataset) -> tuple[list[str]
     return known_and_new(data.classes.names, info.classes.names if isinstance(info, ModelInfo) else ())
 
 
-def _said_of_classes(info: ModelInfo | PretrainedInfo, known: list[str], new: list[str]) -> str:
-    if not isinstance(info, ModelInfo):
+def _reasons(model: str, picked: _Picked, settings: FinetuneConfig) -> list[str]:
+    """Return what was picked and why, a line for each choice."""
+    info, data, usual, crop_px = picked.info, picked.data, picked.usual, picked.crop_px
+    lines = [
+        f"model:      {model}: {described(info.model)}; {_said_of_classes(picked)}",
+        f"data:       {data.scenes} scene{'s' * (data.scenes != 1)} to learn from, {data.pixels / 1e6:.2f} Mpx "
+        f"{data.why}{_said_of_labels(data)}",
+        f"validation: {_said_of_validation(picked)}",
+        f"crop:       {crop_px} px, {_said_of_crop(data, crop_px, usual.tile_px)}; maps keep tiles of "
+        f"{info.tile.tile_px} px",
+        *_said_of_context(info, data, crop_px),
+        f"rate:       {picked.lr:.0e} for the decoder, {_said_of_rate(picked)}; {_LAYER_DECAY} times as much for each "
+        "block of the encoders before it",
+        f"steps:      {picked.steps} of {usual.batch} crops, {_said_of_steps(picked, settings)}",
+    ]
+    if picked.dice:
+        lines.append("loss:       cross-entropy and dice in equal parts, which gives rare classes their weight")
+    if picked.adapts:
+        lines.append(f"weights:    {_START:.0%} of those before and the rest of those after: {_FORGETS}")
+    return lines
+
+
+def _said_of_classes(picked: _Picked) -> str:
+    known, new = picked.known, picked.new
+    if not picked.trained:
         return "pretrained without labels, so the decoder begins at random"
     if not new:
         return f"it knows the classes {', '.join(known)}"
     return f"it knows {', '.join(known)}; new: {', '.join(new)}" if known else "no class has the name of one of its own"
 
 
-def _said_of_validation(data: _Data, hold_out: float, tiles: float) -> str:
-    if not hold_out and not data.validates:
-        return f"none: a part of what fills {tiles:.0f} crops only would be missed, and judge by chance; all is learned"
-    if not hold_out:
+def _said_of_labels(data: LabelledData) -> str:
+    if not data.sparse:
+        return ""
+    return f", labelled on {data.labelled:.1%} of the ground: crops are drawn around labels"
+
+
+def _said_of_validation(picked: _Picked) -> str:
+    if picked.data.validates:
         return "split val of the dataset"
-    of = "scenes" if data.scenes >= round(1 / hold_out) else "each scene, at the end of its longer side"
-    return f"{hold_out:.0%} of {of}, since no split val has labels"
+    if picked.adapts:
+        return (
+            f"none: a part of what fills {picked.crops:.0f} crops only would be missed, and judge by chance; "
+            "all is learned"
+        )
+    if not picked.hold_out:
+        return "none: an end of scenes that are labelled here and there may have no label; all is learned"
+    whole = picked.data.scenes >= round(1 / picked.hold_out)
+    of = "scenes" if whole else "each scene, at the end of its longer side"
+    return f"{picked.hold_out:.0%} of {of}, since no split val has labels"
 
 
-def _said_of_crop(data: _Data, crop_px: int, usual_px: int) -> str:
+def _said_of_crop(data: LabelledData, crop_px: int, usual_px: int) -> str:
     if crop_px >= usual_px:
         return "as usual for networks of this size"
     larger = min(side for side in (usual_px, *_CROP_SIDES) if side > crop_px)
@@ -239,25 +296,25 @@ def _said_of_crop(data: _Data, crop_px: int, usual_px: int) -> str:
     return f"below the usual {usual_px} since {what} too small for it"
 
 
-def _said_of_context(info: ModelInfo | PretrainedInfo, data: _Data, crop_px: int) -> list[str]:
+def _said_of_context(info: ModelInfo | PretrainedInfo, data: LabelledData, crop_px: int) -> list[str]:
     side = crop_px * max(info.tile.context_factors)
-    if not info.model.reads_context or side <= data.shortest_px:
+    if not info.model.reads_context or side <= data.image_px:
         return []
     return [
-        f"context:    {side} px, and the smallest scene has {data.shortest_px}: what lies outside is black; larger "
+        f"context:    {side} px, and the smallest scene has {data.image_px}: what lies outside is black; larger "
         "images, labelled in part, would show it"
     ]
 
 
-def _said_of_rate(fresh: bool, few: bool, tiles: float) -> str:
-    if fresh:
+def _said_of_rate(picked: _Picked) -> str:
+    if picked.fresh:
         return "much, since some of it begins at random"
-    return f"a third of the usual since the data fill {tiles:.0f} crops only" if few else "as usual"
+    return f"a third of the usual since the data fill {picked.crops:.0f} crops only" if picked.few else "as usual"
 
 
-def _said_of_steps(settings: FinetuneConfig, tiles: float, steps: int, batch: int) -> str:
-    passes = f"which see the data about {max(1, round(steps * batch / tiles))} times"
-    return f"as asked for, {passes}" if settings.steps else passes
+def _said_of_steps(picked: _Picked, settings: FinetuneConfig) -> str:
+    times = max(1, round(picked.steps * picked.usual.batch / picked.crops))
+    return f"{'as asked for, ' if settings.steps else ''}which see the data about {times} times"
 
 
 def _section(name: str, values: dict[str, object]) -> str:

@@ -1,0 +1,86 @@
+"""What ``caswit finetune`` looks at in a dataset: how much is labelled, how large images are, their ground size."""
+
+from typing import NamedTuple
+
+from caswit.data.dataset import Dataset
+from caswit.data.label_counts import count_labels
+from caswit.data.reader import open_dataset_scene
+from caswit.errors import DataError
+from caswit.raster.windows import area_tiles
+from caswit.weights.model_folder import ModelInfo, PretrainedInfo
+
+_COARSE = 3.0
+"""Times the model's ground size from which on images are read as they are: enlarged, they would be mostly guessed."""
+_MOST_SCENES = 100
+"""Scenes that are opened and whose labels are counted."""
+_SPARSE = 0.5
+"""Share of the pixels with a label below which labels lie here and there."""
+
+
+class LabelledData(NamedTuple):
+    """The training scenes of a dataset, in pixels that are read."""
+
+    scenes: int
+    pixels: int
+    """Of the training scenes, with a label."""
+    labelled: float
+    """Their share of what could have one, 0..1."""
+    shortest_px: int
+    """Shorter side of the smallest scene, or of its areas."""
+    image_px: int
+    """Shorter side of the smallest image."""
+    validates: bool
+    """There is a split ``val`` with labels."""
+    read_gsd_m: float | None
+    why: str
+    """Of ``read_gsd_m``."""
+
+    @property
+    def sparse(self) -> bool:
+        """Labels lie here and there, so that most windows have none."""
+        return self.labelled < _SPARSE
+
+
+def look(data: Dataset, info: ModelInfo | PretrainedInfo) -> LabelledData:
+    """Open the training scenes, or some of them, count their labels and choose the ground size that is read.
+
+    Raises:
+        DataError: No label counts, or a file is broken.
+    """
+    scenes = data.split("train")
+    validates = any(s.split == "val" for s in data.scenes) and all(
+        s.label is not None for s in data.scenes if s.split == "val"
+    )
+    wanted = info.tile.read_gsd_m
+    with open_dataset_scene(data.read_at(None, info.bands), scenes[0]) as first:
+        source = first.image.grid.source_gsd_m
+    if wanted is None or source is None:
+        read, why = None, "as they are" if wanted is None else "as they are: the images do not say their ground size"
+    elif source > _COARSE * wanted:
+        read, why = source, f"of {source:.2g} m as they are: too coarse to be enlarged to the model's {wanted:g} m"
+    else:
+        read, why = wanted, f"of {wanted:g} m, which the model knows"
+    opened_data = data.read_at(read, info.bands)
+    some = scenes[:: -(-len(scenes) // _MOST_SCENES)]
+    images, areas = [], []
+    for scene in some:
+        with open_dataset_scene(opened_data, scene) as opened:
+            images.append(opened.raster)
+            areas.append(opened.areas)
+    tiles = [(i, tile.owned) for i, each in enumerate(areas) for tile in area_tiles(each, info.tile.tile_px)]
+    labelled = int(count_labels(opened_data, some, tiles).sum())
+    if not labelled:
+        raise DataError(
+            f"{data.path}: no pixel of split train has a label that counts; look at them with caswit inspect"
+        )
+    whole = sum(area.height * area.width for each in areas for area in each)
+    return LabelledData(
+        scenes=len(scenes),
+        pixels=labelled * len(scenes) // len(some),
+        labelled=labelled / whole,
+        shortest_px=min(min(area.height, area.width) for each in areas for area in each),
+        image_px=min(min(image.height, image.width) for image in images),
+        validates=validates,
+        read_gsd_m=read,
+        why=why,
+    )
