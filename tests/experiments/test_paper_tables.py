@@ -15,7 +15,7 @@ from caswit.cli.main import main
 from caswit.cli.recipe import parse_recipe, parse_row, read_recipe
 from caswit.config import DataConfig, Recipe, TableConfig, TileConfig, TilingConfig
 from caswit.data.dataset import load_dataset
-from caswit.errors import CaswitError, ConfigError
+from caswit.errors import CaswitError, ConfigError, DataError
 from caswit.experiments.memory import peak_memory
 from caswit.experiments.paper_tables import table
 from caswit.experiments.table_scale import (
@@ -23,6 +23,7 @@ from caswit.experiments.table_scale import (
     common_px,
     fitting_px,
     method_tiling,
+    scaled_pretraining,
     scaled_recipe,
     scaled_size,
     scaled_tile,
@@ -319,11 +320,25 @@ class TestScale:
         larger = dataclasses.replace(settings, size="tiny")
         assert scaled_recipe(self.row(recipes, size="base"), 5, recipes, larger).init["path"].endswith("/pretrained")
 
+    def test_an_equal_time_for_all_rows_ends_trainings_and_pretrainings(self, recipes):
+        settings = TableConfig(dataset="x.yaml", size="nano", max_minutes=0.5)
+        made = scaled_recipe(self.row(recipes, size="base"), 0, recipes, settings)
+        for train in (made.train, scaled_pretraining(made).train):
+            assert (train.max_minutes, train.max_steps) == (0.5, 10**6)
+        both = scaled_recipe(self.row(recipes), 0, recipes, dataclasses.replace(settings, max_steps=7))
+        assert (both.train.max_minutes, both.train.max_steps) == (0.5, 7)
+        with pytest.raises(ConfigError, match="max_minutes must be above 0, got 0"):
+            TableConfig(max_minutes=0)
+
     def test_weights_of_others_have_their_own_size(self, recipes):
         row = self.row(recipes, size="base")
         row = dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, init={"from": "timm", "timm": True}))
         assert scaled_recipe(row, 0, recipes, TableConfig(size="nano")).init is None
         assert scaled_recipe(row, 0, recipes, TableConfig()).init == {"from": "timm", "timm": True}
+
+    def test_a_slip_in_the_name_of_the_landscapes(self, recipes):
+        with pytest.raises(DataError, match=r"^landscape: no such dataset file; did you mean landscapes\?$"):
+            scaled_recipe(self.row(recipes), 0, recipes, TableConfig(dataset="landscape"))
 
     def test_pretrained_elsewhere(self, recipes):
         made = scaled_recipe(self.row(recipes), 3, recipes, TableConfig(pretrained="p-{seed}/model"))

@@ -49,6 +49,14 @@ def test_a_baseline_is_smps_network_on_normalised_images(settings):
     torch.testing.assert_close(logits, theirs((image.float() - mean) / std))
 
 
+@pytest.mark.parametrize(("settings", "millions"), [(PSPNET, 11.4), (DEEPLAB, 12.3)], ids=["pspnet", "deeplabv3plus"])
+def test_they_have_the_known_parameters(settings, millions):
+    """Those of the rows of table 2."""
+    with torch.device("meta"):
+        network = Baseline(num_classes=8, settings=settings)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
 def test_training_gives_logits_without_a_context():
     network = Baseline(num_classes=3, settings=DEEPLAB).train()
     logits = network(torch.from_numpy(np.stack([picture(32, 32, seed) for seed in (0, 1)])), None)

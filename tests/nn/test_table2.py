@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+import caswit.inference.onnx.write
 from caswit.cli.main import main
 from caswit.config import TABLE2, EvaluateConfig, ModelConfig, PredictConfig, TileConfig
 from caswit.errors import ConfigError, ModelError
@@ -220,6 +223,15 @@ class TestCommands:
         assert not (tmp_path / "toy.onnx").exists()
 
 
+def test_glnet_says_at_once_that_it_is_not_exported(monkeypatch, tmp_path):
+    """It was traced for a minute, and the line came after 3000 others, of torch's graph."""
+    monkeypatch.undo()  # no toys
+    monkeypatch.setattr(caswit.inference.onnx.write, "make_graph", lambda *_: pytest.fail("began to trace"))
+    folder, _ = make(tmp_path, ModelConfig(arch="glnet", width=0.0625))
+    with pytest.raises(ModelError, match=r"GLNet cannot be exported as ONNX, .*; export another network$"):
+        export(folder, tmp_path / "toy.onnx")
+
+
 @pytest.mark.parametrize("arch", TABLE2)
 @torch.no_grad()
 def test_each_is_saved_and_loaded_and_described(arch, monkeypatch, tmp_path):
@@ -239,6 +251,12 @@ def test_each_is_saved_and_loaded_and_described(arch, monkeypatch, tmp_path):
         network(hr, context)
     assert costs(loaded).flops == counter.get_total_flops() > 0
     assert f"network        {settings.title}\n" in describe(tmp_path / "model")
+
+
+def test_the_page_of_networks_names_each_as_a_recipe_does():
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    named = {name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
+    assert {*TABLE2, "pspnet", "deeplabv3plus"} <= named
 
 
 class TestSettings:

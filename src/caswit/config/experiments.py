@@ -66,6 +66,9 @@ class TableConfig(ScoreConfig):
     baseline's own); null: what each recipe says. The paper's text allows both."""
     max_steps: int | None = None
     """Number of training steps of every row; null: the recipe's."""
+    max_minutes: float | None = None
+    """Minutes that every row trains, for as many steps as it takes in them, at most max_steps; null: the recipe's. The
+    time counts, so nothing else should run on the machine."""
     tile_scale: float | None = None
     """Sides of all tiles and crops as a share of the recipes' own; below 1, with --dataset, batches are small ones too
     and one process trains. null: 0.25 on landscapes, 1 on other data."""
@@ -103,6 +106,8 @@ class TableConfig(ScoreConfig):
             "--split or --folds",
         )
         check(self.max_steps is None or self.max_steps > 0, f"max_steps must be above 0, got {self.max_steps}")
+        minutes = self.max_minutes
+        check(minutes is None or minutes > 0, f"max_minutes must be above 0, got {minutes}; try 1")
         check(
             self.tile_scale is None or (self.dataset is not None and 0 < self.tile_scale <= 1),
             f"tile_scale must be above 0 and at most 1 and needs --dataset, got {self.tile_scale}; try 0.25",

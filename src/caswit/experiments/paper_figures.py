@@ -5,13 +5,11 @@ attention of one pixel at each stage. The paper's baseline is trained without co
 place is taken by the model itself with masked context, and the title says so.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image as Pillow
 
 from caswit.config import IGNORE_INDEX, FiguresConfig
 from caswit.data.dataset import Dataset, load_dataset
@@ -26,7 +24,18 @@ from caswit.files import atomic_write_bytes
 from caswit.inference.load import load_predictor
 from caswit.inference.predictor import Predictor
 from caswit.raster.windows import Tile
-from caswit.viz.pictures import Image, channels_last, draw_tile, legend, overlay, resize, resize_nearest, stack, strip
+from caswit.viz.pictures import (
+    Image,
+    channels_last,
+    draw_tile,
+    legend,
+    overlay,
+    png_bytes,
+    resize,
+    resize_nearest,
+    stack,
+    strip,
+)
 from caswit.weights.model_folder import LoadedModel, load_model
 
 DOTS_PER_INCH = 300
@@ -100,7 +109,7 @@ def figures(
         "figure8.png": _comparison(chosen, captions, data, factors, settings),
     }
     for name, sheet in sheets.items():
-        atomic_write_bytes(out / name, _print_png(sheet))
+        atomic_write_bytes(out / name, png_bytes(sheet, dots_per_inch=DOTS_PER_INCH))
     return [out / name for name in sheets]
 
 
@@ -189,9 +198,3 @@ def _innermost_gain(pair: TilePair) -> tuple[int, int]:
 
 def _resized(image: Image, side: int, names: Sequence[str]) -> Image:
     return resize(channels_last(image, names), side, side, smooth=True)
-
-
-def _print_png(picture: Image) -> bytes:
-    file = io.BytesIO()
-    Pillow.fromarray(picture).save(file, format="PNG", compress_level=6, dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
-    return file.getvalue()

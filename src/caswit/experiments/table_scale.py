@@ -30,7 +30,8 @@ from caswit.config import (
 from caswit.data.dataset import load_dataset
 from caswit.data.folds import TRAIN
 from caswit.data.synthetic import SCENE_PX, write_landscapes
-from caswit.files import atomic_write_bytes
+from caswit.errors import DataError, did_you_mean
+from caswit.files import atomic_write_bytes, expand_path
 
 FOLDS = "folds"
 """Folder in a table's own, of the datasets that are folds of another."""
@@ -71,6 +72,8 @@ PRETRAINING = "pretraining"
 _PRETRAIN_LR = 1e-3
 """As in recipes/pretrain-dubai-nano.yaml."""
 _SMALL_SIZES: tuple[Size, ...] = ("pico", "nano")
+_MORE_STEPS = 10**6
+"""Steps that are never taken, where minutes end a training."""
 _STRIDE_PX = 32
 _SMALL_BATCH = 8
 """Tiles in a step at small scale, of every other network."""
@@ -95,6 +98,8 @@ def scaled_recipe(row: TableRow, seed: int, out: Path, settings: TableConfig, fo
     if settings.skip_broken:
         recipe = replace(recipe, data=replace(recipe.data, skip_broken=True))
     learning: dict[str, Any] = {"seed": seed}
+    if settings.max_minutes is not None:
+        learning |= {"max_minutes": settings.max_minutes, "max_steps": _MORE_STEPS}
     if settings.max_steps is not None:
         learning["max_steps"] = settings.max_steps
     if settings.dataset is not None:
@@ -127,6 +132,8 @@ def _on_dataset(recipe: Recipe, row: TableRow, seed: int, out: Path, settings: T
     dataset = str(settings.dataset)
     if dataset == LANDSCAPES:
         dataset = str(_landscapes(out / LANDSCAPES / f"seed-{seed}", seed))
+    elif not expand_path(dataset).exists() and (meant := did_you_mean(dataset, [LANDSCAPES])):
+        raise DataError(f"{dataset}: no such dataset file{meant}")
     if tile_scale(settings) != 1:
         recipe = replace(_for_two_cores(recipe, row.fixed), tile=scaled_tile(row, settings))
     return replace(

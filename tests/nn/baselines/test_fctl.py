@@ -131,6 +131,20 @@ def test_attention_is_a_loop_over_cells():
                 torch.testing.assert_close(out[b, :, row, col], 0.7 * sum(w * v for w, v in zip(weights, values)))  # noqa: B905
 
 
+def test_attention_has_the_dimensions_that_onnx_knows(monkeypatch):
+    """Its exporter refuses queries without heads: (B, N, C)."""
+    seen = []
+    attend = F.scaled_dot_product_attention
+
+    def note(*maps, **settings):
+        seen.extend(tuple(x.shape) for x in maps)
+        return attend(*maps, **settings)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", note)
+    NonLocal(8)(torch.randn(2, 8, 3, 4), torch.randn(2, 8, 5, 2))
+    assert seen == [(2, 1, 12, 8), (2, 1, 10, 8), (2, 1, 10, 8)]
+
+
 @pytest.mark.equivalence
 @torch.no_grad()
 def test_weights_of_the_three_readings_add_up_to_one_at_every_value():

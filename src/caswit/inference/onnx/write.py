@@ -71,6 +71,12 @@ def export(model: Path | str, out: Path, form: Form = "tile and context") -> Exp
             f"{model}: networks with decoder mask2former cannot be exported as ONNX yet; "
             "export one with upernet or segformer"
         )
+    if loaded.info.model.arch == "glnet":
+        # Known beforehand: tracing it takes a minute and ends in pages of what torch has to say.
+        raise ModelError(
+            f"{model}: GLNet cannot be exported as ONNX, since it labels the images of a batch one by one, in patches; "
+            "export another network"
+        )
     size_bytes = 4 * sum(p.numel() for p in loaded.network.parameters())
     if size_bytes > MOST_BYTES:
         raise ModelError(

@@ -139,11 +139,11 @@ class NonLocal(nn.Module):
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         """(B, C, H, W), (B, C, H', W') -> (B, C, H, W)."""
         query, key, value = (
-            layer(maps).flatten(2).transpose(1, 2)  # (B, N, C)
+            layer(maps).flatten(2).transpose(1, 2)[:, None]  # (B, 1, N, C): ONNX knows attention of heads only
             for layer, maps in ((self.query, x), (self.key, other), (self.value, other))
         )
         read = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return self.gamma * read.transpose(1, 2).reshape(x.shape)
+        return self.gamma * read.transpose(2, 3).reshape(x.shape)
 
 
 class AdaptiveWeights(nn.Module):

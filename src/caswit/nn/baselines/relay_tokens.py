@@ -89,7 +89,7 @@ class RelayTokens(nn.Module):
         local = self.backbone.patch_embed(image)
         embed, norm = self.context_embed
         wide = norm(embed(context if context.ndim == 4 else context[:, -1]).permute(0, 2, 3, 1))
-        relay = self.tokens.expand(len(image), -1, -1)
+        relay = self.tokens.expand(image.shape[0], -1, -1)
         for number, stage in enumerate(self.backbone.layers):
             wide, local = stage.downsample(wide), stage.downsample(local)
             if number > 0:
