@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from caswit.raster import geopackage
 from caswit.raster.georef import Grid
 from caswit.raster.ground import class_areas
 from caswit.raster.overviews import Overviews
-from caswit.raster.reader import write_raster
+from caswit.raster.reader import quiet, write_raster
 from caswit.raster.web_mercator import mercator_fit, terms
 from caswit.raster.windows import Window, block_windows
 from caswit.serve.app import make_app, max_zoom, min_zoom
@@ -40,6 +41,7 @@ from caswit.serve.collection import Collection, _begins_with
 from caswit.serve.layers import raster_layer
 from caswit.serve.live import LiveModel
 from caswit.serve.server import serve
+from caswit.viz.pictures import png_bytes
 from caswit.weights.model_folder import load_model
 from conftest import CLASSES, georeference, picture
 from trees import make_deepglobe
@@ -287,6 +289,65 @@ def test_areas_are_those_that_predict_prints(tmp_path, monkeypatch, count_px):
     exact = class_areas(tmp_path / "a_label.tif")
     assert [row["area_m2"] for row in found] == pytest.approx([exact[0].area_m2, exact[1].area_m2], rel=1e-4)
     assert found[0]["area_m2"] < found[1]["area_m2"]
+
+
+@pytest.mark.parametrize("place", [{}, {"crs": "EPSG:2154", "transform": Affine(0.2, 0, 7e5, 0, -0.2, 6.6e6)}])
+@pytest.mark.parametrize("told", ["0.8", "nan", "-1", "wide", None])
+def test_areas_of_a_map_are_measured_with_the_ground_size_that_its_maker_told(tmp_path, place, told):
+    """predict --gsd-m printed square metres, and the page pixels, or square metres by the file's own ground size."""
+    profile = {"driver": "GTiff", "height": 64, "width": 96, "dtype": "uint8", **place}
+    with quiet(), rasterio_open(tmp_path / "a.tif", "w", count=3, **profile) as out:
+        out.write(picture(64, 96))
+    with quiet(), rasterio_open(tmp_path / "map.tif", "w", count=1, nodata=255, **profile) as out:
+        out.write((np.arange(64) >= 16).astype(np.uint8)[None, :, None] + np.zeros((1, 64, 96), np.uint8))
+        out.update_tags(CASWIT_IMAGE="a.tif", **({"CASWIT_GSD_M": told} if told else {}))
+        out.update_tags(1, CLASS_0="land", CLASS_1="water")
+    client = TestClient(make_app(Collection(tmp_path)))
+    view = views(client)["a.tif"]
+    found = client.get(f"/api/views/{view['key']}/layers/{layer(view, 'map')['key']}/areas").json()
+    pixel = 0.64 if told == "0.8" else 0.04 if place else None
+    assert [row["pixels"] for row in found] == [16 * 96, 48 * 96]
+    expected = [None if pixel is None else pytest.approx(pixel * row["pixels"]) for row in found]
+    assert [row["area_m2"] for row in found] == expected
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_map_made_with_gsd_m_is_measured_in_metres(tmp_path, model_folder):
+    """Its photograph says no ground size: areas, lengths and the scale were in pixels, beside hectares in predict."""
+    Image.fromarray(np.moveaxis(picture(40, 50, 3), 0, -1)).save(tmp_path / "photo.png")
+    result = predict(tmp_path / "photo.png", tmp_path / "photo_map.tif", model_folder, replace(EXACT, gsd_m=0.5))
+    client = TestClient(make_app(Collection(tmp_path, table=CLASSES)))
+    view = views(client)["photo.png"]
+    assert view["gsd_m"] == 0.5
+    areas = client.get(f"/api/views/{view['key']}/layers/{layer(view, 'map')['key']}/areas").json()
+    named = {each["id"]: each["name"] for each in layer(view, "map")["classes"]}
+    assert {named[each["id"]]: each["area_m2"] for each in areas} == {n: a.area_m2 for n, a in result.areas.items()}
+    assert sum(each["area_m2"] for each in areas) == 40 * 50 * 0.25
+    measured = client.get(f"/api/views/{view['key']}/measure?places=0,0,0,30,40,30").json()
+    assert measured == {"unit": "m", "length": 35, "perimeter": 60, "area": 150}
+    # A tag may hold anything, and two maps may disagree; then the ground size is unknown.
+    for told in ("1e999", "-1", "nan", "wide", "0.25"):
+        with rasterio_open(tmp_path / "photo_map.tif") as first:
+            content, profile, tags = first.read(), first.profile, first.tags()
+        with rasterio_open(tmp_path / "photo_map2.tif", "w", **profile) as second:
+            second.write(content)
+            second.update_tags(**tags | {"CASWIT_GSD_M": told})
+        both = views(TestClient(make_app(Collection(tmp_path, table=CLASSES))))["photo.png"]
+        assert len(both["layers"]) == 3
+        assert both["gsd_m"] == (None if told == "0.25" else 0.5), told
+
+
+def test_figures_of_caswit_are_no_images(tmp_path):
+    """A folder with runs and explanations listed their figures beside the images."""
+    drawn = np.moveaxis(picture(40, 50, 3), 0, -1)
+    for name in ("photo.png", "pictures/mine.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(drawn).save(tmp_path / name)
+    (tmp_path / "why.png").write_bytes(png_bytes(drawn))
+    assert set(views(TestClient(make_app(Collection(tmp_path))))) == {"photo.png", "pictures/mine.png"}
+    (tmp_path / "recipe.yaml").write_text("data: {dataset: x.yaml}")  # a run of a version that did not mark them
+    assert set(views(TestClient(make_app(Collection(tmp_path))))) == {"photo.png"}
+    assert set(views(TestClient(make_app(Collection([tmp_path / "why.png"]))))) == {"why.png"}
 
 
 def test_areas_are_counted(client, label):

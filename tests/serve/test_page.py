@@ -198,6 +198,23 @@ def test_hovering_says_class_and_confidence(page):
     assert all(word in text for word in ("truth", "map", "model", "row", "lon, lat"))
 
 
+def test_what_lies_under_the_pointer_is_not_cut_off(page):
+    """The place and the share of a polygon lay beside the panel where a class had a long name."""
+    page.mouse.move(450, 380)
+    page.wait_for_selector("#hover table:not([hidden])")
+    wide = page.evaluate(
+        """() => {
+            const line = document.createElement("tr");
+            for (const text of ["polygon", "herbaceous vegetation", "123,456 m² · 84 %"])
+                line.append(Object.assign(document.createElement("td"), { textContent: text }));
+            document.querySelector("#hover tbody").append(line);
+            const panel = document.querySelector("#panel");
+            return panel.scrollWidth - panel.clientWidth;
+        }"""
+    )
+    assert wide <= 0
+
+
 def test_errors_can_be_laid_over(page):
     page.select_option("#layer", label="errors: scene_map.tif")
     picture = shown(page)[200:560, 250:800]
@@ -566,9 +583,13 @@ def test_a_phone_is_filled_with_the_map(browser, gallery_address):
             )
             seen = shown(tab)[:760]
             assert (np.abs(seen - GROUND).max(-1) < 6).mean() < 0.05, name
+            # Both images have other sides than the screen, so a part of each is seen; the header says so until asked.
+            assert tab.locator("#brief").inner_text() == "a part: drag it, or zoom out", name
         tab.click("#fold")
         assert tab.locator("#panel").bounding_box()["height"] <= 0.56 * 844
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        tab.click("#whole")
+        assert tab.locator("#brief").inner_text() == ""
 
 
 def test_every_control_has_a_name(page):

@@ -164,7 +164,8 @@ def _add_views(app: FastAPI, collection: Collection, live: LiveModel | None, bas
         if counted.kind not in ("map", "truth"):
             raise HTTPException(404, f"{counted.title} has no classes to count")
         with readers.place():
-            return counted.areas(_view(collection, view).grid)
+            shown = _view(collection, view)
+            return counted.areas(shown.grid, shown.gsd_m)
 
 
 def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None, polygon_readers: "_Queue") -> None:
@@ -204,7 +205,8 @@ def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None, po
         if len(numbers) % 2 or not 4 <= len(numbers) <= 2 * MOST_PLACES or max(map(abs, numbers)) > _FARTHEST:
             raise HTTPException(422, f"places are 2-{MOST_PLACES} pairs of row,column, got {len(numbers)} numbers")
         pairs = [*zip(numbers[::2], numbers[1::2], strict=True)]
-        return measure(_view(collection, view).grid, pairs)._asdict()
+        shown = _view(collection, view)
+        return measure(shown.grid, pairs, shown.gsd_m)._asdict()
 
 
 class _Queue:
@@ -296,7 +298,7 @@ def _view_json(view: View, on_basemap: bool) -> dict[str, Any]:
         "title": view.base.title,
         "height": view.grid.height,
         "width": view.grid.width,
-        "gsd_m": view.grid.source_gsd_m,
+        "gsd_m": view.gsd_m,
         "corners": None if None in bounds else bounds,
         "mercator": fit and fit._asdict(),
         "max_zoom": max_zoom(view.base),

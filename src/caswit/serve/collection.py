@@ -32,6 +32,7 @@ from caswit.raster.stack import Further, in_list_order
 from caswit.raster.vector_gate import check_vector
 from caswit.serve.bands import Numbers, Shown, band_names, numbers_of, shown_bands
 from caswit.serve.layers import Kind, Layer, Outlines, drawn_layer, error_layer, raster_layer, truth_layer
+from caswit.viz.pictures import SOFTWARE
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,12 @@ class View:
     def key(self) -> str:
         """Name in addresses."""
         return self.base.key
+
+    @property
+    def gsd_m(self) -> float | None:
+        """Ground size of a pixel in metres: the image's, or where it has none that of its maps, if they agree."""
+        told = {layer.gsd_m for layer in self.overlays if layer.gsd_m is not None}
+        return self.grid.source_gsd_m or (told.pop() if len(told) == 1 else None)
 
     def layer(self, key: str) -> Layer | None:
         """Return the image or the overlay with this key."""
@@ -214,6 +221,8 @@ class Collection:
 
     def _is_image(self, path: Path, about: RasterInfo) -> bool:
         """Return whether a raster that no dataset lists is an image."""
+        if about.tags.get("Software") == SOFTWARE and path not in self.named:
+            return False  # a figure of a run, a report or an explanation
         if about.bands - about.alpha >= 3:
             return np.dtype(about.dtype).kind in "uif"
         # One or two bands are those of a model that reads so few, unless they look like a map or a label.
@@ -335,7 +344,10 @@ class Collection:
                     if len(found.rasters) > MAX_FILES or len(found.polygons) > MAX_FILES:
                         self._tell(f"all of %s: it holds more than {MAX_FILES} rasters", root)
                         return
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(SUFFIX) and _is_text(f))
+            # Pictures of runs: earlier versions wrote them without saying whose they are.
+            passed = {"pictures"} if "recipe.yaml" in names else set()
+            further = sorted(f for f in set(folders) - passed if not f.startswith(".") and _is_text(f))
+            folders[:] = [f for f in further if not f.endswith(SUFFIX)]
 
     def _open(self, path: Path) -> Overviews | None:
         """Open a raster, again if its file has changed; None if it cannot be shown."""

@@ -20,7 +20,7 @@ from caswit.data.scene import VectorLabel
 from caswit.errors import naming_extras
 from caswit.explain.figure import ramp_colours
 from caswit.raster.geopackage import PolygonFile
-from caswit.raster.georef import Grid
+from caswit.raster.georef import GSD_M, Grid
 from caswit.raster.ground import row_areas_m2
 from caswit.raster.overviews import Overviews
 from caswit.raster.reader import Bool, UInt8, rescaled
@@ -73,6 +73,8 @@ class Layer:
     """Changes whenever the content does; part of the addresses of tiles, so that browsers keep no old ones."""
     done: float = 1.0
     """Share of the map that is computed, 0..1."""
+    gsd_m: float | None = None
+    """Of a map that was made with ``--gsd-m``, this ground size of its pixels."""
 
     @cached_property
     def key(self) -> str:
@@ -132,8 +134,13 @@ class Layer:
         picture[mapped & ~labelled] = _UNLABELLED
         return picture
 
-    def areas(self, grid: Grid) -> list[dict[str, Any]]:
-        """Count each class: pixels, share and, where the ground size is known, square metres."""
+    def areas(self, grid: Grid, gsd_m: float | None = None) -> list[dict[str, Any]]:
+        """Count each class: pixels, share and, where the ground size is known, square metres.
+
+        Args:
+            grid: Grid of the image.
+            gsd_m: Ground size of its pixels, as a map may know it where the image does not.
+        """
         # Counted on nearest pixels of a smaller picture: a page wants shares at once, not a read of the whole map.
         scale = max(1.0, max(self.height, self.width) / _COUNT_PX)
         height, width = max(1, round(self.height / scale)), max(1, round(self.width / scale))
@@ -142,7 +149,7 @@ class Layer:
         counts = np.bincount(ids.ravel(), minlength=256 * height).reshape(height, 256)
         stands_for = self.height * self.width / (height * width)
         pixels = counts.sum(0) * stands_for
-        row_m2, m2 = row_areas_m2(grid), None
+        row_m2, m2 = row_areas_m2(grid, self.gsd_m or gsd_m), None
         if row_m2 is not None and np.isfinite(row_m2).all():
             rows_read = ((np.arange(height) + 0.5) * self.height / height).astype(int)
             m2 = row_m2[rows_read] @ counts * stands_for
@@ -198,7 +205,17 @@ def raster_layer(
         names=names,
         coarsest=about.coarsest,
         revision=overviews.path.stat().st_mtime_ns,
+        gsd_m=_told_gsd_m(about.tags),
     )
+
+
+def _told_gsd_m(tags: Mapping[str, str]) -> float | None:
+    """Return the ``--gsd-m`` that ``predict`` wrote into a map, None where there is none that could be."""
+    try:
+        told = float(tags.get("CASWIT_GSD_M", "nan"))
+    except ValueError:
+        return None
+    return told if GSD_M[0] <= told <= GSD_M[1] else None
 
 
 def truth_layer(

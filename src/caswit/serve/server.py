@@ -53,7 +53,8 @@ def _serve(where: Path | Sequence[Path], model: Path | None, settings: ServeConf
     if not count:
         names = where if isinstance(where, Path) else " ".join(map(str, where))
         raise ConfigError(
-            f"{names}: holds no image or map to show; give a folder with RGB uint8 rasters or maps, or these files"
+            f"{names}: holds no image or map to show; give a folder with rasters of three bands or more, or with maps, "
+            "or these files"
         )
     # A page elsewhere can point its own name at this machine and ask the visitor's browser to read from it. On the
     # loopback only loopback names are answered; on another address the names of the machine are not known.

@@ -41,6 +41,16 @@ function fit(fill) {
   map.setView(map.unproject(centre, zoom), zoom, { animate: false });
 }
 
+// A folded panel shows its header alone, which is where to say that there is more than can be seen.
+const PART = "a part: drag it, or zoom out";
+
+function showPart() {
+  const whole = map.getBounds().pad(0.01).contains(box([0, 0, state.view.height, state.view.width]));
+  by("brief").textContent = narrow.matches && !whole ? PART : "";
+}
+
+map.on("dragstart zoomstart", () => { if (by("brief").textContent === PART) by("brief").textContent = ""; });
+
 // How far the map may be moved: a screen beyond the image at any zoom. Less would push a narrow image off the middle.
 function reach(whole) {
   const { x: width, y: height } = map.getSize().divideBy(2 ** map.getMinZoom());
@@ -62,6 +72,7 @@ export function showView(view) {
   map.setMaxBounds(reach(box([0, 0, view.height, view.width])));
   // A wide image would be a strip on an upright screen with nothing above and below.
   if (narrow.matches) fit(true);
+  showPart();
   showChoice(before);
   const image = view.layers.find((layer) => layer.kind === "image");
   if (image) drawn.image = tiles(image, "tilePane").addTo(map);

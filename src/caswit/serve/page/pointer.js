@@ -60,7 +60,6 @@ map.on("mousemove", ({ latlng }) => {
 });
 on("view", () => {
   asking?.abort();
-  by("brief").textContent = "";
   by("hover").querySelector("table").hidden = true;
   by("hover").querySelector("[data-empty]").hidden = false;
 });
