@@ -1,6 +1,6 @@
 """Draw docs/images/layers.jpg: the files of a map in the colours of the styles that caswit writes. No QGIS is involved.
 
-caswit predict town.tif map.tif --confidence confidence.tif --vector map.gpkg --simplify 0.4 --min-area 4
+caswit predict town.tif map.tif --confidence confidence.tif --vector map.gpkg --simplify 0.4 --min-area 4 --model MODEL
 python docs/images/draw_qgis.py town.tif map.tif confidence.tif map.gpkg MODEL docs/images/layers.jpg
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
     shown = np.where(np.isin(indices, [i for i, name in enumerate(classes.names) if name == BACKGROUND]), 255, indices)
     over = np.where(shown[..., None] == 255, photo, overlay(photo, shown, classes.colors, opacity=1))
     drawn = Image.fromarray(photo)
-    _, _, shapes, (names,) = pyogrio.raw.read(vectors, columns=["name"])
+    _, _, shapes, (names,) = pyogrio.raw.read(vectors, layer="landcover", columns=["name"])
     for polygon, name in zip(shapely.from_wkb(shapes), names, strict=True):
         if name == BACKGROUND:
             continue

@@ -41,6 +41,8 @@ assert not {"torch", "lightning"} & sys.modules.keys()
         (["evaluate", "swin-nano-dubai", "none.yaml", "--out", "scores"], "none.yaml: no such file"),
         (["info", "none"], "none: no such model folder"),
         (["train", "recipe.yaml", "--out", "run"], "none.yaml: no such file"),
+        (["table", "recipe.yaml", "none.yaml", "--out", "rows"], "none.yaml: no such recipe file"),
+        (["serve", "there.tif", "none"], "none: no such folder or raster"),
     ],
 )
 def test_what_is_not_there_is_said_before_torch_is_imported(tmp_path, words, says):

@@ -159,6 +159,11 @@ class TestMistakes:
             (["--min_area"], "caswit: --min-area needs a value; caswit predict --help says which\n"),
             (["--nodata", "foo"], "caswit: --nodata: expected a number or auto, got foo\n"),
             (["--rescale", "a", "b"], "caswit: --rescale: expected a number or auto, got a\n"),
+            (
+                ["--min-confidence", "0.7"],
+                "caswit: --min-confidence must be a percentage, not a share, got 0.7; try 70\n",
+            ),
+            (["--min-confidence", "1"], "caswit: --min-confidence must be a percentage, not a share, got 1; try 70\n"),
         ],
     )
     def test_too_few_values_and_values_that_are_no_numbers(self, capsys, words, message):
@@ -170,6 +175,9 @@ class TestMistakes:
 
     def test_missing_recipe(self, capsys, tmp_path):
         assert "none.yaml" in refused(capsys, "train", tmp_path / "none.yaml", "--out", tmp_path / "run")
+        (tmp_path / "banepa-nano.yaml").write_text("")
+        said = refused(capsys, "train", tmp_path / "banepa-nan.yaml", "--out", tmp_path / "run")
+        assert said.endswith("banepa-nan.yaml: no such recipe file; did you mean banepa-nano.yaml?\n")
 
     def test_folder_instead_of_a_recipe(self, capsys, tmp_path):
         assert "no such recipe file" in refused(capsys, "train", tmp_path, "--out", tmp_path / "run")
@@ -288,7 +296,7 @@ class TestMistakes:
         run.send_signal(how)
         *said, last = run.communicate()[1].splitlines()
         assert run.returncode == 128 + how
-        assert all(line.startswith("predict image.tif: ") for line in said), said
+        assert all(line.startswith("predict image.tif with ") for line in said), said  # where the machine is slow
         again = shlex.join(["caswit", *map(str, words)])
         assert last == f"caswit: stopped; finished blocks are kept; go on with: {again}"
         assert [p.name for p in out.iterdir()] == ["map.tif.parts"]
@@ -319,7 +327,9 @@ def test_a_dataset_named_through_the_environment_is_found(monkeypatch, tmp_path,
         check_inputs([Recipe(data=DataConfig(dataset="$SOMEWHERE/nowhere.yaml"))], {})
 
 
-def test_training_without_its_extra_says_what_to_install(capsys, tmp_path, dataset_file, monkeypatch):
+@pytest.mark.parametrize("start", ["", "init: swin-nano-buildings"])
+def test_training_without_its_extra_says_what_to_install(capsys, tmp_path, dataset_file, monkeypatch, start):
+    """With ``init`` it was a traceback: what follows from the model is looked up before the training begins."""
     for name in [
         name
         for name in sys.modules
@@ -327,7 +337,7 @@ def test_training_without_its_extra_says_what_to_install(capsys, tmp_path, datas
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lightning", None)  # importing it now fails as if it were not there
-    (tmp_path / "r.yaml").write_text(f"data: {{dataset: {dataset_file}}}")
+    (tmp_path / "r.yaml").write_text(f"data: {{dataset: {dataset_file}}}\n{start}")
     message = refused(capsys, "train", tmp_path / "r.yaml", "--out", tmp_path / "run")
     assert install("train") in message
 

@@ -87,6 +87,11 @@ class TestRefusals:
         (tmp_path / "dataset.yaml").write_text("name: town\n")
         assert f"did you mean {tmp_path / 'dataset.yaml'}?" in refused(lambda: load_dataset(tmp_path))
 
+    def test_a_source_that_is_nearly_one(self, tmp_path):
+        file = tmp_path / "d.yaml"
+        file.write_text("name: d\nsource: {kind: flairhub, root: .}\n")
+        assert refused(lambda: load_dataset(file)).endswith("got 'flairhub'; did you mean flair_hub?")
+
     def test_something_that_is_not_yaml(self, tmp_path):
         (tmp_path / "d.yaml").write_text("{")
         assert "not YAML" in refused(lambda: load_dataset(tmp_path / "d.yaml"))

@@ -213,6 +213,19 @@ def test_a_run_made_longer_in_its_warm_up_says_what_the_learning_rate_does(tmp_p
     assert max(rates(out)) == peak
 
 
+def test_a_run_made_longer_that_ends_within_its_warm_up_promises_no_peak(tmp_path, caplog):
+    """It said that the rate would rise to its peak at the end of a warm-up that the run never comes to."""
+    caplog.set_level("INFO")
+    with pytest.raises(KeyError):
+        run(tmp_path, fails_at=3, warmup_steps=20)
+    go_on(tmp_path, warmup_steps=20, max_steps=12)
+    (said,) = [m for m in caplog.messages if "longer" in m]
+    assert said == (
+        "the run is longer than it was: its 12 steps end within the warm-up of 20, in which the learning rate rises as "
+        "before"
+    )
+
+
 @pytest.mark.parametrize(
     ("was", "now", "says"),
     [

@@ -1,6 +1,7 @@
 """A look at the inputs of a command before torch is imported, which takes seconds: a missing file should not."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from caswit.errors import DataError
@@ -17,11 +18,7 @@ def check_inputs(settings: Sequence[Any], arguments: Mapping[str, Any]) -> None:
     dataset, model = arguments.get("dataset"), arguments.get("model")
     if isinstance(dataset, str) and isinstance(model, str) and model.endswith((".yaml", ".yml")):
         raise DataError(f"{model}: is a dataset; the model comes first: {dataset} {model}")
-    data = next((each.data for each in settings if hasattr(each, "data")), None)
-    datasets = [arguments.get("dataset"), getattr(data, "dataset", None)]
-    for file in [*datasets, arguments.get("where")]:
-        if isinstance(file, str) and not expand_path(file).exists():
-            raise DataError(f"{file}: no such file")
+    _check_files(settings, arguments)
     image, images = arguments.get("image"), arguments.get("images") or ()
     if image or images:
         from caswit.raster.image_list import list_images
@@ -34,3 +31,17 @@ def check_inputs(settings: Sequence[Any], arguments: Mapping[str, Any]) -> None:
             from caswit.weights.zoo import check_there
 
             check_there(name)
+
+
+def _check_files(settings: Sequence[Any], arguments: Mapping[str, Any]) -> None:
+    data = next((each.data for each in settings if hasattr(each, "data")), None)
+    datasets = [arguments.get("dataset"), getattr(data, "dataset", None)]
+    for file in datasets:
+        if isinstance(file, str) and not expand_path(file).exists():
+            raise DataError(f"{file}: no such file")
+    for recipe in arguments.get("recipes") or ():
+        if not Path(recipe).exists():
+            raise DataError(f"{recipe}: no such recipe file")
+    for place in arguments.get("where") or ():
+        if not Path(place).exists():
+            raise DataError(f"{place}: no such folder or raster")

@@ -130,9 +130,10 @@ def _run(name: str, words: Sequence[str]) -> None:
     if command.reads_recipe:
         words = with_recipe(words, command)
     try:
-        settings, arguments = parse(command, words, inherited_defaults if command.reads_recipe else None)
-        check_inputs(settings, arguments)
         with naming_extras(name):
+            # Settings that follow from weights are looked up with what trains, an extra.
+            settings, arguments = parse(command, words, inherited_defaults if command.reads_recipe else None)
+            check_inputs(settings, arguments)
             command.run(*settings, **arguments)
     except ConfigError as error:
         raise ConfigError(with_options(str(error), command)) from error

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from caswit.cli.parsing import Command, closest, is_boolean, plain_message, refuse_null
 from caswit.config import ModelConfig, PhaseConfig, Recipe, RowConfig, TileConfig, parse_init
 from caswit.config.renamed import with_new_names
-from caswit.errors import CaswitError, ConfigError, brief
+from caswit.errors import CaswitError, ConfigError, brief, did_you_mean
 from caswit.files import read_yaml
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,8 @@ def _read(file: Path, kind: type, includers: tuple[Path, ...]) -> dict[str, Any]
             raise CaswitError(
                 f"{includers[-1]}: base {file}: no such recipe file; a base is relative to the file that names it"
             )
-        raise CaswitError(f"{file}: no such recipe file")
+        beside = sorted(each.name for each in file.parent.glob("*.yaml"))
+        raise CaswitError(f"{file}: no such recipe file{did_you_mean(file.name, beside)}")
     if file.resolve() in [each.resolve() for each in includers]:
         chain = " -> ".join(str(each) for each in (*includers, file))
         raise CaswitError(f"{includers[0]}: the recipe is its own base ({chain}); remove one base")

@@ -67,6 +67,8 @@ class PredictConfig(TTAConfig):
         check(self.gsd_m is None or self.gsd_m > 0, f"gsd_m must be above 0, got {self.gsd_m}; try 0.25")
         percent = self.min_confidence
         check(0 <= percent <= 100, f"min_confidence must be a percentage, 0 to 100, got {percent}; try 70")
+        # 1 % leaves out nothing, not even of a hundred classes.
+        check(not 0 < percent <= 1, f"min_confidence must be a percentage, not a share, got {percent}; try 70")
         fills = get_args(Fill)
         check(self.fill in (None, *fills), f"fill must be one of {', '.join(fills)}, got {brief(self.fill)}")
         value = self.nodata

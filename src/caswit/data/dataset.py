@@ -14,7 +14,7 @@ from caswit.data.masks import with_masks
 from caswit.data.published_classes import OFFICIAL_CLASSES
 from caswit.data.scene import Scene, VectorLabel
 from caswit.data.sources import read_source
-from caswit.errors import DataError, brief
+from caswit.errors import DataError, brief, did_you_mean
 from caswit.files import checked, expand_path, only_keys, read_yaml
 from caswit.raster.stack import Bands, Further, Ranges
 from caswit.raster.windows import Window
@@ -247,7 +247,8 @@ def _classes(content: Mapping[str, Any], file: Path, *, official: ClassTable | N
 def _source(row: Any, where: str, folder: Path) -> SourceConfig:
     if not isinstance(row, Mapping) or not isinstance(row.get("kind"), str) or row["kind"] not in SOURCES:
         kind = row.get("kind") if isinstance(row, Mapping) else row
-        raise DataError(f"{where}: kind must be one of {', '.join(SOURCES)}, got {brief(kind)}")
+        meant = did_you_mean(str(kind), SOURCES)
+        raise DataError(f"{where}: kind must be one of {', '.join(SOURCES)}, got {brief(kind)}{meant}")
     made = SOURCES[row["kind"]]
     only_keys(row, {"kind", "root"}, {field.name for field in fields(made)}, where)
     # If root is absolute, pathlib drops the folder before it.

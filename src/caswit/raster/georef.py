@@ -19,7 +19,7 @@ from rasterio.warp import transform_bounds
 from caswit.errors import DataError, brief
 
 log = logging.getLogger(__name__)
-_GSD_M = 1e-5, 1e6
+GSD_M = 1e-5, 1e6
 """Ground sizes of a pixel in metres that an image can have, from a microscope to a globe."""
 _SQUARE = 1.01
 """Sides of a pixel that differ by less than this factor are called equal: degrees, and rounded headers."""
@@ -112,9 +112,9 @@ def check_grid(grid: Grid, path: str) -> None:
             "correct it with gdal_edit.py -a_ullr, or remove it with gdal_edit.py -unsetgt"
         )
     gsd_m = grid.source_gsd_m
-    if gsd_m is not None and not _GSD_M[0] <= gsd_m <= _GSD_M[1]:
+    if gsd_m is not None and not GSD_M[0] <= gsd_m <= GSD_M[1]:
         raise DataError(
-            f"{path}: its pixels would be {gsd_m:.3g} m wide, {_GSD_M[0]:g} to {_GSD_M[1]:g} m can be; "
+            f"{path}: its pixels would be {gsd_m:.3g} m wide, {GSD_M[0]:g} to {GSD_M[1]:g} m can be; "
             "correct its geotransform with gdal_edit.py -a_ullr, or its CRS with -a_srs"
         )
     if gsd_m is not None:

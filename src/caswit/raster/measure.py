@@ -22,12 +22,13 @@ class Measured(NamedTuple):
     area: float
 
 
-def measure(grid: Grid, places: Sequence[tuple[float, float]]) -> Measured:
+def measure(grid: Grid, places: Sequence[tuple[float, float]], gsd_m: float | None = None) -> Measured:
     """Measure a line through places.
 
     Args:
         grid: Grid of the image.
         places: (row, column) of each place; whole numbers are corners of pixels.
+        gsd_m: Ground size of a pixel, for grids that do not know theirs.
 
     Returns:
         Metres along geodesics on WGS 84. Where coordinates have no degrees, metres by the ground size of a pixel;
@@ -38,7 +39,7 @@ def measure(grid: Grid, places: Sequence[tuple[float, float]]) -> Measured:
         lon, lat = np.transpose([place for place in degrees if place is not None])
         area, perimeter = _EARTH.polygon_area_perimeter(lon, lat)
         return Measured("m", float(_EARTH.line_length(lon, lat)), float(perimeter), abs(float(area)))
-    gsd_m = grid.source_gsd_m
+    gsd_m = grid.source_gsd_m or gsd_m
     row, col = (gsd_m or 1.0) * np.transpose(places).astype(float)
     steps = np.hypot(np.diff(row, append=row[0]), np.diff(col, append=col[0]))
     area = abs(float(np.dot(row, np.roll(col, 1)) - np.dot(col, np.roll(row, 1)))) / 2

@@ -221,7 +221,13 @@ class Loop:
         if settings.phases or not 0 < self.step < self.max_steps:
             return
         if self.step <= warmup:
-            if self.longer:
+            if self.longer and warmup >= self.max_steps:
+                log.info(
+                    "the run is longer than it was: its %d steps end within the warm-up of %d, in which the learning "
+                    "rate rises as before",
+                    *(self.max_steps, warmup),
+                )
+            elif self.longer:
                 peak = learning_rate(settings, warmup, warmup / self.max_steps)
                 log.info(
                     "the run is longer than it was: after step %d the learning rate rises as before, to %.3g at the "

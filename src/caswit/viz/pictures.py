@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 Image = NDArray[np.uint8]
 ClassMap = NDArray[Any]
@@ -23,6 +24,7 @@ IGNORED_COLOUR: Colour = (78, 80, 84)
 WRONG_COLOUR: Colour = (226, 38, 38)
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (28, 30, 34)
+SOFTWARE = "caswit"
 
 
 def colourise(classes: ClassMap, colours: Image, ignore_colour: Colour = IGNORED_COLOUR) -> Image:
@@ -145,10 +147,15 @@ def legend(names: Sequence[str], colours: Image, *, width: int = 900, font_px: i
     return np.asarray(picture)
 
 
-def png_bytes(image: Image) -> bytes:
-    """Encode as PNG, without loss: for class maps and drawings."""
-    file = io.BytesIO()
-    Pillow.fromarray(image).save(file, format="PNG", optimize=True)
+def png_bytes(image: Image, *, dots_per_inch: int | None = None) -> bytes:
+    """Encode as PNG, without loss: for class maps and drawings.
+
+    The file names caswit as its software, by which the viewer tells drawings from images to be shown.
+    """
+    file, about = io.BytesIO(), PngInfo()
+    about.add_text("Software", SOFTWARE)
+    dpi = {} if dots_per_inch is None else {"dpi": (dots_per_inch, dots_per_inch)}
+    Pillow.fromarray(image).save(file, format="PNG", optimize=True, pnginfo=about, **dpi)
     return file.getvalue()
 
 
