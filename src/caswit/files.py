@@ -56,6 +56,12 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
+def check_place(place: Path) -> None:
+    """Raise DataError if there is neither a folder nor a file."""
+    if not place.exists():
+        raise DataError(f"{place}: no such folder or raster")
+
+
 def try_writing(path: Path) -> None:
     """Raise ConfigError unless `atomic_path` can write this file: its folder may be read-only, its name too long."""
     partial = _partial(path)

@@ -10,6 +10,7 @@ import yaml
 from caswit.config import IGNORE_INDEX, AugmentConfig, DataConfig, TileConfig
 from caswit.data.dataset import load_dataset
 from caswit.data.label_counts import ClassDraws, count_labels, median_frequencies
+from caswit.data.reader import SceneReaders
 from caswit.data.sampler import TrainingSamples
 from caswit.errors import DataError
 from caswit.raster.windows import Window
@@ -45,7 +46,7 @@ def rare_file(tmp_path, make_raster):
 
 def test_counts_are_those_of_the_tiles_that_training_reads(dataset_file):
     samples = make_samples(dataset_file, "grid")
-    counts = count_labels(samples.dataset, samples.scenes, samples.grid)
+    counts = count_labels(SceneReaders(samples.dataset, samples.scenes), samples.grid)
     read = [samples._read(i, samples._opened[i], window).label for i, window in samples.grid]
     expected = [[(label == k).sum() for k in range(len(CLASSES))] for label in read]
     assert counts.tolist() == np.array(expected).tolist()
@@ -57,8 +58,9 @@ def test_a_broken_label_counts_0_where_files_may_be_broken(dataset_file):
     (dataset_file.parent / "scene_label.tif").write_bytes(b"broken")
     tiles = [(0, Window(0, 0, 32, 32))]
     with pytest.raises(DataError, match=r"scene_label\.tif"):
-        count_labels(dataset, dataset.scenes[:1], tiles)
-    assert not count_labels(dataclasses.replace(dataset, skip_broken=True), dataset.scenes[:1], tiles).any()
+        count_labels(SceneReaders(dataset, dataset.scenes[:1]), tiles)
+    tolerant = dataclasses.replace(dataset, skip_broken=True)
+    assert not count_labels(SceneReaders(tolerant, dataset.scenes[:1]), tiles).any()
 
 
 def test_median_frequency_by_hand():
@@ -76,7 +78,7 @@ def test_every_class_is_drawn_as_often_and_tiles_by_its_pixels():
 
 def test_balanced_samples_hold_rare_classes_far_more_often(rare_file):
     balanced, random = make_samples(rare_file), make_samples(rare_file, "random")
-    balanced.balance(count_labels(balanced.dataset, balanced.scenes, balanced.grid))
+    balanced.balance(count_labels(SceneReaders(balanced.dataset, balanced.scenes), balanced.grid))
     having = [
         [sum((samples[n]["label"] == k).any().item() for n in range(300)) / 300 for k in (1, 2)]
         for samples in (balanced, random)
@@ -91,7 +93,7 @@ def test_balanced_samples_hold_rare_classes_far_more_often(rare_file):
 def test_a_balanced_sample_depends_on_seed_and_number_alone(rare_file):
     one, two = make_samples(rare_file), make_samples(rare_file)
     for samples in (one, two):
-        samples.balance(count_labels(samples.dataset, samples.scenes, samples.grid))
+        samples.balance(count_labels(SceneReaders(samples.dataset, samples.scenes), samples.grid))
     forward = [one._sample(n) for n in range(20)]
     for n in reversed(range(20)):
         assert all((two._sample(n)[name] == x).all() for name, x in forward[n].items())
@@ -102,7 +104,7 @@ def test_a_balanced_sample_depends_on_seed_and_number_alone(rare_file):
 
 def test_balanced_samples_of_a_few_labels_use_these_alone(rare_file):
     samples = make_samples(rare_file, label_fraction=0.5)
-    counts = count_labels(samples.dataset, samples.scenes, samples.grid)
+    counts = count_labels(SceneReaders(samples.dataset, samples.scenes), samples.grid)
     assert len(counts) == 32
     samples.balance(counts)
     used = sum(int((samples[n]["label"] != IGNORE_INDEX).sum()) for n in range(20))

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from caswit.cli.recipe import check_recipe
 from caswit.errors import DataError
-from caswit.files import expand_path
+from caswit.files import check_place, expand_path
 
 
 def check_inputs(settings: Sequence[Any], arguments: Mapping[str, Any]) -> None:
@@ -40,8 +41,6 @@ def _check_files(settings: Sequence[Any], arguments: Mapping[str, Any]) -> None:
         if isinstance(file, str) and not expand_path(file).exists():
             raise DataError(f"{file}: no such file")
     for recipe in arguments.get("recipes") or ():
-        if not Path(recipe).exists():
-            raise DataError(f"{recipe}: no such recipe file")
+        check_recipe(Path(recipe))
     for place in arguments.get("where") or ():
-        if not Path(place).exists():
-            raise DataError(f"{place}: no such folder or raster")
+        check_place(Path(place))

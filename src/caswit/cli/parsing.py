@@ -366,11 +366,7 @@ def plain_message(message: str) -> str:
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null").replace("typing.Literal", "one of ")
     # A word in place of a number, such as auto.
     text = re.sub(r"expected float, one of \['(\w+)'\](, null)?, got", r"expected a number or \1, got", text)
-    text = re.sub(r'^Parser key "(.*?)"(?: element \d+)?: ', r"--\1: ", text)
-    # Percentages are whole numbers: what the setting itself says of a share.
-    share = r"(--min_confidence): expected int, got (0?\.\d+)"
-    words = "must be a percentage, not a share, got"
-    return re.sub(share, lambda m: f"{m[1]} {words} {m[2]}; try {100 * float(m[2]):g}", text)
+    return re.sub(r'^Parser key "(.*?)"(?: element \d+)?: ', r"--\1: ", text)
 
 
 def closest(word: str, words: Iterable[str]) -> str:

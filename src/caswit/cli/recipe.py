@@ -33,6 +33,13 @@ def read_recipe(file: Path, kind: type = Recipe) -> dict[str, Any]:
     return _read(file, kind, ())
 
 
+def check_recipe(file: Path) -> None:
+    """Raise CaswitError if a recipe is not there."""
+    if not file.is_file():
+        beside = sorted(each.name for each in file.parent.glob("*.yaml"))
+        raise CaswitError(f"{file}: no such recipe file{did_you_mean(file.name, beside)}")
+
+
 def recipe_text(file: Path, kind: type = Recipe) -> str:
     """Return a recipe as one YAML text for a command's parser, with its bases merged in and without its row."""
     content = read_recipe(file, kind)
@@ -147,13 +154,11 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Path, kind: type, includers: tuple[Path, ...]) -> dict[str, Any]:
-    if not file.is_file():
-        if includers:
-            raise CaswitError(
-                f"{includers[-1]}: base {file}: no such recipe file; a base is relative to the file that names it"
-            )
-        beside = sorted(each.name for each in file.parent.glob("*.yaml"))
-        raise CaswitError(f"{file}: no such recipe file{did_you_mean(file.name, beside)}")
+    if includers and not file.is_file():
+        raise CaswitError(
+            f"{includers[-1]}: base {file}: no such recipe file; a base is relative to the file that names it"
+        )
+    check_recipe(file)
     if file.resolve() in [each.resolve() for each in includers]:
         chain = " -> ".join(str(each) for each in (*includers, file))
         raise CaswitError(f"{includers[0]}: the recipe is its own base ({chain}); remove one base")

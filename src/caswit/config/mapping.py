@@ -53,7 +53,7 @@ class PredictConfig(TTAConfig):
     fill: Fill | None = None
     """What the network sees where there is no data. mirror: the image mirrored at its edges and those of holes in it;
     holes: mirrored at holes, black around the image; black: black. Null: mirror."""
-    min_confidence: int = 0
+    min_confidence: int | float = 0
     """Pixels whose class is less probable than this many percent become nodata."""
 
     def __post_init__(self) -> None:

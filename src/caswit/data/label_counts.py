@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caswit.config import IGNORE_INDEX
-from caswit.data.dataset import Dataset
 from caswit.data.reader import SceneReaders
-from caswit.data.scene import Scene
 from caswit.errors import DataError
 from caswit.progress import Progress
 from caswit.raster.windows import Window
@@ -25,20 +23,19 @@ _QUIET_BELOW = 500
 """Fewer tiles than this are counted without showing progress."""
 
 
-def count_labels(dataset: Dataset, scenes: Sequence[Scene], tiles: Sequence[tuple[int, Window]]) -> TileCounts:
+def count_labels(opened: SceneReaders, tiles: Sequence[tuple[int, Window]]) -> TileCounts:
     """Count the pixels of each class in tiles: (N, K).
 
     Labels alone are read: pixels whose image is nodata count as labelled.
 
     Args:
-        dataset: Has the class table and the ground size that is read.
-        scenes: Some of its scenes, with labels.
-        tiles: Place of the scene among these, and a window in pixels that are read.
+        opened: Scenes with labels.
+        tiles: Number of the scene among these, and a window in pixels that are read.
 
     Raises:
         DataError: A label is broken; with ``skip_broken`` its tiles count 0.
     """
-    opened = SceneReaders(dataset, scenes)
+    dataset = opened.dataset
     counts = np.zeros((len(tiles), len(dataset.classes)), np.int64)
     with Progress("count labels", len(tiles), "tile", quiet=len(tiles) < _QUIET_BELOW) as progress:
         for number, (scene, window) in enumerate(tiles):

@@ -21,7 +21,7 @@ from caswit.data.dataset import Dataset, load_dataset
 from caswit.data.palette import default_color
 from caswit.data.scene import Scene, VectorLabel
 from caswit.errors import CaswitError, DataError
-from caswit.files import expand_path, read_yaml
+from caswit.files import check_place, expand_path, read_yaml
 from caswit.mapping.journal import SUFFIX
 from caswit.mapping.partial_map import PartsSource, read_partial_map
 from caswit.raster.gate import OPENING, RASTERS, Gate
@@ -111,8 +111,7 @@ class Collection:
         """Raise DataError unless there are folders and rasters."""
         given = [self.where] if isinstance(self.where, Path) else list(self.where)
         for place in given:
-            if not place.exists():
-                raise DataError(f"{place}: no such folder or raster")
+            check_place(place)
         places = [*dict.fromkeys(place.resolve() for place in given)]
         self.named = [place for place in places if not place.is_dir()]
         self.only = self.named[0] if len(places) == len(self.named) == 1 else None

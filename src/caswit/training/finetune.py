@@ -292,7 +292,7 @@ def _said_of_crop(data: LabelledData, crop_px: int, usual_px: int) -> str:
     if crop_px >= usual_px:
         return "as usual for networks of this size"
     larger = min(side for side in (usual_px, *_CROP_SIDES) if side > crop_px)
-    what = "the smallest scene is" if data.shortest_px < larger else "data of this size are"
+    what = "the smallest area to learn from is" if data.shortest_px < larger else "data of this size are"
     return f"below the usual {usual_px} since {what} too small for it"
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from caswit.data.dataset import Dataset
 from caswit.data.label_counts import count_labels
-from caswit.data.reader import open_dataset_scene
+from caswit.data.reader import SceneReaders, open_dataset_scene
 from caswit.errors import DataError
 from caswit.raster.windows import area_tiles
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo
@@ -60,15 +60,14 @@ def look(data: Dataset, info: ModelInfo | PretrainedInfo) -> LabelledData:
         read, why = source, f"of {source:.2g} m as they are: too coarse to be enlarged to the model's {wanted:g} m"
     else:
         read, why = wanted, f"of {wanted:g} m, which the model knows"
-    opened_data = data.read_at(read, info.bands)
     some = scenes[:: -(-len(scenes) // _MOST_SCENES)]
-    images, areas = [], []
-    for scene in some:
-        with open_dataset_scene(opened_data, scene) as opened:
-            images.append(opened.raster)
-            areas.append(opened.areas)
-    tiles = [(i, tile.owned) for i, each in enumerate(areas) for tile in area_tiles(each, info.tile.tile_px)]
-    labelled = int(count_labels(opened_data, some, tiles).sum())
+    opened = SceneReaders(data.read_at(read, info.bands), some)
+    images, areas, tiles = [], [], []
+    for i in range(len(some)):
+        images.append(opened[i].raster)
+        areas.append(opened[i].areas)
+        tiles += [(i, tile.owned) for tile in area_tiles(areas[-1], info.tile.tile_px)]
+    labelled = int(count_labels(opened, tiles).sum())
     if not labelled:
         raise DataError(
             f"{data.path}: no pixel of split train has a label that counts; look at them with caswit inspect"

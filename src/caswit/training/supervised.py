@@ -18,7 +18,7 @@ from caswit.config import ModelConfig, Recipe, TrainConfig
 from caswit.data.classes import known_and_new
 from caswit.data.dataset import Dataset
 from caswit.data.label_counts import TileCounts, count_labels, median_frequencies
-from caswit.data.reader import band_layout, check_scenes, ground_size_m, open_dataset_scene
+from caswit.data.reader import SceneReaders, band_layout, check_scenes, ground_size_m, open_dataset_scene
 from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
@@ -163,7 +163,7 @@ class SupervisedTask:
         if self.fabric.is_global_zero:
             counts = self.folder.label_counts((len(tiles), len(self.dataset.classes)))
             if counts is None:
-                counts = count_labels(self.dataset, self.samples.scenes, tiles)
+                counts = count_labels(SceneReaders(self.dataset, self.samples.scenes), tiles)
                 self.folder.save_label_counts(counts)
         sent: Any = counts
         found: TileCounts = self.fabric.broadcast(sent)
