@@ -25,7 +25,7 @@ check: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-# Trainings in several processes, stopped by signals and resumed, and the tutorial notebook; ten minutes at most.
+# Trainings and maps in several processes, stopped by signals and resumed, and the tutorial notebook; ten minutes at most.
 slow: setup
 	OMP_NUM_THREADS=1 timeout 600 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 

@@ -247,6 +247,7 @@ print(kills, finished, resumed)
 
 
 class TestInterruptions:
+    @pytest.mark.slow
     def test_killed_at_ten_random_moments_the_map_is_the_same(self, path, model_folder, tmp_path):
         folder = tmp_path / "out"
         folder.mkdir()

@@ -27,10 +27,8 @@ BAND_KINDS = ("map", "confidence", "probabilities")
 
 # What Ray's own code warns of, now or in a later version, is not what is tested here; nor are the processes and logs
 # of its cluster, which outlive the objects that Python sees.
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{kind}")
-    for kind in ("DeprecationWarning", "FutureWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
-]
+_IGNORED = "DeprecationWarning", "FutureWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning"
+pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(f"ignore::{kind}") for kind in _IGNORED)]
 
 
 @pytest.fixture(scope="module")

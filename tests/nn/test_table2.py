@@ -246,7 +246,9 @@ def test_each_is_saved_and_loaded_and_described(arch, monkeypatch, tmp_path):
     context = hr if arch != "fctl" else torch.stack([hr, hr], 1)
     logits = network(hr, context)
     assert logits.shape == (1, 3, 96, 96)
-    torch.testing.assert_close(loaded.network(hr, context), logits, rtol=0, atol=0)
+    torch.testing.assert_close(dict(loaded.network.state_dict()), dict(network.state_dict()), rtol=0, atol=0)
+    # Where weights lie in memory can decide which kernels add up, and so the last digit.
+    torch.testing.assert_close(loaded.network(hr, context), logits)
     with FlopCounterMode(display=False) as counter:
         network(hr, context)
     assert costs(loaded).flops == counter.get_total_flops() > 0

@@ -107,6 +107,7 @@ def test_a_run_that_died_resumes_to_the_same_weights(landscapes, tmp_path, monke
     assert [int(s) for s in read_log(tmp_path / "broken", "step")] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_sigkill_and_resume_on_the_command_line(landscapes, tmp_path):
     """The real thing: a process of its own, SIGKILL at any moment; this one goes on."""
     recipe = make_recipe(landscapes, max_steps=20, save_every_s=0.0, val_every_steps=7)
@@ -149,7 +150,8 @@ def test_accumulated_passes_are_one_batch(landscapes, tmp_path, loss):
     assert read_log(tmp_path / "parts") == pytest.approx(read_log(tmp_path / "whole"), rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", pytest.param(MANY_LOSSES, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["cross_entropy", MANY_LOSSES])
 def test_two_processes_have_the_loss_of_one_with_twice_the_batch(landscapes, tmp_path, loss):
     settings = {"model": {"decoder_norm": "group", "drop_path": 0.0}, "max_steps": 4, "batch": 4, "loss": loss}
     train(make_recipe(landscapes, **settings), tmp_path / "one")

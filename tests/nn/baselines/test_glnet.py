@@ -236,7 +236,7 @@ class TestTraining:
                 norm.momentum = 0.3  # a few dozen steps must do
         noise = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         image = 2 * F.one_hot(label, 3).permute(0, 3, 1, 2).float() - 0.7 + 0.2 * noise
-        for phase, steps in (("global", 8), ("local", 20), ("global_again", 10)):
+        for phase, steps in (("global", 12), ("local", 30), ("global_again", 15)):
             network.phase = phase
             network.train()
             learning = [p for name, p in network.named_parameters() if name.startswith(GLNet.phases[phase])]
