@@ -41,7 +41,10 @@ assert not {"torch", "lightning"} & sys.modules.keys()
         (["evaluate", "swin-nano-dubai", "none.yaml", "--out", "scores"], "none.yaml: no such file"),
         (["info", "none"], "none: no such model folder"),
         (["train", "recipe.yaml", "--out", "run"], "none.yaml: no such file"),
-        (["table", "recipe.yaml", "none.yaml", "--out", "rows"], "none.yaml: no such recipe file"),
+        (
+            ["table", "recipe.yaml", "recip.yaml", "--out", "r"],
+            "recip.yaml: no such recipe file; did you mean recipe.yaml",
+        ),
         (["serve", "there.tif", "none"], "none: no such folder or raster"),
     ],
 )
