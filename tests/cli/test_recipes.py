@@ -103,6 +103,14 @@ class TestLosses:
             ({"ohem_share": 0.0}, "ohem_share must be above 0 and at most 1"),
             ({"focal_gamma": -1.0}, "focal_gamma must be in"),
             ({"class_weights": "square"}, "class_weights"),
+            (
+                {"logit_adjustment": {"water": -30.0}},
+                "logit_adjustment of 'water' must be in [-20, 20], got -30.0",
+            ),
+            (
+                {"logit_adjustment": {"water": float("nan")}},
+                "logit_adjustment of 'water' must be in [-20, 20], got nan",
+            ),
         ],
     )
     def test_losses_that_make_no_sense(self, tmp_path, train, words):
@@ -118,6 +126,10 @@ class TestLosses:
         assert self.recipe(tmp_path, model).model.has_own_loss
         smp = {"arch": "unet", "encoder": "resnet18"}
         assert self.recipe(tmp_path, smp, **train).train.losses
+
+    def test_networks_with_a_loss_of_their_own_are_not_adjusted(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"logit_adjustment is for networks without a loss .*, and stdc1 has one"):
+            self.recipe(tmp_path, {"arch": "stdc1"}, logit_adjustment={"water": 1.0})
 
 
 class TestMistakes:

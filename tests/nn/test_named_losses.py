@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from caswit.config import IGNORE_INDEX
 from caswit.errors import CaswitError
 from caswit.nn.caswit import TrainingLogits
-from caswit.nn.losses import CrossEntropy, Dice, Focal, Lovasz, Ohem, named_losses, supervised_loss
+from caswit.nn.losses import Adjusted, CrossEntropy, Dice, Focal, Lovasz, Ohem, named_losses, supervised_loss
 
 NUM_CLASSES = 4
+OFFSETS = torch.tensor([0.0, -5.0, 1.5, 0.3])
 WEIGHTS = torch.tensor([0.2, 1.0, 3.0, 0.7])
 LOSSES = {
     "cross_entropy": CrossEntropy(),
@@ -27,6 +28,8 @@ LOSSES = {
     "weighted ohem": Ohem(0.3, WEIGHTS, 0.1),
     "dice": Dice(),
     "lovasz": Lovasz(),
+    "adjusted": Adjusted(CrossEntropy(WEIGHTS), OFFSETS),
+    "adjusted dice": Adjusted(Dice(), OFFSETS),
 }
 all_losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
@@ -54,6 +57,17 @@ def test_label_smoothing_and_weights_are_torchs_mean():
     logits, label = batch()
     expected = F.cross_entropy(logits, label.long(), WEIGHTS, ignore_index=IGNORE_INDEX, label_smoothing=0.1)
     torch.testing.assert_close(mean(CrossEntropy(WEIGHTS, 0.1), logits, label), expected)
+
+
+def test_with_offsets_the_best_constant_has_the_shares_of_the_world_and_not_of_the_labels():
+    """Labels of a tenth, a fifth and seven tenths; elsewhere the classes are as frequent as each other."""
+    shares, elsewhere = torch.tensor([0.1, 0.2, 0.7]), torch.full((3,), 1 / 3)
+    label = torch.repeat_interleave(torch.arange(3), (10 * shares).round().int()).view(1, 2, 5)
+    logits = elsewhere.log().view(1, 3, 1, 1).clone().requires_grad_()
+    for offsets, is_best in (((shares / elsewhere).log(), True), (torch.zeros(3), False)):
+        ((_, loss),) = named_losses({"cross_entropy": 1.0}, offsets=offsets)
+        (slope,) = torch.autograd.grad(mean(loss, logits.expand(1, 3, 2, 5), label), logits)
+        assert (slope.abs().max() < 1e-6) == is_best
 
 
 def test_focal_is_that_of_smp_on_labelled_pixels():

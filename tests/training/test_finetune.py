@@ -1,6 +1,7 @@
 """caswit finetune: what it picks, that it goes on, repeats and never returns worse than it began without saying so."""
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,14 @@ import yaml
 from safetensors.torch import load_file
 
 from caswit.cli.main import main
-from caswit.config import FinetuneConfig, InitConfig, ModelConfig, TileConfig
+from caswit.config import FinetuneConfig, InitConfig, ModelConfig, PredictConfig, TileConfig
 from caswit.data.classes import ClassTable, LandClass
+from caswit.data.reader import SceneReader
+from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
+from caswit.inference.load import load_predictor
 from caswit.nn.caswit import CASWiT
+from caswit.raster.windows import tile_grid
 from caswit.training.finetune import RECIPE, choose, result
 from caswit.training.loop import Loop
 from caswit.weights.initialize import _by_class, start_from
@@ -128,6 +133,32 @@ def test_few_labels_in_a_large_image_are_few(model, dataset_file, make_raster):
     assert yaml.safe_load(choice.recipe)["train"] == recipe["train"]
     assert yaml.safe_load(choice.recipe)["data"]["sampling"] == "random"
     assert not any(line.startswith("context:") for line in choice.lines)
+
+
+def test_what_few_labels_lack_is_not_unlearned(model, dataset_file, make_raster):
+    """The shares of classes are those that the model finds in the whole image; pixels without data are of none."""
+    pixels = picture(200, 300)
+    pixels[:, :, 250:] = 0
+    make_raster(pixels, "scene.tif", **georeference(0.5), nodata=0)
+    labels = np.zeros((1, 200, 300), np.uint8)
+    labels[:, 40:140, 30:130] = 1
+    labels[:, 40:50, 30:130] = 2
+    make_raster(labels, "scene_label.tif", **georeference(0.5))
+    predictor = load_predictor(load_model(model / "model"), PredictConfig())
+    with SceneReader(Scene(image=dataset_file.parent / "scene.tif")) as scene:
+        tiles = [predictor.tile(scene, tile.window) for tile in tile_grid(200, 300, 64, 0)]
+    found = np.bincount(np.concatenate([t.ravel() for t in tiles]), minlength=256)[:3]
+    labelled, found = np.array([9, 1, 0]) / 10, found / found.sum()
+    expected = np.log((labelled + 1e-3) / (found + 1e-3))
+    choice = choose(str(model), str(dataset_file))
+    adjusted = yaml.safe_load(choice.recipe)["train"]["logit_adjustment"]
+    assert list(adjusted) == ["building", "land", "water"]
+    assert [*adjusted.values()] == pytest.approx(expected, abs=0.02)
+    said = next(line for line in choice.lines if line.startswith("classes: "))
+    each = re.findall(r"(\w+) ([\d.]+)% \(of the labels ([\d.]+)%\)", said)
+    percents = {name: (float(whole), float(part)) for name, whole, part in each}
+    for name, whole, part in zip(adjusted, found, labelled, strict=True):
+        assert percents[name] == pytest.approx((100 * whole, 100 * part), abs=0.2)
 
 
 def test_labels_here_and_there_leave_no_end_to_hold_out(model, dataset_file, make_raster):

@@ -330,6 +330,11 @@ class TestRefusals:
             train(make_recipe(landscapes, class_weights=(1.0, 2.0)), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
+    def test_logits_of_another_table_are_not_adjusted(self, landscapes, tmp_path):
+        with pytest.raises(ConfigError, match=r"logit_adjustment: no class 'wter'; .*water.*; did you mean water\?$"):
+            train(make_recipe(landscapes, logit_adjustment={"wter": 1.0}), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
     def test_one_tile_per_pass_with_batch_norm(self, landscapes, tmp_path):
         with pytest.raises(ConfigError, match="decoder_norm=group"):
             train(make_recipe(landscapes, batch=1), tmp_path / "run")

@@ -18,14 +18,16 @@ from caswit.files import read_yaml
 log = logging.getLogger(__name__)
 
 BASE, ROW = "base", "row"
+_WHOLE = ("init", "loss", "logit_adjustment")
+"""Settings with fields that a recipe takes over as a whole."""
 
 
 def read_recipe(file: Path, kind: type = Recipe) -> dict[str, Any]:
     """Return the settings of a recipe file, with everything it inherits.
 
     ``base: ../base.yaml`` takes the settings of another recipe, or of several, later ones over earlier ones; paths are
-    relative to the file that names them. The file's own settings replace inherited ones field by field, ``init``
-    and ``train.loss`` as a whole. ``row`` is for ``caswit table``.
+    relative to the file that names them. The file's own settings replace inherited ones field by field, ``init``,
+    ``train.loss`` and ``train.logit_adjustment`` as a whole. ``row`` is for ``caswit table``.
 
     Raises:
         CaswitError: A file is missing, is not YAML, has an unknown section or field, or is its own base.
@@ -144,11 +146,11 @@ def parse_row(content: Mapping[str, Any], where: Path) -> RowConfig:
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of both; those of ``over`` win, field by field, except ``init`` and ``loss``: each is one."""
+    """Return the settings of both; those of ``over`` win, field by field, except where the fields are one thing."""
     merged = dict(under)
     for name, value in over.items():
-        # Two descriptions of weights, or two sums of losses, merged, would describe a third that nobody wrote.
-        mapping = name not in ("init", "loss") and isinstance(value, dict) and isinstance(merged.get(name), dict)
+        # Two descriptions of weights, or two sums, merged, would describe a third that nobody wrote.
+        mapping = name not in _WHOLE and isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = merge(merged[name], value) if mapping else value
     return merged
 

@@ -269,6 +269,9 @@ _ROUNDING = 2e-3
 """Largest difference from 1 of the sum of shares that are written with few digits, such as three times 0.333."""
 
 
+_MOST_ADJUSTED = 20
+"""Largest number that is added to logits: e^-20 is the share of one pixel of half a gigapixel."""
+
 LossName = Literal["cross_entropy", "dice", "focal", "lovasz", "ohem"]
 LOSSES: tuple[str, ...] = get_args(LossName)
 
@@ -291,6 +294,9 @@ class TrainConfig(LearningConfig):
     class_weights: tuple[float, ...] | Literal["auto"] | None = None
     """Weights of the classes in the loss, in the order of the class table without ignored ones; auto: the median of
     their frequencies over each one's own, counted in the training labels."""
+    logit_adjustment: dict[str, float] | None = None
+    """Numbers that are added to the logits of classes, by name, in the loss alone: the logarithm of a class's share in
+    the labels over its share where the model will be used. Null: labels are as the world is."""
     ema_decay: float | None = None
     """Decay of the exponential moving average of the weights (EMA), e.g. 0.99: the average is validated and
     becomes the model, while training goes on unchanged. Null: no EMA."""
@@ -384,6 +390,13 @@ class TrainConfig(LearningConfig):
             f"class_weights must be a list of numbers, auto or null, got {brief(weights)}",
         )
 
+        for name, offset in (self.logit_adjustment or {}).items():
+            check(
+                abs(offset) <= _MOST_ADJUSTED,
+                f"logit_adjustment of {brief(name)} must be in [-{_MOST_ADJUSTED}, {_MOST_ADJUSTED}], got {offset}; "
+                "try -2.3 for a class ten times rarer in the labels",
+            )
+
     @property
     def frozen_stages(self) -> int:
         """Number of the encoders' first stages that do not learn."""
@@ -443,6 +456,10 @@ class Recipe:
             f"class_weights are for cross-entropy, and {whose} has a loss of its own; leave them out",
         )
         learning = self.train
+        check(
+            learning.logit_adjustment is None or not self.model.has_own_loss,
+            f"train.logit_adjustment is for networks without a loss of their own, and {whose} has one; leave it out",
+        )
         check(
             (learning.losses == {"cross_entropy": 1} and not learning.label_smoothing) or not self.model.has_own_loss,
             f"train.loss is for networks without a loss of their own, got {brief(learning.loss)} with label_smoothing="

@@ -193,6 +193,26 @@ class Lovasz(_OfTiles):
         return loss
 
 
+@dataclass(frozen=True)
+class Adjusted:
+    """A loss of logits to which something is added: by it a network learns from labels of other class shares.
+
+    Logit adjustment (Menon et al. 2021, arXiv 2007.07314, equation 10).
+    """
+
+    loss: Loss
+    offsets: Tensor
+    """(K,) added to the logits."""
+
+    def total(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Return the sum of the loss over a part of a batch."""
+        return self.loss.total(logits.float() + self.offsets[:, None, None], label)
+
+    def divisor(self, label: Tensor) -> Tensor:
+        """Return what the sum of a part adds to the divisor."""
+        return self.loss.divisor(label)
+
+
 def _losses_of_smp(name: str) -> Any:
     with naming_extras(f"train.loss: {name}"):
         from segmentation_models_pytorch import losses
@@ -203,6 +223,7 @@ def named_losses(
     wanted: Mapping[str, float],
     *,
     weights: Tensor | None = None,
+    offsets: Tensor | None = None,
     label_smoothing: float = 0.0,
     focal_gamma: float = 2.0,
     ohem_share: float = 0.25,
@@ -212,6 +233,7 @@ def named_losses(
     Args:
         wanted: Name of a loss -> its weight.
         weights: (K,) class weights, or None. Dice and Lovasz, which are means over classes, do not take them.
+        offsets: (K,) added to the logits, or None.
         label_smoothing: Of cross-entropy and of that of the hardest pixels.
         focal_gamma: Power of the focal loss.
         ohem_share: Part of the pixels that are the hardest.
@@ -234,7 +256,10 @@ def named_losses(
                 return Lovasz()
         raise AssertionError(name)
 
-    return tuple((share, made(name)) for name, share in wanted.items())
+    def adjusted(loss: Loss) -> Loss:
+        return loss if offsets is None else Adjusted(loss, offsets)
+
+    return tuple((share, adjusted(made(name))) for name, share in wanted.items())
 
 
 def supervised_loss(

@@ -13,9 +13,11 @@ from caswit.data.classes import known_and_new
 from caswit.data.dataset import Dataset, load_dataset
 from caswit.errors import one_line
 from caswit.files import expand_path
+from caswit.training.class_shares import ClassShares, class_shares
 from caswit.training.fine_tuning import LARGE, SMALL, UNTRAINED, Usual, described, model_to_tune
 from caswit.training.finetune_data import LabelledData, look
 from caswit.training.run_folder import RunFolder, read_log
+from caswit.weights.initialize import folder_of_start
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo, load_model
 
 RECIPE = "finetune.yaml"
@@ -68,6 +70,8 @@ class _Picked(NamedTuple):
     """Share of the training scenes that validates."""
     lr: float
     steps: int
+    shares: ClassShares | None
+    """Where labels are few: how often classes occur in them and around them."""
 
     @property
     def trained(self) -> bool:
@@ -87,7 +91,7 @@ class _Picked(NamedTuple):
     @property
     def dice(self) -> bool:
         """The loss has a dice part."""
-        return self.adapts and not self.info.model.has_own_loss
+        return self.shares is not None
 
     @property
     def crops(self) -> float:
@@ -114,7 +118,7 @@ def choose(model: str, dataset: str, settings: FinetuneConfig | None = None) -> 
         CaswitError: The model or the dataset cannot be used.
     """
     settings = settings or FinetuneConfig()
-    picked = _pick(model_to_tune(model), load_dataset(dataset), settings)
+    picked = _pick(model, load_dataset(dataset), settings)
     lines = _reasons(model, picked, settings)
     head = [first_line(model, dataset, settings), *(f"# {one_line(line, _LONGEST)}" for line in lines)]
     sections = _sections(model, dataset, picked, settings)
@@ -143,14 +147,17 @@ def result(out: Path) -> list[str]:
     return [f"{said}; " + ("kept" if kept == last else f"the best, {best:.4f} after {kept}, is kept")]
 
 
-def _pick(info: ModelInfo | PretrainedInfo, dataset: Dataset, settings: FinetuneConfig) -> _Picked:
+def _pick(model: str, dataset: Dataset, settings: FinetuneConfig) -> _Picked:
+    info = model_to_tune(model)
     data = look(dataset, info)
     usual = SMALL if info.model.size in ("pico", "nano") else LARGE
     crop_px = _crop_px(data, min(usual.tile_px, info.tile.tile_px), info.tile.step_px)
     known, new = _classes(info, dataset)
     # What begins at random does not get far at the rate of what only adapts.
     fresh, few = bool(new) or isinstance(info, PretrainedInfo), _crops(data, 0, crop_px) < _FEW_CROPS
-    hold_out = _hold_out(data, adapts=few and not fresh)
+    adapts = few and not fresh
+    shares = _shares(model, dataset, data, settings) if adapts and not info.model.has_own_loss else None
+    hold_out = _hold_out(data, adapts=adapts)
     least = _LEAST_STEPS * (UNTRAINED if fresh else 1)
     passes = _PASSES * _crops(data, hold_out, crop_px) / usual.batch
     return _Picked(
@@ -165,7 +172,14 @@ def _pick(info: ModelInfo | PretrainedInfo, dataset: Dataset, settings: Finetune
         hold_out=hold_out,
         lr=UNTRAINED * usual.lr if fresh else usual.lr / 3 if few else usual.lr,
         steps=settings.steps or round(min(max(passes, least), usual.max_steps)),
+        shares=shares,
     )
+
+
+def _shares(model: str, dataset: Dataset, data: LabelledData, settings: FinetuneConfig) -> ClassShares:
+    loaded = load_model(folder_of_start(model))
+    as_read = dataset.read_at(data.read_gsd_m, loaded.info.bands)
+    return class_shares(loaded, as_read, dataset.split("train"), data.counts, settings.accelerator)
 
 
 def _hold_out(data: LabelledData, *, adapts: bool) -> float:
@@ -210,6 +224,7 @@ def _sections(model: str, dataset: str, picked: _Picked, settings: FinetuneConfi
             "keep": "best" if picked.validates else "last",
             **({"average_with_start": _START} if picked.adapts else {}),
             **({"loss": _LOSS} if picked.dice else {}),
+            **({"logit_adjustment": picked.shares.logit_adjustment} if picked.shares else {}),
             "lr": lr,
             "min_lr": lr / 30,
             "warmup_steps": min(usual.warmup_steps, max(1, steps // 10)),
@@ -251,6 +266,8 @@ def _reasons(model: str, picked: _Picked, settings: FinetuneConfig) -> list[str]
         "block of the encoders before it",
         f"steps:      {picked.steps} of {usual.batch} crops, {_said_of_steps(picked, settings)}",
     ]
+    if picked.shares:
+        lines.append(f"classes:    as frequent as the model finds them in the whole images: {picked.shares.said()}")
     if picked.dice:
         lines.append("loss:       cross-entropy and dice in equal parts, which gives rare classes their weight")
     if picked.adapts:

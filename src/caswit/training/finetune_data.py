@@ -23,6 +23,8 @@ class LabelledData(NamedTuple):
     scenes: int
     pixels: int
     """Of the training scenes, with a label."""
+    counts: tuple[int, ...]
+    """The same by class, in the scenes whose labels were counted."""
     labelled: float
     """Their share of what could have one, 0..1."""
     shortest_px: int
@@ -67,7 +69,8 @@ def look(data: Dataset, info: ModelInfo | PretrainedInfo) -> LabelledData:
         images.append(opened[i].raster)
         areas.append(opened[i].areas)
         tiles += [(i, tile.owned) for tile in area_tiles(areas[-1], info.tile.tile_px)]
-    labelled = int(count_labels(opened, tiles).sum())
+    counts = tuple(count_labels(opened, tiles).sum(0).tolist())
+    labelled = sum(counts)
     if not labelled:
         raise DataError(
             f"{data.path}: no pixel of split train has a label that counts; look at them with caswit inspect"
@@ -76,6 +79,7 @@ def look(data: Dataset, info: ModelInfo | PretrainedInfo) -> LabelledData:
     return LabelledData(
         scenes=len(scenes),
         pixels=labelled * len(scenes) // len(some),
+        counts=counts,
         labelled=labelled / whole,
         shortest_px=min(min(area.height, area.width) for each in areas for area in each),
         image_px=min(min(image.height, image.width) for image in images),

@@ -21,7 +21,7 @@ from caswit.data.label_counts import TileCounts, count_labels, median_frequencie
 from caswit.data.reader import SceneReaders, band_layout, check_scenes, ground_size_m, open_dataset_scene
 from caswit.data.sampler import TrainingSamples
 from caswit.data.scene import Scene
-from caswit.errors import ConfigError, DataError
+from caswit.errors import ConfigError, DataError, brief, did_you_mean
 from caswit.evaluation.evaluate import scored_sample, scored_tiles
 from caswit.evaluation.metrics import Counts, Scores, boundary_band_px, score
 from caswit.evaluation.tile_pictures import grid_tiles, sheet, spread_tiles
@@ -129,6 +129,7 @@ class SupervisedTask:
         self.losses = named_losses(
             settings.losses,
             weights=None if weights is None else torch.tensor(weights, dtype=torch.float32, device=fabric.device),
+            offsets=_offsets(settings, dataset, fabric.device),
             label_smoothing=settings.label_smoothing,
             focal_gamma=settings.focal_gamma,
             ohem_share=settings.ohem_share,
@@ -322,7 +323,7 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
 
 def _check(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse what would fail only after a while."""
-    _check_weights(recipe.train, dataset)
+    _check_by_class(recipe.train, dataset)
     named_losses(recipe.train.losses)  # says what is not installed before anything is written
     check_phases(recipe)
     for split in (recipe.data.train_split, recipe.data.val_split):
@@ -355,13 +356,26 @@ def _check_tiles_per_pass(recipe: Recipe) -> None:
         )
 
 
-def _check_weights(settings: TrainConfig, dataset: Dataset) -> None:
+def _check_by_class(settings: TrainConfig, dataset: Dataset) -> None:
     weights = settings.class_weights
     if weights not in (None, "auto") and len(weights) != len(dataset.classes):
         raise ConfigError(
             f"class_weights must have one weight for each of the {len(dataset.classes)} classes "
             f"({', '.join(dataset.classes.names)}), got {len(weights)}"
         )
+    for name in settings.logit_adjustment or ():
+        if name not in dataset.classes.names:
+            known = ", ".join(dataset.classes.names)
+            like = did_you_mean(name, dataset.classes.names)
+            raise ConfigError(f"logit_adjustment: no class {brief(name)}; the dataset has {known}{like}")
+
+
+def _offsets(settings: TrainConfig, dataset: Dataset, device: torch.device) -> Tensor | None:
+    """Return what is added to the logits of each class (K,), or None."""
+    said = settings.logit_adjustment
+    if said is None:
+        return None
+    return torch.tensor([said.get(name, 0.0) for name in dataset.classes.names], device=device)
 
 
 def _info(recipe: Recipe, dataset: Dataset, model: ModelConfig) -> ModelInfo:
