@@ -269,9 +269,6 @@ _ROUNDING = 2e-3
 """Largest difference from 1 of the sum of shares that are written with few digits, such as three times 0.333."""
 
 
-_MOST_ADJUSTED = 20
-"""Largest number that is added to logits: e^-20 is the share of one pixel of half a gigapixel."""
-
 LossName = Literal["cross_entropy", "dice", "focal", "lovasz", "ohem"]
 LOSSES: tuple[str, ...] = get_args(LossName)
 
@@ -392,8 +389,8 @@ class TrainConfig(LearningConfig):
 
         for name, offset in (self.logit_adjustment or {}).items():
             check(
-                abs(offset) <= _MOST_ADJUSTED,
-                f"logit_adjustment of {brief(name)} must be in [-{_MOST_ADJUSTED}, {_MOST_ADJUSTED}], got {offset}; "
+                abs(offset) <= 20,  # e^-20 is the share of one pixel of half a gigapixel
+                f"logit_adjustment of {brief(name)} must be in [-20, 20], got {offset}; "
                 "try -2.3 for a class ten times rarer in the labels",
             )
 
