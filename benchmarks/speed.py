@@ -26,6 +26,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from caswit.inference.devices import uses_bf16
 from common.clock import processor, versions
 from common.contestants import INFERENCE, SIDE, TRAINING, Run, assembled
 from common.process import Process
@@ -105,10 +106,13 @@ def table(size: str, batch: int, names: list[str], gflop: float, rates: dict[str
     ours.end()
     heads = ["s per tile", "of the processor", "Mpx/s", "peak MB", "before MB", "first s"]
     heads += [f"over {names[0]}", "share of (d)"]
+    has_bf16 = uses_bf16("auto", torch.device("cpu"))
     print(f"| {size}, batch {batch} | {' | '.join(heads)} |\n|---{'|---:' * len(heads)}|")
     for name, ratio, one in rows:
         seconds = one.median(clock) / batch
-        rate = rates[("fp32" if "fp32" in name or name == "plain" else "bf16") + ", processor" * arguments.shared]
+        # Ours and (c) compute in fp32 where the processor has no bf16.
+        wide = "fp32" in name or name == "plain" or ("bf16" not in name and not has_bf16)
+        rate = rates[("fp32" if wide else "bf16") + ", processor" * arguments.shared]
         cells = [
             f"{one.median('wall') / batch:.2f}",
             f"{one.median('cpu') / batch:.2f}",
