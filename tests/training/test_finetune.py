@@ -19,7 +19,7 @@ from caswit.data.scene import Scene
 from caswit.errors import ConfigError, DataError
 from caswit.inference.load import load_predictor
 from caswit.nn.caswit import CASWiT
-from caswit.raster.windows import tile_grid
+from caswit.raster.windows import Window, tile_grid
 from caswit.training.finetune import RECIPE, choose, result
 from caswit.training.loop import Loop
 from caswit.weights.initialize import _by_class, start_from
@@ -135,30 +135,41 @@ def test_few_labels_in_a_large_image_are_few(model, dataset_file, make_raster):
     assert not any(line.startswith("context:") for line in choice.lines)
 
 
-def test_what_few_labels_lack_is_not_unlearned(model, dataset_file, make_raster):
+def test_what_few_labels_lack_is_not_unlearned(model_folder, dataset_file, make_raster):
     """The shares of classes are those that the model finds in the whole image; pixels without data are of none."""
-    pixels = picture(200, 300)
-    pixels[:, :, 250:] = 0
+    pixels = picture(120, 200)
+    pixels[:, :, 170:] = 0
     make_raster(pixels, "scene.tif", **georeference(0.5), nodata=0)
-    labels = np.zeros((1, 200, 300), np.uint8)
-    labels[:, 40:140, 30:130] = 1
-    labels[:, 40:50, 30:130] = 2
+    labels = np.zeros((1, 120, 200), np.uint8)
+    labels[:, 20:80, 20:120] = 1
+    labels[:, 20:30, 20:120] = 2
     make_raster(labels, "scene_label.tif", **georeference(0.5))
-    predictor = load_predictor(load_model(model / "model"), PredictConfig())
+    loaded = load_model(model_folder)
+    predictor = load_predictor(loaded, PredictConfig())
+    whole, there = np.zeros((120, 200), np.uint8), np.squeeze(labels) > 0
     with SceneReader(Scene(image=dataset_file.parent / "scene.tif")) as scene:
-        tiles = [predictor.tile(scene, tile.window) for tile in tile_grid(200, 300, 64, 0)]
-    found = np.bincount(np.concatenate([t.ravel() for t in tiles]), minlength=256)[:3]
-    labelled, found = np.array([9, 1, 0]) / 10, found / found.sum()
-    expected = np.log((labelled + 1e-3) / (found + 1e-3))
-    choice = choose(str(model), str(dataset_file))
+        for tile in tile_grid(120, 200, loaded.info.tile.tile_px, 0):
+            whole[tile.owned.inside(Window(0, 0, 120, 200))] = predictor.tile(scene, tile.window)[
+                tile.owned.inside(tile.window)
+            ]
+    part, whole = (np.bincount(x, minlength=256)[:3] for x in (whole[there], whole.ravel()))
+    part, whole = part / part.sum(), whole / whole.sum()
+    assert np.abs(part - whole).max() > 0.01
+    choice = choose(str(model_folder), str(dataset_file))
     adjusted = yaml.safe_load(choice.recipe)["train"]["logit_adjustment"]
     assert list(adjusted) == ["building", "land", "water"]
-    assert [*adjusted.values()] == pytest.approx(expected, abs=0.02)
+    assert [*adjusted.values()] == pytest.approx(np.log((part + 1e-3) / (whole + 1e-3)), abs=0.006)
     said = next(line for line in choice.lines if line.startswith("classes: "))
-    each = re.findall(r"(\w+) ([\d.]+)% \(of the labels ([\d.]+)%\)", said)
-    percents = {name: (float(whole), float(part)) for name, whole, part in each}
-    for name, whole, part in zip(adjusted, found, labelled, strict=True):
-        assert percents[name] == pytest.approx((100 * whole, 100 * part), abs=0.2)
+    each = re.findall(r"(\w+) ([\d.]+)% \(where labels are ([\d.]+)%\)", said)
+    percents = {name: (float(x), float(y)) for name, x, y in each}
+    for name, *numbers in zip(adjusted, 100 * whole, 100 * part, strict=True):
+        assert percents[name] == pytest.approx(numbers, abs=0.06)
+
+
+def test_where_everything_is_labelled_classes_are_as_frequent_as_they_are(model, dataset_file, make_raster):
+    make_raster(np.ones((1, 90, 130), np.uint8), "scene_label.tif", **georeference(0.5))
+    adjusted = picked(model, dataset_file)["train"]["logit_adjustment"]
+    assert [*adjusted.values()] == [0, 0, 0]
 
 
 def test_labels_here_and_there_leave_no_end_to_hold_out(model, dataset_file, make_raster):

@@ -71,7 +71,7 @@ class _Picked(NamedTuple):
     lr: float
     steps: int
     shares: ClassShares | None
-    """Where labels are few: how often classes occur in them and around them."""
+    """Where labels are few: how often the model finds classes there and around them."""
 
     @property
     def trained(self) -> bool:
@@ -156,7 +156,9 @@ def _pick(model: str, dataset: Dataset, settings: FinetuneConfig) -> _Picked:
     # What begins at random does not get far at the rate of what only adapts.
     fresh, few = bool(new) or isinstance(info, PretrainedInfo), _crops(data, 0, crop_px) < _FEW_CROPS
     adapts = few and not fresh
-    shares = _shares(model, dataset, data, settings) if adapts and not info.model.has_own_loss else None
+    shares = None
+    if adapts and not info.model.has_own_loss:
+        shares = class_shares(load_model(folder_of_start(model)), data.opened, data.tiles, settings.accelerator)
     hold_out = _hold_out(data, adapts=adapts)
     least = _LEAST_STEPS * (UNTRAINED if fresh else 1)
     passes = _PASSES * _crops(data, hold_out, crop_px) / usual.batch
@@ -174,12 +176,6 @@ def _pick(model: str, dataset: Dataset, settings: FinetuneConfig) -> _Picked:
         steps=settings.steps or round(min(max(passes, least), usual.max_steps)),
         shares=shares,
     )
-
-
-def _shares(model: str, dataset: Dataset, data: LabelledData, settings: FinetuneConfig) -> ClassShares:
-    loaded = load_model(folder_of_start(model))
-    as_read = dataset.read_at(data.read_gsd_m, loaded.info.bands)
-    return class_shares(loaded, as_read, dataset.split("train"), data.counts, settings.accelerator)
 
 
 def _hold_out(data: LabelledData, *, adapts: bool) -> float:
