@@ -21,6 +21,7 @@ from torch import Tensor
 
 from caswit.config import TileConfig
 from caswit.errors import ConfigError, ModelError, install, one_line
+from caswit.files import atomic_path
 from caswit.inference.cpu.kernels import Kernels, has_amx, has_openvino
 from caswit.inference.cpu.network import ArrangedCASWiT, can_be_arranged, graph_of
 from caswit.nn.caswit import CASWiT
@@ -145,7 +146,7 @@ class Quantised:
                 # Processors without VNNI add pairs of products up in 16 bits, which half of the range of weights fits.
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     overflow_fix=nncf.OverflowFix.ENABLE,
-                    smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=-1),  # off: it cost labels (docs/log.md)
+                    smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=-1),  # without: docs/log.md
                 ),
             )
         _name_by_place(self.model)
@@ -156,7 +157,8 @@ class Quantised:
         import openvino as ov
 
         ov.save_model(self.model, folder / GRAPH, compress_to_fp16=False)
-        save_file({str(i): torch.from_numpy(x) for i, x in enumerate(self._matrices)}, folder / MATRICES)
+        with atomic_path(folder / MATRICES) as file:
+            save_file({str(i): torch.from_numpy(x) for i, x in enumerate(self._matrices)}, file)
 
 
 def _name_by_place(model: Any) -> None:
