@@ -49,7 +49,7 @@ docs: setup
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade pip
-	.venv-lock/bin/python -m pip install --quiet --editable ".[train,serve,vector,ray,fast,export]" --group dev
+	.venv-lock/bin/python -m pip install --quiet --editable ".[train,serve,vector,ray,fast,int8,export]" --group dev
 	.venv-lock/bin/python -m pip freeze --exclude-editable \
 	  | grep -Ev '^(nvidia|cuda|triton|pip|setuptools)' > requirements.lock
 	rm -rf .venv-lock

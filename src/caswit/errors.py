@@ -30,6 +30,8 @@ EXTRAS = {
     "vector": {"shapely", "pyogrio", "pyproj", "pyarrow"},
     "ray": {"ray"},
     "baselines": {"segmentation_models_pytorch", "transformers", "scipy"},
+    "fast": {"openvino"},
+    "int8": {"nncf"},
     "export": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     "serve": {"fastapi", "starlette", "uvicorn", "rio_tiler", "xstatic-leaflet"},
 }

@@ -144,7 +144,7 @@ class TestMistakes:
             ("--batch", "1.5", "--batch: expected int, got 1.5"),
             ("--batch", "9" * 30, "batch must be at most 1048576, got 9"),
             ("--overlap_px", "x", "--overlap-px: expected int, null, got x"),
-            ("--precision", "fp16", "--precision: expected one of ['auto', 'bf16', 'fp32'], got fp16"),
+            ("--precision", "fp16", "--precision: expected one of ['auto', 'bf16', 'fp32', 'int8'], got fp16"),
         ],
     )
     def test_value_of_the_wrong_type(self, capsys, option, value, words):

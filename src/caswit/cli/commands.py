@@ -199,6 +199,16 @@ _TABLE = (
         ),
     ),
     Command(
+        models.quantize,
+        (
+            _MODEL,
+            _LABELLED,
+            argument("--out", "model folder to write", required=True, metavar="DIR"),
+            argument("--split", "split on which labels and scores are compared", default="val"),
+            argument("--tiles", "tiles of split train to take ranges from, at most", int, default=300),
+        ),
+    ),
+    Command(
         models.export,
         (
             _MODEL,

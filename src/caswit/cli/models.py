@@ -1,4 +1,4 @@
-"""Commands for models: models, info, export, push. Each imports what computes when it runs."""
+"""Commands for models: models, info, quantize, export, push. Each imports what computes when it runs."""
 
 from pathlib import Path
 
@@ -50,6 +50,19 @@ def info(*, model: str, speed: bool) -> None:
     from caswit.weights.model_folder import load_model
 
     print(speed_page(load_model(model)))
+
+
+def quantize(*, model: str, dataset: str, out: str, split: str, tiles: int) -> None:
+    """Make eight-bit weights of a model for CPUs, and compare them with it.
+
+    Writes a copy of the model folder with them, which predict, evaluate and serve read with --precision int8. Ranges
+    are taken from tiles of the dataset's split train.
+    """
+    from caswit.evaluation.quantize import lines, quantize
+
+    int8 = quantize(model, Path(dataset), Path(out), split=split, tiles=tiles)
+    print("\n".join(lines(int8.comparison)))
+    print(f"{out}: use it with --precision int8")
 
 
 def export(*, model: str, out: str, single_input: bool, deepness: bool) -> None:

@@ -19,7 +19,7 @@ from caswit.config.data import (
 )
 from caswit.config.evaluation import EvaluateConfig, InspectConfig, ProtocolName, ScoreConfig, TilingConfig
 from caswit.config.experiments import DemoConfig, FiguresConfig, PaperFigures, RowConfig, TableConfig
-from caswit.config.inference import ComputeConfig, ExplainConfig, Precision
+from caswit.config.inference import ComputeConfig, ExplainConfig, Precision, RunPrecision
 from caswit.config.mapping import MapRunConfig, OnError, OutputConfig, PredictConfig
 from caswit.config.nn import (
     NUM_STAGES,
@@ -92,6 +92,7 @@ __all__ = [
     "ProtocolName",
     "Recipe",
     "RowConfig",
+    "RunPrecision",
     "ScoreConfig",
     "ServeConfig",
     "Size",

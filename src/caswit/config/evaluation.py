@@ -92,6 +92,16 @@ class EvaluateConfig(TilingConfig, ScoreConfig):
         ScoreConfig.__post_init__(self)
         TilingConfig.__post_init__(self)
         check(
+            self.precision != "int8" or self.tile_px is None,
+            f"tile_px must be null with precision int8, whose weights are for the model's own tiles, "
+            f"got {brief(self.tile_px)}; leave it out",
+        )
+        check(
+            self.precision != "int8" or not self.context_report,
+            "context_report compares with a network without context, which has no int8 weights; leave out one of the "
+            "two",
+        )
+        check(
             not self.context_report or self.tile_px != "whole",
             "context_report compares tiles, and tile_px whole has none to swap; leave one of them out",
         )

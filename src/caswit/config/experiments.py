@@ -99,6 +99,10 @@ class TableConfig(ScoreConfig):
         check(len(self.seeds) > 0, "seeds needs at least one number; try --seeds 0")
         check(len(set(self.seeds)) == len(self.seeds), f"seeds must differ, got {list(self.seeds)}")
         check(min(self.seeds) >= 0, f"seeds must be 0 or more, got {list(self.seeds)}")
+        check(
+            self.precision != "int8",
+            "precision int8 is for models that caswit quantize wrote, and rows are trained here; take auto",
+        )
         check(self.folds is None or self.folds >= 2, f"folds must be at least 2, got {self.folds}; try 4")
         check(
             self.folds is None or self.split is None,

@@ -6,6 +6,9 @@ from typing import Literal
 from caswit.config.checks import KEEPS_MAP, check
 
 Precision = Literal["auto", "bf16", "fp32"]
+"""Precisions to train in."""
+RunPrecision = Literal["auto", "bf16", "fp32", "int8"]
+"""Precisions to run a trained model in."""
 Fill = Literal["black", "holes", "mirror"]
 
 
@@ -15,9 +18,10 @@ class ComputeConfig:
 
     batch: int = field(default=4, metadata=KEEPS_MAP)
     """Tiles per forward pass."""
-    precision: Precision = "auto"
+    precision: RunPrecision = "auto"
     """auto is bf16 where the device has it. On a CPU bf16 and auto run the network arranged for CPUs,
-    fp32 the network as it was trained."""
+    fp32 the network as it was trained. int8 takes a model that caswit quantize wrote, on a CPU, and changes some
+    labels."""
     device: str = field(default="auto", metadata=KEEPS_MAP)
     """torch device: auto, cpu, cuda, cuda:1 or mps."""
 
@@ -53,4 +57,8 @@ class ExplainConfig(ComputeConfig):
     def __post_init__(self) -> None:
         """Raise ConfigError for numbers that are none of a band."""
         super().__post_init__()
+        check(
+            self.precision != "int8",
+            "precision int8 is for labels: attention is read off the network as it was trained; take auto",
+        )
         check(min(self.bands or (1,)) >= 1, f"bands must be numbers from 1, got {self.bands}; try 1 2 3")

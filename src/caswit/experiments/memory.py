@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caswit.config import ComputeConfig, Precision, context_factors
+from caswit.config import ComputeConfig, RunPrecision, context_factors
 from caswit.errors import ModelError, install, one_line
 from caswit.inference.devices import MB, resident_mb
 from caswit.inference.load import load_predictor
@@ -35,7 +35,7 @@ class PeakMemory:
     device: str
     """Name of the GPU, or cpu."""
     precision: str
-    """bf16 or fp32."""
+    """int8, bf16 or fp32."""
     process_mb: float | None = None
     """Memory of the process on the GPU as the driver counts it; None without nvidia-ml-py, or where it cannot tell."""
     allocated_mb: float | None = None
@@ -74,7 +74,7 @@ class PeakMemory:
 
 
 def peak_memory(
-    model: Path, *, device: str = "auto", precision: Precision = "auto", sides_px: tuple[int, int] | None = None
+    model: Path, *, device: str = "auto", precision: RunPrecision = "auto", sides_px: tuple[int, int] | None = None
 ) -> PeakMemory:
     """Measure a model folder in a fresh process.
 
@@ -101,7 +101,7 @@ def peak_memory(
     return PeakMemory(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure(model: Path, device: str, precision: Precision, sides_px: tuple[int, int] | None = None) -> PeakMemory:
+def measure(model: Path, device: str, precision: RunPrecision, sides_px: tuple[int, int] | None = None) -> PeakMemory:
     """Measure in this process, whose peak must not have been higher before."""
     before_mb = resident_mb()
     loaded = load_model(model)
@@ -111,7 +111,7 @@ def measure(model: Path, device: str, precision: Precision, sides_px: tuple[int,
     with torch.inference_mode():
         for _ in range(2):  # the first run also chooses kernels
             predictor.image_logits(images[0], images[1] if len(images) > 1 else None).argmax(1).byte().cpu()
-    name = "bf16" if predictor.bf16 else "fp32"
+    name = predictor.precision
     height, width = images[0].shape[-2:]
     if predictor.device.type == "cuda":
         return PeakMemory(

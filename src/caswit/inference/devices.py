@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from caswit.config import Precision
+from caswit.config import RunPrecision
 from caswit.errors import ConfigError, brief
 
 MB = 2**20
@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def uses_bf16(precision: Precision, device: torch.device) -> bool:
+def uses_bf16(precision: RunPrecision, device: torch.device) -> bool:
     """Return whether to compute in bfloat16; "auto" does where the device has it natively."""
     if precision != "auto":
         return precision == "bf16"

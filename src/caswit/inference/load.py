@@ -2,6 +2,7 @@
 
 from caswit.config import ComputeConfig, PredictConfig
 from caswit.config.inference import TTAConfig
+from caswit.inference.cpu.int8 import network_in_int8
 from caswit.inference.cpu.network import arranged_network, can_be_arranged
 from caswit.inference.cpu.timing import describe, file_of, remember, timed
 from caswit.inference.cuda.network import network_on_gpu
@@ -19,12 +20,17 @@ def load_predictor(loaded: LoadedModel, settings: ComputeConfig, map_px: int = 0
         map_px: Pixels that will be labelled; where they are many, it may be timed what is fastest on this processor.
 
     Raises:
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or it does not compute in the precision asked for.
+        ModelError: The model has no int8 weights, although they are asked for.
     """
     device = pick_device(settings.device)
-    bf16 = uses_bf16(settings.precision, device)
+    int8 = settings.precision == "int8"
+    # What is not computed in integers is computed as it would be without them.
+    bf16 = uses_bf16("auto" if int8 else settings.precision, device)
     arranged: Forward | None = None
-    if settings.precision != "fp32":  # which promises the plain network, to compare with
+    if int8:
+        arranged = network_in_int8(loaded, device, bf16=bf16)
+    elif settings.precision != "fp32":  # which promises the plain network, to compare with
         px = {"tile_px": loaded.info.tile.tile_px, "map_px": map_px}
         arranged = arranged_network(loaded.network, device=device, bf16=bf16, weights=loaded.weights, **px)
         arranged = arranged or network_on_gpu(loaded.network, device=device, bf16=bf16)
@@ -34,6 +40,7 @@ def load_predictor(loaded: LoadedModel, settings: ComputeConfig, map_px: int = 0
         batch=settings.batch,
         device=device,
         bf16=bf16,
+        int8=int8,
         arranged=arranged,
         tta=settings.tta if isinstance(settings, TTAConfig) else 1,
         fill=settings.fill or "black" if isinstance(settings, PredictConfig) else "black",

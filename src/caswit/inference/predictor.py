@@ -146,6 +146,7 @@ class Predictor:
         batch: Tiles per forward pass.
         device: Where to compute.
         bf16: Compute in bfloat16.
+        int8: ``arranged`` computes in integers what it can.
         arranged: The same network in another form, which is run instead; None runs ``network`` itself.
         tta: Symmetries over which ``TestTimeAugmentation`` averages: 1, 2, 4 or 8.
         masked_context: Black out the context around every tile.
@@ -161,6 +162,7 @@ class Predictor:
         batch: int,
         device: torch.device,
         bf16: bool,
+        int8: bool = False,
         arranged: Forward | None = None,
         tta: int = 1,
         masked_context: bool = False,
@@ -171,10 +173,15 @@ class Predictor:
         self.network, self.arranged = network if copied else network.to(device), arranged
         # The baseline reads no margin: with a factor of 1, the context window is the tile itself.
         self.context_factor: ContextFactor = context_factor if network.reads_context else 1
-        self.batch, self.device, self.bf16 = batch, device, bf16
+        self.batch, self.device, self.bf16, self.int8 = batch, device, bf16, int8
         self.tta, self.masked_context, self.fill = TestTimeAugmentation(tta), masked_context, fill
         self._others: Iterator[Tensor] | None = None
         self.transfers = Transfers(device)
+
+    @property
+    def precision(self) -> str:
+        """The precision that is computed in: int8, bf16 or fp32."""
+        return "int8" if self.int8 else "bf16" if self.bf16 else "fp32"
 
     @property
     def step_px(self) -> int:
@@ -272,6 +279,12 @@ class Predictor:
             logits: Tensor = self.network(hr, context)
         # Interpolation and weighted sums follow, for which bf16 has too few digits.
         return logits.float()
+
+    def shown(self, scene: SceneReader, tile: Tile) -> tuple[Tensor, Tensor | None]:
+        """Read one tile, and return the images that the network is handed: (1, n, T, T), and those of its context."""
+        region = scene.region(context_window(tile.window, self.context_factor))
+        context = self.context(region, tile.window)[None] if self.network.reads_context else None
+        return self._shown_tile(region, tile.window)[None], context
 
     def tile(self, scene: SceneReader, tile: Window) -> UInt8:
         """Read and label one tile: class indices (T, T) of the pixels that are read, IGNORE_INDEX without data."""

@@ -72,8 +72,8 @@ class BlockMapper:
 
     @property
     def precision(self) -> str:
-        """The precision of the network: bf16 or fp32."""
-        return "bf16" if self.predictor.bf16 else "fp32"
+        """The precision of the network: int8, bf16 or fp32."""
+        return self.predictor.precision
 
     def block(self, window: Window) -> Block:
         """Return the block of a window of the plan: its tiles and, to be blended, those that reach into it."""

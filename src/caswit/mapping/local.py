@@ -36,7 +36,7 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """The precision that is computed in: bf16 or fp32."""
+        """The precision that is computed in: int8, bf16 or fp32."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...

@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
-from caswit.config import MapRunConfig, OutputConfig, Precision, PredictConfig, TileConfig
+from caswit.config import MapRunConfig, OutputConfig, PredictConfig, RunPrecision, TileConfig
 from caswit.config.checks import check, map_settings
 from caswit.config.inference import Fill
 from caswit.data.classes import ClassTable
@@ -31,6 +31,7 @@ from caswit.raster.stack import Bands, Further, Ranges, own_ranges
 from caswit.raster.stretch import usual_range
 from caswit.raster.windows import Window, block_windows, count_blocks
 from caswit.weights.image_bands import bands_to_read, parse_also
+from caswit.weights.int8 import int8_of
 from caswit.weights.model_folder import LoadedModel, ModelInfo, load_model
 from caswit.weights.zoo import choose
 
@@ -204,9 +205,9 @@ class MapPlan:
         return sum(block.window.height * block.window.width for block in self.blocks())
 
     def computed_in(self, precision: str) -> "MapPlan":
-        """Return the plan with the precision that an engine found its device to have: bf16 or fp32."""
-        # bf16 and fp32 round differently. The manifest records which, so that a map is finished as it was begun.
-        return replace(self, settings=replace(self.settings, precision=cast("Precision", precision)))
+        """Return the plan with the precision that an engine found its device to have: int8, bf16 or fp32."""
+        # Each rounds differently. The manifest records which, so that a map is finished as it was begun.
+        return replace(self, settings=replace(self.settings, precision=cast("RunPrecision", precision)))
 
     def going_on(self, begun: "Begun", asked: PredictConfig) -> "MapPlan":
         """Return the plan with what an earlier run of this output settled and the user leaves open."""
@@ -237,6 +238,8 @@ class MapPlan:
             "sidecars_and_sources": self.state.sidecars_and_sources,
             "model": f"{loaded.name} ({loaded.digest})",
             "model_config": loaded.config_digest,
+            # Made again on other tiles, they give other labels.
+            **({"int8_weights": int8_of(loaded).digest} if self.settings.precision == "int8" else {}),
             **self._facts_of_parts(),
             **map_settings(self.run),
             **map_settings(self.outputs),

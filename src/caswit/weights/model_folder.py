@@ -114,6 +114,8 @@ class LoadedModel(NamedTuple):
     """SHA-256 of all in the config that changes what is predicted, shortened to 16 hexadecimal digits."""
     weights: LazyWeights | None = None
     """The file that the network's weights still lie in, if they do."""
+    folder: Path | None = None
+    """Where it was read from."""
 
 
 class LoadedPretrained(NamedTuple):
@@ -203,7 +205,7 @@ def load_model(folder: Path | str) -> LoadedModel:
     # runs/town/model is called town; the name of a download's folder in the cache says nothing.
     name = whole.parent.name if whole.name == "model" else whole.name
     name = given if is_on_hub(given) else name
-    return LoadedModel(network.eval(), info, name, digest, _config_digest(folder), lazy)
+    return LoadedModel(network.eval(), info, name, digest, _config_digest(folder), lazy, folder)
 
 
 def load_pretrained(path: Path | str) -> LoadedPretrained:

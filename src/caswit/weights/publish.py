@@ -18,6 +18,8 @@ from caswit.files import atomic_path, checked, read_json, read_yaml
 from caswit.raster.ground import Degrees
 from caswit.viz.pages import render
 from caswit.weights.hub import PREFIX, upload
+from caswit.weights.int8 import ABOUT as INT8_ABOUT
+from caswit.weights.int8 import PARTS as INT8_PARTS
 from caswit.weights.model_folder import (
     CONFIG,
     PRETRAINED,
@@ -155,7 +157,9 @@ def push(
     if report is None and about is None and license_name is None and (folder / CARD).is_file():
         # It has a card already: licence, scores and limits go with the weights.
         card = (folder / CARD).read_text(encoding="utf-8")
-        beside = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name not in (CARD, CONFIG, WEIGHTS)]
+        # Eight-bit weights are made for the tiles and the processor at hand, and downloads leave them out.
+        others = CARD, CONFIG, WEIGHTS, INT8_ABOUT, *INT8_PARTS
+        beside = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name not in others]
     else:
         said, beside = None, []
         if about is not None:

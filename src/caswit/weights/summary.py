@@ -12,9 +12,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils.flop_counter import FlopCounterMode
 
 from caswit.config import RGB, ModelConfig
+from caswit.errors import CaswitError
 from caswit.nn.baselines.table2 import Table2Network
 from caswit.nn.caswit import SIZES, CASWiT, decoder_width
 from caswit.viz.pages import numbers
+from caswit.weights.int8 import ABOUT, int8_of
 from caswit.weights.model_folder import (
     LoadedModel,
     ModelInfo,
@@ -102,7 +104,20 @@ def describe(model: Path) -> str:
     cost = costs(loaded)
     lines = [f"model          {loaded.name} (sha256 {loaded.digest})"]
     arithmetic = [f"arithmetic     {cost.flops / 1e9:.1f} GFLOP per tile"]
-    return "\n".join([*lines, *_page(loaded.info, loaded.network, cost.parameters, arithmetic)])
+    return "\n".join([*lines, *_page(loaded.info, loaded.network, cost.parameters, arithmetic), *_int8(loaded)])
+
+
+def _int8(loaded: LoadedModel) -> Iterator[str]:
+    """Yield the line of the weights for ``--precision int8``, if there are some."""
+    if loaded.folder is None or not (loaded.folder / ABOUT).is_file():
+        return
+    try:
+        found = int8_of(loaded).comparison
+    except CaswitError as error:
+        yield f"int8 weights   cannot be used: {error}"
+        return
+    alike = f"{100 * found.pixels_alike:.2f} % of the pixels of {found.dataset} ({found.split}) as in {found.beside}"
+    yield f"int8 weights   {alike}; mIoU {found.miou[0]:.4f}, with int8 {found.miou[1]:.4f}"
 
 
 def _page(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TypeGuard, cast
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,13 @@ from caswit.nn.swin import PATCH_PX, ConvStem, SwinEncoder
 from caswit.nn.window_partition import Sides
 from caswit.weights.lazy import LazyWeights
 
+if TYPE_CHECKING:
+    from caswit.inference.cpu.openvino import Built
+
 log = logging.getLogger(__name__)
+
+Arrange = Callable[[Sequence[Sides]], Callable[..., Tensor]]
+"""From the sides of all images to the function that computes the logits of images that are normalised."""
 
 
 class Embedding:
@@ -117,6 +123,7 @@ class ArrangedCASWiT(nn.Module):
         openvino: Compile with OpenVINO, which must be installed; otherwise run in torch.
         weights: The file that the network's weights lie in, if they do; they need not stay in memory then.
         kernels: Ways of computing, of which ``openvino`` is one; None: what is usual for the processor.
+        arrange: Called for what runs images of these sides; None: the network arranged for them.
     """
 
     def __init__(
@@ -127,6 +134,7 @@ class ArrangedCASWiT(nn.Module):
         openvino: bool,
         weights: LazyWeights | None = None,
         kernels: Kernels | None = None,
+        arrange: Arrange | None = None,
     ) -> None:
         super().__init__()
         self.kernels = replace(kernels or usual(), openvino=openvino)
@@ -137,9 +145,12 @@ class ArrangedCASWiT(nn.Module):
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         # A bound method, not a submodule: the network's weights must not count as this module's, nor be moved with it.
         self._plain = cast("Callable[..., Tensor]", network.forward)
+        self._arrange: Arrange
         self._runs: dict[tuple[Sides, ...], Callable[..., Tensor]] = {}
         self._read = nullcontext if weights is None else weights.released
-        if openvino:
+        if arrange is not None:
+            self._arrange = arrange
+        elif openvino:
             self._arrange = partial(_in_openvino, network, bf16, self.kernels)
         else:
             with self._read():
@@ -153,11 +164,15 @@ class ArrangedCASWiT(nn.Module):
         images = [hr, context] if context is not None and self.contexts else [hr]
         return torch.cat([self._one([x[i : i + 1] for x in images]) for i in range(len(hr))])
 
-    def _one(self, images: Sequence[Tensor]) -> Tensor:
-        height, width = images[0].shape[-2:]
+    def ready(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Return the images of one tile as what runs them takes them: each alone, normalised and padded."""
         tile, *context = images
         each = [one for several in context for one in several.unbind(1)] if self.contexts > 1 else context
-        ready = [_padded(self.normalise(x)) for x in (tile, *each)]
+        return [_padded(self.normalise(x)) for x in (tile, *each)]
+
+    def _one(self, images: Sequence[Tensor]) -> Tensor:
+        height, width = images[0].shape[-2:]
+        ready = self.ready(images)
         sizes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in ready)
         # OpenVINO plans memory for fixed shapes: one graph for each image size. The tiles of a map all have one.
         if sizes in self._runs:
@@ -185,8 +200,15 @@ def _in_torch(arranged: Arrangement, sizes: Sequence[Sides]) -> Callable[..., Te
 def _in_openvino(network: CASWiT, bf16: bool, kernels: Kernels, sizes: Sequence[Sides]) -> Callable[..., Tensor]:
     from caswit.inference.cpu.openvino import Compiled
 
+    return Compiled(graph_of(network, sizes, bf16=bf16, kernels=kernels), bf16=bf16)
+
+
+def graph_of(network: CASWiT, sizes: Sequence[Sides], *, bf16: bool, kernels: Kernels) -> "Built":
+    """Return the arranged network as an OpenVINO graph for images of these sides."""
+    from caswit.inference.cpu.openvino import build
+
     shapes = [(1, network.bands, *size) for size in sizes]
-    return Compiled(lambda ops, inputs: Arrangement(ops, network)(inputs, sizes), shapes, bf16=bf16, kernels=kernels)
+    return build(lambda ops, inputs: Arrangement(ops, network)(inputs, sizes), shapes, bf16=bf16, kernels=kernels)
 
 
 def _padded(image: Tensor) -> Tensor:

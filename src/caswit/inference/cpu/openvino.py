@@ -9,7 +9,7 @@ graph is built directly, which takes seconds; its converter from torch takes ove
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
@@ -214,23 +214,46 @@ def core() -> ov.Core:
     return ov.Core()
 
 
+class Built(NamedTuple):
+    """A graph of fixed shapes."""
+
+    model: ov.Model
+    matrices: Sequence[NDArray[np.float32]]
+    """What it is handed after the images: the last of its inputs."""
+    ops: OpenVinoOps | None = None
+    """What it was built by, which holds its constants; None for one that was read from a file."""
+
+
+def build(
+    graph: Graph, shapes: Sequence[Sequence[int]], *, bf16: bool = False, kernels: Kernels | None = None
+) -> Built:
+    """Build a graph.
+
+    Args:
+        graph: Builds it.
+        shapes: Shapes of the inputs, which are fp32.
+        bf16: What torch computes is computed in bfloat16.
+        kernels: Ways of computing; None: what is usual for the processor.
+    """
+    inputs = [nodes.parameter(list(shape), np.float32) for shape in shapes]
+    ops = OpenVinoOps(kernels, bf16=bf16)
+    found = graph(ops, inputs)
+    matrices = list(ops.matrices.values())
+    model = ov.Model([found, *ops.least], [*inputs, *(node for *_, node in matrices)])
+    return Built(model, [values for _, values, _ in matrices], ops)
+
+
 class Compiled:
     """A graph compiled for the processor.
 
     Args:
-        graph: Builds the graph.
-        shapes: Shapes of the inputs, which are fp32.
+        built: The graph.
         bf16: Compute in bfloat16; otherwise in fp32.
-        kernels: Ways of computing; None: what is usual for the processor.
     """
 
-    def __init__(
-        self, graph: Graph, shapes: Sequence[Sequence[int]], *, bf16: bool, kernels: Kernels | None = None
-    ) -> None:
-        inputs = [nodes.parameter(list(shape), np.float32) for shape in shapes]
-        self._ops = ops = OpenVinoOps(kernels, bf16=bf16)
-        found = graph(ops, inputs)
-        model = ov.Model([found, *ops.least], [*inputs, *(node for *_, node in ops.matrices.values())])
+    def __init__(self, built: Built, *, bf16: bool) -> None:
+        self._built = built
+        shapes = [node.shape for node in built.model.inputs[: len(built.model.inputs) - len(built.matrices)]]
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -240,12 +263,12 @@ class Compiled:
         if min(side for shape in shapes for side in shape[-2:]) < _LEAST_SIDE_PX:
             settings["SNIPPETS_MODE"] = "DISABLE"
         self._free = threading.Lock()  # a request has one set of buffers
-        self._request = core().compile_model(model, "CPU", settings).create_infer_request()
+        self._request = core().compile_model(built.model, "CPU", settings).create_infer_request()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run the graph on contiguous fp32 tensors; return a copy of its output, or NaN where that cannot be used."""
         with self._free:
-            given = [x.numpy() for x in inputs] + [values for _, values, _ in self._ops.matrices.values()]
+            given = [x.numpy() for x in inputs] + [*self._built.matrices]
             found, *least = self._request.infer(given, share_inputs=True).to_tuple()
             sound = all(number > 0 for number in least)
             return torch.from_numpy(found.copy() if sound else np.full_like(found, np.nan))

@@ -257,9 +257,9 @@ def _run(part: Part, kernels: Kernels, *, bf16: bool) -> Callable[[], object]:
     drawn = torch.Generator().manual_seed(1)
     inputs = [torch.randn(shape, generator=drawn) for shape in part.shapes]
     if kernels.openvino:
-        from caswit.inference.cpu.openvino import Compiled
+        from caswit.inference.cpu.openvino import Compiled, build
 
-        compiled = Compiled(lambda ops, x: part.make(ops)(x), part.shapes, bf16=bf16, kernels=kernels)
+        compiled = Compiled(build(lambda ops, x: part.make(ops)(x), part.shapes, bf16=bf16, kernels=kernels), bf16=bf16)
         return lambda: compiled(*inputs)
     ops = TorchOps(torch.device("cpu"), torch.bfloat16 if bf16 else torch.float32, kernels)
     ready: list[Tensor] = [ops.ready(x) for x in inputs]
