@@ -1,4 +1,4 @@
-"""How often classes occur where labels are, and in the images around them; what follows for the loss.
+"""How often classes occur in few labels and in the images around them, and what follows for the loss.
 
 Two tiles show the classes of a few fields. Learned as they are, they teach that what they lack is nowhere.
 """
@@ -13,12 +13,11 @@ from caswit.config import IGNORE_INDEX, PredictConfig
 from caswit.data.classes import plain_name
 from caswit.data.reader import SceneReaders
 from caswit.inference.load import load_predictor
-from caswit.inference.predictor import Predictor
-from caswit.raster.windows import Tile, area_tiles, some_of
+from caswit.raster.windows import area_tiles, some_of
 from caswit.weights.model_folder import LoadedModel
 
 _MOST_TILES = 64
-"""Tiles, spread over the images or over the labels, that are mapped: shares of classes need no more."""
+"""Tiles of the images, spread over them, that are mapped: shares of classes need no more."""
 _RARE = 1e-3
 """Share that is added to every class: those that do not occur are rare, not impossible."""
 _MOST_SAID = 3
@@ -26,25 +25,20 @@ _MOST_SAID = 3
 
 Shares = NDArray[np.float64]
 """(K,): of each class of a dataset; they sum to 1."""
-Placed = tuple[int, Tile]
-"""Number of a scene and a tile of it."""
 
 
 class ClassShares(NamedTuple):
-    """How often a model finds classes.
-
-    Both shares are the model's: what it takes for something else where labels are, it does elsewhere too.
-    """
+    """How often classes occur."""
 
     names: tuple[str, ...]
     labelled: Shares
-    """Where labels are."""
+    """In the labels."""
     whole: Shares
-    """In the whole images."""
+    """In the whole images: in the labels where there are any, and elsewhere as a model maps them."""
 
     @property
     def logit_adjustment(self) -> dict[str, float]:
-        """What is added to the logits of each class in the loss: log of its share at labels over that in images.
+        """What is added to the logits of each class in the loss: log of its share in labels over that in images.
 
         A network that learns with it is made for the shares of the images (Menon et al. 2021, arXiv 2007.07314,
         equation 10, with these shares in place of equal ones). Where everything is labelled all are 0.
@@ -54,48 +48,35 @@ class ClassShares(NamedTuple):
     def said(self) -> str:
         """Name the classes whose shares differ most."""
         most = np.argsort(-np.abs(self._logs()))[:_MOST_SAID]
-        return ", ".join(f"{self.names[i]} {self.whole[i]:.1%} (where labels are {self.labelled[i]:.1%})" for i in most)
+        return ", ".join(f"{self.names[i]} {self.whole[i]:.1%} (of the labels {self.labelled[i]:.1%})" for i in most)
 
     def _logs(self) -> Shares:
         logs: Shares = np.log((self.labelled + _RARE) / (self.whole + _RARE))
         return logs
 
 
-def class_shares(
-    loaded: LoadedModel, opened: SceneReaders, labelled: Sequence[Placed], accelerator: str
-) -> ClassShares:
-    """Map labelled tiles and whole images with a model, and compare the classes it finds.
+def class_shares(loaded: LoadedModel, opened: SceneReaders, pixels: Sequence[int], accelerator: str) -> ClassShares:
+    """Compare the classes of labels with those of whole images.
 
     Args:
         loaded: A model that has the classes of the dataset by name; what it finds of others does not count.
         opened: Scenes with labels.
-        labelled: Tiles of them that have labels.
+        pixels: (K,) labelled pixels of each class in them.
         accelerator: Where the model runs: auto, cpu, cuda, mps.
     """
     predictor = load_predictor(loaded, PredictConfig(device=accelerator))
-    side = loaded.info.tile.tile_px
-    numbers = some_of(range(len(opened.scenes)), _MOST_TILES)
-    everywhere = [(number, tile) for number in numbers for tile in area_tiles([opened[number].raster], side)]
-    names = opened.dataset.classes.names
-    theirs = {plain_name(name): place for place, name in enumerate(loaded.info.classes.names)}
-    places = [theirs[plain_name(name)] for name in names]
-    there, whole = (
-        _found(predictor, opened, tiles, len(theirs), at_labels=at_labels)[places]
-        for tiles, at_labels in ((labelled, True), (everywhere, False))
-    )
-    return ClassShares(names, there / max(1, there.sum()), whole / max(1, whole.sum()))
-
-
-def _found(
-    predictor: Predictor, opened: SceneReaders, tiles: Sequence[Placed], count: int, *, at_labels: bool
-) -> NDArray[np.int64]:
-    """Count the pixels of each class (K,) in some of the tiles as the model maps them; it has so many classes."""
-    pixels = np.zeros(count, np.int64)
+    numbers, side = some_of(range(len(opened.scenes)), _MOST_TILES), loaded.info.tile.tile_px
+    tiles = [(number, tile) for number in numbers for tile in area_tiles([opened[number].raster], side)]
+    found, known = np.zeros(len(loaded.info.classes), np.int64), 0
     for number, tile in some_of(tiles, _MOST_TILES):
-        inside = tile.owned.inside(tile.window)
-        found = predictor.tile(opened[number], tile.window)[inside]
-        if at_labels:
-            labels = opened[number].labels(tile.owned, np.ones(found.shape, bool))
-            found = found[labels != IGNORE_INDEX]
-        pixels += np.bincount(found[found < count], minlength=count)  # the rest has no data
-    return pixels
+        classes = predictor.tile(opened[number], tile.window)[tile.owned.inside(tile.window)]
+        labels = opened[number].labels(tile.owned, np.ones(classes.shape, bool))
+        unknown = labels == IGNORE_INDEX
+        known += int((~unknown).sum())
+        found += np.bincount(classes[unknown & (classes < len(found))], minlength=len(found))  # the rest has no data
+    names = opened.dataset.classes.names
+    places = {plain_name(name): place for place, name in enumerate(loaded.info.classes.names)}
+    elsewhere = found[[places[plain_name(name)] for name in names]]
+    labelled = np.asarray(pixels) / max(1, sum(pixels))
+    whole = known * labelled + elsewhere
+    return ClassShares(names, labelled, whole / max(1, whole.sum()))

@@ -71,7 +71,7 @@ class _Picked(NamedTuple):
     lr: float
     steps: int
     shares: ClassShares | None
-    """Where labels are few: how often the model finds classes there and around them."""
+    """Where labels are few: how often classes occur in them and around them."""
 
     @property
     def trained(self) -> bool:
@@ -158,7 +158,7 @@ def _pick(model: str, dataset: Dataset, settings: FinetuneConfig) -> _Picked:
     adapts = few and not fresh
     shares = None
     if adapts and not info.model.has_own_loss:
-        shares = class_shares(load_model(folder_of_start(model)), data.opened, data.tiles, settings.accelerator)
+        shares = class_shares(load_model(folder_of_start(model)), data.opened, data.counts, settings.accelerator)
     hold_out = _hold_out(data, adapts=adapts)
     least = _LEAST_STEPS * (UNTRAINED if fresh else 1)
     passes = _PASSES * _crops(data, hold_out, crop_px) / usual.batch

@@ -6,7 +6,7 @@ from caswit.data.dataset import Dataset
 from caswit.data.label_counts import count_labels
 from caswit.data.reader import SceneReaders, open_dataset_scene
 from caswit.errors import DataError
-from caswit.raster.windows import Tile, area_tiles
+from caswit.raster.windows import area_tiles
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo
 
 _COARSE = 3.0
@@ -25,8 +25,8 @@ class LabelledData(NamedTuple):
     """Of the training scenes, with a label."""
     opened: SceneReaders
     """Those whose labels were counted."""
-    tiles: tuple[tuple[int, Tile], ...]
-    """Of these, those with labels: the number of the scene, and the tile."""
+    counts: tuple[int, ...]
+    """Pixels of each class in their labels."""
     labelled: float
     """Their share of what could have one, 0..1."""
     shortest_px: int
@@ -70,9 +70,9 @@ def look(data: Dataset, info: ModelInfo | PretrainedInfo) -> LabelledData:
     for i in range(len(some)):
         images.append(opened[i].raster)
         areas.append(opened[i].areas)
-        tiles += [(i, tile) for tile in area_tiles(areas[-1], info.tile.tile_px)]
-    counts = count_labels(opened, [(i, tile.owned) for i, tile in tiles]).sum(1)
-    labelled = int(counts.sum())
+        tiles += [(i, tile.owned) for tile in area_tiles(areas[-1], info.tile.tile_px)]
+    counts = count_labels(opened, tiles).sum(0).tolist()
+    labelled = sum(counts)
     if not labelled:
         raise DataError(
             f"{data.path}: no pixel of split train has a label that counts; look at them with caswit inspect"
@@ -82,7 +82,7 @@ def look(data: Dataset, info: ModelInfo | PretrainedInfo) -> LabelledData:
         scenes=len(scenes),
         pixels=labelled * len(scenes) // len(some),
         opened=opened,
-        tiles=tuple(each for each, count in zip(tiles, counts, strict=True) if count),
+        counts=tuple(counts),
         labelled=labelled / whole,
         shortest_px=min(min(area.height, area.width) for each in areas for area in each),
         image_px=min(min(image.height, image.width) for image in images),
