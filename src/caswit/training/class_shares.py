@@ -67,16 +67,14 @@ def class_shares(loaded: LoadedModel, opened: SceneReaders, pixels: Sequence[int
     predictor = load_predictor(loaded, PredictConfig(device=accelerator))
     numbers, side = some_of(range(len(opened.scenes)), _MOST_TILES), loaded.info.tile.tile_px
     tiles = [(number, tile) for number in numbers for tile in area_tiles([opened[number].raster], side)]
-    found, known = np.zeros(len(loaded.info.classes), np.int64), 0
+    names = opened.dataset.classes.names
+    known, found = np.zeros(len(names), np.int64), np.zeros(len(loaded.info.classes), np.int64)
     for number, tile in some_of(tiles, _MOST_TILES):
         classes = predictor.tile(opened[number], tile.window)[tile.owned.inside(tile.window)]
         labels = opened[number].labels(tile.owned, np.ones(classes.shape, bool))
         unknown = labels == IGNORE_INDEX
-        known += int((~unknown).sum())
+        known += np.bincount(labels[~unknown], minlength=len(known))
         found += np.bincount(classes[unknown & (classes < len(found))], minlength=len(found))  # the rest has no data
-    names = opened.dataset.classes.names
     places = {plain_name(name): place for place, name in enumerate(loaded.info.classes.names)}
-    elsewhere = found[[places[plain_name(name)] for name in names]]
-    labelled = np.asarray(pixels) / max(1, sum(pixels))
-    whole = known * labelled + elsewhere
-    return ClassShares(names, labelled, whole / max(1, whole.sum()))
+    whole = known + found[[places[plain_name(name)] for name in names]]
+    return ClassShares(names, np.asarray(pixels) / max(1, sum(pixels)), whole / max(1, whole.sum()))
