@@ -1,6 +1,7 @@
 """The network in eight-bit integers: what it is made of, what it labels, and what is refused."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -397,3 +398,16 @@ def test_nncf_has_no_sender(tmp_path):
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not [*Path(tmp_path).glob("intel*")]
+
+
+@NEEDS_NNCF
+def test_handlers_that_others_share_are_left_alone():
+    from caswit.inference.cpu.int8 import import_nncf
+
+    shared = logging.NullHandler()
+    logging.getLogger("nncf").addHandler(shared)
+    try:
+        import_nncf()
+    finally:
+        logging.getLogger("nncf").removeHandler(shared)
+    assert shared.level == logging.NOTSET

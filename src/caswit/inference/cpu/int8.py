@@ -194,7 +194,8 @@ def import_nncf() -> ModuleType:
             del sys.modules[name]
             if before is not None:
                 sys.modules[name] = before
-    nncf.set_log_level(logging.ERROR)
+    # Its own function for that sets the levels of handlers too, which other loggers may share.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf
 
 
