@@ -89,11 +89,6 @@ class _Picked(NamedTuple):
         return self.data.validates or self.hold_out > 0
 
     @property
-    def dice(self) -> bool:
-        """The loss has a dice part."""
-        return self.shares is not None
-
-    @property
     def crops(self) -> float:
         """Number of crops that the labels which are learned fill."""
         return _crops(self.data, self.hold_out, self.crop_px)
@@ -219,8 +214,9 @@ def _sections(model: str, dataset: str, picked: _Picked, settings: FinetuneConfi
             ),
             "keep": "best" if picked.validates else "last",
             **({"average_with_start": _START} if picked.adapts else {}),
-            **({"loss": _LOSS} if picked.dice else {}),
-            **({"logit_adjustment": picked.shares.logit_adjustment} if picked.shares else {}),
+            **(
+                {"loss": _LOSS, "logit_adjustment": picked.shares.logit_adjustment} if picked.shares is not None else {}
+            ),
             "lr": lr,
             "min_lr": lr / 30,
             "warmup_steps": min(usual.warmup_steps, max(1, steps // 10)),
@@ -262,9 +258,8 @@ def _reasons(model: str, picked: _Picked, settings: FinetuneConfig) -> list[str]
         "block of the encoders before it",
         f"steps:      {picked.steps} of {usual.batch} crops, {_said_of_steps(picked, settings)}",
     ]
-    if picked.shares:
+    if picked.shares is not None:
         lines.append(f"classes:    as frequent as the model finds them in the whole images: {picked.shares.said()}")
-    if picked.dice:
         lines.append("loss:       cross-entropy and dice in equal parts, which gives rare classes their weight")
     if picked.adapts:
         lines.append(f"weights:    {_START:.0%} of those before and the rest of those after: {_FORGETS}")
