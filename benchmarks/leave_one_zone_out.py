@@ -3,11 +3,13 @@
 python benchmarks/leave_one_zone_out.py DATASET RECIPE... --out DIR [--steps N] [--start RECIPE --start-steps N]
     [--seeds 0 1] [--zones NAME...]
 
-A zone is the part of an image's name before the first ``_``; training scenes of the other zones are learned, all scenes
-of the zone are scored, with its context and with masked context. Counts of all folds are added up before they are
-scored: one mIoU over the classes that occur, for a mean over five zones of five sets of classes says little. A fold
-that is finished is not trained again, so the same command goes on where it stopped. With --start, all recipes of a fold
-go on from the weights of one training of that recipe on that fold, which makes what follows comparable in pairs.
+A zone is the part of an image's name before the first ``_``; training scenes of the other zones are learned. Two things
+are scored, with own and with masked context: all scenes of the zone, and those of the other zones that are not learned,
+which lie beside ground that is. Counts of all folds are added up before they are scored: one mIoU over the classes that
+occur, for a mean over five zones of five sets of classes says little. Differences to the first recipe are those of the
+folds, one by one, with the 95 % interval of their mean (Student's t). A fold that is finished is not trained again, so
+the same command goes on where it stopped. With --start, all recipes of a fold go on from the weights of one training of
+that recipe on that fold, which makes what follows comparable in pairs.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from scipy import stats
 
 from caswit.cli.recipe import parse_recipe, read_recipe
 from caswit.config import EvaluateConfig
@@ -26,6 +29,8 @@ from caswit.evaluation.run import evaluate
 from caswit.files import atomic_write_bytes
 from caswit.training.run_folder import RunFolder
 from caswit.training.supervised import train
+
+SCORED = {"test": "the zone left out", "val": "beside the zones learned"}
 
 
 def main() -> None:
@@ -62,14 +67,13 @@ def zone(image: Path) -> str:
 
 
 def without(dataset: Path, held_out: str, out: Path) -> Path:
-    """Write a dataset.yaml whose split ``test`` is a zone, and ``train`` the training scenes of the others."""
+    """Write a dataset.yaml whose split ``test`` is a zone; scenes of the others keep theirs."""
     content = yaml.safe_load(dataset.read_text())
     scenes = []
     for scene in content["scenes"]:
         there = zone(Path(scene["image"])) == held_out
-        if there or scene["split"] == "train":
-            files = {name: str((dataset.parent / scene[name]).resolve()) for name in ("image", "label")}
-            scenes.append(files | {"split": "test" if there else "train"})
+        files = {name: str((dataset.parent / scene[name]).resolve()) for name in ("image", "label")}
+        scenes.append(files | {"split": "test" if there else scene["split"]})
     file = out / f"without-{held_out}.yaml"
     atomic_write_bytes(file, yaml.safe_dump(content | {"scenes": scenes}, sort_keys=False).encode())
     return file
@@ -97,10 +101,15 @@ def run(file: Path, data: Path, held_out: str, seed: int, steps: int | None, out
         return
     model = learn(file, data, folder, seed, steps, start)
     settings = EvaluateConfig(masked_context=True, pictures=0)
-    found = evaluate(model, data, None, settings=settings)
-    masked = found.masked_context_counts
-    counts = {"classes": list(found.class_names), "own": found.counts.confusion.tolist()}
-    counts["masked"] = None if masked is None else masked.confusion.tolist()
+    counts: dict[str, Any] = {}
+    for split in SCORED:
+        found = evaluate(model, data, None, split=split, settings=settings)
+        masked = found.masked_context_counts
+        counts["classes"] = list(found.class_names)
+        counts[split] = {
+            "own": found.counts.confusion.tolist(),
+            "masked": None if masked is None else masked.confusion.tolist(),
+        }
     atomic_write_bytes(folder / "counts.json", json.dumps(counts).encode())
 
 
@@ -110,16 +119,27 @@ def report(recipes: list[Path], zones: list[str], seeds: list[int], out: Path) -
     folds = [f"{z}-s{s}" for s in seeds for z in zones]
     folds = [fold for fold in folds if all((out / name / fold / "counts.json").exists() for name in names)]
     print(f"folds: {', '.join(folds)}", flush=True)
-    for name in names:
-        each = [json.loads((out / name / fold / "counts.json").read_text()) for fold in folds]
-        words = [f"{name:28}"]
-        for kind in ("own", "masked"):
-            if each and all(counts[kind] is not None for counts in each):
-                matrices = [np.array(counts[kind]) for counts in each]
-                single = " ".join(f"{scores(m)[0]:5.1f}" for m in matrices)
-                miou, accuracy = scores(sum(matrices[1:], start=matrices[0]))
-                words.append(f"{kind} mIoU {miou:5.1f} accuracy {accuracy:5.1f} ({single})")
-        print("  ".join(words), flush=True)
+    if not folds:
+        return
+    found = {name: [json.loads((out / name / fold / "counts.json").read_text()) for fold in folds] for name in names}
+    for split, where in SCORED.items():
+        print(where)
+        for name in names:
+            words = [f"  {name:24}"]
+            for kind in ("own", "masked"):
+                if all(counts[split][kind] is not None for counts in found[name]):
+                    matrices = [np.array(counts[split][kind]) for counts in found[name]]
+                    single = " ".join(f"{scores(m)[0]:5.1f}" for m in matrices)
+                    miou, accuracy = scores(sum(matrices[1:], start=matrices[0]))
+                    words.append(f"{kind} mIoU {miou:5.1f} accuracy {accuracy:5.1f} ({single})")
+            print("  ".join(words))
+        for number, unit in enumerate(("mIoU", "accuracy")):
+            each = {n: [scores(np.array(c[split]["own"]))[number] for c in found[n]] for n in names}
+            for name in names[1:]:
+                gain = np.subtract(each[name], each[names[0]])
+                half = stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain) if len(gain) > 1 else float("nan")
+                print(f"  {name} over {names[0]}: {unit} {gain.mean():+.1f} ± {half:.1f} (95 %, {len(gain)} folds)")
+    print(end="", flush=True)
 
 
 def scores(confusion: Any) -> tuple[float, float]:

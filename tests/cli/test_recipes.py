@@ -317,6 +317,23 @@ def test_table_3_shares_runs_with_table_1():
     assert settings("table3/8-base-ssl.yaml") == settings("table1/6-caswit-base-ssl.yaml")
 
 
+def test_rows_on_herault_differ_in_context_or_network_alone():
+    rows = [settings(file.relative_to(RECIPES)) for file in sorted((RECIPES / "herault").glob("*.yaml"))]
+    assert [(r.model.arch, r.model.fusion_stages, r.tile.tile_px, r.tile.context_factor) for r in rows] == [
+        ("caswit", (), 256, 4),
+        ("caswit", (2, 3, 4), 256, 2),
+        ("caswit", (2, 3, 4), 256, 4),
+        ("caswit", (2, 3, 4), 256, 8),
+        ("caswit", (2, 3, 4), 256, (2, 8)),
+        ("caswit", (), 512, 4),
+        ("unet", (1, 2, 3, 4), 256, 4),
+    ]
+    for row in rows:
+        assert row.train.batch * row.tile.tile_px**2 == 8 * 256**2
+        assert (row.data, row.augment, row.init) == (rows[0].data, rows[0].augment, None)
+        assert dataclasses.replace(row.train, batch=8) == rows[0].train
+
+
 def test_a_row_moved_elsewhere_says_what_it_misses(tmp_path):
     shutil.copy(RECIPES / "table3" / "4-stage1.yaml", tmp_path / "row.yaml")
     with pytest.raises(CaswitError, match=r"row\.yaml: base .*caswit\.yaml: no such recipe file"):
