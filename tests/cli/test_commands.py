@@ -118,7 +118,7 @@ class TestSwitches:
 
 
 def test_settings_of_several_values_are_separate_words():
-    with pytest.raises(CaswitError, match=r"^--seeds: expected int, got x$"):
+    with pytest.raises(CaswitError, match=r"^--seeds: expected an integer, got x$"):
         read("table", "r.yaml", "--out", "o", "--seeds", "0", "x")
     (settings, *_), _ = read("predict", "a", "b", "--bands", "4", "3", "2", "--rescale", "-5", "300")
     assert (settings.bands, settings.rescale) == ((4, 3, 2), (-5.0, 300.0))

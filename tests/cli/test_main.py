@@ -140,11 +140,11 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("option", "value", "words"),
         [
-            ("--batch", "many", "--batch: expected int, got many"),
-            ("--batch", "1.5", "--batch: expected int, got 1.5"),
+            ("--batch", "many", "--batch: expected an integer, got many"),
+            ("--batch", "1.5", "--batch: expected an integer, got 1.5"),
             ("--batch", "9" * 30, "batch must be at most 1048576, got 9"),
-            ("--overlap_px", "x", "--overlap-px: expected int, null, got x"),
-            ("--precision", "fp16", "--precision: expected one of ['auto', 'bf16', 'fp32', 'int8'], got fp16"),
+            ("--overlap_px", "x", "--overlap-px: expected an integer or null, got x"),
+            ("--precision", "fp16", "--precision: expected auto, bf16, fp32 or int8, got fp16; did you mean bf16?"),
         ],
     )
     def test_value_of_the_wrong_type(self, capsys, option, value, words):
@@ -189,7 +189,7 @@ class TestMistakes:
             (b"hello", "r.yaml: must be a mapping with some of augment, base, data, "),
             (b"data: {dataset: x}\nmodel:", "r.yaml: model: must be a mapping with some of "),
             (b"data: {dataset: x}\nmodels: {size: nano}", "r.yaml: unknown models; allowed: "),
-            (b"data: {dataset: x}\nmodel: {size: huge}", "--model.size: expected one of ['pico', "),
+            (b"data: {dataset: x}\nmodel: {size: huge}", "--model.size: expected pico, nano, "),
             (b"model: {size: nano}", "missing: --data.dataset"),
         ],
     )
@@ -304,7 +304,7 @@ class TestMistakes:
 
     def test_options_may_be_written_with_a_hyphen(self, capsys):
         words = refused(capsys, "predict", "a.tif", "b.tif", "--model", "m", "--overlap-px", "x", "--block-px=64")
-        assert "--overlap-px: expected int, null, got x" in words
+        assert "--overlap-px: expected an integer or null, got x" in words
 
     def test_address_of_an_image(self, capsys, tmp_path, model_folder):
         """Its two slashes became one."""

@@ -102,6 +102,12 @@ class TestLosses:
             ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1"),
             ({"ohem_share": 0.0}, "ohem_share must be above 0 and at most 1"),
             ({"focal_gamma": -1.0}, "focal_gamma must be in"),
+            (
+                {"class_weights": [1.0, -1.0]},
+                "numbers from 0, not all of them 0, got [1.0, -1.0]",
+            ),
+            ({"class_weights": [0.0, 0.0]}, "class_weights must be numbers from 0, not all of them 0"),
+            ({"class_weights": [1.0, float("nan")]}, "class_weights must be numbers from 0"),
             ({"class_weights": "square"}, "class_weights"),
             (
                 {"logit_adjustment": {"water": -30.0}},
@@ -162,7 +168,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            ({"data": {"dataset": "x"}, "model": {"size": "huge"}}, "model.size: expected one of ['pico', "),
+            ({"data": {"dataset": "x"}, "model": {"size": "huge"}}, "model.size: expected pico, nano, "),
             ({"data": {"dataset": "x"}, "model": {"arch": "pspnet"}}, "arch pspnet needs an encoder; try encoder: "),
             ({"model": {"size": "nano"}}, "data"),
         ],

@@ -78,6 +78,32 @@ def test_wrong_bands_are_one_line(tmp_path, make_raster, rng, said):
     assert "\n" not in str(error.value)
 
 
+def test_a_name_is_one_band(tmp_path, make_raster, rng):
+    """Before, the raster replaced the band without a word."""
+    write(make_raster, rng)
+    make_raster(np.ones((1, 64, 64), np.float32), "dsm.tif", **georeference())
+    with pytest.raises(DataError, match="also names nir, which is band 4 of the images"):
+        dataset(tmp_path, bands={"red": 1, "nir": 4}, also={"nir": "dsm.tif"})
+    with pytest.raises(DataError, match="bands names a band twice, got"):
+        dataset(tmp_path, bands=["red", "red", "blue"])
+    assert dataset(tmp_path, bands=["red", "nir"], also={"nir": "dsm.tif"}).bands == ("red", "nir")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"bands": [1, 2, 9]}, r"image\.tif: has 4 bands, bands \[1, 2, 9\] are needed"),
+        ({"also": {"dsm": {"file": "dsm.tif", "band": 2}}}, r"dsm\.tif: has 1 band, bands \[2\] are needed"),
+    ],
+)
+def test_a_number_that_no_band_has_is_not_a_damaged_file(tmp_path, make_raster, rng, content, said):
+    write(make_raster, rng)
+    make_raster(np.ones((1, 64, 64), np.float32), "dsm.tif", **georeference())
+    data = dataset(tmp_path, **content)
+    with pytest.raises(DataError, match=said):
+        measure(data, data.scenes)
+
+
 def test_a_fourth_band_that_the_file_calls_alpha_is_read_as_it_is(tmp_path, make_raster, rng):
     """Near infrared often is called alpha, as in FLAIR-HUB: where it is 0 the pixel still has data."""
     pixels = write(make_raster, rng)

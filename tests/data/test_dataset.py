@@ -74,6 +74,12 @@ def test_the_real_datasets_load(real_data, name):
             assert (read_all(dataset, number) < len(dataset.classes)).any()
 
 
+def test_two_classes_of_one_name(dataset_file):
+    content = yaml.safe_load(dataset_file.read_text())
+    changed(dataset_file, classes=[*content["classes"], {"id": 99, "name": content["classes"][-1]["name"]}])
+    assert "two classes are called" in refused(lambda: load_dataset(dataset_file))
+
+
 class TestRefusals:
     def test_an_unset_variable(self, monkeypatch):
         monkeypatch.delenv("NOT_SET", raising=False)

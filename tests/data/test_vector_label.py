@@ -348,7 +348,7 @@ class TestRefusals:
     def test_beside_values_numbers_that_they_do_not_list_are_no_ids(self, make, tmp_path):
         write(tmp_path / "a.gpkg", on_ground(TWO), {"k": [5, 1]})
         said = refused(make({"file": "a.gpkg", "attribute": "k", "values": {5: "building"}}))
-        assert "has values that are no class: '1' (1 shapes)" in said
+        assert "has values that are no class: '1' (1 shape)" in said
 
     def test_an_unknown_attribute(self, make, tmp_path):
         write(tmp_path / "a.gpkg", on_ground(TWO), {"class": ["building", "road"]})
@@ -410,7 +410,8 @@ class TestRefusals:
         write(tmp_path / "a.gpkg", on_ground([TWO[0].exterior]), {"k": ["road"]})
         said = refused(make({"file": "a.gpkg", "attribute": "k"}))
         assert (
-            "1 shapes of class 'road' are lines or points, which cover no pixels; add buffer_m: {road: METRES}" in said
+            "lines or points cover no pixels, and 1 shape of class 'road' are such; add buffer_m: {road: METRES}"
+            in said
         )
         said = refused(make({"file": "a.gpkg", "attribute": "k", "buffer_m": {"raod": 2, "road": 1}}))
         assert "buffer_m names 'raod'" in said
@@ -576,5 +577,5 @@ class TestCommands:
             main([command, *words[command]])
         assert left.value.code == 2
         (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("caswit: ")]
-        assert "attribute 'class' has values that are no class: 'rood' (1 shapes)" in line
+        assert "attribute 'class' has values that are no class: 'rood' (1 shape)" in line
         assert "say e.g. values: {rood: road}" in line

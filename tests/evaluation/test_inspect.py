@@ -55,6 +55,7 @@ def test_broken_files_are_listed(flair, tmp_path, capsys):
         run(flair, "--n", 0, "--out", tmp_path / "out")
     assert left.value.code == 2
     assert "truncated" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     run(flair, "--n", 0, "--out", tmp_path / "out", "--skip-broken")
     said = capsys.readouterr().out
     assert "Left out, 1:" in said

@@ -87,6 +87,13 @@ def test_bands_that_are_not_there_are_one_line(tmp_path, make_raster, client, sa
     assert "\n" not in says
 
 
+def test_an_image_without_the_bands_that_are_asked_for_is_said(tmp_path, make_raster, caplog):
+    make_raster(bands(4), "a.tif", photometric="MINISBLACK", **georeference())
+    layer, _ = shown(TestClient(make_app(Collection(tmp_path, bands=(4, 1, 9)))))
+    assert layer["shown"] == [1, 2, 3]
+    assert caplog.text.count(f"not shown: bands 4, 1, 9 of {tmp_path / 'a.tif'}, which has 4") == 1
+
+
 def test_a_map_has_no_bands_to_choose(tmp_path, make_raster, client):
     make_raster(bands(3), "a.tif", **georeference())
     make_raster(np.ones((1, SIDE, SIDE), np.uint8), "a_map.tif", **georeference())
@@ -218,7 +225,7 @@ def test_a_model_reads_a_raster_beside_the_image(tmp_path, make_raster, five):
 
     for reply in answers(plain):
         assert reply.status_code == 422
-        assert "lacks dsm" in reply.json()["detail"]
+        assert reply.json()["detail"].startswith("a.tif: lacks dsm")  # folders stay on this machine
     point, attention = (reply.json() for reply in answers(named))
     scenes = [{"image": "a.tif", "split": "test"}]
     content = {

@@ -1,23 +1,26 @@
 """A training on bands of 16 bits and a raster beside the image: measured, learned, scored and continued."""
 
+import dataclasses
 import logging
 
 import numpy as np
 import pytest
 import rasterio
+import torch
 import yaml
 
 from caswit.cli.main import main
 from caswit.config import RGB, DataConfig, EvaluateConfig, ModelConfig, Recipe, TileConfig, TrainConfig
 from caswit.data.dataset import load_dataset
 from caswit.data.statistics import measure
-from caswit.errors import DataError
+from caswit.errors import ConfigError, DataError
 from caswit.evaluation.inspect import inspect
 from caswit.evaluation.run import evaluate
 from caswit.raster.stack import Further
 from caswit.training.supervised import train
 from caswit.weights.image_bands import bands_to_read
-from caswit.weights.model_folder import read_info
+from caswit.weights.model_folder import load_model, read_info
+from caswit.weights.publish import push
 from conftest import georeference
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shallow")]
@@ -124,3 +127,51 @@ def test_images_without_names_have_their_bands_as_the_named_images_that_were_lea
     one, two = (rasterio.open(file.with_suffix(".p.tif")).read() for file in maps)
     assert np.array_equal(one, two)
     assert len(np.unique(one)) > 5
+
+
+def test_what_needs_no_pixel_is_refused_before_bands_are_measured(dataset, tmp_path, monkeypatch):
+    train(recipe(dataset), tmp_path / "run")
+
+    def measured(*_):
+        raise AssertionError("bands were measured")
+
+    monkeypatch.setattr("caswit.training.loop.measure", measured)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(recipe(dataset), tmp_path / "run")
+    for wrong in ({"class_weights": (1.0,)}, {"logit_adjustment": {"c": 1.0}}):
+        settings = dataclasses.replace(recipe(dataset).train, **wrong)
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            train(dataclasses.replace(recipe(dataset), train=settings), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_new_band_of_a_frozen_stem_is_said(dataset, tmp_path, caplog):
+    start = train(recipe(dataset, model={"bands": RGB}), tmp_path / "start")
+    caplog.clear()
+    frozen = dataclasses.replace(recipe(dataset).train, freeze=1)
+    train(dataclasses.replace(recipe(dataset, init=str(start)), train=frozen), tmp_path / "run")
+    assert "so nir, dsm will be read as the mean of the bands that init knows" in caplog.text
+    # And so it is: the first convolution of a frozen stem never moves.
+    before, after = (load_model(m).network.state_dict() for m in (start, tmp_path / "run" / "model"))
+    first = next(name for name, x in after.items() if x.ndim == 4 and x.shape[1] == 5)
+    torch.testing.assert_close(after[first][:, 3], before[first].mean(1))
+    caplog.clear()
+    train(recipe(dataset, init=str(start)), tmp_path / "free")
+    assert "train.freeze" not in caplog.text
+
+
+def test_nothing_is_said_of_a_band_that_an_image_lacks(dataset, tmp_path, caplog, make_raster):
+    info = read_info(train(recipe(dataset), tmp_path / "run"))
+    make_raster(np.ones((4, 64, 64), np.uint8), "bytes.tif", **georeference())
+    caplog.clear()
+    with pytest.raises(DataError, match="lacks dsm"):
+        bands_to_read(tmp_path / "bytes.tif", info)
+    assert caplog.text == ""
+
+
+def test_a_card_says_how_a_raster_beside_the_image_is_given(dataset, tmp_path):
+    model = train(recipe(dataset), tmp_path / "run")
+    push(model, str(tmp_path / "card"))
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "caswit predict ortho.tif landcover.tif --model card --also dsm=dsm.tif\n```" in card
+    assert "bands 1, 2, 3, 4 as red, green, blue, nir |\n| on the same ground | dsm, in a raster of its own" in card

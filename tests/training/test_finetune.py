@@ -168,6 +168,20 @@ def test_what_few_labels_lack_is_not_unlearned(model_folder, dataset_file, make_
         assert percents[name] == pytest.approx(numbers, abs=0.06)
 
 
+def test_classes_without_a_label_are_said(model, dataset_file, make_raster):
+    labels = np.ones((1, 90, 130), np.uint8)
+    make_raster(labels, "scene_label.tif", **georeference(0.5))
+    said = next(line for line in choose(str(model), str(dataset_file)).lines if line.startswith("labels:"))
+    assert "all are building, so the model learns that everything is" in said
+    labels[:, :40] = 2
+    make_raster(labels, "scene_label.tif", **georeference(0.5))
+    said = next(line for line in choose(str(model), str(dataset_file)).lines if line.startswith("labels:"))
+    assert "none is water, of which nothing can be learned" in said
+    labels[:, :20] = 7
+    make_raster(labels, "scene_label.tif", **georeference(0.5))
+    assert not any(line.startswith("labels:") for line in choose(str(model), str(dataset_file)).lines)
+
+
 def test_where_everything_is_labelled_classes_are_as_frequent_as_they_are(model, dataset_file, make_raster):
     make_raster(np.ones((1, 90, 130), np.uint8), "scene_label.tif", **georeference(0.5))
     adjusted = picked(model, dataset_file)["train"]["logit_adjustment"]
@@ -183,7 +197,8 @@ def test_labels_here_and_there_leave_no_end_to_hold_out(model, dataset_file, mak
     recipe = yaml.safe_load(choice.recipe)
     assert recipe["data"] | {"sampling": "labelled", "val_split": None} == recipe["data"]
     assert "hold_out" not in recipe["data"]
-    assert "may have no label; all is learned" in choice.lines[2]
+    said = next(line for line in choice.lines if line.startswith("validation:"))
+    assert "may have no label; all is learned" in said
     labels[:] = 0
     make_raster(labels, "scene_label.tif", **georeference(0.5))
     with pytest.raises(DataError, match="no pixel of split train has a label that counts"):

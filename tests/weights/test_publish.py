@@ -181,6 +181,12 @@ def test_refusals_are_one_line(hub, model_folder, tmp_path, monkeypatch):
     refused(ModelError, rf"{nowhere}: cannot be fetched \(OSError: 404", lambda: load_model(nowhere))
     refused(ModelError, "hf:owner/name or hf:owner/name@revision", lambda: load_model("hf:nothing"))
     refused(ConfigError, "give owner/name on the hub, or a folder as ./name", lambda: push(model_folder, "town"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    refused(
+        ConfigError, r"runs/card: a folder here, or .* write \./runs/card, or hf:runs/card",
+        lambda: push(model_folder, "runs/card"),
+    )  # fmt: skip
     refused(
         DataError, r"report.json: cannot be read \(No such file", lambda: push(model_folder, "a/b", report=tmp_path)
     )

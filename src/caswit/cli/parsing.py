@@ -17,7 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from caswit.cli.words import one_of, words_for
 from caswit.config.checks import check_sizes
 from caswit.config.renamed import old_options, say_once
-from caswit.errors import CaswitError, brief
+from caswit.errors import CaswitError, brief, did_you_mean
 
 T = TypeVar("T")
 
@@ -29,6 +29,13 @@ _INSTEAD, _TAKE_WORD = "auto", ("--rescale",)
 """A word in place of several values, and the options that take it."""
 _SHORTCUTS = {"--skip_broken": "--data.skip_broken"}
 """Options of a command with a recipe that need no section."""
+_WORDS = {"int": "an integer", "float": "a number", "str": "a text", "bool": "true or false", "null": "null"}
+_KIND = (
+    r"one of \[[^\]]*\]|(?:tuple|list)\[(?:int|float|str)(?:, (?:\.\.\.|int|float|str))*\]"
+    r"|dict\[str, (?:int|float)\]|int|float|str|bool|null"
+)
+"""A kind of value as jsonargparse writes it."""
+_EXPECTED = re.compile(rf"expected ((?:{_KIND})(?:, (?:{_KIND}))*), got (.*)$")
 _BOOLEANS = {"true", "false", "yes", "no", "on", "off"}
 _OTHERS_NAMES = {
     "learning_rate": "lr",
@@ -366,7 +373,25 @@ def plain_message(message: str) -> str:
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null").replace("typing.Literal", "one of ")
     # A word in place of a number, such as auto.
     text = re.sub(r"expected float, one of \['(\w+)'\](, null)?, got", r"expected a number or \1, got", text)
+    text = _EXPECTED.sub(_expected, text)
     return re.sub(r'^Parser key "(.*?)"(?: element \d+)?: ', r"--\1: ", text)
+
+
+def _expected(found: re.Match[str]) -> str:
+    """Return what a value has to be in a user's words: ``int, null`` is an integer or null."""
+    choices: list[str] = []
+    kinds = []
+    for kind in re.findall(_KIND, found[1]):
+        if kind.startswith("one of"):
+            choices = re.findall(r"'([^']*)'", kind)
+            kinds += choices
+        elif kind.startswith("dict"):
+            kinds.append("{NAME: NUMBER, ...}")
+        elif "[" in kind:
+            kinds.append(f"a list of {_WORDS[re.findall('int|float|str', kind)[0]].split()[-1]}s")
+        else:
+            kinds.append(_WORDS[kind])
+    return f"expected {one_of(kinds)}, got {found[2]}{did_you_mean(found[2], choices)}"
 
 
 def closest(word: str, words: Iterable[str]) -> str:

@@ -386,7 +386,11 @@ class TrainConfig(LearningConfig):
             weights is None or isinstance(weights, tuple | list) or weights == "auto",
             f"class_weights must be a list of numbers, auto or null, got {brief(weights)}",
         )
-
+        if isinstance(weights, tuple | list):
+            check(
+                all(math.isfinite(weight) and weight >= 0 for weight in weights) and any(weights),
+                f"class_weights must be numbers from 0, not all of them 0, got {brief(list(weights))}; try auto",
+            )
         for name, offset in (self.logit_adjustment or {}).items():
             check(
                 abs(offset) <= 20,  # e^-20 is the share of one pixel of half a gigapixel

@@ -147,6 +147,11 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False, open_labels: bo
         raise DataError(f"{file}: also: no such file {missing[0]}; paths are relative to {file.parent.resolve()}")
     scenes = tuple(_beside(scene, everywhere) for scene in scenes)
     apart = {each.name: each.name for scene in scenes for each in scene.also}
+    if double := [name for name in apart if isinstance(named.get(name), int)]:
+        raise DataError(
+            f"{file}: also names {double[0]}, which is band {named[double[0]]} of the images; give the raster another "
+            "name, or leave that band out of bands"
+        )
     named = {name: band for name, band in named.items() if name not in apart} | {**apart}
     # Report only the first: a list of thousands would bury the hint at the end of the message.
     if broken and not skip_broken:
@@ -198,6 +203,8 @@ def _bands(said: Any, file: Path) -> dict[str, int | str]:
         named = dict(said)
     elif isinstance(said, list) and all(isinstance(each, str) and each for each in said):
         named = {name: name for name in said}
+        if len(named) < len(said):
+            raise DataError(f"{file}: bands names a band twice, got {brief(said)}; name each once")
     elif isinstance(said, list):
         named = dict(zip(_names_of(tuple(said)), said, strict=True))
     numbers = [band for band in named.values() if not isinstance(said, list) or not isinstance(band, str)]
@@ -241,7 +248,13 @@ def _classes(content: Mapping[str, Any], file: Path, *, official: ClassTable | N
         rows = named_rows(rows, str(file))
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{file}: classes must be a list with at least one entry, or ids by name")
-    return ClassTable.from_dicts(rows, str(file))
+    table = ClassTable.from_dicts(rows, str(file))
+    names = table.names
+    if double := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise DataError(
+            f"{file}: two classes are called {brief(double[0])}; rename one, or make them one with ids: [1, 2]"
+        )
+    return table
 
 
 def _source(row: Any, where: str, folder: Path) -> SourceConfig:

@@ -140,10 +140,13 @@ def _values(image: Raster | Stack, bands: Bands, window: Window) -> list[NDArray
     own = image.image if isinstance(image, Stack) else image
     assert isinstance(own, Raster)
     numbers = tuple(band for band in bands if isinstance(band, int)) or (1,)
+    own.check_bands(numbers)
     pixels, valid = own.values(window, numbers)
     by_band: dict[int | str, NDArray[Any]] = dict(zip(numbers, (band[valid] for band in pixels), strict=True))
     for name, raster in image.further.items() if isinstance(image, Stack) else ():
-        band, known = raster.values(window, (image.numbers[name],))  # type: ignore[union-attr]
+        number = (image.numbers[name],)  # type: ignore[union-attr]
+        raster.check_bands(number)
+        band, known = raster.values(window, number)
         by_band[name] = band[0][known & valid]
     return [each[np.isfinite(each)] for each in (by_band[band] for band in bands)]
 

@@ -48,9 +48,11 @@ class VectorLabels:
         deciding = self.annotated or self.drawing
         if not deciding.meets_image():
             where = bounds_in_words(deciding.index.bounds)
+            says = "without a CRS" if deciding.index.crs is None else f"in {brief(deciding.index.crs)}"
+            left_out = "the label of this image" if self.annotated is None else "annotated"
             raise DataError(
-                f"{deciding.index.file}: its shapes lie outside the image ({where} in its CRS); "
-                "check the CRS of both, or leave the label of this image out"
+                f"{deciding.index.file}: its shapes lie outside the image ({where} {says}); "
+                f"check the CRS of both, or leave {left_out} out"
             )
 
     def read(self, window: Window, valid: Bool) -> UInt8:
@@ -154,7 +156,7 @@ class VectorLabels:
         return found[0]
 
     def _refuse(self, unknown: list[str], kinds: Mapping[str, Kind]) -> None:
-        shown = ", ".join(f"{brief(value)} ({sum(kinds[value])} shapes)" for value in unknown[:_SHOWN])
+        shown = ", ".join(f"{brief(value)} ({_shapes(sum(kinds[value]))})" for value in unknown[:_SHOWN])
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         pairs = []
         for value in unknown[:_SHOWN]:
@@ -175,24 +177,23 @@ class VectorLabels:
     def _widths(self) -> dict[str, float]:
         """Return by value the metres by which lines and points are widened; refuse those that would have no area."""
         given, widths = dict(self.label.buffer_m), {}
-        used: set[str] = set()
+        names = {word for c in self.classes.classes for word in (c.name, *map(str, c.ids))}
+        if unknown := sorted(given.keys() - names - {ANY, *self.class_of, *(value for value, _ in self.label.values)}):
+            raise DataError(
+                f"{self.label.file}: buffer_m names {brief(unknown[0])}, which is neither a class nor a value of the "
+                f"attribute; classes are {self._known()}"
+            )
         for value, land_class in self.class_of.items():
             keys = [value, land_class.name, *map(str, land_class.ids), ANY]
             key = next((key for key in keys if key in given), None)
             if key is not None:
                 widths[value] = given[key]
-                used.update(key for key in keys if key in given)
             elif self.index.kinds[value].others:
+                such = _shapes(self.index.kinds[value].others)
                 raise DataError(
-                    f"{self.label.file}: {self.index.kinds[value].others} shapes of class {brief(land_class.name)} are "
-                    f"lines or points, which cover no pixels; add buffer_m: {{{land_class.name}: METRES}}"
+                    f"{self.label.file}: lines or points cover no pixels, and {such} of class "
+                    f"{brief(land_class.name)} are such; add buffer_m: {{{land_class.name}: METRES}}"
                 )
-        names = {word for c in self.classes.classes for word in (c.name, *map(str, c.ids))}
-        if unknown := sorted(given.keys() - used - names - {ANY, *(value for value, _ in self.label.values)}):
-            raise DataError(
-                f"{self.label.file}: buffer_m names {brief(unknown[0])}, which is neither a class nor a value of the "
-                f"attribute; classes are {self._known()}"
-            )
         return widths
 
     def _annotated(self, file: Path) -> Drawing:
@@ -200,6 +201,10 @@ class VectorLabels:
         if not any(kind.polygons for kind in index.kinds.values()):
             raise DataError(f"{index.file}: annotated areas are polygons, it has lines or points only")
         return Drawing(index, self.grid, {"": 0})
+
+
+def _shapes(count: int) -> str:
+    return f"{count} shape{'s' * (count != 1)}"
 
 
 def _key(listed: Collection[str], value: str) -> str | None:

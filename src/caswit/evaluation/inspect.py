@@ -106,10 +106,10 @@ def inspect(
     data = data.with_bands(data.band_names, bands.ranges if any(bands.ranges) else ())
     for line in bands.lines():
         log.info("%s", line)
-    out.mkdir(parents=True, exist_ok=True)
     broken = list(data.broken)
     summaries, pooled = _summaries(data, scenes, broken)
     findings = _findings(data, split, summaries, pooled, broken)
+    out.mkdir(parents=True, exist_ok=True)
     panels: list[tuple[str, list[Panel]]] = []
     drawn = spread_tiles(data, scenes, settings.tile_px, tiles)
     with Progress("pictures", len(drawn), "tiles") as progress:

@@ -39,4 +39,4 @@ def blending(loaded: LoadedModel, asked: PredictConfig) -> Blending:
     gates = loaded.network.gates.values() if isinstance(loaded.network, CASWiT) else ()
     if gates and all(abs(gate) < NEARLY_CLOSED for gate in gates):
         return Blending(False)
-    return Blending(True, "it reads its context, and nothing says how much it leans on it")
+    return Blending(True, "it reads its context, and how much that decides was not measured")

@@ -183,13 +183,7 @@ class Raster:
                 f"{self.path}: is a map that caswit made, not an image; leave it out, or keep maps and images in two "
                 "folders"
             )
-        count = self.count if self._palette is None else 3
-        if count < max(bands):
-            usual = "give an RGB image, or name three existing bands"
-            raise DataError(
-                f"{self.path}: has {count} band{'s' * (count > 1)}, bands {list(bands)} are needed; "
-                f"{usual if len(bands) == 3 else 'give an image that has them, or name existing bands'}"
-            )
+        self.check_bands(bands)
         self._check_nodata()
         if self.dtype != "uint8" and self.encoding.rescale is None and not all(self.encoding.ranges or [None]):
             low, high = self._usual_range(bands)
@@ -197,6 +191,16 @@ class Raster:
                 f"{self.path}: pixels are {self.dtype}, uint8 is needed; caswit predict takes --rescale auto, or "
                 f"--rescale LOW HIGH (98 of 100 pixels lie in {low:.6g} {high:.6g}), otherwise rescale first: "
                 "gdal_translate -ot Byte -scale LOW HIGH 0 255 IN OUT"
+            )
+
+    def check_bands(self, bands: tuple[int, ...]) -> None:
+        """Raise DataError unless these bands are there."""
+        count = self.count if self._palette is None else 3
+        if count < max(bands):
+            usual = "give an RGB image, or name three existing bands"
+            raise DataError(
+                f"{self.path}: has {count} band{'s' * (count > 1)}, bands {list(bands)} are needed; "
+                f"{usual if len(bands) == 3 else 'give an image that has them, or name existing bands'}"
             )
 
     def _check_nodata(self) -> None:

@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import distribution
 from io import BytesIO
 from pathlib import Path
@@ -96,7 +97,7 @@ def make_app(
     app.add_middleware(
         SameOrigin, pictures_from=basemap.origin if basemap else ""
     )  # added last, so it comes first and its headers are on every answer
-    app.add_exception_handler(CaswitError, _unprocessable)
+    app.add_exception_handler(CaswitError, partial(_unprocessable, collection))
     app.add_exception_handler(OSError, _unavailable)
     app.add_exception_handler(MemoryError, _unavailable)
     if live is not None:
@@ -368,9 +369,12 @@ def _view_of_pixel(collection: Collection, view: str, row: int, col: int) -> Vie
     return shown
 
 
-def _unprocessable(_request: Request, error: Exception) -> JSONResponse:
-    """Answer an error that the user can fix, such as a pixel without data, with its one line."""
-    return JSONResponse({"detail": str(error)}, status_code=422)
+def _unprocessable(collection: Collection, _request: Request, error: Exception) -> JSONResponse:
+    """Answer an error that the user can fix, such as a pixel without data, with its one line; folders stay here."""
+    said = str(error)
+    for folder in (*collection.gate.folders, *(file.parent for file in collection.gate.files)):
+        said = said.replace(f"{folder}/", "")
+    return JSONResponse({"detail": said}, status_code=422)
 
 
 def _unavailable(_request: Request, _error: Exception) -> JSONResponse:

@@ -198,6 +198,8 @@ class Collection:
             lonlat_of(about.grid, *corner)
         image = None
         if overviews is not None:
+            if self.bands is not None and max(self.bands) > about.bands:
+                self._tell(f"bands {', '.join(map(str, self.bands))} of %s, which has {about.bands}", path)
             shown, names = shown_bands(about, self.bands, self.numbers), band_names(about, self.numbers)
             image = raster_layer("image", self._title(path), overviews, bands=shown, names=names)
         overlays = []

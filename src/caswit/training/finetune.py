@@ -61,6 +61,9 @@ class _Picked(NamedTuple):
     known: list[str]
     new: list[str]
     """Classes of the dataset that the model has, and the others."""
+    labelled: list[str]
+    unlabelled: list[str]
+    """Classes that the labels have, and the others."""
     crop_px: int
     few: bool
     """The labels fill few crops."""
@@ -157,12 +160,15 @@ def _pick(model: str, dataset: Dataset, settings: FinetuneConfig) -> _Picked:
     hold_out = _hold_out(data, adapts=adapts)
     least = _LEAST_STEPS * (UNTRAINED if fresh else 1)
     passes = _PASSES * _crops(data, hold_out, crop_px) / usual.batch
+    found = list(zip(dataset.classes.names, data.counts, strict=True))
     return _Picked(
         info=info,
         data=data,
         usual=usual,
         known=known,
         new=new,
+        labelled=[name for name, pixels in found if pixels],
+        unlabelled=[name for name, pixels in found if not pixels],
         crop_px=crop_px,
         few=few,
         fresh=fresh,
@@ -250,6 +256,7 @@ def _reasons(model: str, picked: _Picked, settings: FinetuneConfig) -> list[str]
         f"model:      {model}: {described(info.model)}; {_said_of_classes(picked)}",
         f"data:       {data.scenes} scene{'s' * (data.scenes != 1)} to learn from, {data.pixels / 1e6:.2f} Mpx "
         f"{data.why}{_said_of_labels(data)}",
+        *_said_of_missing(picked),
         f"validation: {_said_of_validation(picked)}",
         f"crop:       {crop_px} px, {_said_of_crop(data, crop_px, usual.tile_px)}; maps keep tiles of "
         f"{info.tile.tile_px} px",
@@ -279,6 +286,20 @@ def _said_of_labels(data: LabelledData) -> str:
     if not data.sparse:
         return ""
     return f", labelled on {data.labelled:.1%} of the ground: crops are drawn around labels"
+
+
+def _said_of_missing(picked: _Picked) -> list[str]:
+    if len(picked.labelled) == 1:
+        return [
+            f"labels:     all are {picked.labelled[0]}, so the model learns that everything is; label what is not "
+            "(elsewhere: background, or annotated)"
+        ]
+    if not picked.unlabelled:
+        return []
+    return [
+        f"labels:     none is {' or '.join(picked.unlabelled)}, of which nothing can be learned; label some, or leave "
+        "it out of the classes"
+    ]
 
 
 def _said_of_validation(picked: _Picked) -> str:

@@ -42,7 +42,7 @@ from caswit.training.phases import check_phases
 from caswit.training.run_folder import COLUMNS, RunFolder
 from caswit.viz.pictures import png_bytes
 from caswit.weights.initialize import Fit, info_of_start, start_from
-from caswit.weights.model_folder import ModelInfo, build, save_model
+from caswit.weights.model_folder import ModelInfo, PretrainedInfo, build, save_model
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -69,9 +69,11 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
         CaswitError: The recipe, the data or the folder cannot be used.
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
-    dataset, model = _data_and_network(recipe)
     # Only a training in phases has a column that says in which a step is.
     folder = RunFolder(out, (*COLUMNS, "phase") if recipe.train.phases else COLUMNS)
+    if recipe.train.devices == 1:  # several processes have to be told together, which ``launch`` does
+        folder.check(recipe, resume=resume)
+    dataset, model = _data_and_network(recipe)
     with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
         task = SupervisedTask(fabric, recipe, dataset, folder, model)
         fit(fabric, recipe, folder, task, _network(recipe, task.info, new=not folder.last.exists()))
@@ -97,10 +99,16 @@ def trial(recipe: Recipe) -> Iterator[tuple[Loop, "SupervisedTask"]]:
 def _data_and_network(recipe: Recipe) -> tuple[Dataset, ModelConfig]:
     """Return the dataset with the bands that are read, and the settings of the network; check the recipe first."""
     check_loggers(recipe.train.loggers)
+    check_phases(recipe)
+    named_losses(recipe.train.losses)  # says what is not installed before anything is written
     dataset = load_data(recipe)
+    _check_by_class(recipe.train, dataset)
     scenes = dataset.split(recipe.data.train_split)
-    dataset, model = settle_bands(recipe, dataset, scenes, info_of_start(recipe.start))
+    start = info_of_start(recipe.start)
+    # Bands are measured on many scenes, which takes minutes: what needs none of them is refused above.
+    dataset, model = settle_bands(recipe, dataset, scenes, start)
     _check(recipe, dataset)
+    _say_frozen_bands(recipe.train, model, start)
     return dataset, model
 
 
@@ -322,14 +330,23 @@ def _network(recipe: Recipe, info: ModelInfo, *, new: bool) -> Network:
 
 
 def _check(recipe: Recipe, dataset: Dataset) -> None:
-    """Refuse what would fail only after a while."""
-    _check_by_class(recipe.train, dataset)
-    named_losses(recipe.train.losses)  # says what is not installed before anything is written
-    check_phases(recipe)
+    """Refuse scenes and tiles that would fail only after a while."""
     for split in (recipe.data.train_split, recipe.data.val_split):
         check_scenes(dataset, dataset.split(split) if split else ())
     if recipe.model.kind != "table2" and recipe.model.decoder_norm == "batch":  # those are asked once they are built
         _check_tiles_per_pass(recipe)
+
+
+def _say_frozen_bands(settings: TrainConfig, model: ModelConfig, start: ModelInfo | PretrainedInfo | None) -> None:
+    """Warn where a first convolution keeps weights that it never learned."""
+    if start is None or not settings.frozen_stages:
+        return
+    if new := [name for name in model.band_names if name not in start.model.band_names]:
+        log.warning(
+            "train.freeze keeps the first convolution, so %s will be read as the mean of the bands that init knows; "
+            "leave freeze out for new bands to be learned",
+            ", ".join(new),
+        )
 
 
 def _check_average(recipe: Recipe, fit: Fit, classes: tuple[str, ...]) -> None:

@@ -50,10 +50,10 @@ def bands_to_read(
     if not info.model.has_other_bands and not further:
         return info.bands
     with nullcontext(opened) if opened is not None else Raster(image) as raster:
+        found = model_bands(str(image), raster, names, info.bands, beside, info.layout)
         ranges = [(n, r) for n, r in zip(names, info.model.ranges, strict=False) if r and n not in beside]
         if raster.dtype == "uint8" and ranges:
             _say_unstretched(str(image), ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ranges))
-        found = model_bands(str(image), raster, names, info.bands, beside, info.layout)
         if has_layout(raster, info.layout):
             _say_assumed(str(image), ", ".join(n or "another" for n in info.layout), "as in the images it learned from")
         elif not any(raster.descriptions) and not any(isinstance(band, int) for band in info.bands):

@@ -130,7 +130,8 @@ def push(
 
     Args:
         model: Model folder, trained or pretrained.
-        where: owner/name on the hub; or a folder, which begins with a dot, a slash or a tilde.
+        where: owner/name on the hub, or hf:owner/name where ``owner`` is a folder here; or a folder, which begins with
+            a dot, a slash or a tilde.
         report: report.json of caswit evaluate, or its folder.
         about: YAML file with the fields of ``About``, for the card and for ``caswit models``.
         half: Store floating-point weights in 16 bits: half the size. Readers widen them again.
@@ -151,6 +152,8 @@ def push(
     local = name.startswith((".", "/", "~"))
     if not local and name.count("/") != 1:
         raise ConfigError(f"{where}: give owner/name on the hub, or a folder as ./name")
+    if not local and name == where and Path(name).parent.is_dir():
+        raise ConfigError(f"{where}: a folder here, or a name on the hub? write ./{name}, or {PREFIX}{name}")
     there = [file for file in (CARD, CONFIG, WEIGHTS) if local and (Path(name).expanduser() / file).exists()]
     if there and not overwrite:
         raise ConfigError(f"{where}: holds {', '.join(there)} already; give another folder, or add --overwrite")
@@ -210,12 +213,19 @@ def model_card(
         about: Statements of the model's maker.
     """
     model = checked(ModelConfig, config["model"], "model")
+    layout = config.get("layout") or ()
+    # Where nothing but names is known, they may be those of bands or of rasters.
+    known = bool(layout) or any(isinstance(band, int) for band in config["bands"])
+    apart = [band for band in config["bands"] if known and isinstance(band, str) and band not in layout]
     return render(
         "model_card.md.j2",
         network=model.encoder_title if config.get("kind") == PRETRAINED else model.title,
         reads_context=model.reads_context,
         model=model,
-        **{key: config[key] for key in ("tile", "bands", "trained_gsd_m", "provenance")},
+        **{key: config[key] for key in ("tile", "trained_gsd_m", "provenance")},
+        bands=[band for band in config["bands"] if band not in apart],
+        band_names=[name for name in model.band_names if name not in apart],
+        apart=apart,
         stretched=[
             f"{band} {pair[0]:g} to {pair[1]:g}"
             for band, pair in zip(model.band_names, model.ranges, strict=False)  # ranges may be empty
