@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from caswit.config import ComputeConfig, ModelConfig, TileConfig, TrainConfig
 from caswit.data.classes import ClassTable, LandClass
 from caswit.inference.cpu.network import ArrangedCASWiT
+from caswit.inference.devices import uses_bf16
 from caswit.inference.load import load_predictor
 from caswit.nn.caswit import CASWiT
 from caswit.training.optim import make_optimizer
@@ -178,7 +179,8 @@ def training(name: str, size: str, batch: int, side: int = SIDE, device: str = "
         model.checkpoint_gradients()
     if "compiled" in name:
         model = torch.compile(model)
-    bf16 = "fp32" not in name
+    # Ours computes as ``caswit train`` does: in fp32 where bf16 would be emulated.
+    bf16 = uses_bf16("auto", torch.device(device)) if name.startswith("ours") else "fp32" not in name
 
     def step() -> Tensor:
         optimizer.zero_grad()

@@ -294,7 +294,8 @@ def _said_of_missing(picked: _Picked) -> list[str]:
             f"labels:     all are {picked.labelled[0]}, so the model learns that everything is; label what is not "
             "(elsewhere: background, or annotated)"
         ]
-    if not picked.unlabelled:
+    sampled = len(picked.data.opened.scenes) < picked.data.scenes
+    if not picked.unlabelled or sampled:  # others may have what some lack
         return []
     return [
         f"labels:     none is {' or '.join(picked.unlabelled)}, of which nothing can be learned; label some, or leave "

@@ -213,10 +213,10 @@ def model_card(
         about: Statements of the model's maker.
     """
     model = checked(ModelConfig, config["model"], "model")
-    layout = config.get("layout") or ()
+    layout = {name.casefold() for name in config.get("layout") or ()}
     # Where nothing but names is known, they may be those of bands or of rasters.
     known = bool(layout) or any(isinstance(band, int) for band in config["bands"])
-    apart = [band for band in config["bands"] if known and isinstance(band, str) and band not in layout]
+    apart = [band for band in config["bands"] if known and isinstance(band, str) and band.casefold() not in layout]
     return render(
         "model_card.md.j2",
         network=model.encoder_title if config.get("kind") == PRETRAINED else model.title,

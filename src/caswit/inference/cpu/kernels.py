@@ -42,16 +42,23 @@ def has_amx() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
-def usual(*, openvino: bool | None = None, amx: bool | None = None) -> Kernels:
+def has_avx512() -> bool:
+    """Return whether torch finds vectors of 512 bits in this processor."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+def usual(*, openvino: bool | None = None, amx: bool | None = None, avx512: bool | None = None) -> Kernels:
     """Return what processors with these features were measured to be fastest with; None asks the one at hand.
 
     With AMX products take so little time that what surrounds them counts: Winograd's sums and differences and the
-    copies that groups of keys need cost more than they save. Without it, both paid (docs/performance.md).
+    copies that groups of keys need cost more than they save. With AVX-512 alone, both paid. With AVX2 alone Winograd's
+    algorithm pays, and OpenVINO's attention is slower than torch's in any form (docs/performance.md).
     """
     tiles = has_amx() if amx is None else amx
+    wide = has_avx512() if avx512 is None else avx512
     return Kernels(
         openvino=has_openvino() if openvino is None else openvino,
-        attention="torch" if tiles else "groups",
+        attention="torch" if tiles or not wide else "groups",
         winograd=not tiles,
         joined_masks=False,
     )
