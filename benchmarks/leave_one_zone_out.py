@@ -16,6 +16,7 @@ weights of one training of that recipe on that fold, which makes what follows co
 import argparse
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def run(file: Path, data: Path, held_out: str, seed: int, steps: int | None, out
     atomic_write_bytes(folder / "counts.json", json.dumps(counts).encode())
 
 
+@cache  # a report follows every fold, and the labels stay as they are
 def known_classes(data: Path) -> Any:
     """Return which classes have enough labels in the scenes that are learned: (K,) bool."""
     dataset = load_dataset(data)
