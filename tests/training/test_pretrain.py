@@ -104,6 +104,15 @@ def test_the_run_folder_holds_everything_and_the_loss_falls(run):
     assert loaded.info.provenance["step"] == 6
 
 
+def test_a_folder_that_holds_a_run_is_refused_before_bands_are_measured(dataset_file, run, monkeypatch):
+    def settled(*_):
+        raise AssertionError("bands were measured")
+
+    monkeypatch.setattr("caswit.training.pretrain.settle_bands", settled)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        pretrain(make_recipe(dataset_file, max_steps=6), run)
+
+
 def test_a_run_that_died_resumes_to_the_same_weights(dataset_file, run, tmp_path, monkeypatch):
     recipe = make_recipe(dataset_file, save_every_s=0.0)
     with monkeypatch.context() as patch:

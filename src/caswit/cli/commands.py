@@ -65,7 +65,9 @@ _TABLE = (
         training.recipe,
         (
             _LABELLED,
-            argument("--from", "model to start from: folder, run, hf:... or name", required=True, metavar="MODEL"),
+            argument(
+                "--from", "model to fine-tune: folder, run, hf:... or name; default: random weights", metavar="MODEL"
+            ),
             argument("--out", "file to write; without it the recipe is printed", metavar="RECIPE.yaml"),
         ),
     ),

@@ -78,15 +78,17 @@ def pretrain(recipe: PretrainRecipe, *, out: str, resume: bool) -> None:
         print(f"weights: {model}, for init: in a training recipe\nlog:     {model.parent / 'log.csv'}")
 
 
-def recipe(*, dataset: str, out: str | None, **start: str) -> None:
-    """Write a recipe that fine-tunes a model on a dataset.
+def recipe(*, dataset: str, out: str | None, **start: str | None) -> None:
+    """Write a recipe for a dataset: from random weights by what there is to learn from, or one that fine-tunes a model.
 
     It can be given to caswit train as it is.
     """
     from caswit.files import atomic_write_bytes
     from caswit.training.fine_tuning import fine_tuning_recipe
+    from caswit.training.first_recipe import first_recipe
 
-    text = fine_tuning_recipe(start["from"], dataset)
+    model = start["from"]
+    text = first_recipe(dataset) if model is None else fine_tuning_recipe(model, dataset)
     if out is None:
         print(text, end="")
         return

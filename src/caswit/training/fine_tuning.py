@@ -8,8 +8,8 @@ from typing import NamedTuple
 from caswit.config import ModelConfig
 from caswit.data.classes import plain_name
 from caswit.data.dataset import Dataset, load_dataset
-from caswit.data.reader import open_dataset_scene
 from caswit.errors import ConfigError
+from caswit.training.finetune_data import source_gsd_m
 from caswit.viz.pages import numbers
 from caswit.weights.initialize import folder_of_start
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo, read_info
@@ -52,21 +52,19 @@ def fine_tuning_recipe(model: str, dataset: str) -> str:
     """
     info = model_to_tune(model)
     data = load_dataset(dataset)
-    scenes = data.split("train")
     usual = SMALL if info.model.size in ("pico", "nano") else LARGE
     trained = isinstance(info, ModelInfo)
     lr = usual.lr if trained else UNTRAINED * usual.lr
     validates = any(s.split == "val" and s.label is not None for s in data.scenes)
-    with open_dataset_scene(data.read_at(None, info.bands), scenes[0]) as first:
-        source_gsd_m = first.image.grid.source_gsd_m
+    source = source_gsd_m(data, info.bands)
     step_px = info.tile.step_px
     about, tile = _about(info, data), [f"  tile_px: {min(usual.tile_px, info.tile.tile_px) // step_px * step_px}"]
     read_gsd_m = info.tile.read_gsd_m
-    if read_gsd_m is not None and source_gsd_m is None:
+    if read_gsd_m is not None and source is None:
         tile.append("  read_gsd_m: null   # the images do not say how large their pixels are: read as they are")
-    elif read_gsd_m is not None and source_gsd_m is not None and source_gsd_m > _COARSE * read_gsd_m:
+    elif read_gsd_m is not None and source is not None and source > _COARSE * read_gsd_m:
         about.append(
-            f"Pixels of the images are {source_gsd_m:.2g} m, much coarser than the model's: they are enlarged. "
+            f"Pixels of the images are {source:.2g} m, much coarser than the model's: they are enlarged. "
             "tile.read_gsd_m says otherwise."
         )
     return "\n".join(

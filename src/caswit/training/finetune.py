@@ -15,7 +15,7 @@ from caswit.errors import one_line
 from caswit.files import expand_path
 from caswit.training.class_shares import ClassShares, class_shares
 from caswit.training.fine_tuning import LARGE, SMALL, UNTRAINED, Usual, described, model_to_tune
-from caswit.training.finetune_data import LabelledData, look
+from caswit.training.finetune_data import LabelledData, ground_of, hold_out, look
 from caswit.training.run_folder import RunFolder, read_log
 from caswit.weights.initialize import folder_of_start
 from caswit.weights.model_folder import ModelInfo, PretrainedInfo, load_model
@@ -30,8 +30,6 @@ _CROPS = 5
 """Crops that at least fit into the data, unless they are as small as can be."""
 _PASSES, _LEAST_STEPS = 60, 60
 """Times that the data are seen, and the least number of steps."""
-_FEW_SCENES = 5
-"""Scenes below which each gives a part of itself for validation."""
 _FEW_CROPS = 32
 """Crops that data fill, below which they are few: at the usual rate the weights soon know them by heart."""
 _LAYER_DECAY = 0.8
@@ -147,7 +145,7 @@ def result(out: Path) -> list[str]:
 
 def _pick(model: str, dataset: Dataset, settings: FinetuneConfig) -> _Picked:
     info = model_to_tune(model)
-    data = look(dataset, info)
+    data = look(dataset, info.bands, info.tile.tile_px, ground_of(dataset, info))
     usual = SMALL if info.model.size in ("pico", "nano") else LARGE
     crop_px = _crop_px(data, min(usual.tile_px, info.tile.tile_px), info.tile.step_px)
     known, new = _classes(info, dataset)
@@ -157,9 +155,10 @@ def _pick(model: str, dataset: Dataset, settings: FinetuneConfig) -> _Picked:
     shares = None
     if adapts and not info.model.has_own_loss:
         shares = class_shares(load_model(folder_of_start(model)), data.opened, data.counts, settings.accelerator)
-    hold_out = _hold_out(data, adapts=adapts)
+    # A part of so little would be missed in learning, and say by chance which weights are the best (docs/log.md).
+    held_out = 0.0 if adapts else hold_out(data)
     least = _LEAST_STEPS * (UNTRAINED if fresh else 1)
-    passes = _PASSES * _crops(data, hold_out, crop_px) / usual.batch
+    passes = _PASSES * _crops(data, held_out, crop_px) / usual.batch
     found = list(zip(dataset.classes.names, data.counts, strict=True))
     return _Picked(
         info=info,
@@ -172,22 +171,11 @@ def _pick(model: str, dataset: Dataset, settings: FinetuneConfig) -> _Picked:
         crop_px=crop_px,
         few=few,
         fresh=fresh,
-        hold_out=hold_out,
+        hold_out=held_out,
         lr=UNTRAINED * usual.lr if fresh else usual.lr / 3 if few else usual.lr,
         steps=settings.steps or round(min(max(passes, least), usual.max_steps)),
         shares=shares,
     )
-
-
-def _hold_out(data: LabelledData, *, adapts: bool) -> float:
-    """Return the share of the training scenes that validates."""
-    # A part of so little would be missed in learning, and say by chance which weights are the best (docs/log.md).
-    if data.validates or adapts:
-        return 0.0
-    if data.scenes >= _FEW_SCENES:
-        return 0.2
-    # The end of a scene that is labelled here and there may have no label at all.
-    return 0.0 if data.sparse else 0.25
 
 
 def _crops(data: LabelledData, hold_out: float, crop_px: int) -> float:

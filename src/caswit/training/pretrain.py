@@ -45,12 +45,14 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, resume: bool = False) -> Path
         CaswitError: The recipe, the data or the folder cannot be used.
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
+    folder = RunFolder(out, LOOP_COLUMNS)
+    if recipe.train.devices == 1:  # several processes have to be told together, which ``launch`` does
+        folder.check(recipe, resume=resume)
     check_loggers(recipe.train.loggers)
     dataset = load_data(recipe)
     scenes = _scenes(recipe, dataset)
     dataset, model = settle_bands(recipe, dataset, scenes, info_of_start(recipe.start))
     check_scenes(dataset, scenes)
-    folder = RunFolder(out, LOOP_COLUMNS)
     samples = MaskedSamples(recipe, dataset, scenes)
     # Resolved here only to refuse a warm-up that is too long before there is a folder.
     recipe.train.resolve_schedule(*length(recipe.train, samples.tiles_per_epoch))
