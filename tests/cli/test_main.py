@@ -189,6 +189,7 @@ class TestMistakes:
             (b"hello", "r.yaml: must be a mapping with some of augment, base, data, "),
             (b"data: {dataset: x}\nmodel:", "r.yaml: model: must be a mapping with some of "),
             (b"data: {dataset: x}\nmodels: {size: nano}", "r.yaml: unknown models; allowed: "),
+            (b"name: x\nscenes: []", "r.yaml: describes a dataset and is no recipe; caswit recipe "),
             (b"data: {dataset: x}\nmodel: {size: huge}", "--model.size: expected pico, nano, "),
             (b"model: {size: nano}", "missing: --data.dataset"),
         ],

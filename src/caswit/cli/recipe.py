@@ -18,6 +18,8 @@ from caswit.files import read_yaml
 log = logging.getLogger(__name__)
 
 BASE, ROW = "base", "row"
+_OF_DATASETS = {"classes", "scenes", "source"}
+"""What a recipe never holds and a dataset.yaml does."""
 _WHOLE = ("init", "loss", "logit_adjustment")
 """Settings with fields that a recipe takes over as a whole."""
 
@@ -187,6 +189,10 @@ def _check(file: Path, content: Any, kind: type) -> None:
     """Raise CaswitError if a file has sections or fields that recipes do not have."""
     sections: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(kind) if dataclasses.is_dataclass(f.type)}
     sections[ROW] = RowConfig
+    if isinstance(content, dict) and content.keys() & _OF_DATASETS:
+        raise CaswitError(
+            f"{file}: describes a dataset and is no recipe; caswit recipe {file} --out RECIPE.yaml writes one for it"
+        )
     _check_keys(f"{file}", content, {*_names(kind), ROW, BASE, "out", "resume"})
     for name in content.keys() & sections:
         _check_keys(f"{file}: {name}", content[name], _names(sections[name]))
