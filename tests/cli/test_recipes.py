@@ -31,6 +31,12 @@ def settings(name: str):
     return parse_recipe(read_recipe(file), file)
 
 
+def flat(recipe) -> dict:
+    """Every setting of the sections of a recipe by its name."""
+    sections = {name: section for name, section in dataclasses.asdict(recipe).items() if isinstance(section, dict)}
+    return {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+
+
 class TestInheritance:
     def test_fields_replace_fields(self, tmp_path):
         write(tmp_path / "base.yaml", data={"dataset": "x"}, train={"lr": 1.0, "batch": 3}, model={"size": "tiny"})
@@ -338,6 +344,23 @@ def test_rows_on_herault_differ_in_context_or_network_alone():
         assert row.train.batch * row.tile.tile_px**2 == 8 * 256**2
         assert (row.data, row.augment, row.init) == (rows[0].data, rows[0].augment, None)
         assert dataclasses.replace(row.train, batch=8) == rows[0].train
+
+
+def test_each_row_of_the_ablation_on_herault_changes_what_its_name_says():
+    with_context = flat(settings("herault/3-context-4.yaml"))
+    found = {}
+    for file in sorted((RECIPES / "herault" / "ablation").glob("*.yaml")):
+        row = flat(settings(file.relative_to(RECIPES)))
+        found[file.stem] = {name for name, value in row.items() if value != with_context[name]}
+    assert found == {
+        "1-taken-away": {"augment.context_dropout", "augment.context_swap", "augment.context_tint"},
+        "2-last-stage": {"model.fusion_stages"},
+        "3-all-stages": {"model.fusion_stages"},
+        "4-gated": {"model.gated"},
+        "5-no-context-loss": {"train.alpha"},
+        "6-patch-stem": {"model.stem"},
+        "7-mild-light": {f"augment.{name}" for name in ("brightness", "contrast", "gamma", "tint", "saturation")},
+    }
 
 
 def test_a_row_moved_elsewhere_says_what_it_misses(tmp_path):
