@@ -86,7 +86,7 @@ def _ground(data: Dataset) -> Ground:
     if source is None:
         return Ground(None, "as they are: the images do not say how large their pixels are")
     if source < _FINE_GSD_M:
-        return Ground(2 * source, f"twice the images' {source:.2g} m: a tile shows four times the ground")
+        return Ground(2 * source, f"at twice the images' {source:.2g} m: a tile shows four times the ground")
     return Ground(None, f"as they are: {source:.2g} m")
 
 
@@ -110,8 +110,8 @@ def _about(found: LabelledData) -> str:
     """Say what there is to learn from."""
     scenes = f"{found.scenes} scene{'s' * (found.scenes != 1)}"
     return (
-        f"{scenes} to learn from, {found.pixels / 1e6:.2f} Mpx with labels in pixels {found.why}. Times and memory: "
-        "add --dry-run. Score places that are not beside those that are learned."
+        f"{scenes} to learn from, {found.pixels / 1e6:.2f} Mpx with labels, read {found.why}. Times and "
+        "memory: add --dry-run. Score places that are not beside those that are learned."
     )
 
 
