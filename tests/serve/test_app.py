@@ -42,7 +42,7 @@ from caswit.serve.layers import raster_layer
 from caswit.serve.live import LiveModel
 from caswit.serve.server import serve
 from caswit.viz.pictures import png_bytes
-from caswit.weights.model_folder import load_model
+from caswit.weights.model_folder import load_model, save_model
 from conftest import CLASSES, georeference, picture
 from trees import make_deepglobe
 
@@ -309,6 +309,30 @@ def test_areas_of_a_map_are_measured_with_the_ground_size_that_its_maker_told(tm
     assert [row["pixels"] for row in found] == [16 * 96, 48 * 96]
     expected = [None if pixel is None else pytest.approx(pixel * row["pixels"]) for row in found]
     assert [row["area_m2"] for row in found] == expected
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_an_image_whose_dataset_says_its_ground_size_is_measured_and_answered_by_it(tmp_path, model_folder):
+    loaded, shown = load_model(model_folder), tmp_path / "shown"
+    info = replace(loaded.info, tile=replace(loaded.info.tile, read_gsd_m=0.5))
+    save_model(loaded.network, info, tmp_path / "model")
+    live = LiveModel(tmp_path / "model", ComputeConfig(device="cpu", precision="fp32"))
+    shown.mkdir()
+    Image.fromarray(np.moveaxis(picture(96, 96, 3), 0, -1)).save(shown / "photo.png")
+    content = {"name": "x", "classes": CLASSES.to_dicts(), "scenes": [{"image": "photo.png", "split": "unlabelled"}]}
+    answers = []
+    for gsd_m in (None, 0.5, 0.25):
+        told = {} if gsd_m is None else {"gsd_m": gsd_m}
+        (shown / "dataset.yaml").write_text(yaml.safe_dump(content | told))
+        client = TestClient(make_app(Collection(shown, table=CLASSES), live))
+        view = views(client)["photo.png"]
+        assert view["gsd_m"] == gsd_m
+        unit = client.get(f"/api/views/{view['key']}/measure?places=0,0,0,30,40,30").json()["unit"]
+        assert unit == ("px" if gsd_m is None else "m")
+        answers.append(client.get(f"/api/views/{view['key']}/attention?row=40&col=50").json()["tile"])
+    # Of unknown ground size an image is read as if it had the model's.
+    assert answers[0] == answers[1]
+    assert answers[2] != answers[1]
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

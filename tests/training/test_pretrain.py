@@ -281,6 +281,15 @@ def test_drop_path_is_0_unless_the_recipe_says_otherwise(tmp_path):
     assert (settings.model.size, settings.model.drop_path) == ("nano", 0.0)
 
 
+@pytest.mark.parametrize("sampling", ["random", "grid"])
+def test_parts_of_an_image_are_pretrained_on(dataset_file, tmp_path, sampling):
+    """Windows drawn at random reach beyond an area, where labels do not count: there were none to leave out."""
+    content = yaml.safe_load(dataset_file.read_text())
+    scenes = [{"image": "scene.tif", "split": "unlabelled", "areas": [[0, 0, 80, 64], [0, 64, 80, 40]]}]
+    dataset_file.write_text(yaml.safe_dump(content | {"scenes": scenes}))
+    pretrain(make_recipe(dataset_file, data={"sampling": sampling}, max_steps=2), tmp_path / "run")
+
+
 def test_every_area_of_a_mosaic_is_trained_on_and_an_image_in_two_splits_once():
     """Of a mosaic in two splits, such as a domain of FLAIR-HUB, only the areas of the last one were."""
     left, right = (Window(0, 0, 64, 64),), (Window(0, 64, 64, 64),)

@@ -136,7 +136,7 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False, open_labels: bo
     content = read_yaml(file)
     if isinstance(content, dict) and "fold" in content:
         return _fold(content, file, skip_broken=skip_broken)
-    only_keys(content, {"name"}, {"classes", "scenes", "source", "note", "bands", "also"}, str(file))
+    only_keys(content, {"name"}, {"classes", "scenes", "source", "note", "bands", "also", "gsd_m"}, str(file))
     if ("scenes" in content) == ("source" in content):
         raise DataError(f"{file}: needs either scenes or source, got {'both' if 'scenes' in content else 'neither'}")
     named = _bands(content.get("bands", [1, 2, 3]), file)
@@ -145,7 +145,8 @@ def load_dataset(path: str | Path, *, skip_broken: bool = False, open_labels: bo
     missing = [each.path for each in everywhere if not Path(each.path).exists()]
     if missing:
         raise DataError(f"{file}: also: no such file {missing[0]}; paths are relative to {file.parent.resolve()}")
-    scenes = tuple(_beside(scene, everywhere) for scene in scenes)
+    gsd_m = _gsd_m(content, str(file))
+    scenes = tuple(replace(_beside(scene, everywhere), gsd_m=scene.gsd_m or gsd_m) for scene in scenes)
     apart = {each.name: each.name for scene in scenes for each in scene.also}
     if double := [name for name in apart if isinstance(named.get(name), int)]:
         raise DataError(
@@ -284,7 +285,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, list[str]]:
-    only_keys(row, {"image", "split"}, {"label", "label_values", "also", "areas"}, where)
+    only_keys(row, {"image", "split"}, {"label", "label_values", "also", "areas", "gsd_m"}, where)
     said = {key: _text(row[key], f"{where}: {key}") for key in ("image", "split")}
     areas = None if row.get("areas") is None else _areas(row["areas"], f"{where}: areas")
     also = _also(row.get("also") or {}, f"{where}: also", folder)
@@ -304,8 +305,24 @@ def _scene(row: Mapping[str, Any], where: str, folder: Path) -> tuple[Scene, lis
         for file in (image, *files, *(Path(each.path) for each in also))
         if file is not None and not file.exists()
     ]
-    scene = Scene(image=image, label=label, split=said["split"], areas=areas, also=also, label_values=values)
+    scene = Scene(
+        image=image,
+        label=label,
+        split=said["split"],
+        areas=areas,
+        also=also,
+        gsd_m=_gsd_m(row, where),
+        label_values=values,
+    )
     return scene, missing
+
+
+def _gsd_m(row: Mapping[str, Any], where: str) -> float | None:
+    """Return the ground size of an image's pixels that a row states."""
+    said: float | None = checked(float | None, row.get("gsd_m"), f"{where}: gsd_m", "try 0.5, in metres")
+    if said is not None and said <= 0:
+        raise DataError(f"{where}: gsd_m must be above 0, got {said:g}; try 0.5, in metres")
+    return said
 
 
 def _areas(said: Any, where: str) -> tuple[Window, ...]:

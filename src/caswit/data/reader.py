@@ -127,7 +127,7 @@ class SceneReader:
         read_gsd_m: Ground size in metres of the pixels to read; None reads native pixels. So does an image of unknown
             ground size, after a warning.
         image: The scene's image where it is open already; it is closed with this reader.
-        source_gsd_m: Ground size of the image's pixels in metres; None takes it from the image.
+        source_gsd_m: Ground size of the image's pixels in metres; None takes it from the scene or the image.
         ranges: Of each band the values that become 0 and 255, None for uint8; an open image has those of its own.
 
     Raises:
@@ -175,7 +175,9 @@ class SceneReader:
                     self.classes = classes.with_values(values, self.label.path)
             if not scene.checked:
                 _check_label(self.label, label, ids=self.colors is None and self.binary is None)
-        self.ratio = self._ratio(read_gsd_m, source_gsd_m)
+        self.source_gsd_m = source_gsd_m or scene.gsd_m or self.image.grid.source_gsd_m
+        """Ground size of the image's pixels in metres; None: unknown."""
+        self.ratio = self._ratio(read_gsd_m)
         self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)
         self.levels: Levels | None = Levels(
             str(scene.image),
@@ -186,15 +188,14 @@ class SceneReader:
             sources=self._sources,
         )
 
-    def _ratio(self, read_gsd_m: float | None, source_gsd_m: float | None) -> float:
+    def _ratio(self, read_gsd_m: float | None) -> float:
         if read_gsd_m is None:
             return 1.0
-        source_gsd_m = source_gsd_m or self.image.grid.source_gsd_m
-        if source_gsd_m is None:
+        if self.source_gsd_m is None:
             _say_unknown(shown_name(self.image.path), read_gsd_m)
             return 1.0
         try:
-            return reading_ratio(source_gsd_m, read_gsd_m)
+            return reading_ratio(self.source_gsd_m, read_gsd_m)
         except DataError as error:
             raise DataError(f"{self.image.path}: {error}") from error
 
@@ -456,10 +457,11 @@ def check_scenes(dataset: Dataset, scenes: Iterable[Scene]) -> None:
         if scene.checked and dataset.read_gsd_m is None:
             continue
         with open_dataset_scene(dataset.read_at(None), scene) as opened:  # which says nothing of ground sizes itself
-            if dataset.read_gsd_m is not None and opened.image.grid.source_gsd_m is None:
+            if dataset.read_gsd_m is not None and opened.source_gsd_m is None:
                 raise DataError(
                     f"{scene.image}: ground size of a pixel unknown, so it cannot be read at "
-                    f"tile.read_gsd_m={dataset.read_gsd_m}; give an image with a CRS, or set tile.read_gsd_m to null"
+                    f"tile.read_gsd_m={dataset.read_gsd_m}; say it with gsd_m: METRES in the dataset.yaml, or set "
+                    "tile.read_gsd_m to null"
                 )
             if isinstance(opened.label, WarpedLabel):
                 shared = overlap(opened.image.grid, opened.label.label.grid)
@@ -475,7 +477,7 @@ def ground_size_m(dataset: Dataset, scene: Scene) -> float | None:
     if dataset.read_gsd_m is not None:
         return dataset.read_gsd_m
     with open_dataset_scene(dataset, scene) as opened:
-        return opened.image.grid.source_gsd_m
+        return opened.source_gsd_m
 
 
 def band_layout(dataset: Dataset, scene: Scene) -> tuple[str, ...]:

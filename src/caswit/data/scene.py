@@ -61,6 +61,8 @@ class Scene:
     """Image and label are known to fit each other, so that they need not be opened before they are read."""
     also: tuple[Further, ...] = ()
     """Further rasters on the same ground, whose bands the image lacks."""
+    gsd_m: float | None = None
+    """Ground size of the image's pixels in metres, where the file does not say it or is wrong; None: the file's."""
     label_values: LabelValues | ValueClasses = "auto"
     """What the values of the label raster mean; see ``FolderSource.label_values`` and ``ClassTable.with_values``."""
 

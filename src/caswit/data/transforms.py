@@ -251,6 +251,8 @@ def only_labels(sample: Sample, tile: Window, factor: ContextFactor | None, labe
         factor: Context factor of the sample, or those of its contexts; None without a context.
         labelled: Windows of the scene whose labels are used.
     """
+    if not sample.label.size:  # pretraining reads none
+        return sample
     label = np.where(_covered(tile, labelled), sample.label, IGNORE_INDEX).astype(np.uint8)
     context_label = sample.context_label
     if factor is not None and context_label.size:

@@ -210,7 +210,7 @@ def look_at(opened: SceneReader, labelled: bool, shift: Shift | None) -> LabelLo
         read_as += f", warped from {where}"
     grid = opened.image.grid
     crs_name = grid.crs.to_string()[:40] if grid.crs else ""
-    return LabelLook(opened.scene.name, read_as, labelled, grid.source_gsd_m, crs_name, shared, shift)
+    return LabelLook(opened.scene.name, read_as, labelled, opened.source_gsd_m, crs_name, shared, shift)
 
 
 def _some(names: Sequence[str], between: str = "and") -> str:

@@ -201,7 +201,7 @@ def _summary(data: Dataset, opened: SceneReader, broken: list[str]) -> SceneSumm
     grid = opened.image.grid
     crs = grid.crs.to_string()[:40] if grid.crs else ""
     size = opened.image.height, opened.image.width
-    return SceneSummary(opened.scene, *size, grid.source_gsd_m, crs, len(opened.areas), pixels)
+    return SceneSummary(opened.scene, *size, opened.source_gsd_m, crs, len(opened.areas), pixels)
 
 
 def _count(data: Dataset, opened: SceneReader, tile: Tile) -> NDArray[np.int64]:

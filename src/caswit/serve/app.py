@@ -187,7 +187,9 @@ def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None, po
             "xy": ground_of(shown.grid, row + 0.5, col + 0.5),
             "lonlat": lonlat_of(shown.grid, row + 0.5, col + 0.5),
             "layers": {key: value for key, value in values.items() if value is not None},
-            "model": live.confidence(shown.image.path, row, col, shown.also) if live and shown.image else None,
+            "model": live.confidence(shown.image.path, row, col, shown.also, shown.image.gsd_m)
+            if live and shown.image
+            else None,
         }
 
     @app.get("/api/views/{view}/attention", summary="Cross-attention of a pixel, and its class with other context")
@@ -198,7 +200,7 @@ def _add_points(app: FastAPI, collection: Collection, live: LiveModel | None, po
         if shown.image is None:
             raise HTTPException(404, f"{shown.base.title} is shown without its image, which the model would read")
         with questions.place():
-            return live.attention(shown.image.path, row, col, shown.also)
+            return live.attention(shown.image.path, row, col, shown.also, shown.image.gsd_m)
 
     @app.get("/api/views/{view}/measure", summary="Length of a line and the area that it encloses, on the ground")
     def measured(view: str, places: Places) -> dict[str, Any]:

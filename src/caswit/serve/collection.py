@@ -77,6 +77,8 @@ class View:
     @property
     def gsd_m(self) -> float | None:
         """Ground size of a pixel in metres: the image's, or where it has none that of its maps, if they agree."""
+        if self.image is not None and self.image.gsd_m is not None:
+            return self.image.gsd_m
         told = {layer.gsd_m for layer in self.overlays if layer.gsd_m is not None}
         return self.grid.source_gsd_m or (told.pop() if len(told) == 1 else None)
 
@@ -231,7 +233,7 @@ class Collection:
         return few and not (about.palette or _is_ours(about) or _kind(path, about, is_label=False) != "map")
 
     def _as_listed(self, view: View, dataset: Dataset, scene: Scene) -> View:
-        """Return a view with what its dataset says of the image: names of its bands, and rasters beside it."""
+        """Return a view with what its dataset says of the image: names of its bands, ground size, rasters beside it."""
         image = view.image
         if image is None or not isinstance(image.source, Overviews):
             return view
@@ -241,6 +243,7 @@ class Collection:
                 own = in_list_order(dataset.band_names, {each.name for each in scene.also})
             shown, names = shown_bands(about, self.bands, self.numbers, own), band_names(about, own, self.numbers)
             image = replace(image, bands=shown, names=names)
+        image = replace(image, gsd_m=scene.gsd_m)
         return replace(view, image=image, also=tuple(each for each in scene.also if self.gate.is_inside(each.path)))
 
     def _drawn(self, image: Layer, grid: Grid, label: VectorLabel, dataset: Dataset) -> list[Layer]:

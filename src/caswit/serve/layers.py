@@ -74,7 +74,8 @@ class Layer:
     done: float = 1.0
     """Share of the map that is computed, 0..1."""
     gsd_m: float | None = None
-    """Of a map that was made with ``--gsd-m``, this ground size of its pixels."""
+    """Ground size of a pixel where the file is not asked: of a map made with ``--gsd-m``, of an image as its dataset
+    has it."""
 
     @cached_property
     def key(self) -> str:

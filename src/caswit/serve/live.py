@@ -57,14 +57,21 @@ class LiveModel:
         """True where there is attention to show: only CASWiT has some, and the page can lay that of one context."""
         return shows_attention(self.model.network) and isinstance(self.model.context_factor, int)
 
-    def attention(self, image: Path, row: int, col: int, also: Sequence[Further] = ()) -> dict[str, Any]:
+    def attention(
+        self, image: Path, row: int, col: int, also: Sequence[Further] = (), gsd_m: float | None = None
+    ) -> dict[str, Any]:
         """Explain a pixel: attention by stage and head as pictures, and the probabilities for each kind of context.
 
-        ``also`` are rasters beside this image, which passed no gate yet.
+        Args:
+            image: File that is shown.
+            row: Of the pixel, from 0.
+            col: Of the pixel.
+            also: Rasters beside this image, which passed no gate yet.
+            gsd_m: Ground size of its pixels; None: the file's.
         """
         if not isinstance(self.model.context_factor, int):
             raise ModelError("this model reads several contexts; caswit explain draws where it attends in each")
-        with self._busy, self._scene(image, also) as scene:
+        with self._busy, self._scene(image, also, gsd_m) as scene:
             explanation = explain_pixel(self.model, scene, row, col, self.tile_px)
             ratio = scene.ratio
         tile = explanation.tile.window
@@ -87,13 +94,15 @@ class LiveModel:
             ],
         }
 
-    def confidence(self, image: Path, row: int, col: int, also: Sequence[Further] = ()) -> dict[str, Any] | None:
+    def confidence(
+        self, image: Path, row: int, col: int, also: Sequence[Further] = (), gsd_m: float | None = None
+    ) -> dict[str, Any] | None:
         """Return the model's class at a pixel and its probability; None while the model is busy."""
         # A pointer asks many times a second: an answer that comes late is of a place it has left, so none is queued.
         if not self._busy.acquire(blocking=False):
             return None
         try:
-            with self._scene(image, also) as scene:
+            with self._scene(image, also, gsd_m) as scene:
                 at = pixel_as_read(scene, row, col)
                 tile = owner(scene.height, scene.width, self.tile_px, self.tile_px // 4, *at)
                 probabilities = self._tile(image, scene, tile)
@@ -105,13 +114,13 @@ class LiveModel:
 
     def _tile(self, image: Path, scene: SceneReader, tile: Tile) -> NDArray[np.float32]:
         """Return (K, T, T) probabilities of a tile. The last few tiles are kept, since a pointer moves little."""
-        place = image, tile.window
+        place = image, scene.source_gsd_m, tile.window
         if place not in self._tiles:
             region = scene.region(context_window(tile.window, self.model.context_factor))
             self._tiles[place] = self.model.logits(region, [tile])[0].softmax(0).cpu().numpy()
         return self._tiles[place]
 
-    def _scene(self, image: Path, also: Sequence[Further]) -> SceneReader:
+    def _scene(self, image: Path, also: Sequence[Further], gsd_m: float | None) -> SceneReader:
         info = self.loaded.info
         model = info.model
         # What the user names for all images wins over what a dataset has for this one.
@@ -126,7 +135,7 @@ class LiveModel:
             raster = Raster(image, PixelEncoding(ranges=own_ranges(model.band_names, model.ranges, further)), driver)
             try:
                 return SceneReader(
-                    Scene(image=image, also=further),
+                    Scene(image=image, also=further, gsd_m=gsd_m),
                     bands=bands_to_read(image, info, further=further, opened=raster),
                     read_gsd_m=info.tile.read_gsd_m,
                     image=raster,

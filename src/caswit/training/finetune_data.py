@@ -69,7 +69,7 @@ def ground_of(data: Dataset, info: ModelInfo | PretrainedInfo) -> Ground:
 def source_gsd_m(data: Dataset, bands: Bands | None) -> float | None:
     """Return the ground size of the first training image's pixels; None: its file does not say."""
     with open_dataset_scene(data.read_at(None, bands), data.split("train")[0]) as first:
-        return first.image.grid.source_gsd_m
+        return first.source_gsd_m
 
 
 def look(data: Dataset, bands: Bands | None, tile_px: int, ground: Ground) -> LabelledData:

@@ -84,7 +84,7 @@ def _ground(data: Dataset) -> Ground:
     """Choose the ground size that is read."""
     source = source_gsd_m(data, None)
     if source is None:
-        return Ground(None, "as they are: the images do not say how large their pixels are")
+        return Ground(None, "as they are: nothing says how large their pixels are (gsd_m in the dataset.yaml may)")
     if source < _FINE_GSD_M:
         return Ground(2 * source, f"at twice the images' {source:.2g} m: a tile shows four times the ground")
     return Ground(None, f"as they are: {source:.2g} m")
