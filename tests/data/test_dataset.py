@@ -124,7 +124,7 @@ class TestRefusals:
             ({"bands": [1, 1]}, "bands must be numbers from 1"),
             (
                 {"scenes": [{"image": "scene.tif", "split": "a", "mask": "x"}]},
-                "unknown mask; allowed: also, areas, image",
+                "unknown mask; allowed: also, areas, gsd_m, image",
             ),
             ({"scenes": ["scene.tif"]}, "scene 1: must be a mapping with image, split, got str"),
             ({"scenes": [{"image": "$NOT_SET/a.tif", "split": "a"}]}, "environment variable NOT_SET is not set"),

@@ -79,9 +79,9 @@ def pretrain(recipe: PretrainRecipe, *, out: str, resume: bool) -> None:
 
 
 def recipe(*, dataset: str, out: str | None, **start: str | None) -> None:
-    """Write a recipe for a dataset: from random weights by what there is to learn from, or one that fine-tunes a model.
+    """Write a recipe for a dataset, from random weights or from a model.
 
-    It can be given to caswit train as it is.
+    Its settings follow from the data and the model, with reasons; caswit train takes it as it is.
     """
     from caswit.files import atomic_write_bytes
     from caswit.training.fine_tuning import fine_tuning_recipe
