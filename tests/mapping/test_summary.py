@@ -1,6 +1,7 @@
 """The end of a map: areas, where the model learned, how sure it is."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,14 @@ def read(path: Path) -> np.ndarray:
         return src.read(1)
 
 
-def learned(folder: Path, **provenance) -> Path:
-    """The model folder, with more in its provenance."""
-    file = folder / "config.json"
+def learned(folder: Path, out: Path, **provenance) -> Path:
+    """Copy a model folder, with more in its provenance."""
+    shutil.copytree(folder, out)  # which all tests of a process share
+    file = out / "config.json"
     content = json.loads(file.read_text())
     content["provenance"] |= provenance
     file.write_text(json.dumps(content))
-    return folder
+    return out
 
 
 @pytest.mark.parametrize("settings", [{}, {"blend": True}, {"tta": 2}, {"min_confidence": 60}])
@@ -97,6 +99,7 @@ def test_a_model_far_from_home_and_unsure_is_said_to_be(make_raster, image, mode
     sure = {"mean": 99.0, "classes": dict.fromkeys(NAMES, 99.0)}
     model = learned(
         model_folder,
+        tmp_path / "model",
         learned={"name": "Banepa, Nepal", "area": [85.52, 27.63, 85.53, 27.64]},
         validation_confidence=sure,
     )
@@ -112,7 +115,7 @@ def test_a_model_far_from_home_and_unsure_is_said_to_be(make_raster, image, mode
 def test_a_model_at_home_and_sure_gets_no_warning(make_raster, image, model_folder, tmp_path):
     sure = {"mean": 40.0, "classes": dict.fromkeys(NAMES, 30.0)}
     nepal, here = [85.52, 27.63, 85.53, 27.64], [2.0, 43.0, 4.0, 44.0]
-    model = learned(model_folder, learned={"areas": [nepal, here]}, validation_confidence=sure)
+    model = learned(model_folder, tmp_path / "model", learned={"areas": [nepal, here]}, validation_confidence=sure)
     path = make_raster(image, **georeference(x=720_000, y=6_250_000))
     trust = predict(path, tmp_path / "map.tif", model, PredictConfig(**EXACT)).trust
     assert trust.warning is None
@@ -126,7 +129,7 @@ def test_a_model_that_says_nothing_of_itself_is_used_without_a_word(
     trust = predict(
         make_raster(image, **georeference()),
         tmp_path / "m.tif",
-        learned(model_folder, **provenance),
+        learned(model_folder, tmp_path / "model", **provenance),
         PredictConfig(**EXACT),
     ).trust
     assert trust.warning is None

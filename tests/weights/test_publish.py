@@ -92,6 +92,20 @@ def test_the_card_says_what_the_model_expects_and_scores(model_folder, report, t
     assert "No scores were given" in bare
 
 
+def test_what_a_model_says_badly_of_itself_hides_nothing_else():
+    said = {
+        "learned": {"areas": [[3.2, 43.2, 3.7, 43.9]]},
+        "validation_confidence": {"mean": 79.0, "classes": {"water": 97.0}},
+        "context_report": {"own": 0.42, "masked": 0.4},
+    }
+    whole = Learned.of(said)
+    assert (whole.areas, whole.confidence, round(whole.masking_costs, 6)) == (((3.2, 43.2, 3.7, 43.9),), 79.0, 2.0)
+    bad = {name: Learned.of(said | {name: 3}) for name in said}
+    assert bad["learned"] == whole._replace(areas=())
+    assert bad["validation_confidence"] == whole._replace(confidence=None, confidence_of_classes={})
+    assert bad["context_report"] == whole._replace(masking_costs=None)
+
+
 def test_the_card_says_what_the_context_is_for(dataset_file, model_folder, tmp_path):
     found = evaluate(model_folder, dataset_file, tmp_path, settings=EvaluateConfig(context_report=True, pictures=0))
     report = json.loads((tmp_path / "report.json").read_text())

@@ -50,7 +50,7 @@ class LiveModel:
         self.model = load_predictor(self.loaded, settings)
         self.tile_px = self.loaded.info.tile.tile_px
         self._busy = threading.Lock()
-        self._tiles: LRUCache[tuple[Path, Window], NDArray[np.float32]] = LRUCache(_KEPT_TILES)
+        self._tiles: LRUCache[tuple[Path, float | None, Window], NDArray[np.float32]] = LRUCache(_KEPT_TILES)
 
     @property
     def explains(self) -> bool:

@@ -4,6 +4,7 @@ This module does not import torch, so that ``caswit predict --list`` takes no ti
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from caswit.errors import DataError
@@ -57,17 +58,18 @@ class Learned(NamedTuple):
         context = provenance.get("context_report")
         named: _Place = {}
         mean, classes, costs = None, {}, None
-        # A line at the end of a map is not worth refusing a model that someone described by hand.
-        try:
+        # A line at the end of a map is not worth refusing a model that someone described by hand: what cannot be read
+        # is left out, and the rest holds.
+        with suppress(DataError):
             named = checked(_Place, place or {}, "learned")
+        with suppress(DataError):
             if sure:
                 confidence = checked(_Confidence, sure, "validation_confidence")
                 mean, classes = confidence["mean"], confidence["classes"]
+        with suppress(DataError):
             if context:
                 scores = checked(_Context, context, "context_report")
                 costs = 100 * (scores["own"] - scores["masked"])
-        except DataError:
-            pass
         dataset = provenance.get("dataset")
         areas = tuple(named.get("areas") or ())
         if not areas and (area := named.get("area")) is not None:
