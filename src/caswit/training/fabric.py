@@ -5,7 +5,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,18 @@ from caswit.inference.devices import pick_device, uses_bf16
 from caswit.training.run_folder import AnyRecipe, RunFolder
 
 log = logging.getLogger(__name__)
+
+
+def folder_for(recipe: AnyRecipe, out: Path, columns: Sequence[str], *, resume: bool) -> RunFolder:
+    """Return the folder of a run, before data are read that take long.
+
+    Raises:
+        ConfigError: The run cannot begin, or go on, in it.
+    """
+    folder = RunFolder(out, columns)
+    if recipe.train.devices == 1:  # several processes have to be told together, which ``launch`` does
+        folder.check(recipe, resume=resume)
+    return folder
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from caswit.files import atomic_write_bytes
 from caswit.inference.devices import uses_bf16
 from caswit.nn.caswit import CASWiT
 from caswit.nn.simmim import SimMIM, masked_l1_sum, pixel_mask, random_cells
-from caswit.training.fabric import launch, repeatable
+from caswit.training.fabric import folder_for, launch, repeatable
 from caswit.training.loggers import check_loggers
 from caswit.training.loop import Batch, fit, length, load_data, settle_bands
 from caswit.training.reconstruct import Reconstructor, sheet
@@ -45,9 +45,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, *, resume: bool = False) -> Path
         CaswitError: The recipe, the data or the folder cannot be used.
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
-    folder = RunFolder(out, LOOP_COLUMNS)
-    if recipe.train.devices == 1:  # several processes have to be told together, which ``launch`` does
-        folder.check(recipe, resume=resume)
+    folder = folder_for(recipe, out, LOOP_COLUMNS, resume=resume)
     check_loggers(recipe.train.loggers)
     dataset = load_data(recipe)
     scenes = _scenes(recipe, dataset)

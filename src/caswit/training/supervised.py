@@ -35,7 +35,7 @@ from caswit.nn.losses import named_losses, supervised_loss
 from caswit.nn.network import Network
 from caswit.raster.ground import Degrees, regions
 from caswit.raster.windows import Tile
-from caswit.training.fabric import all_sum, launch, one_device, repeatable, stop_signal
+from caswit.training.fabric import all_sum, folder_for, launch, one_device, repeatable, stop_signal
 from caswit.training.loggers import check_loggers
 from caswit.training.loop import Batch, Loop, fit, load_data, settle_bands
 from caswit.training.phases import check_phases
@@ -70,9 +70,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
         Stopped: A signal or ``stop_minutes`` ended it early; ``resume`` goes on there.
     """
     # Only a training in phases has a column that says in which a step is.
-    folder = RunFolder(out, (*COLUMNS, "phase") if recipe.train.phases else COLUMNS)
-    if recipe.train.devices == 1:  # several processes have to be told together, which ``launch`` does
-        folder.check(recipe, resume=resume)
+    columns = (*COLUMNS, "phase") if recipe.train.phases else COLUMNS
+    folder = folder_for(recipe, out, columns, resume=resume)
     dataset, model = _data_and_network(recipe)
     with launch(recipe, folder, resume=resume) as fabric, repeatable(recipe.train, fabric.device):
         task = SupervisedTask(fabric, recipe, dataset, folder, model)
