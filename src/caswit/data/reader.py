@@ -127,7 +127,6 @@ class SceneReader:
         read_gsd_m: Ground size in metres of the pixels to read; None reads native pixels. So does an image of unknown
             ground size, after a warning.
         image: The scene's image where it is open already; it is closed with this reader.
-        source_gsd_m: Ground size of the image's pixels in metres; None takes it from the scene or the image.
         ranges: Of each band the values that become 0 and 255, None for uint8; an open image has those of its own.
 
     Raises:
@@ -141,7 +140,6 @@ class SceneReader:
         bands: Bands = (1, 2, 3),
         read_gsd_m: float | None = None,
         image: Raster | Mosaic | None = None,
-        source_gsd_m: float | None = None,
         ranges: Ranges = (),
     ) -> None:
         self.scene = scene
@@ -175,7 +173,7 @@ class SceneReader:
                     self.classes = classes.with_values(values, self.label.path)
             if not scene.checked:
                 _check_label(self.label, label, ids=self.colors is None and self.binary is None)
-        self.source_gsd_m = source_gsd_m or scene.gsd_m or self.image.grid.source_gsd_m
+        self.source_gsd_m = scene.gsd_m or self.image.grid.source_gsd_m
         """Ground size of the image's pixels in metres; None: unknown."""
         self.ratio = self._ratio(read_gsd_m)
         self.rows, self.cols = Axis(self.image.height, self.ratio), Axis(self.image.width, self.ratio)

@@ -100,10 +100,9 @@ def explain(
     loaded = load_model(_chosen(image, gsd_m) if model is None else model)
     tile = loaded.info.tile
     with SceneReader(
-        Scene(image=image, also=further),
+        Scene(image=image, also=further, gsd_m=gsd_m),
         bands=bands_to_read(image, loaded.info, settings.bands, further),
         read_gsd_m=tile.read_gsd_m,
-        source_gsd_m=gsd_m,
         ranges=loaded.info.model.ranges,
     ) as scene:
         row, col = find_pixel(scene.image, place)

@@ -185,14 +185,14 @@ class MapPlan:
     def open(self) -> SceneReader:
         """Open the images, as one, to be read as the model sees them."""
         own = own_ranges(self.read_bands, self.ranges, self.further)
+        # An image of unknown ground size counts as one of the size the model sees: make_plan has said so once.
+        gsd_m = self.source_gsd_m or self.read_gsd_m
         return SceneReader(
-            Scene(image=Path(self.sources[0].path), also=self.further),
+            Scene(image=Path(self.sources[0].path), also=self.further, gsd_m=gsd_m),
             bands=self.read_bands,
             read_gsd_m=self.read_gsd_m,
             image=open_image(self.sources, self.grid, _encoding(self.settings, own, self.blank)),
             ranges=self.ranges,
-            # An image of unknown ground size counts as one of the size the model sees: make_plan has said so once.
-            source_gsd_m=self.source_gsd_m or self.read_gsd_m,
         )
 
     def blocks(self) -> list[PlannedBlock]:
